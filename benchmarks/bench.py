@@ -1,0 +1,321 @@
+"""Measure distconv beside `cp -r` and a plain load-everything converter, on the same checkpoint, in one run.
+
+    python benchmarks/bench.py                    Qwen2-VL-2B, 4.4 GB
+    python benchmarks/bench.py --size-mb 400      a smaller lookalike
+    python benchmarks/bench.py --check-memory     does memory depend on the size of the model?
+
+The cases take turns, and another one begins each round, so that a drift of the machine hits all alike; one round warms
+up and does not count; medians are quoted. The page cache is warm and nothing is synchronised to the disk within the
+timed part, so the ratios compare the programs and not the disk. In the warm-up round the results of all converters are
+compared by content. All files it makes are in one directory that it removes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+from cases import HERE, Case, Details, Layout, copy_case, distconv_case, plain_case
+from measure import CommandError, Measurement, measure
+from synthetic import PRESETS, Qwen2VLDimensions, checkpoint_bytes, lookalike, write_checkpoint
+
+CHECKOUT = HERE.parent
+MIB = 2**20
+MEMORY_SIZES_MB = (1000, 4000)
+MEMORY_LIMIT_MIB = 100
+MEMORY_GROWTH_MIB = 10  # tables for more tensors; the bytes of the tensors must not show
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One measured run."""
+
+    measurement: Measurement
+    details: Details
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Medians over the runs of a case; memory in bytes."""
+
+    wall: float
+    work: float
+    cpu: float
+    largest_peak: float
+    sum_of_peaks: float
+    read: tuple[int, ...]
+    written: tuple[int, ...]
+
+
+def even_stages(layers: int, stages: int) -> tuple[int, ...]:
+    """Divide layers among stages, the later ones getting one more where it does not come out even."""
+    return tuple(layers * (stage + 1) // stages - layers * stage // stages for stage in range(stages))
+
+
+def run_rounds(cases: Sequence[Case], target: Path, repeat: int) -> dict[str, list[Run]]:
+    """Run all cases in turns: one round that does not count, then `repeat` rounds."""
+    runs: dict[str, list[Run]] = {case.name: [] for case in cases}
+    contents: dict[str, str] = {}
+    for turn in range(repeat + 1):
+        first = turn % len(cases)
+        for case in (*cases[first:], *cases[:first]):
+            print(f"{'round ' + str(turn) if turn else 'warm-up'}: {case.name}", file=sys.stderr, flush=True)
+            measurement = measure(case.command, directory=CHECKOUT)
+            if turn:
+                runs[case.name].append(Run(measurement=measurement, details=case.details(measurement)))
+            elif case.converts:
+                contents[case.name] = content_of(target)
+            remove(target)
+    if len(set(contents.values())) > 1:
+        raise CommandError(f"the results differ: {contents}")
+    return runs
+
+
+def content_of(target: Path) -> str:
+    """A digest of the content of a result, computed in a process of its own: this one imports no torch."""
+    return measure((sys.executable, str(HERE / "fingerprint.py"), str(target)), directory=CHECKOUT).output
+
+
+def remove(target: Path) -> None:
+    """Remove a result, and let the disk come to rest before the next run."""
+    shutil.rmtree(target)
+    os.sync()
+
+
+def summarise(runs: Sequence[Run]) -> Summary:
+    """Medians; the counted bytes are the same in every run."""
+    return Summary(
+        wall=median(run.measurement.wall for run in runs),
+        work=median(run.details.work for run in runs),
+        cpu=median(run.measurement.cpu for run in runs),
+        largest_peak=median(max(run.measurement.peaks, default=0) for run in runs),
+        sum_of_peaks=median(sum(run.measurement.peaks) for run in runs),
+        read=runs[-1].details.read,
+        written=runs[-1].details.written,
+    )
+
+
+def torch_alone() -> Summary:
+    """An interpreter that imports torch and ends: the part of every Python case that no converter can save."""
+    measurements = [measure((sys.executable, "-c", "import torch"), directory=CHECKOUT) for _ in range(3)]
+    return summarise([Run(measurement=measurement, details=Details(work=0.0)) for measurement in measurements])
+
+
+def comparison(summaries: dict[str, Summary], baseline: Summary) -> str:
+    """The table of a comparison with the first two cases, `cp -r` and the plain converter."""
+    copy, plain, *_ = summaries.values()
+    rows = [
+        (
+            "case",
+            "wall s",
+            "work s",
+            "CPU s",
+            "wall / cp",
+            "work / cp",
+            "wall / plain",
+            "work / plain",
+            "peak MiB",
+            "above torch",
+            "all processes",
+            "read MB",
+            "written MB",
+        )
+    ]
+    for name, summary in summaries.items():
+        rows.append(
+            (
+                name,
+                f"{summary.wall:.2f}",
+                f"{summary.work:.2f}",
+                f"{summary.cpu:.2f}",
+                f"{summary.wall / copy.wall:.2f}",
+                f"{summary.work / copy.work:.2f}",
+                f"{summary.wall / plain.wall:.2f}",
+                f"{summary.work / plain.work:.2f}",
+                f"{summary.largest_peak / MIB:.0f}",
+                "" if summary is copy else f"{(summary.largest_peak - baseline.largest_peak) / MIB:.0f}",
+                f"{summary.sum_of_peaks / MIB:.0f}",
+                counted(summary.read),
+                counted(summary.written),
+            )
+        )
+    return table(rows)
+
+
+def counted(sizes: Sequence[int]) -> str:
+    """Format the bytes counted by each process."""
+    return " + ".join(f"{size / 1e6:.0f}" for size in sizes)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Format rows, the first being the header, as a Markdown table with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["| " + " | ".join((row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:]))) + " |" for row in rows]
+    rule = "| " + " | ".join(("-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:]))) + " |"
+    return "\n".join((lines[0], rule, *lines[1:]))
+
+
+def machine() -> str:
+    """One line on what the numbers were measured with."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{os.cpu_count()} cores, {memory:.0f} GiB, Linux {platform.release()}, "
+        f"Python {platform.python_version()}, torch {version('torch')}"
+    )
+
+
+def read_through(directory: Path) -> int:
+    """Read every file, so that the page cache has it; gives the number of bytes."""
+    total = 0
+    buffer = bytearray(4 * MIB)
+    for path in directory.iterdir():
+        with path.open("rb", buffering=0) as file:
+            while size := file.readinto(buffer):
+                total += size
+    return total
+
+
+def require_space(directory: Path, needed: int) -> None:
+    """Refuse to begin what the disk cannot hold."""
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise SystemExit(f"{directory} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed: use --work")
+
+
+def compare(arguments: argparse.Namespace, work: Path) -> int:
+    """Measure all cases on one checkpoint and print the table."""
+    source = arguments.source
+    if source is None:
+        source = work / "source"
+        make_source(source, dimensions_of(arguments))
+    size = read_through(source)
+    require_space(work, round(1.5 * size))
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    layout = Layout(
+        tp=arguments.tp,
+        text=arguments.text_stages or even_stages(config["num_hidden_layers"], 4),
+        vision=arguments.vision_stages or (config["vision_config"]["depth"], 0, 0, 0),
+    )
+    target = work / "target"
+    cases = [
+        copy_case(source, target),
+        plain_case(source, target, layout),
+        *(distconv_case(source, target, layout, processes, overrides(arguments)) for processes in arguments.processes),
+    ]
+    runs = run_rounds(cases, target, arguments.repeat)
+    baseline = torch_alone()
+    print(f"{size / 1e6:.0f} MB, {layout}, medians of {arguments.repeat}\n{machine()}")
+    print(f"import torch alone: {baseline.wall:.2f} s, {baseline.largest_peak / MIB:.0f} MiB\n")
+    print(comparison({name: summarise(measured) for name, measured in runs.items()}, baseline))
+    print(
+        "\nwork: wall time after start-up and imports; peak: largest resident size of one process; above torch: of it, "
+        "what an\nimport of torch does not take; all processes: sum of the peaks, launcher included; read, written: as "
+        "each process counted."
+    )
+    return 0
+
+
+def check_memory(arguments: argparse.Namespace, work: Path) -> int:
+    """Convert a small and a large checkpoint on one process and compare the peaks."""
+    baseline = torch_alone()
+    rows = [("source MB", "peak MiB", "above torch")]
+    peaks = []
+    for megabytes in MEMORY_SIZES_MB:
+        dimensions = lookalike(megabytes * 10**6, tied=True)
+        source, target = work / "source", work / "target"
+        make_source(source, dimensions)
+        layout = Layout(
+            tp=arguments.tp,
+            text=even_stages(dimensions.layers, 4),
+            vision=(dimensions.vision_layers, 0, 0, 0),
+        )
+        case = distconv_case(source, target, layout, 1, overrides(arguments))
+        peak = measure(case.command, directory=CHECKOUT).peaks[0]
+        peaks.append((peak - baseline.largest_peak) / MIB)
+        rows.append((f"{checkpoint_bytes(dimensions) / 1e6:.0f}", f"{peak / MIB:.0f}", f"{peaks[-1]:.0f}"))
+        remove(target)
+        remove(source)
+    print(f"{machine()}\nimport torch alone: {baseline.largest_peak / MIB:.0f} MiB\n")
+    print(table(rows))
+    good = max(peaks) <= MEMORY_LIMIT_MIB and max(peaks) - min(peaks) <= MEMORY_GROWTH_MIB
+    print(
+        f"\n{'good' if good else 'TOO MUCH'}: at most {MEMORY_LIMIT_MIB} MiB above torch are allowed, "
+        f"and a difference of {MEMORY_GROWTH_MIB} MiB"
+    )
+    return 0 if good else 1
+
+
+def make_source(source: Path, dimensions: Qwen2VLDimensions) -> None:
+    """Write the synthetic checkpoint; it and one result have to fit."""
+    require_space(source.parent, round(2.5 * checkpoint_bytes(dimensions)))
+    write_checkpoint(source, dimensions)
+    os.sync()
+
+
+def dimensions_of(arguments: argparse.Namespace) -> Qwen2VLDimensions:
+    """The synthetic model that the command line asks for."""
+    if arguments.size_mb is None:
+        return PRESETS["2b"]
+    return lookalike(arguments.size_mb * 10**6, tied=True)
+
+
+def overrides(arguments: argparse.Namespace) -> list[str]:
+    """The settings of distconv that the command line asks for."""
+    return ["io.fsync=false", *arguments.override]
+
+
+@contextlib.contextmanager
+def work_directory(parent: Path | None) -> Iterator[Path]:
+    """A directory for everything that is made here; it goes when the run ends, is interrupted or terminated."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with tempfile.TemporaryDirectory(prefix="distconv-bench-", dir=parent) as directory:
+        yield Path(directory)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Read `7,7,7,7`."""
+    return tuple(int(number) for number in text.split(",") if number)
+
+
+def absolute(text: str) -> Path:
+    """A path as the commands see it, which run in another directory."""
+    return Path(text).resolve()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Measure distconv beside cp -r and a plain converter.")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--size-mb", type=int, help="a lookalike of about this size instead of Qwen2-VL-2B")
+    source.add_argument("--source", type=absolute, help="a Qwen2-VL checkpoint directory that is there already")
+    parser.add_argument("--tp", type=int, default=2, help="tensor-parallel size (default 2)")
+    parser.add_argument("--text-stages", type=numbers, metavar="N,N,...", help="default: four stages, alike")
+    parser.add_argument("--vision-stages", type=numbers, metavar="N,N,...", help="default: all on the first stage")
+    parser.add_argument("--processes", type=numbers, default=(1, 2, 4), metavar="N,N,...", help="of distconv (1,2,4)")
+    parser.add_argument("--repeat", type=int, default=3, help="rounds that count (default 3)")
+    parser.add_argument("--work", type=absolute, help="where to make the temporary directory (default: the system's)")
+    parser.add_argument("--check-memory", action="store_true", help="measure memory on two sizes instead")
+    parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE", help="a setting of distconv")
+    arguments = parser.parse_args(argv)
+    with work_directory(arguments.work) as work:
+        try:
+            return check_memory(arguments, work) if arguments.check_memory else compare(arguments, work)
+        except CommandError as error:
+            print(error, file=sys.stderr)
+            return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

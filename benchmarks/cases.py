@@ -1,0 +1,115 @@
+"""The contenders of a benchmark: which command runs each, and what each says of itself.
+
+This module starts nothing and measures nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from measure import CommandError, Measurement
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How the result is cut."""
+
+    tp: int
+    text: tuple[int, ...]
+    vision: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Details:
+    """What a program says of itself: seconds after start-up, and per process the bytes it counted, where it counts."""
+
+    work: float
+    read: tuple[int, ...] = ()
+    written: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One contender: its command, and where the details of a run are found."""
+
+    name: str
+    command: tuple[str, ...]
+    details: Callable[[Measurement], Details]
+    converts: bool = True
+
+
+def copy_case(source: Path, target: Path) -> Case:
+    """The yardstick for the machine: copy the source as it is."""
+    return Case(
+        name="cp -r",
+        command=("cp", "-r", str(source), str(target)),
+        details=lambda measurement: Details(work=measurement.wall),
+        converts=False,
+    )
+
+
+def plain_case(source: Path, target: Path, layout: Layout) -> Case:
+    """The yardstick for the task: convert by loading everything."""
+    return Case(
+        name="plain converter",
+        command=(
+            sys.executable,
+            str(HERE / "plain_converter.py"),
+            str(source),
+            str(target),
+            f"--tp={layout.tp}",
+            f"--text-stages={','.join(map(str, layout.text))}",
+            f"--vision-stages={','.join(map(str, layout.vision))}",
+        ),
+        details=lambda measurement: Details(work=plain_seconds(measurement.output)),
+    )
+
+
+def plain_seconds(output: str) -> float:
+    """Find the seconds after start-up in what the plain converter printed."""
+    found = re.search(r"^converted in ([\d.]+) s$", output, re.MULTILINE)
+    if not found:
+        raise CommandError(f"the plain converter did not say how long it took: {output}")
+    return float(found[1])
+
+
+def distconv_case(source: Path, target: Path, layout: Layout, processes: int, overrides: Sequence[str]) -> Case:
+    """Distconv on a number of processes."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
+    report = target.with_name(f"report-{processes}.json")
+    return Case(
+        name=f"distconv, {processes} process{'es' if processes > 1 else ''}",
+        command=(
+            sys.executable,
+            *(launcher if processes > 1 else ()),
+            "-m",
+            "distconv",
+            "+model=qwen2vl",
+            f"source={source}",
+            f"target={target}",
+            f"report={report}",
+            f"layout.tp={layout.tp}",
+            f"layout.stages.text=[{','.join(map(str, layout.text))}]",
+            f"layout.stages.vision=[{','.join(map(str, layout.vision))}]",
+            *overrides,
+        ),
+        details=lambda _: read_report(report),
+    )
+
+
+def read_report(path: Path) -> Details:
+    """Read what distconv reports of itself."""
+    processes: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["processes"]
+    return Details(
+        work=max(sum(process["seconds"].values()) for process in processes),
+        read=tuple(process["bytes_read"] for process in processes),
+        written=tuple(process["bytes_written"] for process in processes),
+    )

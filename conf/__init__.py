@@ -1,0 +1,1 @@
+"""The Hydra configuration of distconv; it is installed as the package `distconv.conf`."""

@@ -1,0 +1,1 @@
+"""The model definitions: one YAML file per family or variant."""

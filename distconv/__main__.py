@@ -1,0 +1,8 @@
+"""`python -m distconv`."""
+
+import sys
+
+from distconv.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

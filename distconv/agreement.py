@@ -1,0 +1,66 @@
+"""Phases of a job on several processes: a failure anywhere becomes the same error everywhere.
+
+Owns how outcomes are told and who is named. A process that fails raises the alarm at once, every process ends the phase
+by telling its outcome, and then all raise the same error. Knows nothing of what a phase does.
+"""
+
+from __future__ import annotations
+
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from distconv.errors import DistconvError, InputError, JobError
+from distconv.processes import Processes
+from distconv.transfer import StoppedError
+
+Value = TypeVar("Value")
+
+
+def on_first(processes: Processes, phase: Callable[[], Any]) -> Any:
+    """Run a phase on rank 0 alone and share its result, which is plain JSON data."""
+    outcome = _attempt(phase) if processes.rank == 0 else None
+    told = processes.share(None if outcome is None else outcome[1])
+    if told["error"] is not None:
+        raise _as_error([told])
+    return told["value"]
+
+
+def on_all(processes: Processes, phase: Callable[[], Value], tell: Callable[[Value], Any]) -> tuple[Value, list[Any]]:
+    """Run a phase on every process: this one's result, and what `tell` makes of everyone's (plain JSON data)."""
+    value, outcome = _attempt(phase)
+    if outcome["error"] is None:
+        outcome["value"] = tell(value)
+    else:
+        processes.raise_alarm()
+    outcome |= {"rank": processes.rank, "host": socket.gethostname()}
+    outcomes = processes.collect(outcome)
+    if any(each["error"] is not None for each in outcomes):
+        raise _as_error(outcomes)
+    return value, [each["value"] for each in outcomes]
+
+
+def _attempt(phase: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
+    try:
+        value = phase()
+    except DistconvError as error:
+        problems = error.problems if isinstance(error, InputError) else [str(error)]
+        return None, {"error": type(error).__name__, "problems": problems, "value": None}
+    except Exception as error:  # noqa: BLE001 - a defect on one process must reach the others, or they would wait for it
+        text = "".join(traceback.format_exception(error)).rstrip()
+        problem = f"unexpected {type(error).__name__}: {error}\n{text}"
+        return None, {"error": "defect", "problems": [problem], "value": None}
+    return value, {"error": None, "problems": [], "value": value}
+
+
+def _as_error(outcomes: list[dict[str, Any]]) -> DistconvError:
+    failed = [each for each in outcomes if each["error"] is not None]
+    causes = [each for each in failed if each["error"] != StoppedError.__name__] or failed
+    if all(each["error"] == InputError.__name__ and each["problems"] == causes[0]["problems"] for each in causes):
+        return InputError(causes[0]["problems"])
+    lines = []
+    for each in causes:
+        where = f"rank {each['rank']} on {each['host']}: " if "rank" in each else ""
+        lines += [f"{where}{problem}" for problem in each["problems"]]
+    return JobError("\n".join(lines))

@@ -1,0 +1,95 @@
+"""Completing a layout that the user gave in part: sizes from stage lists, and stage lists from sizes.
+
+Owns the defaults: an encoder without a list stands on the first stage, and language model layers without a list are
+spread so that the heaviest stage is as light as possible in bytes. What it chooses is printed with the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from distconv.binding import Binding
+from distconv.errors import raise_if
+from distconv.layout import PLACEMENTS, TEXT, Layout, StageRows, check_layout, shown_stages
+from distconv.partition import balanced_parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutRequest:
+    """The keys of `layout.*` as the user gave them; `None` and missing entries are to be chosen."""
+
+    tp: int = 1
+    ep: int = 1
+    pp: int | None = None
+    vpp: int | None = None
+    stages: Mapping[str, StageRows] = field(default_factory=dict)
+    modality_tp: Mapping[str, int] = field(default_factory=dict)
+    placement: str = PLACEMENTS[0]
+
+
+def complete_layout(request: LayoutRequest, binding: Binding, modalities: Mapping[str, object]) -> Layout:
+    """The layout for a bound model whose definition has these modalities.
+
+    Raises:
+        InputError: a key for a modality that the model does not have, or sizes and lists that contradict.
+    """
+    problems = []
+    for key, given in (("stages", request.stages), ("modality_tp", request.modality_tp)):
+        problems += [
+            f"layout.{key}.{modality}: this model has no {modality} modality; it has {', '.join(modalities)}"
+            for modality in given
+            if modality not in modalities
+        ]
+    raise_if(problems)
+    leading = request.stages.get(TEXT)
+    if leading is None and TEXT not in binding.layers:
+        leading = max(request.stages.values(), key=lambda rows: len(rows[0]), default=None)
+    if leading is not None:
+        for axis, found in (("pp", len(leading[0])), ("vpp", len(leading))):
+            given_size = getattr(request, axis)
+            if given_size not in (None, found):
+                problems.append(
+                    f"layout.{axis}={given_size}: the stage list {shown_stages(leading)} has {axis} {found}"
+                )
+    raise_if(problems)
+    pp = len(leading[0]) if leading is not None else request.pp or 1
+    vpp = len(leading) if leading is not None else request.vpp or 1
+
+    stages = {modality: rows for modality, rows in request.stages.items() if modality in binding.layers}
+    for modality, count in binding.layers.items():
+        if modality != TEXT and modality not in stages:
+            stages[modality] = _rows([count] + [0] * (pp * vpp - 1), pp)
+    layout = Layout(
+        tp=request.tp,
+        pp=pp,
+        vpp=vpp,
+        ep=request.ep,
+        stages=stages,
+        modality_tp=request.modality_tp,
+        placement=request.placement,
+    )
+    check_layout(layout, binding.layers, binding.experts)
+    if TEXT in binding.layers and TEXT not in stages:
+        stages[TEXT] = _rows(_balanced_text(layout, binding), pp)
+    return layout
+
+
+def _balanced_text(layout: Layout, binding: Binding) -> list[int]:
+    """Language model layers per stage, given where the encoders stand."""
+    layers = [0] * binding.layers[TEXT]
+    encoders = [0] * layout.stage_count
+    for parameter in binding.parameters:
+        rule = parameter.recipe.rule
+        if rule.modality != TEXT:
+            for stage, _ in layout.placement_of(rule.modality).stages(rule.stage, parameter.layer):
+                encoders[stage] += parameter.nbytes
+        elif parameter.layer is not None:
+            layers[parameter.layer] += parameter.nbytes
+        elif rule.stage in ("first", "last"):
+            layers[0 if rule.stage == "first" else -1] += parameter.nbytes
+    return [len(part) for part in balanced_parts(layers, layout.stage_count, encoders if any(encoders) else ())]
+
+
+def _rows(flat: list[int], pp: int) -> StageRows:
+    return tuple(tuple(flat[start : start + pp]) for start in range(0, len(flat), pp))

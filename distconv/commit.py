@@ -1,0 +1,151 @@
+"""Where a result appears: staging directories, and the commit that gives everything its final name.
+
+Owns every name that the job creates or replaces in the target directory. All of it is called by rank 0 alone. Files are
+written below a hidden staging directory beside the result; nothing looks finished before `commit`, and the tracker
+comes last.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from distconv.errors import InputError, JobError
+from distconv.transfer import synchronise_directory
+
+_PREFIX = ".distconv-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A result to be: the directory that the user named, the iteration in it, and the tracker that points to it."""
+
+    directory: Path
+    iteration_directory: str
+    tracker: str
+    tracker_text: str
+
+    @property
+    def result(self) -> Path:
+        """The directory that will hold the files."""
+        return self.directory / self.iteration_directory
+
+
+def check_target(target: Target, sources: Mapping[str, Path], *, overwrite: bool, needed: int) -> None:
+    """Check that the result can be written, without touching anything. `needed` is in bytes.
+
+    Raises:
+        InputError: the target is in a source or a source in it, exists without `overwrite`, cannot be written, or its
+            disk is too small.
+    """
+    directory = target.directory.resolve()
+    for key, source in sources.items():
+        resolved = source.resolve()
+        if directory == resolved or resolved in directory.parents:
+            raise InputError(f"target={target.directory}: is inside {key}={source}; choose a directory outside of it")
+        result = target.result.resolve()
+        if result == resolved or result in resolved.parents:
+            raise InputError(f"{key}={source}: is inside {target.result}, which this job would replace")
+    if target.directory.exists() and not target.directory.is_dir():
+        raise InputError(f"target={target.directory}: exists and is not a directory")
+    if not overwrite:
+        for existing in (target.result, target.directory / target.tracker):
+            if existing.exists():
+                raise InputError(
+                    f"target={target.directory}: {existing.name} is already there; choose another directory, or "
+                    "overwrite=true to replace it"
+                )
+    parent = next(path for path in (directory, *directory.parents) if path.exists())
+    if not parent.is_dir():
+        raise InputError(f"target={target.directory}: {parent} is not a directory")
+    if not os.access(parent, os.W_OK | os.X_OK) or os.statvfs(parent).f_flag & os.ST_RDONLY:
+        raise InputError(f"target={target.directory}: no permission to write in {parent}")
+    space = os.statvfs(parent)
+    free = space.f_bavail * space.f_frsize
+    if free < needed:
+        raise InputError(
+            f"target={target.directory}: needs {needed:,} bytes, but only {free:,} are free on its file system"
+        )
+
+
+def leftovers(target: Target) -> list[Path]:
+    """Staging directories of jobs that were killed, or are still running."""
+    return sorted(target.directory.glob(f"{_PREFIX}*"))
+
+
+class Staging:
+    """A staging directory of this job alone."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._created: list[Path] = []
+        try:
+            for path in (*reversed(target.directory.parents), target.directory):
+                if not path.exists():
+                    path.mkdir()
+                    self._created.append(path)
+            self._directory = target.directory / f"{_PREFIX}{secrets.token_hex(4)}"
+            self.path = self._directory / target.iteration_directory
+            self.path.mkdir(parents=True)
+        except OSError as error:
+            self.discard()
+            raise InputError(
+                f"target={target.directory}: cannot be written: {error.strerror}: {error.filename}"
+            ) from None
+
+    def commit(self, files: Mapping[str, int], *, durable: bool) -> None:
+        """Give the result its name, replacing an older one, and write the tracker. `files` gives path → size in bytes.
+
+        Raises:
+            JobError: a file is not as its writer left it: the processes do not see the same file system.
+        """
+        for path, size in files.items():
+            try:
+                found = os.stat(self.path / path).st_size
+            except OSError:
+                found = None
+            if found != size:
+                raise JobError(
+                    f"{self.path / path}: its writer left {size} bytes, the first process finds "
+                    f"{'no file' if found is None else found}; target must be on a file system that all nodes share"
+                )
+        if durable:
+            synchronise_directory(str(self.path))
+        target = self._target
+        replaced = self._directory / "replaced"
+        if target.result.exists():
+            target.result.rename(replaced)
+        try:
+            self.path.rename(target.result)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(target.result)
+            raise
+        tracker = self._directory / target.tracker
+        with tracker.open("w") as stream:
+            stream.write(target.tracker_text)
+            stream.flush()
+            if durable:
+                os.fsync(stream.fileno())
+        if durable:
+            synchronise_directory(str(target.directory))
+        tracker.rename(target.directory / target.tracker)
+        if durable:
+            synchronise_directory(str(target.directory))
+        self._created.clear()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove everything that this job created."""
+        if hasattr(self, "_directory"):
+            shutil.rmtree(self._directory, ignore_errors=True)
+        for path in reversed(self._created):
+            try:
+                path.rmdir()
+            except OSError:
+                break
+        self._created.clear()

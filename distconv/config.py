@@ -1,0 +1,192 @@
+"""The configuration of a job as one validated, frozen record. Nothing after this module sees an OmegaConf object.
+
+Owns the checks that need nothing but the configuration: types, allowed values, what goes with what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distconv.balance import LayoutRequest
+from distconv.definition import unknown_keys
+from distconv.errors import raise_if
+from distconv.layout import PLACEMENTS, StageRows
+from distconv.tying import TIED_HEAD
+
+ACTIONS = ("convert", "plan", "verify")
+PROJECTOR_CHOICES = ("auto", "keep", "omit")
+_MODALITIES = ("text", "vision", "audio")
+_KEYS = (
+    "action", "source", "target", "layout", "select", "text_source", "projector", "tied_head", "iteration", "overwrite",
+    "io", "report", "processes", "model",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOutput:
+    """How a process reads and writes; `buffer_bytes` is the size of each of the two buffers of a thread."""
+
+    fsync: bool
+    threads: int
+    buffer_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """What the user asked for. `model` is the content of the model definition, if one was named."""
+
+    action: str
+    source: Path
+    target: Path
+    layout: LayoutRequest
+    select: tuple[str, ...] | None
+    text_source: Path | None
+    projector: str
+    tied_head: str
+    iteration: str
+    overwrite: bool
+    io: InputOutput
+    report: Path | None
+    processes: int | None
+
+
+def parse_config(content: Mapping[str, Any]) -> JobConfig:
+    """The configuration in Hydra's composed content.
+
+    Raises:
+        InputError: every wrong key or value, with what is allowed.
+    """
+    reader = _Reader()
+    reader.problems += unknown_keys(content, _KEYS)
+    layout = reader.section(content, "layout", ("tp", "ep", "stages", "pp", "vpp", "modality_tp", "placement"))
+    stages = reader.section(layout, "layout.stages", _MODALITIES)
+    modality_tp = reader.section(layout, "layout.modality_tp", _MODALITIES[1:])
+    io = reader.section(content, "io", ("fsync", "threads", "buffer_mib"))
+    action = reader.choice(content, "action", ACTIONS)
+    processes = reader.optional_size(content, "processes")
+    if processes is not None and action != "plan":
+        reader.problems.append("processes: goes with action=plan; otherwise the launcher says how many processes run")
+    config = JobConfig(
+        action=action,
+        source=reader.path(content, "source") or reader.missing("source", "the Hugging Face directory to convert"),
+        target=reader.path(content, "target") or reader.missing("target", "the directory that gets the result"),
+        layout=LayoutRequest(
+            tp=reader.size(layout, "layout.tp"),
+            ep=reader.size(layout, "layout.ep"),
+            pp=reader.optional_size(layout, "layout.pp"),
+            vpp=reader.optional_size(layout, "layout.vpp"),
+            stages={
+                modality: rows
+                for modality in stages
+                if (rows := reader.stage_rows(stages, f"layout.stages.{modality}")) is not None
+            },
+            modality_tp={
+                modality: size
+                for modality in modality_tp
+                if (size := reader.optional_size(modality_tp, f"layout.modality_tp.{modality}")) is not None
+            },
+            placement=reader.choice(layout, "layout.placement", PLACEMENTS),
+        ),
+        select=reader.modalities(content, "select"),
+        text_source=reader.path(content, "text_source"),
+        projector=reader.choice(content, "projector", PROJECTOR_CHOICES),
+        tied_head=reader.choice(content, "tied_head", TIED_HEAD),
+        iteration=reader.iteration(content, "iteration"),
+        overwrite=reader.truth(content, "overwrite"),
+        io=InputOutput(
+            fsync=reader.truth(io, "io.fsync"),
+            threads=reader.size(io, "io.threads"),
+            buffer_bytes=reader.size(io, "io.buffer_mib") * 1024 * 1024,
+        ),
+        report=reader.path(content, "report"),
+        processes=processes,
+    )
+    if config.text_source is not None and config.select is not None and "text" not in config.select:
+        reader.problems.append(f"text_source={config.text_source}: select={list(config.select)} leaves out the text")
+    raise_if(reader.problems)
+    return config
+
+
+class _Reader:
+    """Reads values by dotted key and collects what is wrong with them; a wrong value reads as a harmless one."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def section(self, content: Mapping[str, Any], key: str, known: tuple[str, ...]) -> Mapping[str, Any]:
+        value = content.get(_last(key))
+        if not isinstance(value, Mapping):
+            self._wrong(key, value, f"a group of the keys {', '.join(known)}")
+            return {}
+        self.problems += [f"{key}: {problem}" for problem in unknown_keys(value, known)]
+        return value
+
+    def missing(self, key: str, meaning: str) -> Path:
+        self.problems.append(f"{key} is missing: give {key}=DIR, {meaning}")
+        return Path()
+
+    def choice(self, content: Mapping[str, Any], key: str, allowed: tuple[str, ...]) -> str:
+        value = content.get(_last(key))
+        if value not in allowed:
+            self._wrong(key, value, f"one of {', '.join(allowed)}")
+            return allowed[0]
+        return str(value)
+
+    def size(self, content: Mapping[str, Any], key: str) -> int:
+        value = content.get(_last(key))
+        if type(value) is not int or value < 1:
+            self._wrong(key, value, "a positive integer")
+            return 1
+        return value
+
+    def optional_size(self, content: Mapping[str, Any], key: str) -> int | None:
+        return None if content.get(_last(key)) is None else self.size(content, key)
+
+    def truth(self, content: Mapping[str, Any], key: str) -> bool:
+        value = content.get(_last(key))
+        if not isinstance(value, bool):
+            self._wrong(key, value, "true or false")
+        return value is True
+
+    def path(self, content: Mapping[str, Any], key: str) -> Path | None:
+        value = content.get(key)
+        if value is not None and (not isinstance(value, str) or not value):
+            self._wrong(key, value, "a path")
+            return None
+        return None if value is None else Path(value).expanduser()
+
+    def modalities(self, content: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
+        value = content.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not value or any(item not in _MODALITIES for item in value):
+            self._wrong(key, value, f"a list of modalities out of {', '.join(_MODALITIES)}, such as [vision]")
+            return None
+        return tuple(value)
+
+    def iteration(self, content: Mapping[str, Any], key: str) -> str:
+        value = content.get(key)
+        if value != "release" and (type(value) is not int or value < 1):
+            self._wrong(key, value, "release, or a positive integer")
+        return str(value)
+
+    def stage_rows(self, content: Mapping[str, Any], key: str) -> StageRows | None:
+        value = content.get(_last(key))
+        if value is None:
+            return None
+        rows = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
+        for row in rows:
+            if not isinstance(row, list) or not row or any(type(item) is not int or item < 0 for item in row):
+                self._wrong(key, value, "layers per stage, such as [1,10,10,7], or one such list per virtual stage")
+                return None
+        return tuple(tuple(row) for row in rows)
+
+    def _wrong(self, key: str, value: Any, expected: str) -> None:
+        self.problems.append(f"{key}={value}: expected {expected}")
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]

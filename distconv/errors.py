@@ -1,0 +1,48 @@
+"""The errors that a user meets. Owns their classes and how several problems become one message; prints nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+LINES_SHOWN = 20
+
+
+class DistconvError(Exception):
+    """Base of every error that is reported without a traceback."""
+
+    exit_status = 1
+
+
+class InputError(DistconvError):
+    """The user's input is wrong; nothing has been written. Carries every problem of its kind."""
+
+    exit_status = 2
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__(joined(self.problems))
+
+
+class JobError(DistconvError):
+    """The input was right and the job failed all the same (a read error, a full disk, a dead process)."""
+
+
+def joined(problems: list[str]) -> str:
+    """The problems as one screen of text: each on its own line, the rest counted."""
+    shown = problems[:LINES_SHOWN]
+    if len(problems) > len(shown):
+        shown.append(f"… and {len(problems) - LINES_SHOWN} more of the same kind")
+    return "\n".join(shown)
+
+
+def raise_if(problems: list[str]) -> None:
+    """Raise `InputError` with all the problems, if there are any."""
+    if problems:
+        raise InputError(problems)
+
+
+def named(names: Iterable[object], limit: int = 5) -> str:
+    """A list of names for a message: the first few, then how many more."""
+    everything = [str(name) for name in names]
+    rest = len(everything) - limit
+    return ", ".join(everything[:limit]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,65 @@
+"""Looking at the source: everything that planning needs to know, read once by rank 0.
+
+Owns which files of a source directory are looked at, and the choice of the model definition by what the checkpoint says
+it is. Reads headers and JSON only.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from distconv.config import JobConfig
+from distconv.errors import InputError
+from distconv.jsonfile import read_object
+from distconv.planning import Checkpoint, Facts
+from distconv.safetensors_index import check_directory, read_directory
+
+Definitions = Callable[[], Mapping[str, Mapping[str, Any]]]
+
+
+def inspect(config: JobConfig, chosen: tuple[str, Mapping[str, Any]] | None, definitions: Definitions) -> Facts:
+    """The facts of a job; `chosen` is the name and content of the definition that the user named.
+
+    Raises:
+        InputError: a directory that is not a checkpoint, or no definition for it.
+    """
+    source = _checkpoint(config.source, "source")
+    if config.text_source is not None and config.text_source.resolve() == config.source.resolve():
+        raise InputError(f"text_source={config.text_source}: is the same directory as source; leave it out")
+    text_source = None if config.text_source is None else _checkpoint(config.text_source, "text_source")
+    name, content = chosen or _recognised(source, definitions())
+    expected = content.get("model_types") or []
+    found = source.config.get("model_type")
+    if expected and found not in expected:
+        raise InputError(
+            f"{config.source}/config.json: says model_type {found!r}, but +model={name} is for {', '.join(expected)}; "
+            f"leave +model out to have it chosen, or, if this is such a model, add model.model_types=[{found}]"
+        )
+    return Facts(source=source, text_source=text_source, model=name, definition=content)
+
+
+def _checkpoint(directory: Path, key: str) -> Checkpoint:
+    check_directory(directory, key)
+    config = read_object(directory / "config.json", f"the sizes of the model in {key}")
+    return Checkpoint(index=read_directory(directory), config=config)
+
+
+def _recognised(source: Checkpoint, definitions: Mapping[str, Mapping[str, Any]]) -> tuple[str, Mapping[str, Any]]:
+    where = f"{source.index.directory}/config.json"
+    model_type = source.config.get("model_type")
+    if model_type is None:
+        raise InputError(f"{where}: has no model_type; name the model with +model=NAME: {', '.join(definitions)}")
+    known: dict[str, str] = {}
+    for name, content in definitions.items():
+        if content.get("variant_of") is None:
+            known.update(dict.fromkeys(content.get("model_types") or (), name))
+    if model_type not in known:
+        near = difflib.get_close_matches(str(model_type), known, 1)
+        hint = f"; the nearest is {near[0]!r} (+model={known[near[0]]})" if near else ""
+        raise InputError(
+            f"{where}: model_type {model_type!r} is of no model definition{hint}; known: {', '.join(sorted(known))}"
+        )
+    return known[model_type], definitions[known[model_type]]

@@ -1,0 +1,172 @@
+"""The plan of a conversion to Megatron directories: every output file and what it holds.
+
+Owns the names of files and directories, the split of parameters over (tensor, pipeline, expert) coordinates, and the
+sizes that balancing and reporting need. An outline (path, bytes) exists of every file; the entries of a file are
+derived on request, so that a process spells out only its own share. Reads and writes nothing.
+Format: the `torch` checkpoint format of Megatron-LM, `megatron/training/checkpointing.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from distconv.binding import Binding, Parameter, Recipe, target_name
+from distconv.dtypes import ITEM_SIZE
+from distconv.errors import JobError
+from distconv.layout import Layout
+from distconv.shards import Shards, cut_recipes
+from distconv.virtual import VirtualTensor
+
+FILE_NAME = "model_optim_rng.pt"
+TRACKER_NAME = "latest_checkpointed_iteration.txt"
+CHECKPOINT_VERSION = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFile:
+    """A file of the result: its coordinate, its path below the iteration directory, its tensor data in bytes."""
+
+    tp_rank: int
+    pp_rank: int
+    ep_rank: int
+    path: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor of a file: the key of its dictionary (`model`, `model0` …), its local name, what it is made of."""
+
+    key: str
+    name: str
+    parameter: Parameter
+    tensor: VirtualTensor
+
+
+@dataclass(kw_only=True)
+class StageSummary:
+    """What one stage holds, over all tensor and expert parallel ranks; `nbytes` in bytes, as written."""
+
+    stage: int
+    layers: dict[str, int] = field(default_factory=dict)
+    parameters: int = 0
+    nbytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that will be written, as outlines; `entries` spells out one file."""
+
+    binding: Binding
+    layout: Layout
+    iteration: str
+    files: tuple[OutputFile, ...]
+    stages: tuple[StageSummary, ...]
+    shards: Mapping[Recipe, Shards]
+    placed: tuple[tuple[tuple[Parameter, int | None], ...], ...]
+
+    @property
+    def iteration_directory(self) -> str:
+        """`release`, or `iter_` and seven digits."""
+        return self.iteration if self.iteration == "release" else f"iter_{int(self.iteration):07d}"
+
+    @property
+    def nbytes(self) -> int:
+        """Tensor data of all the files in bytes."""
+        return sum(file.nbytes for file in self.files)
+
+    @property
+    def dictionaries(self) -> list[str]:
+        """The keys of the dictionaries of tensors in each file, one per virtual stage."""
+        return ["model"] if self.layout.vpp == 1 else [f"model{number}" for number in range(self.layout.vpp)]
+
+    def entries(self, file: OutputFile) -> Iterator[Entry]:
+        """The tensors of a file in the order in which it stores them."""
+        for virtual_stage, key in enumerate(self.dictionaries):
+            for parameter, layer in self.placed[virtual_stage * self.layout.pp + file.pp_rank]:
+                owner, expert = self._expert(parameter)
+                if owner is None or owner == file.ep_rank:
+                    name = target_name(parameter.recipe.rule, layer, expert)
+                    pieces = self.shards[parameter.recipe]
+                    yield Entry(key, name, parameter, pieces[file.tp_rank % len(pieces)])
+
+    def _expert(self, parameter: Parameter) -> tuple[int | None, int | None]:
+        """The expert parallel rank that holds a parameter (`None`: every rank) and the expert's number there."""
+        return expert_owner(parameter, self.binding.experts, self.layout.ep)
+
+
+def make_plan(binding: Binding, layout: Layout, iteration: str) -> Plan:
+    """The plan for a bound model under a layout that has been checked against it.
+
+    Raises:
+        InputError: sizes that the layout does not divide.
+        JobError: a parameter that would be on no stage, or two of one name; a defect, found before writing.
+    """
+    shards = cut_recipes((parameter.recipe for parameter in binding.parameters), layout)
+    placements = {modality: layout.placement_of(modality) for modality in binding.layers}
+    placed: list[list[tuple[Parameter, int | None]]] = [[] for _ in range(layout.stage_count)]
+    stages = [StageSummary(stage=stage) for stage in range(layout.stage_count)]
+    ranks = layout.tensor_ranks
+    nbytes = [[[0] * ranks for _ in range(layout.pp)] for _ in range(layout.ep)]
+    piece_bytes = {
+        recipe: [piece.elements * ITEM_SIZE[piece.dtype] for piece in pieces] for recipe, pieces in shards.items()
+    }
+    names: set[tuple[int, int | None, str]] = set()
+    for parameter in binding.parameters:
+        rule = parameter.recipe.rule
+        holders = placements[rule.modality].stages(rule.stage, parameter.layer)
+        if not holders:
+            raise JobError(f"{parameter.name}: would be on no stage; nothing has been written")
+        owner, expert = expert_owner(parameter, binding.experts, layout.ep)
+        sizes = piece_bytes[parameter.recipe]
+        for stage, layer in holders:
+            name = (stage, owner, target_name(rule, layer, expert))
+            if name in names:
+                raise JobError(f"{name[2]}: would be twice on stage {stage}; nothing has been written")
+            names.add(name)
+            placed[stage].append((parameter, layer))
+            stages[stage].parameters += parameter.recipe.tensor.elements
+            for ep_rank in range(layout.ep) if owner is None else (owner,):
+                row = nbytes[ep_rank][stage % layout.pp]
+                for tp_rank in range(ranks):
+                    row[tp_rank] += sizes[tp_rank % len(sizes)]
+                stages[stage].nbytes += sum(sizes[tp_rank % len(sizes)] for tp_rank in range(ranks))
+    for modality, placement in placements.items():
+        for holders in placement.of_layer.values():
+            for stage, _ in holders:
+                stages[stage].layers[modality] = stages[stage].layers.get(modality, 0) + 1
+    files = tuple(
+        OutputFile(
+            tp_rank=tp_rank,
+            pp_rank=pp_rank,
+            ep_rank=ep_rank,
+            path=f"{_directory(layout, tp_rank, pp_rank, ep_rank)}/{FILE_NAME}",
+            nbytes=nbytes[ep_rank][pp_rank][tp_rank],
+        )
+        for ep_rank in range(layout.ep)
+        for tp_rank in range(ranks)
+        for pp_rank in range(layout.pp)
+    )
+    return Plan(
+        binding=binding,
+        layout=layout,
+        iteration=iteration,
+        files=files,
+        stages=tuple(stages),
+        shards=shards,
+        placed=tuple(tuple(each) for each in placed),
+    )
+
+
+def expert_owner(parameter: Parameter, experts: int | None, ep: int) -> tuple[int | None, int | None]:
+    """The expert parallel rank that holds a parameter (`None`: every rank) and the expert's number on that rank."""
+    if parameter.expert is None or experts is None:
+        return None, None
+    return divmod(parameter.expert, experts // ep)
+
+
+def _directory(layout: Layout, tp_rank: int, pp_rank: int, ep_rank: int) -> str:
+    pipeline = f"_{pp_rank:03d}" if layout.pp > 1 else ""
+    expert = f"_{ep_rank:03d}" if layout.ep > 1 else ""
+    return f"mp_rank_{tp_rank:02d}{pipeline}{expert}"

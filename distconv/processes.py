@@ -1,0 +1,221 @@
+"""The processes of a job: which launcher started them, and the few things they say to each other.
+
+Owns rank, size, sharing facts, collecting outcomes and the alarm that a failing process raises. `mpi4py` is imported
+only under an MPI launcher, `torch.distributed` (its key-value store, no process group) only under `torchrun` and under
+`srun` without MPI. Nothing here knows what the job does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import zlib
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, Protocol
+
+from distconv.errors import InputError
+
+# A conversion may run for a day; a process that dies is the launcher's to notice (it ends the others).
+_PATIENCE = timedelta(days=7)
+_POLL_SECONDS = 0.2
+_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "PALS_SIZE")
+_MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK", "PALS_RANKID")
+
+
+class Processes(Protocol):
+    """What a job needs of the processes it runs on; every method but the alarm is called by all of them."""
+
+    rank: int
+    size: int
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's value (plain JSON data) on every process."""
+
+    def collect(self, value: Any) -> list[Any]:
+        """Every process's value (plain JSON data) in the order of ranks, on every process."""
+
+    def raise_alarm(self) -> None:
+        """Tell the others, without waiting for them, that this process has failed."""
+
+    def alarmed(self) -> bool:
+        """Whether any process has raised the alarm; cheap enough to ask twice a second."""
+
+    def close(self) -> None:
+        """Leave the job; called once, last."""
+
+    def abort(self) -> None:
+        """End all processes after a failure that could not be agreed on."""
+
+
+class SingleProcess:
+    """A job on one process."""
+
+    rank = 0
+    size = 1
+
+    def share(self, value: Any) -> Any:
+        """The value itself."""
+        return value
+
+    def collect(self, value: Any) -> list[Any]:
+        """The one value."""
+        return [value]
+
+    def raise_alarm(self) -> None:
+        """Nobody to tell."""
+
+    def alarmed(self) -> bool:
+        """Never."""
+        return False
+
+    def close(self) -> None:
+        """Nothing to leave."""
+
+    def abort(self) -> None:
+        """Nobody to end."""
+
+
+class StoreProcesses:
+    """Processes that share torch's key-value store, as `torchrun` starts them."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        from torch.distributed.rendezvous import rendezvous  # noqa: PLC0415 - only where torchrun started the job
+
+        self.rank = rank
+        self.size = size
+        # A restarted job of an elastic agent must not see the keys of the attempt before it.
+        self._prefix = f"distconv/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self._store, _, _ = next(rendezvous("env://", rank, size, timeout=_PATIENCE))
+        self._number = 0
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's value."""
+        key = self._next()
+        if self.rank == 0:
+            self._store.set(key, _packed(value))
+        return _unpacked(self._store.get(key))
+
+    def collect(self, value: Any) -> list[Any]:
+        """Every process's value."""
+        key = self._next()
+        self._store.set(f"{key}/{self.rank}", _packed(value))
+        return [_unpacked(self._store.get(f"{key}/{rank}")) for rank in range(self.size)]
+
+    def raise_alarm(self) -> None:
+        """Set a key that the others look for."""
+        self._store.set(f"{self._prefix}/alarm", b"1")
+
+    def alarmed(self) -> bool:
+        """Whether the key is set."""
+        return bool(self._store.check([f"{self._prefix}/alarm"]))
+
+    def close(self) -> None:
+        """Rank 0 may host the store, so it leaves last."""
+        gone = f"{self._prefix}/gone"
+        count = self._store.add(gone, 1)
+        while self.rank == 0 and count < self.size:
+            time.sleep(_POLL_SECONDS / 10)
+            count = self._store.add(gone, 0)
+
+    def abort(self) -> None:
+        """The launcher ends the others when this process exits."""
+
+    def _next(self) -> str:
+        self._number += 1
+        return f"{self._prefix}/{self._number}"
+
+
+class MpiProcesses:
+    """Processes of `MPI.COMM_WORLD`."""
+
+    def __init__(self, expected: int | None) -> None:
+        from mpi4py import MPI  # noqa: PLC0415 - importing it initialises MPI
+
+        self._mpi = MPI
+        self._world = MPI.COMM_WORLD.Dup()
+        self.rank = self._world.Get_rank()
+        self.size = self._world.Get_size()
+        if expected is not None and expected != self.size:
+            raise InputError(
+                f"the MPI launcher started {expected} processes, but mpi4py sees {self.size}: mpi4py belongs to "
+                "another MPI than the launcher; install mpi4py for the MPI whose mpirun you use"
+            )
+        self._alarm_requests: list[Any] = []
+        self._alarmed = False
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's value."""
+        return _unpacked(self._world.bcast(_packed(value) if self.rank == 0 else None, root=0))
+
+    def collect(self, value: Any) -> list[Any]:
+        """Every process's value."""
+        return [_unpacked(packed) for packed in self._world.allgather(_packed(value))]
+
+    def raise_alarm(self) -> None:
+        """Send every other process a message that it looks for."""
+        self._alarmed = True
+        self._alarm_requests = [
+            self._world.isend(None, dest=rank, tag=1) for rank in range(self.size) if rank != self.rank
+        ]
+
+    def alarmed(self) -> bool:
+        """Whether such a message has come."""
+        while self._world.iprobe(tag=1):
+            self._world.recv(tag=1)
+            self._alarmed = True
+        return self._alarmed
+
+    def close(self) -> None:
+        """Meet the others, take up alarms that nobody read, so that their senders can finish."""
+        self._world.barrier()
+        self.alarmed()
+        self._mpi.Request.Waitall(self._alarm_requests)
+
+    def abort(self) -> None:
+        """End all processes of the MPI job."""
+        self._world.Abort(1)
+
+
+def launcher_rank(environment: Mapping[str, str]) -> int:
+    """The rank that the launcher gave this process, before anything is connected."""
+    for name in ("RANK", *_MPI_RANKS, "SLURM_PROCID"):
+        if name in environment and (name != "SLURM_PROCID" or "SLURM_STEP_NUM_TASKS" in environment):
+            return int(environment[name])
+    return 0
+
+
+def connect(environment: Mapping[str, str]) -> Processes:
+    """Connect to the processes that the launcher started.
+
+    Raises:
+        InputError: the launcher started several processes that cannot find each other.
+    """
+    if "RANK" in environment and "WORLD_SIZE" in environment and "MASTER_ADDR" in environment:
+        size = int(environment["WORLD_SIZE"])
+        return StoreProcesses(int(environment["RANK"]), size) if size > 1 else SingleProcess()
+    for name in _MPI_SIZES:
+        if name in environment:
+            size = int(environment[name])
+            return MpiProcesses(size) if size > 1 else SingleProcess()
+    # The tasks of an `srun` step; a batch script itself, or a shell of `salloc`, is one process.
+    tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    if tasks == 1:
+        return SingleProcess()
+    if "PMIX_RANK" in environment:
+        return MpiProcesses(tasks)
+    if "MASTER_ADDR" in environment and "MASTER_PORT" in environment:
+        return StoreProcesses(int(environment["SLURM_PROCID"]), tasks)
+    raise InputError(
+        f"srun started {tasks} processes that cannot find each other: start them with srun --mpi=pmix (or pmi2) and an "
+        "mpi4py for that MPI, or set MASTER_ADDR and MASTER_PORT (launch/slurm_srun.sh shows how), or use torchrun"
+    )
+
+
+def _packed(value: Any) -> bytes:
+    return zlib.compress(json.dumps(value).encode(), 1)
+
+
+def _unpacked(packed: bytes) -> Any:
+    return json.loads(zlib.decompress(packed))

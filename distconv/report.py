@@ -1,0 +1,238 @@
+"""What a job tells its user: on the terminal, and as JSON. The only module that prints.
+
+Owns the wording of plans and results and the shape of the JSON report. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from distconv.assignment import assign
+from distconv.config import JobConfig
+from distconv.errors import InputError, named
+from distconv.layout import shown_stages
+from distconv.plan import Plan
+
+# Resident set of an interpreter that has imported torch and numpy (CPU build of torch 2.13), measured.
+_INTERPRETER_BYTES = 240 * 1024**2
+_FILES_SHOWN = 16
+
+
+class Reporter:
+    """Prints for rank 0; silent on the other processes."""
+
+    def __init__(self, rank: int) -> None:
+        self._speaks = rank == 0
+        self._bar: tqdm[Any] | None = None
+
+    def say(self, text: str) -> None:
+        """Print to standard output."""
+        if self._speaks:
+            print(text, flush=True)
+
+    def complain(self, text: str) -> None:
+        """Print to standard error."""
+        if self._speaks:
+            print(text, file=sys.stderr, flush=True)
+
+    def start_progress(self, what: str, nbytes: int) -> None:
+        """Show a bar for this process's share; only on a terminal."""
+        if self._speaks:
+            self._bar = tqdm(total=nbytes, desc=what, unit="B", unit_scale=True, unit_divisor=1024, disable=None)
+
+    def progress(self, nbytes: int) -> None:
+        """Advance the bar."""
+        if self._bar is not None:
+            self._bar.update(nbytes)
+
+    def end_progress(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def plan_report(config: JobConfig, plan: Plan, model: str, processes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The plan as plain data: what `report=FILE` gets, and what `plan_text` shows."""
+    layout = plan.layout
+    return {
+        "action": config.action,
+        "source": str(config.source),
+        "text_source": None if config.text_source is None else str(config.text_source),
+        "target": str(config.target),
+        "model": model,
+        "iteration": plan.iteration_directory,
+        "layout": {
+            "tp": layout.tp,
+            "pp": layout.pp,
+            "vpp": layout.vpp,
+            "ep": layout.ep,
+            "modality_tp": dict(layout.modality_tp),
+            "placement": layout.placement,
+            "stages": {modality: [list(row) for row in rows] for modality, rows in layout.stages.items()},
+        },
+        "stages": [
+            {
+                "virtual_stage": summary.stage // layout.pp,
+                "pipeline_rank": summary.stage % layout.pp,
+                "layers": summary.layers,
+                "parameters": summary.parameters,
+                "bytes": summary.nbytes,
+            }
+            for summary in plan.stages
+        ],
+        "files": [{"path": f"{plan.iteration_directory}/{file.path}", "bytes": file.nbytes} for file in plan.files],
+        "not_converted": [
+            {
+                "directory": str(Path(each.tensor.file.path).parent),
+                "name": each.tensor.name,
+                "bytes": each.tensor.nbytes,
+                "reason": each.reason,
+            }
+            for each in plan.binding.unconverted
+        ],
+        "processes": list(processes),
+    }
+
+
+def planned_processes(plan: Plan, count: int, config: JobConfig, reads: Iterable[int]) -> list[dict[str, Any]]:
+    """Per process: files, bytes it will read and write, and its projected peak memory in bytes."""
+    buffers = 2 * config.io.threads * config.io.buffer_bytes
+    return [
+        {
+            "rank": rank,
+            "files": [file.path for file in files],
+            "bytes_read": read,
+            "bytes_written": sum(file.nbytes for file in files),
+            "buffer_bytes": buffers,
+            "projected_peak_bytes": _INTERPRETER_BYTES + buffers,
+        }
+        for rank, (files, read) in enumerate(zip(assign(plan.files, count), reads, strict=True))
+    ]
+
+
+def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
+    """The plan for a person: model and layout, stages, what is left out, and with `full` files and processes."""
+    layout = report["layout"]
+    lines = [
+        f"model    {report['model']}",
+        f"source   {report['source']}",
+        *([f"text     {report['text_source']}"] if report["text_source"] else []),
+        f"target   {report['target']}/{report['iteration']}",
+        f"layout   tp={layout['tp']} pp={layout['pp']} vpp={layout['vpp']} ep={layout['ep']}"
+        + "".join(f" {modality} tp={size}" for modality, size in layout["modality_tp"].items())
+        + (f" placement={layout['placement']}" if layout["placement"] != "sequential" else ""),
+    ]
+    for modality, rows in layout["stages"].items():
+        lines.append(f"stages   {modality}={shown_stages(tuple(map(tuple, rows)))}")
+    lines += ["", _stage_table(report)]
+    reasons: dict[str, list[str]] = {}
+    for each in report["not_converted"]:
+        reasons.setdefault(each["reason"], []).append(each["name"])
+    if reasons:
+        lines += ["", "not converted"]
+        lines += [f"  {len(names)} tensors: {reason}: {named(names, 2)}" for reason, names in reasons.items()]
+    if full:
+        files = report["files"]
+        lines += ["", f"files    {len(files)}, {binary(sum(file['bytes'] for file in files))} of tensors"]
+        lines += [f"  {file['path']}  {binary(file['bytes'])}" for file in files[:_FILES_SHOWN]]
+        if len(files) > _FILES_SHOWN:
+            lines.append(f"  … and {len(files) - _FILES_SHOWN} more")
+        lines += ["", _process_table(report["processes"])]
+    return "\n".join(lines)
+
+
+def result_text(report: Mapping[str, Any]) -> str:
+    """What was done, in one line for a person."""
+    processes = report["processes"]
+    read, written = (sum(each[key] for each in processes) for key in ("bytes_read", "bytes_written"))
+    seconds = max(each["seconds"]["transfer"] for each in processes)
+    peak = max(each["peak_bytes"] for each in processes)
+    verb = "compared" if report["action"] == "verify" else "wrote"
+    nbytes = sum(file["bytes"] for file in report["files"])
+    return (
+        f"{verb} {len(report['files'])} files, {binary(nbytes)}, on {len(processes)} processes in {seconds:.1f} s "
+        f"({binary(nbytes / max(seconds, 1e-9))}/s; read {binary(read)}, wrote {binary(written)}; "
+        f"peak memory {binary(peak)} per process)"
+    )
+
+
+def check_report(path: Path) -> None:
+    """Check, before anything is done, that the report can be written.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if path.is_dir() or not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise InputError(f"report={path}: cannot be written there; give the name of a file in an existing directory")
+
+
+def write_report(path: Path, report: Mapping[str, Any]) -> None:
+    """Write the report as JSON.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        path.write_text(json.dumps(report, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"report={path}: cannot be written: {error.strerror}") from None
+
+
+def binary(nbytes: float) -> str:
+    """A number of bytes for a person."""
+    size = float(nbytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _stage_table(report: Mapping[str, Any]) -> str:
+    modalities = list(report["layout"]["stages"])
+    rows = [
+        ["virtual stage", "pipeline rank", *(f"{modality} layers" for modality in modalities), "parameters", "bytes"]
+    ]
+    for stage in report["stages"]:
+        layers = [str(stage["layers"].get(modality, 0)) for modality in modalities]
+        position = [str(stage["virtual_stage"]), str(stage["pipeline_rank"])]
+        rows.append([*position, *layers, f"{stage['parameters']:,}", binary(stage["bytes"])])
+    return _table(rows)
+
+
+def _process_table(processes: Sequence[Mapping[str, Any]]) -> str:
+    rows = [["process", "files", "reads", "writes", "projected peak memory"]]
+    for alike, count in _runs_of_equal(processes):
+        ranks = str(alike["rank"]) if count == 1 else f"{alike['rank']}-{alike['rank'] + count - 1}"
+        moved = [binary(alike["bytes_read"]), binary(alike["bytes_written"])]
+        rows.append([ranks, str(len(alike["files"])), *moved, binary(alike["projected_peak_bytes"])])
+    return _table(rows)
+
+
+def _runs_of_equal(processes: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], int]]:
+    runs: list[tuple[Mapping[str, Any], int]] = []
+    for each in processes:
+        if runs and _load(runs[-1][0]) == _load(each):
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((each, 1))
+    return runs
+
+
+def _load(process: Mapping[str, Any]) -> tuple[int, int, int]:
+    return len(process["files"]), process["bytes_read"], process["bytes_written"]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

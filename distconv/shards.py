@@ -1,0 +1,61 @@
+"""Laying out parameters: the shards of each recipe, and the proof that cutting loses nothing.
+
+Owns the derivation of tensor parallel shards and the checks on them; a recipe is cut and proved once, however many
+layers share it. It places nothing and reads nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from distconv.binding import Recipe
+from distconv.errors import JobError, raise_if
+from distconv.layout import Layout
+from distconv.tensor_parallel import TENSOR_PARALLEL_RULES
+from distconv.virtual import VirtualTensor, gaps, invert
+
+Shards = tuple[VirtualTensor, ...]
+
+
+def cut_recipes(recipes: Iterable[Recipe], layout: Layout) -> dict[Recipe, Shards]:
+    """The shards of each recipe, one per piece of its modality's tensor parallel size.
+
+    Raises:
+        InputError: every size that the tensor parallel size does not divide.
+        JobError: a rule whose shards would lose or double an element; a defect of the rule, found before writing.
+    """
+    problems: dict[str, None] = {}
+    shards: dict[Recipe, Shards] = {}
+    for recipe in recipes:
+        if recipe in shards:
+            continue
+        rule = recipe.rule
+        size = layout.tensor_parallel_size(rule.modality)
+        key = f"layout.modality_tp.{rule.modality}" if rule.modality in layout.modality_tp else "layout.tp"
+        at = f"{key}={size}: {rule.target}, tp rule {rule.tensor_parallel}"
+        if recipe.unit is not None and recipe.unit[0] % size:
+            problems[
+                f"{key}={size}: does not divide {recipe.unit[1]}: {rule.modality} attention is cut at whole heads"
+            ] = None
+            continue
+        try:
+            shards[recipe] = tuple(TENSOR_PARALLEL_RULES[rule.tensor_parallel](recipe.tensor, size))
+        except ValueError as error:
+            problems[f"{at}: {error}; its sizes: {', '.join(dict.fromkeys(recipe.dims))}"] = None
+            continue
+        _prove(recipe, shards[recipe])
+    raise_if(list(problems))
+    return shards
+
+
+def _prove(recipe: Recipe, shards: Shards) -> None:
+    distinct = list({id(shard): shard for shard in shards}.values())
+    try:
+        for shard in distinct:
+            gaps(shard)
+    except ValueError as error:
+        raise JobError(f"{recipe.rule.target}: {error}; nothing has been written") from None
+    operands = [(recipe.tensor.dtype, shape) for shape in recipe.source_shapes]
+    for source, back in zip(recipe.rule.sources, invert(distinct, operands), strict=True):
+        if lost := gaps(back):
+            raise JobError(f"{source.name}: {lost} elements would be in no shard; nothing has been written")

@@ -1,0 +1,69 @@
+"""The source index: which tensors a checkpoint holds, and where their bytes are.
+
+Owns the records that all later stages plan with. It knows nothing of file formats and reads nothing:
+`safetensors_index` produces it, rank 0 shares it with the other processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from distconv.dtypes import ITEM_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file that holds tensor data: its absolute path, and its size in bytes when the index was made."""
+
+    path: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A contiguous tensor in a file: `offset` is the position in bytes of its first element in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: SourceFile
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return prod(self.shape) * ITEM_SIZE[self.dtype]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceIndex:
+    """The tensors of one checkpoint directory by name."""
+
+    directory: str
+    tensors: Mapping[str, StoredTensor]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for sharing with other processes; `from_json` reads it."""
+        files = {tensor.file: None for tensor in self.tensors.values()}
+        numbers = {file: number for number, file in enumerate(files)}
+        return {
+            "directory": self.directory,
+            "files": [[file.path, file.size] for file in files],
+            "tensors": [
+                [tensor.name, tensor.dtype, tensor.shape, numbers[tensor.file], tensor.offset]
+                for tensor in self.tensors.values()
+            ],
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> SourceIndex:
+        """The index that `to_json` described."""
+        files = [SourceFile(path, size) for path, size in data["files"]]
+        tensors = {
+            name: StoredTensor(name, dtype, tuple(shape), files[file], offset)
+            for name, dtype, shape, file, offset in data["tensors"]
+        }
+        return SourceIndex(directory=data["directory"], tensors=tensors)

@@ -1,0 +1,186 @@
+"""Reading the structure of a `torch.save` file: which tensors it holds, and at which offsets.
+
+The zip directory and the pickle are read as data: classes and functions that the pickle names are never imported or
+called, they become inert stand-ins. Needs no torch and reads no tensor data.
+Format: https://docs.pytorch.org/docs/stable/notes/serialization.html, and `torch/serialization.py`.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from distconv.dtypes import ITEM_SIZE
+from distconv.errors import InputError
+
+_STORAGE_DTYPES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+_LOCAL_HEADER_BYTES = 30
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedTensor:
+    """A tensor of the file: element type, shape, strides in elements, file offset in bytes of its first element."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether its elements lie in row-major order without gaps."""
+        expected = 1
+        for length, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if length > 1 and stride != expected:
+                return False
+            expected *= length
+        return True
+
+
+class Inert:
+    """What a class or function of the pickle becomes: takes anything, keeps nothing, does nothing."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+    def __setitem__(self, key: object, value: object) -> None:
+        pass
+
+    def append(self, item: object) -> None:
+        """Ignore an item of a list of a foreign class."""
+
+    def extend(self, items: object) -> None:
+        """Ignore items of a list of a foreign class."""
+
+    def add(self, item: object) -> None:
+        """Ignore an item of a set of a foreign class."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    dtype: str
+    offset: int
+    nbytes: int
+
+
+def read_archive(path: Path) -> Mapping[str, Any]:
+    """The top-level dictionary of a file: tensors as `ArchivedTensor`, plain values as they are, all else `Inert`.
+
+    Raises:
+        InputError: the file is missing, not in torch's zip format, or damaged.
+    """
+    try:
+        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+            members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+            if "data.pkl" not in members:
+                raise InputError(f"{path}: not a file that torch.save wrote: it holds no data.pkl")
+            if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+                raise InputError(f"{path}: written on a big-endian machine, which is not supported")
+            text = archive.read(members["data.pkl"])
+            storages = _Storages(path, stream, members)
+            content = _Unpickler(text, storages).load()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except zipfile.BadZipFile as error:
+        raise InputError(
+            f"{path}: truncated, or not in the zip format of torch >= 1.6 ({error}); an older file can be saved again "
+            "with torch.save(torch.load(file), file)"
+        ) from None
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a damaged pickle can fail in any way, and none of them is a defect here
+        raise InputError(f"{path}: its pickle is damaged: {type(error).__name__}: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a dictionary at the top, found {type(content).__name__}")
+    return content
+
+
+class _Storages:
+    """The storages of an archive by key, located and checked when something refers to them."""
+
+    def __init__(self, path: Path, stream: io.BufferedIOBase, members: Mapping[str, zipfile.ZipInfo]) -> None:
+        self._path = path
+        self._stream = stream
+        self._members = members
+
+    def locate(self, key: str, dtype: str) -> _Storage:
+        info = self._members.get(f"data/{key}")
+        if info is None:
+            raise InputError(f"{self._path}: its storage {key} is missing")
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise InputError(f"{self._path}: its storage {key} is compressed, which torch never does")
+        self._stream.seek(info.header_offset)
+        header = self._stream.read(_LOCAL_HEADER_BYTES)
+        name_length, extra_length = struct.unpack("<HH", header[26:30])
+        offset = info.header_offset + _LOCAL_HEADER_BYTES + name_length + extra_length
+        return _Storage(dtype, offset, info.file_size)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads the pickle as data: `find_class` never imports, so nothing that the file names is ever called."""
+
+    def __init__(self, text: bytes, storages: _Storages) -> None:
+        super().__init__(io.BytesIO(text))
+        self._storages = storages
+        self._inert: dict[tuple[str, str], type[Inert]] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _FUNCTIONS:
+            return _FUNCTIONS[module, name]
+        if module == "torch" and name in _STORAGE_DTYPES:
+            return _STORAGE_DTYPES[name]
+        return self._inert.setdefault((module, name), type(name, (Inert,), {}))
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, dtype, key, _, _ = pid
+        if kind != "storage" or not isinstance(dtype, str) or not isinstance(key, str):
+            raise InputError(f"unknown reference {kind!r} in the pickle")
+        return self._storages.locate(key, dtype)
+
+
+def _tensor(
+    storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object
+) -> ArchivedTensor:
+    shape, strides = tuple(shape), tuple(strides)
+    item_size = ITEM_SIZE[storage.dtype]
+    if len(shape) != len(strides) or min((offset, *shape, *strides)) < 0:
+        raise InputError(f"a tensor has shape {list(shape)}, strides {list(strides)} and offset {offset}")
+    extent = 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True)) if prod(shape) else 0
+    if (offset + extent) * item_size > storage.nbytes:
+        raise InputError(f"a tensor of shape {list(shape)} leaves its storage of {storage.nbytes} bytes")
+    return ArchivedTensor(storage.dtype, shape, strides, storage.offset + offset * item_size)
+
+
+def _parameter(data: ArchivedTensor, *_: object) -> ArchivedTensor:
+    return data
+
+
+_FUNCTIONS: Mapping[tuple[str, str], Any] = {
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("collections", "OrderedDict"): OrderedDict,
+}

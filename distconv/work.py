@@ -1,0 +1,60 @@
+"""The work of one process: its files of a plan, in batches of shards that are produced together.
+
+Owns the grouping. Files of the same pipeline rank form a batch, so that the shards of one parameter for several
+tensor and expert parallel ranks share what is read. Pure: offsets come from the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from distconv.plan import Entry, OutputFile, Plan
+from distconv.steps import bytes_read, lower
+from distconv.transfer import Shard, Work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Files that a process writes together, with the entries of each."""
+
+    files: Mapping[OutputFile, tuple[Entry, ...]]
+
+    def together(self) -> Iterator[list[tuple[OutputFile, Entry]]]:
+        """The entries of each parameter over the files."""
+        groups: dict[tuple[int, str, str], list[tuple[OutputFile, Entry]]] = {}
+        for file, entries in self.files.items():
+            for entry in entries:
+                groups.setdefault((id(entry.parameter), entry.key, entry.name), []).append((file, entry))
+        yield from groups.values()
+
+    def work(self, paths: Mapping[OutputFile, str], offsets: Mapping[tuple[OutputFile, str, str], int]) -> list[Work]:
+        """The work, given the path of each file, and the file offset in bytes of each tensor by file, key and name."""
+        return [
+            Work(
+                group[0][1].parameter.sources,
+                tuple(Shard(entry.tensor, paths[file], offsets[file, entry.key, entry.name]) for file, entry in group),
+            )
+            for group in self.together()
+        ]
+
+
+def batches(plan: Plan, files: Sequence[OutputFile]) -> Iterator[Batch]:
+    """The files of a process in batches, by pipeline rank."""
+    for pp_rank in sorted({file.pp_rank for file in files}):
+        yield Batch(files={file: tuple(plan.entries(file)) for file in files if file.pp_rank == pp_rank})
+
+
+def planned_read(plan: Plan, files: Sequence[OutputFile], buffer_bytes: int) -> int:
+    """Bytes that producing these files reads from the source."""
+    known: dict[tuple[int, ...], int] = {}
+    total = 0
+    for batch in batches(plan, files):
+        for group in batch.together():
+            tensors = [entry.tensor for _, entry in group]
+            key = tuple(id(tensor) for tensor in tensors)
+            if key not in known:
+                shapes = group[0][1].parameter.recipe.source_shapes
+                known[key] = bytes_read(list(lower(tensors, shapes, buffer_bytes)))
+            total += known[key]
+    return total

@@ -1,0 +1,88 @@
+"""Running the programs that these tests connect: the converter, and the client that loads what it wrote.
+
+Both run as processes of their own, as users run them. Knows no model: what to convert and what must come out is said by
+the tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+COMMAND_SECONDS = 120
+# more than the client gives a job, so that it reports a hanging job by itself
+ANSWER_SECONDS = 90
+
+
+@pytest.fixture(scope="session")
+def run_program() -> Callable[..., None]:
+    """Run Python with these arguments; fail with everything it printed unless it succeeds."""
+
+    def run(*arguments: str | Path) -> None:
+        process = subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=COMMAND_SECONDS,
+            check=False,
+        )
+        assert process.returncode == 0, f"{process.args} ended with status {process.returncode}:\n{process.stdout}"
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def megatron_client(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[Mapping[str, object]], dict[str, str]]]:
+    """Hand a job to `megatron_client.py` (its docstring says what a job is) and return the answer.
+
+    One client serves the whole session, because starting it takes longer than most jobs.
+    """
+    log = tmp_path_factory.mktemp("client") / "stderr"
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(
+            [sys.executable, HERE / "megatron_client.py"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        ) as process,
+    ):
+        assert process.stdin
+        assert process.stdout
+        questions, answers = process.stdin, process.stdout
+
+        def ask(job: Mapping[str, object]) -> dict[str, str]:
+            # a client that has ended is reported below, with what it said
+            with contextlib.suppress(BrokenPipeError):
+                print(json.dumps(job, default=str), file=questions, flush=True)
+            # each job is answered by one line, so nothing can be left over in the buffer of `answers`
+            readable, _, _ = select.select([answers], [], [], ANSWER_SECONDS)
+            line = answers.readline() if readable else ""
+            assert line, f"the client gave no answer within {ANSWER_SECONDS} s, or ended:\n{log.read_text()}"
+            answer: dict[str, str] = json.loads(line)
+            assert answer["status"] != "broken", f"{answer['reason']}:\n{log.read_text()}"
+            return answer
+
+        try:
+            yield ask
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                questions.close()
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
