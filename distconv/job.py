@@ -120,9 +120,11 @@ def _convert(config: JobConfig, plan: Plan, target: Target, share: _Share) -> li
 
     try:
         directory = Path(on_first(processes, prepare))
+        from distconv.pt_file import lay_out  # noqa: PLC0415 - torch takes a second to import; planning does without it
+
         _, told = share.transfer(
             "writing",
-            lambda: write_files(plan, share.files, directory, config.io, share.counters, processes.alarmed),
+            lambda: write_files(plan, share.files, directory, config.io, share.counters, processes.alarmed, lay_out),
         )
 
         def commit() -> None:

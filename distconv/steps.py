@@ -151,7 +151,7 @@ def _runs(number: int, shard: VirtualTensor, source_shapes: Sequence[Index]) -> 
 
 @dataclass(frozen=True, slots=True)
 class _Nest:
-    """A box as nested loops in source order, adjacent dims merged; offsets, strides and the innermost `run` in bytes."""
+    """A box as nested loops in source order, adjacent dims merged; offsets, strides and innermost `run` in bytes."""
 
     source_offset: int
     target_offset: int

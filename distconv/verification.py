@@ -41,13 +41,13 @@ def compare_files(
             for file, entries in batch.files.items():
                 content = read_archive(Path(paths[file]))
                 differences += _structure_differences(plan, paths[file], content, entries)
-                found = {entry: _archived(content, entry.key, entry.name) for entry in entries}
-                checked[file] = tuple(entry for entry in entries if _mismatch(entry, found[entry]) is None)
-                offsets |= {
-                    (file, entry.key, entry.name): archived.offset
-                    for entry in checked[file]
-                    if (archived := found[entry]) is not None
-                }
+                good = []
+                for entry in entries:
+                    found = _archived(content, entry.key, entry.name)
+                    if found is not None and _mismatch(entry, found) is None:
+                        good.append(entry)
+                        offsets[file, entry.key, entry.name] = found.offset
+                checked[file] = tuple(good)
             with OpenFiles(os.O_RDONLY) as targets:
                 sink = CompareSink(targets, counters)
                 run(

@@ -6,7 +6,7 @@ Owns the order of laying out, filling and making durable. Gives nothing its fina
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from distconv.config import InputOutput
@@ -14,6 +14,8 @@ from distconv.errors import JobError
 from distconv.plan import CHECKPOINT_VERSION, OutputFile, Plan
 from distconv.transfer import Counters, OpenFiles, WriteSink, run, synchronise
 from distconv.work import Batch, batches
+
+LayOut = Callable[..., Mapping[tuple[str, str], int]]
 
 
 def write_files(
@@ -23,8 +25,11 @@ def write_files(
     io: InputOutput,
     counters: Counters,
     must_stop: Callable[[], bool],
+    lay_out: LayOut,
 ) -> dict[str, int]:
     """Write this process's files below an existing directory; the size in bytes of each by its path.
+
+    `lay_out` is that of `pt_file`, which the caller imports because torch takes its time.
 
     Raises:
         JobError: a read or write failed, or the directory is not there: it is not shared between the nodes.
@@ -37,7 +42,7 @@ def write_files(
             paths = {file: str(directory / file.path) for file in batch.files}
             offsets: dict[tuple[OutputFile, str, str], int] = {}
             for file in batch.files:
-                for (key, name), offset in _lay_out(plan, batch, file, Path(paths[file])).items():
+                for (key, name), offset in _lay_out(plan, batch, file, Path(paths[file]), lay_out).items():
                     offsets[file, key, name] = offset
             with OpenFiles(os.O_WRONLY) as targets:
                 run(
@@ -58,9 +63,7 @@ def write_files(
     return sizes
 
 
-def _lay_out(plan: Plan, batch: Batch, file: OutputFile, path: Path) -> dict[tuple[str, str], int]:
-    from distconv.pt_file import lay_out  # noqa: PLC0415 - torch takes a second to import; planning does without it
-
+def _lay_out(plan: Plan, batch: Batch, file: OutputFile, path: Path, lay_out: LayOut) -> Mapping[tuple[str, str], int]:
     tensors = [(entry.key, entry.name, entry.tensor.dtype, entry.tensor.shape) for entry in batch.files[file]]
     try:
         path.parent.mkdir(exist_ok=True)

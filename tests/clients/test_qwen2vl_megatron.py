@@ -134,13 +134,17 @@ def differences(result: Converted, outputs: Path) -> dict[str, float]:
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_training_computes_what_the_source_computes(
-    name: str, converted: Convert, megatron_client: MegatronClient, tmp_path: Path
+    name: str,
+    converted: Convert,
+    megatron_client: MegatronClient,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     result = converted(name)
     answer = train_from(megatron_client, result, tmp_path / "outputs")
     assert answer["status"] == "loaded", answer["reason"]
     found = differences(result, tmp_path / "outputs")
-    print(name, found)
+    record_property("differences", found)
     assert found["logits"] <= SAME
     assert found["image_features"] <= SAME
 
@@ -245,7 +249,6 @@ def test_a_wrong_value_shows(
     answer = train_from(megatron_client, result, tmp_path / "outputs")
     assert answer["status"] == "loaded", answer["reason"]
     found = differences(result, tmp_path / "outputs")
-    print(damage.__name__, found)
     assert found.pop(output) > DIFFERENT
     assert all(difference <= SAME for difference in found.values())
 

@@ -52,7 +52,7 @@ def main(directory: Path) -> None:
 
 def write(directory: Path, *, tied: bool, shard_size: str) -> None:
     directory.mkdir(parents=True)
-    random_model(tied).save_pretrained(directory / "hf", max_shard_size=shard_size)
+    random_model(tied=tied).save_pretrained(directory / "hf", max_shard_size=shard_size)
     # from the files: what follows must be true of the checkpoint, not of the model that it was saved from
     model = Qwen2VLForConditionalGeneration.from_pretrained(directory / "hf", attn_implementation="eager").eval()
     (directory / "model.json").write_text(json.dumps(sizes(model.config), indent=2))
@@ -66,7 +66,7 @@ def write(directory: Path, *, tied: bool, shard_size: str) -> None:
     torch.save(expected, directory / "expected.pt")
 
 
-def random_model(tied: bool) -> Qwen2VLForConditionalGeneration:
+def random_model(*, tied: bool) -> Qwen2VLForConditionalGeneration:
     """A model in which every parameter matters: the usual initialisation has zero biases and norms that are all one."""
     config = Qwen2VLConfig(  # type: ignore[no-untyped-call]
         text_config={**TEXT, "tie_word_embeddings": tied},

@@ -1,0 +1,97 @@
+"""Source checkpoints and expected results for tests: the golden cases, rebuilt byte for byte.
+
+A case (tests/golden/cases/*.json) describes a tiny Hugging Face checkpoint with real parameter names and lopsided
+sizes, a layout, and the sha256 of every tensor of the result. The bytes of a source tensor are `shake_128(salt + name)`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from distconv.dtypes import ITEM_SIZE, SAFETENSORS_CODE
+
+CASES = Path(__file__).parent / "golden" / "cases"
+CODES = {dtype: code for code, dtype in SAFETENSORS_CODE.items()}
+
+
+def load_case(name: str) -> dict[str, Any]:
+    return json.loads((CASES / f"{name}.json").read_text())
+
+
+def case_names(family: str) -> list[str]:
+    return sorted(path.stem for path in CASES.glob(f"{family}__*.json"))
+
+
+def tensor_bytes(name: str, dtype: str, shape: Iterable[int], salt: str = "") -> bytes:
+    return hashlib.shake_128((salt + name).encode()).digest(prod(shape) * ITEM_SIZE[dtype])
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, list[int], bytes]]) -> None:
+    """Write a shard: tensors as (dtype, shape, data) in the order given."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": CODES[dtype], "shape": shape, "data_offsets": [offset, offset + len(data)]}
+        offset += len(data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for _, _, data in tensors.values():
+            stream.write(data)
+
+
+def write_source(directory: Path, case: Mapping[str, Any], *, single_file: bool = False) -> Path:
+    """Write the Hugging Face directory of a case (or of its `llm` part)."""
+    directory.mkdir(parents=True)
+    salt = case.get("salt", "")
+    shards: dict[str, dict[str, tuple[str, list[int], bytes]]] = {}
+    for name, (dtype, shape, shard) in case["source_tensors"].items():
+        data = tensor_bytes(name, dtype, shape, salt)
+        shards.setdefault("model.safetensors" if single_file else shard, {})[name] = (dtype, shape, data)
+    for shard, tensors in shards.items():
+        write_safetensors(directory / shard, tensors)
+    if not single_file:
+        weight_map = {name: shard for name, (_, _, shard) in case["source_tensors"].items()}
+        (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (directory / "config.json").write_text(json.dumps(case["hf_config"]))
+    return directory
+
+
+def overrides(case: Mapping[str, Any]) -> list[str]:
+    """The options of the command line that ask for the layout and the variant of a case."""
+    layout, options = case["layout"], case["options"]
+    variant = "_canonical" if options.get("enable_canonical_hf_struct") else ""
+    given = [f"+model={case['model']}{variant}", f"layout.tp={layout['tp_size']}", f"layout.ep={layout['ep_size']}"]
+    for modality, key in (("text", "llm"), ("vision", "vit"), ("audio", "audio")):
+        if rows := layout.get(f"{key}_pp_layers"):
+            shown = json.dumps(rows if len(rows) > 1 else rows[0], separators=(",", ":"))
+            given.append(f"layout.stages.{modality}={shown}")
+        if size := layout.get(f"{key}_tp_size"):
+            given.append(f"layout.modality_tp.{modality}={size}")
+    if options.get("save_vit_only"):
+        given.append("select=[vision]")
+    return given
+
+
+def describe_result(directory: Path) -> dict[str, Any]:
+    """What a Megatron directory holds, in the words of a case's `files`; read with torch, not with distconv."""
+    import torch  # noqa: PLC0415 - slow to import, and most tests do without it
+
+    def described(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: described(item) for name, item in value.items()}
+        if not isinstance(value, torch.Tensor):
+            return value
+        data = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return [str(value.dtype).removeprefix("torch."), list(value.shape), hashlib.sha256(data).hexdigest()]
+
+    return {
+        path.relative_to(directory).as_posix(): described(torch.load(path, weights_only=True))
+        for path in sorted(directory.rglob("*.pt"))
+    }

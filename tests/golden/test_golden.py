@@ -1,0 +1,28 @@
+"""Every golden case: converted byte for byte and proved by `action=verify`, or refused with nothing written."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.checkpoints import case_names, describe_result, load_case, overrides, write_source
+
+
+@pytest.mark.parametrize("name", case_names("qwen2vl"))
+def test_case(name, tmp_path, distconv):
+    case = load_case(name)
+    arguments = [*overrides(case), f"source={write_source(tmp_path / 'hf', case)}", f"target={tmp_path / 'mm'}"]
+    if "llm" in case:
+        arguments.append(f"text_source={write_source(tmp_path / 'llm', case['llm'])}")
+
+    outcome = distconv(*arguments)
+
+    if case["expect"] == "reject":
+        assert outcome.status == 2, outcome
+        assert outcome.out == ""
+        assert not (tmp_path / "mm").exists()
+        return
+    assert outcome.status == 0, outcome.err
+    assert describe_result(tmp_path / "mm") == case["files"]
+    assert (tmp_path / "mm" / "latest_checkpointed_iteration.txt").read_text() == case["tracker"]
+    assert sorted(path.name for path in (tmp_path / "mm").iterdir()) == ["latest_checkpointed_iteration.txt", "release"]
+    assert distconv(*arguments, "action=verify").status == 0
