@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from distconv.binding import Binding
+from distconv.definition import Definition
 from distconv.errors import raise_if
 from distconv.layout import PLACEMENTS, TEXT, Layout, StageRows, check_layout, shown_stages
-from distconv.partition import balanced_parts
+from distconv.partition import even_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,8 @@ class LayoutRequest:
     placement: str = PLACEMENTS[0]
 
 
-def complete_layout(request: LayoutRequest, binding: Binding, modalities: Mapping[str, object]) -> Layout:
-    """The layout for a bound model whose definition has these modalities.
+def complete_layout(request: LayoutRequest, binding: Binding, definition: Definition) -> Layout:
+    """The layout for a bound model.
 
     Raises:
         InputError: a key for a modality that the model does not have, or sizes and lists that contradict.
@@ -37,9 +38,9 @@ def complete_layout(request: LayoutRequest, binding: Binding, modalities: Mappin
     problems = []
     for key, given in (("stages", request.stages), ("modality_tp", request.modality_tp)):
         problems += [
-            f"layout.{key}.{modality}: this model has no {modality} modality; it has {', '.join(modalities)}"
+            f"layout.{key}.{modality}: this model has no {modality} modality; it has {', '.join(definition.modalities)}"
             for modality in given
-            if modality not in modalities
+            if modality not in definition.modalities
         ]
     raise_if(problems)
     leading = request.stages.get(TEXT)
@@ -71,24 +72,32 @@ def complete_layout(request: LayoutRequest, binding: Binding, modalities: Mappin
     )
     check_layout(layout, binding.layers, binding.experts)
     if TEXT in binding.layers and TEXT not in stages:
-        stages[TEXT] = _rows(_balanced_text(layout, binding), pp)
+        stages[TEXT] = _rows(_balanced_text(layout, binding, definition), pp)
     return layout
 
 
-def _balanced_text(layout: Layout, binding: Binding) -> list[int]:
+def _balanced_text(layout: Layout, binding: Binding, definition: Definition) -> list[int]:
     """Language model layers per stage, given where the encoders stand."""
     layers = [0] * binding.layers[TEXT]
     encoders = [0] * layout.stage_count
+    ends = {"first": 0, "last": 0}
+    targets = set()
     for parameter in binding.parameters:
         rule = parameter.recipe.rule
+        targets.add(rule.target)
         if rule.modality != TEXT:
             for stage, _ in layout.placement_of(rule.modality).stages(rule.stage, parameter.layer):
                 encoders[stage] += parameter.nbytes
         elif parameter.layer is not None:
             layers[parameter.layer] += parameter.nbytes
-        elif rule.stage in ("first", "last"):
-            layers[0 if rule.stage == "first" else -1] += parameter.nbytes
-    return [len(part) for part in balanced_parts(layers, layout.stage_count, encoders if any(encoders) else ())]
+        elif rule.stage in ends:
+            ends[rule.stage] += parameter.nbytes
+    if binding.tied and definition.tied is not None and definition.tied.head not in targets:
+        # The last stage will hold a copy of the embedding.
+        ends["last"] += ends["first"]
+    layers[0] += ends["first"]
+    layers[-1] += ends["last"]
+    return [len(part) for part in even_parts(layers, encoders)]
 
 
 def _rows(flat: list[int], pp: int) -> StageRows:

@@ -138,7 +138,10 @@ def _explained(error: Exception) -> str:
         near = difflib.get_close_matches(key, known, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"unknown option {key}{hint}\nknown: {', '.join(known)}"
-    return f"{error}\n(options are written KEY=VALUE; python -m distconv --help lists them)"
+    return (
+        f"{error}\noptions are written KEY=VALUE; a value with = , ( ) [ ] {{ }} or a blank in it needs quotes of its own:"
+        " 'target=\"/data/a=b\"'; python -m distconv --help lists the options"
+    )
 
 
 def _keys(content: Any, prefix: str = "") -> Iterator[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from distconv.errors import InputError, JobError
 from distconv.transfer import synchronise_directory
 
 _PREFIX = ".distconv-"
+_DISCARD_ATTEMPTS = 10
+_DISCARD_PAUSE_SECONDS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +145,12 @@ class Staging:
     def discard(self) -> None:
         """Remove everything that this job created."""
         if hasattr(self, "_directory"):
-            shutil.rmtree(self._directory, ignore_errors=True)
+            for _ in range(_DISCARD_ATTEMPTS):
+                shutil.rmtree(self._directory, ignore_errors=True)
+                if not self._directory.exists():
+                    break
+                # Another process that is being ended may still have added a file.
+                time.sleep(_DISCARD_PAUSE_SECONDS)
         for path in reversed(self._created):
             try:
                 path.rmdir()

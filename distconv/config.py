@@ -36,7 +36,7 @@ class InputOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class JobConfig:
-    """What the user asked for. `model` is the content of the model definition, if one was named."""
+    """What the user asked for, all but the model definition."""
 
     action: str
     source: Path
@@ -125,7 +125,7 @@ class _Reader:
         return value
 
     def missing(self, key: str, meaning: str) -> Path:
-        self.problems.append(f"{key} is missing: give {key}=DIR, {meaning}")
+        self.problems.append(f"{key} is missing: give {key}=DIR, {meaning} (--help lists all options)")
         return Path()
 
     def choice(self, content: Mapping[str, Any], key: str, allowed: tuple[str, ...]) -> str:

@@ -6,33 +6,77 @@ Used for layers over stages and for files over processes. Pure and deterministic
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 
-def balanced_parts(weights: Sequence[int], parts: int, preload: Sequence[int] = ()) -> list[range]:
-    """The consecutive ranges of items, one per part, that minimise the heaviest part; parts may be empty.
+def balanced_parts(weights: Sequence[int], parts: int) -> list[range]:
+    """The consecutive ranges of items, one per part, that minimise the heaviest part.
 
-    `preload` is what each part carries already. Without one, no part is empty if there are enough items.
+    No part is empty while there are enough items. Takes time linear in the items, so it serves any number of files.
     """
-    carried = list(preload) or [0] * parts
-    low, high = max([*carried, *weights, 0]), max(carried) + sum(weights)
-    while low < high:
-        middle = (low + high) // 2
-        if _filled(weights, carried, middle)[-1].stop == len(weights):
-            high = middle
-        else:
-            low = middle + 1
-    return _filled(weights, carried, low, nonempty=not preload)
-
-
-def _filled(weights: Sequence[int], carried: Sequence[int], capacity: int, *, nonempty: bool = False) -> list[range]:
-    """Each part in turn takes items up to the capacity, leaving one for each later part where `nonempty` asks so."""
+    capacity = _least_capacity(weights, [0] * parts)
     ranges, start = [], 0
-    for number, preloaded in enumerate(carried):
-        load, stop = preloaded, start
-        latest = len(weights) - (len(carried) - number - 1) if nonempty else len(weights)
-        while stop < len(weights) and load + weights[stop] <= capacity and (stop < latest or stop == start):
+    for number in range(parts):
+        load, stop = 0, start
+        # One item at least is left for each later part.
+        latest = max(len(weights) - (parts - number - 1), start + 1)
+        while stop < min(latest, len(weights)) and load + weights[stop] <= capacity:
             load += weights[stop]
             stop += 1
         ranges.append(range(start, stop))
         start = stop
     return ranges
+
+
+def even_parts(weights: Sequence[int], preload: Sequence[int]) -> list[range]:
+    """One range per part, parts carrying `preload` already: the heaviest as light as possible, the others even.
+
+    Among all cuts with the lightest heaviest part, the one with the least sum of squares. Takes time quadratic in the
+    items: for layers, not for files.
+    """
+    capacity = _least_capacity(weights, preload)
+    sums = [0, *accumulate(weights)]
+    count = len(weights)
+    unreachable = float("inf")
+    # costs[stop]: the least sum of squares of the parts so far, if they hold the items before `stop`.
+    costs: list[float] = [0.0] + [unreachable] * count
+    choices: list[list[int]] = []
+    for carried in preload:
+        best = [(unreachable, 0)] * (count + 1)
+        for start, cost in enumerate(costs):
+            if cost == unreachable:
+                continue
+            for stop in range(start, count + 1):
+                load = carried + sums[stop] - sums[start]
+                if load > capacity:
+                    break
+                best[stop] = min(best[stop], (cost + float(load) ** 2, start))
+        costs = [cost for cost, _ in best]
+        choices.append([start for _, start in best])
+    ranges, stop = [], count
+    for starts in reversed(choices):
+        ranges.append(range(starts[stop], stop))
+        stop = starts[stop]
+    return ranges[::-1]
+
+
+def _least_capacity(weights: Sequence[int], preload: Sequence[int]) -> int:
+    """The least load that lets the parts, filled one after the other, take all the items."""
+    low, high = max([*preload, *weights]) if weights else max(preload), max(preload) + sum(weights)
+    while low < high:
+        middle = (low + high) // 2
+        if _suffices(weights, preload, middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _suffices(weights: Sequence[int], preload: Sequence[int], capacity: int) -> bool:
+    taken = 0
+    for carried in preload:
+        load = carried
+        while taken < len(weights) and load + weights[taken] <= capacity:
+            load += weights[taken]
+            taken += 1
+    return taken == len(weights)

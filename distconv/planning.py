@@ -107,5 +107,5 @@ def plan_job(config: JobConfig, facts: Facts) -> Plan:
     if facts.text_source is not None:
         text = bind(definition, facts.text_source.sizes(definition), facts.text_source.index, from_text_source)
         binding = binding.and_text_from(text)
-    layout = complete_layout(config.layout, binding, definition.modalities)
+    layout = complete_layout(config.layout, binding, definition)
     return make_plan(resolve_head(binding, definition, layout, config.tied_head), layout, config.iteration)

@@ -101,7 +101,10 @@ class StoreProcesses:
         """Every process's value."""
         key = self._next()
         self._store.set(f"{key}/{self.rank}", _packed(value))
-        return [_unpacked(self._store.get(f"{key}/{rank}")) for rank in range(self.size)]
+        everyone = None
+        if self.rank == 0:
+            everyone = [_unpacked(self._store.get(f"{key}/{rank}")) for rank in range(self.size)]
+        return list(self.share(everyone))
 
     def raise_alarm(self) -> None:
         """Set a key that the others look for."""

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
@@ -23,6 +23,7 @@ from distconv.plan import Plan
 # Resident set of an interpreter that has imported torch and numpy (CPU build of torch 2.13), measured.
 _INTERPRETER_BYTES = 240 * 1024**2
 _FILES_SHOWN = 16
+_LOG_SECONDS = 10
 
 
 class Reporter:
@@ -30,7 +31,7 @@ class Reporter:
 
     def __init__(self, rank: int) -> None:
         self._speaks = rank == 0
-        self._bar: tqdm[Any] | None = None
+        self._bar: tqdm[NoReturn] | None = None
 
     def say(self, text: str) -> None:
         """Print to standard output."""
@@ -43,9 +44,10 @@ class Reporter:
             print(text, file=sys.stderr, flush=True)
 
     def start_progress(self, what: str, nbytes: int) -> None:
-        """Show a bar for this process's share; only on a terminal."""
+        """Show a bar for this process's share; in a log file, where a bar would be noise, a line now and then."""
         if self._speaks:
-            self._bar = tqdm(total=nbytes, desc=what, unit="B", unit_scale=True, unit_divisor=1024, disable=None)
+            pause = 0.1 if sys.stderr.isatty() else _LOG_SECONDS
+            self._bar = tqdm(total=nbytes, desc=what, unit="B", unit_scale=True, mininterval=pause, maxinterval=pause)
 
     def progress(self, nbytes: int) -> None:
         """Advance the bar."""

@@ -97,8 +97,9 @@ class Sizes:
         if isinstance(name, int):
             return str(name)
         spec = self._specs[name]
-        field = f", {spec.path[0].rpartition('.')[2]} in config.json" if spec.path else ""
-        return f"{name} ({self.get(name)}{field})"
+        value = self.get(name)
+        field = f", {self._find(name, spec)[1]} in config.json" if spec.path else ""
+        return f"{name} ({value}{field})"
 
     def _derive(self, name: str, spec: SizeSpec) -> int:
         if spec.product:

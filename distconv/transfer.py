@@ -23,6 +23,7 @@ from distconv.source import SourceFile, StoredTensor
 from distconv.steps import CopyRun, Gather, Move, lower
 from distconv.virtual import VirtualTensor
 
+_ALARM_SECONDS = 0.5
 # In-kernel copies go in pieces of this many bytes, so that progress and a stop are seen in between.
 _RUN_PIECE = 32 * 1024 * 1024
 _NO_KERNEL_COPY = {errno.ENOSYS, errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.ETXTBSY}
@@ -214,14 +215,16 @@ def run(
             raise
 
     with ThreadPoolExecutor(threads, thread_name_prefix="transfer") as pool:
-        pending = {pool.submit(worker) for _ in range(threads)}
-        done = set()
-        while pending:
-            finished, pending = wait(pending, timeout=0.5, return_when=FIRST_EXCEPTION)
-            done |= finished
-            if pending and not stop.is_set() and must_stop():
+        workers = [pool.submit(worker) for _ in range(threads)]
+        try:
+            while wait(workers, timeout=_ALARM_SECONDS, return_when=FIRST_EXCEPTION).not_done:
+                if stop.is_set() or must_stop():
+                    break
+        finally:
+            # Also when this thread is interrupted: the pool is left only when its workers have stopped.
+            if not all(future.done() for future in workers):
                 stop.set()
-    failures = [error for future in done if (error := future.exception()) is not None]
+    failures = [error for future in workers if (error := future.exception()) is not None]
     for error in sorted(failures, key=lambda each: isinstance(each, StoppedError)):
         raise error
     if stop.is_set():

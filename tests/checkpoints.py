@@ -1,7 +1,7 @@
 """Source checkpoints and expected results for tests: the golden cases, rebuilt byte for byte.
 
 A case (tests/golden/cases/*.json) describes a tiny Hugging Face checkpoint with real parameter names and lopsided
-sizes, a layout, and the sha256 of every tensor of the result. The bytes of a source tensor are `shake_128(salt + name)`.
+sizes, a layout, and the sha256 of every tensor of the result. A source tensor is the bytes `shake_128(salt + name)`.
 """
 
 from __future__ import annotations

@@ -42,6 +42,14 @@ def run_program() -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
+def sources(run_program: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoints that `tiny_qwen2vl.py` describes. Not to be changed: tests share them."""
+    directory = tmp_path_factory.mktemp("sources")
+    run_program(HERE / "tiny_qwen2vl.py", directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def megatron_client(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[[Mapping[str, object]], dict[str, str]]]:

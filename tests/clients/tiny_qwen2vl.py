@@ -5,6 +5,7 @@
 makes `DIRECTORY/untied` and `DIRECTORY/tied` (does the head share the embedding's weight?), each with
 
     hf/           the checkpoint in float32, as `save_pretrained` writes it; the untied one in several shards
+    hf_memory/    the same with the parameter names that transformers has in memory, as trainers save a state dict
     model.json    its sizes, in the words in which a training program is configured
     inputs.pt     token ids and image patches
     expected.pt   the logits of the tokens and the features of the patches
@@ -19,6 +20,7 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 TEXT = {
@@ -52,7 +54,9 @@ def main(directory: Path) -> None:
 
 def write(directory: Path, *, tied: bool, shard_size: str) -> None:
     directory.mkdir(parents=True)
-    random_model(tied=tied).save_pretrained(directory / "hf", max_shard_size=shard_size)
+    original = random_model(tied=tied)
+    original.save_pretrained(directory / "hf", max_shard_size=shard_size)
+    save_state_dict(original, directory / "hf_memory")
     # from the files: what follows must be true of the checkpoint, not of the model that it was saved from
     model = Qwen2VLForConditionalGeneration.from_pretrained(directory / "hf", attn_implementation="eager").eval()
     (directory / "model.json").write_text(json.dumps(sizes(model.config), indent=2))
@@ -64,6 +68,12 @@ def write(directory: Path, *, tied: bool, shard_size: str) -> None:
             "image_features": model.visual(inputs["pixel_values"], inputs["grid_thw"]),
         }
     torch.save(expected, directory / "expected.pt")
+
+
+def save_state_dict(model: Qwen2VLForConditionalGeneration, directory: Path) -> None:
+    model.config.save_pretrained(directory)
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
 
 def random_model(*, tied: bool) -> Qwen2VLForConditionalGeneration:

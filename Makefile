@@ -1,0 +1,44 @@
+# Everything runs in .venv/ of this checkout, made by `make setup` from any Python >= 3.10 (make PYTHON=python3.12 setup).
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help setup demo fmt check test test-clients bench clean
+
+help:           ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: $(READY) ## Make .venv/ with everything that demo and tests need
+
+# torch comes first, pinned: a looser request would bring the CUDA build.
+$(READY): pyproject.toml $(wildcard tests/clients/requirements*.txt)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[mpi,test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement tests/clients/requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/clients/requirements-no-deps.txt
+	touch $@
+
+demo: $(READY)  ## Convert a checkpoint made on the spot, on four processes, and prove the result
+	PATH="$(CURDIR)/$(BIN):$$PATH" launch/demo.sh
+
+fmt: $(READY)   ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: $(READY) ## Lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check     ## Lint, types and all tests but those of test-clients
+	$(BIN)/python -m pytest tests --ignore=tests/clients
+
+test-clients: $(READY) ## Load results into the programs that train from them
+	$(BIN)/python -m pytest tests/clients
+
+bench: $(READY) ## Measure against cp -r and a plain converter (make bench BENCH='--size-mb 1000')
+	$(BIN)/python benchmarks/bench.py $(BENCH)
+
+clean:          ## Remove what the other targets made
+	rm -rf .venv build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
