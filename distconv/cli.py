@@ -139,7 +139,7 @@ def _explained(error: Exception) -> str:
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"unknown option {key}{hint}\nknown: {', '.join(known)}"
     return (
-        f"{error}\noptions are written KEY=VALUE; a value with = , ( ) [ ] {{ }} or a blank in it needs its own quotes: "
+        f"{error}\noptions are written KEY=VALUE; a value with = , ( ) [ ] {{ }} or a blank in it needs own quotes: "
         "'target=\"/data/a=b\"'; python -m distconv --help lists the options"
     )
 

@@ -118,6 +118,7 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
     problems += [f"{where}: {problem}" for problem in unknown_keys(content, known)]
 
     sizes: dict[str, SizeSpec] = {}
+    size_names = [str(size) for size in _mapping(content, "sizes")]
     for size, value in _mapping(content, "sizes").items():
         try:
             sizes[str(size)] = SizeSpec.parse(value)
@@ -127,17 +128,17 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
         problems += [
             f"{where}: sizes.{size}: no size {item!r}"
             for item in (*spec.product, *spec.quotient)
-            if isinstance(item, str) and item not in sizes
+            if isinstance(item, str) and item not in size_names
         ]
 
     modalities: dict[str, str] = {}
     for modality, value in _mapping(content, "modalities").items():
         layers = value.get("layers") if isinstance(value, Mapping) else None
-        if layers not in sizes:
+        if layers not in size_names:
             problems.append(f"{where}: modalities.{modality}.layers: expected the name of a size, found {layers!r}")
         modalities[str(modality)] = str(layers)
     experts = content.get("experts")
-    if experts is not None and experts not in sizes:
+    if experts is not None and experts not in size_names:
         problems.append(f"{where}: experts: expected the name of a size, found {experts!r}")
 
     rules: list[Rule] = []
@@ -149,7 +150,7 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
             for number, entry in enumerate(entries or ()):
                 at = f"{where}: rules.{modality}.{section}[{number}]"
                 try:
-                    rules += _rules(str(modality), str(section), entry, sizes)
+                    rules += _rules(str(modality), str(section), entry, size_names)
                 except InputError as error:
                     problems += [f"{at}: {problem}" for problem in error.problems]
     targets = [rule.target for rule in rules]
@@ -260,7 +261,8 @@ def _rule_problems(rule: Rule, units: tuple[str | int, ...], sizes: Collection[s
     if len(units) > 1:
         yield f"tp: expected a rule and at most one unit, found {list(units)}"
     named = [*rule.operator_sizes, *units, *(dim for source in rule.sources for dim in source.dims)]
-    yield from (f"no size {name!r} under sizes" for name in named if isinstance(name, str) and name not in sizes)
+    unknown = dict.fromkeys(name for name in named if isinstance(name, str) and name not in sizes)
+    yield from (f"no size {name!r} under sizes" for name in unknown)
     if rule.stage not in STAGES or (rule.stage == "layer") != ("{layer}" in rule.target):
         yield (
             f"stage: expected first, last or every for a target without {{layer}}, and none with it; "

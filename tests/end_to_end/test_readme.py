@@ -1,0 +1,106 @@
+"""What README.md says works: its commands run as they stand, its example is a definition, its keys are all the keys."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from math import prod
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks.synthetic import Qwen2VLDimensions, hugging_face_config, qwen2vl_tensors
+from distconv.definition import parse_definition
+from tests.checkpoints import write_safetensors
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+# The layers and head counts of the 7B that the commands name, with the least widths that have them.
+DIMENSIONS = Qwen2VLDimensions(
+    layers=28, hidden=56, heads=28, kv_groups=4, intermediate=32, vocab=64, tied=False,
+    vision_layers=32, vision_width=32, vision_heads=16,
+)  # fmt: skip
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    return [line.partition("  #")[0].strip() for line in lines if line.strip()]
+
+
+JOBS = [command for command in commands() if "-m distconv" in command]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that stands for /ckpt."""
+    directory = tmp_path_factory.mktemp("ckpt")
+    source = directory / "Qwen2-VL-7B"
+    source.mkdir()
+    tensors = {
+        name: ("bfloat16", list(shape), os.urandom(2 * prod(shape)))
+        for name, shape in qwen2vl_tensors(DIMENSIONS).items()
+    }
+    write_safetensors(source / "model.safetensors", tensors)
+    (source / "config.json").write_text(json.dumps(hugging_face_config(DIMENSIONS)))
+    return directory
+
+
+def test_the_commands_are_those_expected():
+    assert [shlex.split(job)[0] for job in JOBS] == ["torchrun", "mpirun", "python", "python"]
+    assert commands()[:2] == ["make demo", "make test"]
+
+
+@pytest.mark.parametrize("number", range(len(JOBS)))
+def test_job_runs(number, checkpoints):
+    """The jobs run in order; the third plans, the fourth verifies what the second has written."""
+    if number == 1:
+        (checkpoints / "mm").rename(checkpoints / "mm-of-the-first-command")
+    words = shlex.split(JOBS[number].replace("/ckpt", str(checkpoints)))
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    job = subprocess.run(
+        words, cwd=checkpoints, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert job.returncode == 0, job.stderr
+    assert "Traceback" not in job.stderr
+    assert (checkpoints / "mm" / "latest_checkpointed_iteration.txt").exists()
+
+
+@pytest.mark.parametrize("command", [command for command in commands() if command.startswith("make")])
+def test_target_exists(command):
+    subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, check=True, capture_output=True, timeout=60)
+
+
+def test_requirements_are_installed():
+    for command in commands():
+        if command.startswith("pip install --no-deps") or not command.startswith("pip install"):
+            continue
+        dry_run = [sys.executable, "-m", "pip", *shlex.split(command)[1:], "--dry-run", "--no-build-isolation"]
+        plan = subprocess.run(dry_run, cwd=ROOT, check=True, capture_output=True, text=True, timeout=240).stdout
+        would_install = re.findall(r"^Would install (.*)$", plan, re.MULTILINE)
+        assert [name for line in would_install for name in line.split() if not name.startswith("distconv-")] == [], plan
+
+
+def test_example_definition_is_valid():
+    (example,) = blocks("yaml")
+    definition = parse_definition("my_vlm", yaml.safe_load(example))
+    assert len(definition.rules) == 2
+
+
+def test_every_key_is_documented_here_and_in_help(distconv):
+    configuration = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text())
+    help_text = distconv("--help").out
+    for group, value in configuration.items():
+        if group in ("defaults", "hydra"):
+            continue
+        for key in (f"{group}.{name}" for name in value) if isinstance(value, dict) else (group,):
+            assert f"`{key}" in README, key
+            assert key in help_text, key

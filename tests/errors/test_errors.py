@@ -1,0 +1,346 @@
+"""What a user meets who got something wrong: one clear message, and nothing in the world has changed.
+
+The tables below are the specification. A row says what is wrong, how it comes about (changes of a good checkpoint,
+damage to its files, options), and what the message must say. Every job runs in a directory of its own that holds the
+checkpoint `hf`; its result would be `mm`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import load_case, write_source
+from tests.errors.damage import (
+    CONFIG,
+    FIRST,
+    INDEX,
+    SECOND,
+    SHARD,
+    Change,
+    Damage,
+    config,
+    deleted,
+    header,
+    header_length,
+    index,
+    longer,
+    sized,
+    sparse,
+    typed,
+    with_tensors,
+    without,
+    written,
+)
+
+LINES_OF_A_SCREEN = 24
+JOB = {"+model": "qwen2vl", "source": "hf", "target": "mm"}
+BACK_TO_CONVERT: Mapping[str, str | None] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """How something comes to be wrong, and the fragments that the message must have. An option of `None` is left out."""
+
+    model: Sequence[Change] = ()
+    files: Sequence[Damage] = ()
+    options: Mapping[str, str | None] = field(default_factory=dict)
+    says: Sequence[str]
+
+
+SOURCES = {
+    "no such source": Refusal(options={"source": "nowhere"}, says=["source=nowhere: no such directory"]),
+    "no source, no target": Refusal(
+        options={"source": None, "target": None}, says=["source is missing", "target is missing"]
+    ),
+    "the source is a file": Refusal(
+        options={"source": SHARD}, says=[f"source={SHARD}", "expected a directory, found a file"]
+    ),
+    "the source holds no shard": Refusal(
+        files=[written("empty/config.json", "{}")], options={"source": "empty"}, says=["empty", "*.safetensors"]
+    ),
+    "several shards without an index": Refusal(files=[deleted(INDEX)], says=["hf: holds 5 safetensors", Path(INDEX).name]),
+    "no config.json": Refusal(files=[deleted(CONFIG)], says=[f"{CONFIG}: no such file"]),
+    "config.json is not JSON": Refusal(
+        files=[written(CONFIG, "{'hidden_size': 48}")], says=[f"{CONFIG}: not valid JSON", "line 1 column 2"]
+    ),
+    "config.json is a list": Refusal(
+        files=[written(CONFIG, "[]")], says=[f"{CONFIG}: expected a JSON object, found list"]
+    ),
+    "config.json lacks a field": Refusal(
+        model=[config("num_key_value_heads", None)], says=[f"{CONFIG}: no field", "num_key_value_heads"]
+    ),
+    "config.json lacks two fields": Refusal(
+        model=[config("num_key_value_heads", None), config("intermediate_size", None)],
+        says=["num_key_value_heads", "intermediate_size"],
+    ),
+    "config.json has a size of the wrong type": Refusal(
+        model=[config("hidden_size", "48")], says=[f"{CONFIG}: hidden_size: expected a positive integer, found '48'"]
+    ),
+    "heads do not divide the width": Refusal(model=[config("num_attention_heads", 7)], says=[]),
+    "the index names a missing shard": Refusal(files=[deleted(SHARD)], says=[f"{SHARD}: no such file", Path(INDEX).name]),
+    "the index names two missing shards": Refusal(
+        files=[deleted(SHARD), deleted("hf/model-00004-of-00005.safetensors")],
+        says=["model-00003-of-00005.safetensors: no such file", "model-00004-of-00005.safetensors: no such file"],
+    ),
+    "the index names a tensor that no shard holds": Refusal(
+        files=[index(lambda shards: shards.update({"model.extra": Path(SHARD).name}))], says=[f"{INDEX}: names the tensor model.extra"]
+    ),
+    "a shard holds a tensor that the index does not name": Refusal(
+        files=[index(lambda shards: shards.pop(FIRST))], says=[f"{INDEX}: does not name", FIRST]
+    ),
+    "the index names a shard elsewhere": Refusal(
+        files=[index(lambda shards: shards.update({FIRST: "../model.safetensors"}))], says=[INDEX, FIRST, "'../model.safetensors'"]
+    ),
+    "a shard is a byte too short": Refusal(files=[longer(SHARD, -1)], says=[f"{SHARD}: ", "truncated"]),
+    "a shard is a byte too long": Refusal(files=[longer(SHARD, 1)], says=[f"{SHARD}: expected", "data after the end"]),
+    "a shard is empty": Refusal(files=[written(SHARD, "")], says=[f"{SHARD}: 0 bytes long"]),
+    "a shard is a pointer of git lfs": Refusal(
+        files=[written(SHARD, "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4000000000\n")],
+        says=[f"{SHARD}: ", "not a safetensors file"],
+    ),
+    "a header of 2^60 bytes": Refusal(files=[header_length(SHARD, 2**60)], says=[f"{SHARD}: ", str(2**60), "header"]),
+    "a header that is not JSON": Refusal(files=[header_length(SHARD, 100)], says=[f"{SHARD} (header): not valid JSON"]),
+    "tensors that overlap": Refusal(
+        files=[header(SHARD, lambda entries: entries[FIRST].update(data_offsets=[2, 98]))], says=[SHARD, "overlaps"]
+    ),
+    "a tensor beyond the end of its shard": Refusal(
+        files=[header(SHARD, lambda entries: entries[FIRST].update(data_offsets=[10**9, 10**9 + 96]))], says=[SHARD, FIRST, "ends at byte"]
+    ),
+    "a tensor whose bytes do not fit its shape": Refusal(
+        files=[header(SHARD, lambda entries: entries[FIRST].update(shape=[47]))], says=[SHARD, FIRST, "94", "96"]
+    ),
+    "a tensor of negative size": Refusal(
+        files=[header(SHARD, lambda entries: entries[FIRST].update(shape=[-48]))], says=[SHARD, FIRST, "[-48]"]
+    ),
+    "an element type that safetensors does not have": Refusal(
+        files=[header(SHARD, lambda entries: entries[FIRST].update(dtype="F17"))], says=[SHARD, FIRST, "'F17'"]
+    ),
+    "a tensor of the wrong shape": Refusal(
+        model=[sized("model.layers.2.mlp.up_proj.weight", rows=80)],
+        says=["model.layers.2.mlp.up_proj.weight has shape [80, 48], expected [88, 48]", "intermediate_size"],
+    ),
+    "a tensor of the wrong element type": Refusal(
+        model=[typed("model.layers.2.mlp.down_proj.weight", "int8")], says=["model.layers.2.mlp.down_proj.weight is int8", "bfloat16"]
+    ),
+    "sources of one parameter of different element types": Refusal(
+        model=[typed("model.layers.2.mlp.up_proj.weight", "float16")],
+        says=["gate_proj.weight is bfloat16", "up_proj.weight is float16"],
+    ),
+    "tensors that no rule knows": Refusal(
+        model=[with_tensors("model.layers.0.mlp.extra.weight", "visual.pos_embed")],
+        says=["model.layers.0.mlp.extra.weight", "visual.pos_embed", "no rule", "qwen2vl"],
+    ),
+    "more layers than config.json says": Refusal(
+        model=[config("num_hidden_layers", 5)], says=["model.layers.5.", "config.json"]
+    ),
+    "fewer layers than config.json says": Refusal(
+        model=[config("num_hidden_layers", 7)], says=["model.layers.6.input_layernorm.weight is missing"]
+    ),
+    "missing tensors": Refusal(
+        model=[without("model.layers.3.self_attn.q_proj.weight"), without("model.norm.weight")],
+        says=["model.layers.3.self_attn.q_proj.weight is missing", "model.norm.weight is missing"],
+    ),
+    "an untied model without a head": Refusal(model=[without("lm_head.weight")], says=["lm_head.weight is missing"]),
+    "one tensor in two spellings": Refusal(
+        model=[with_tensors("model.language_model.norm.weight")], says=["model.norm.weight", "model.language_model.norm.weight"]
+    ),
+}
+
+MODELS = {
+    "unknown model": Refusal(options={"+model": "qwen2v1"}, says=["+model=qwen2v1", "did you mean +model=qwen2vl?"]),
+    "unknown model, like no other": Refusal(options={"+model": "zzz"}, says=["+model=zzz", "known:", "qwen2vl"]),
+    "model without plus": Refusal(options={"+model": None, "model": "qwen2vl"}, says=["+model="]),
+    "config.json contradicts the model": Refusal(
+        model=[config("model_type", "llava")], says=[CONFIG, "'llava'", "+model=qwen2vl", "qwen2_vl"]
+    ),
+    "config.json names an unknown model": Refusal(
+        model=[config("model_type", "qwen2_vll")], options={"+model": None}, says=[CONFIG, "'qwen2_vll'", "+model=qwen2vl"]
+    ),
+    "config.json names no model": Refusal(
+        model=[config("model_type", None)], options={"+model": None}, says=[CONFIG, "model_type", "+model=NAME", "qwen2vl"]
+    ),
+}
+
+LAYOUTS = {
+    "text stages do not add up": Refusal(
+        options={"layout.stages.text": "[3,2]"}, says=["layout.stages.text=[3,2]", "5 layers", "6 text layers"]
+    ),
+    "vision stages do not add up": Refusal(
+        options={"layout.stages.vision": "[6]"}, says=["layout.stages.vision=[6]", "6 layers", "5 vision layers"]
+    ),
+    "tp does not divide the KV heads": Refusal(
+        model=[config("num_key_value_heads", 1), sized("*.self_attn.[kv]_proj.*", rows=8)],
+        options={"layout.tp": "2"},
+        says=["layout.tp=2", "kv_heads (1, num_key_value_heads in config.json)"],
+    ),
+    "tp does not divide the vision heads": Refusal(
+        model=[config("vision_config.num_heads", 1)],
+        options={"layout.tp": "2"},
+        says=["layout.tp=2", "vision_heads (1, num_heads in config.json)"],
+    ),
+    "tp does not divide the intermediate size": Refusal(
+        model=[
+            config("intermediate_size", 87),
+            sized("*.mlp.gate_proj.weight", rows=87),
+            sized("*.mlp.up_proj.weight", rows=87),
+            sized("*.mlp.down_proj.weight", columns=87),
+        ],
+        options={"layout.tp": "2"},
+        says=["layout.tp=2", "87", "intermediate_size"],
+    ),
+    "tp does not divide the vocabulary": Refusal(
+        model=[config("vocab_size", 103), sized("model.embed_tokens.weight", rows=103), sized("lm_head.weight", rows=103)],
+        options={"layout.tp": "2"},
+        says=["layout.tp=2", "103", "vocab_size"],
+    ),
+    "encoder tp does not divide the vision heads": Refusal(
+        options={"layout.modality_tp.vision": "3"}, says=["layout.modality_tp.vision=3", "vision_heads (4, num_heads in config.json)"]
+    ),
+    "encoder tp and tp do not divide": Refusal(
+        options={"layout.tp": "2", "layout.modality_tp.vision": "3"}, says=["layout.tp=2", "3"]
+    ),
+    "encoder stages longer than the text stages": Refusal(
+        options={"layout.stages.text": "[3,3]", "layout.stages.vision": "[5,0,0]"},
+        says=["layout.stages.vision=[5,0,0]", "3 entries", "2 pipeline ranks"],
+    ),
+    "encoder without virtual stages": Refusal(
+        options={"layout.stages.text": "[[1,2],[2,1]]", "layout.stages.vision": "[5,0]"},
+        says=["layout.stages.vision=[5,0]", "1 virtual stages, expected 2"],
+    ),
+    "virtual stages of different lengths": Refusal(
+        options={"layout.stages.text": "[[1,2],[3]]"}, says=["layout.stages.text=[[1,2],[3]]", "the same number of entries"]
+    ),
+    "pp contradicts the stages": Refusal(
+        options={"layout.stages.text": "[3,3]", "layout.pp": "3"}, says=["layout.pp=3", "[3,3]", "pp 2"]
+    ),
+    "vpp contradicts the stages": Refusal(
+        options={"layout.stages.text": "[3,3]", "layout.vpp": "2"}, says=["layout.vpp=2", "[3,3]", "vpp 1"]
+    ),
+    "experts of a dense model": Refusal(options={"layout.ep": "2"}, says=["layout.ep=2", "no experts"]),
+    "a modality that the model does not have": Refusal(
+        options={"layout.stages.audio": "[1]"}, says=["layout.stages.audio", "text, vision"]
+    ),
+    "selection of a modality that the model does not have": Refusal(
+        options={"select": "[audio]"}, says=["select", "audio", "text, vision"]
+    ),
+}
+
+OPTIONS = {
+    "unknown option in an unknown group": Refusal(options={"layot.tp": "2"}, says=["layot.tp", "did you mean layout.tp?"]),
+    "unknown option": Refusal(options={"layout.tpp": "2"}, says=["layout.tpp", "did you mean layout.tp?"]),
+    "unknown option with a plus": Refusal(options={"+sorce": "x"}, says=["sorce", "did you mean", "source"]),
+    "tp is a word": Refusal(options={"layout.tp": "two"}, says=["layout.tp=two: expected a positive integer"]),
+    "tp is zero": Refusal(options={"layout.tp": "0"}, says=["layout.tp=0: expected a positive integer"]),
+    "tp is empty": Refusal(options={"layout.tp": ""}, says=["layout.tp=", "expected a positive integer"]),
+    "unknown action": Refusal(options={"action": "convrt"}, says=["action=convrt", "convert, plan, verify"]),
+    "stages of words": Refusal(options={"layout.stages.text": "[1,x]"}, says=["layout.stages.text=", "[1,10,10,7]"]),
+    "stages without brackets": Refusal(options={"layout.stages.text": "6"}, says=["layout.stages.text=6", "[1,10,10,7]"]),
+    "stages of two depths": Refusal(options={"layout.stages.text": "[[3],3]"}, says=["layout.stages.text=", "[1,10,10,7]"]),
+    "stages without end": Refusal(options={"layout.stages.text": "[3,3"}, says=["layout.stages.text=[3,3"]),
+    "negative iteration": Refusal(options={"iteration": "-1"}, says=["iteration=-1", "release"]),
+    "unknown modality": Refusal(options={"select": "[visoin]"}, says=["select=", "visoin", "text, vision, audio"]),
+    "overwrite is neither true nor false": Refusal(options={"overwrite": "maybe"}, says=["overwrite=maybe: expected true or false"]),
+    "no threads": Refusal(options={"io.threads": "0"}, says=["io.threads=0: expected a positive integer"]),
+    "number of processes of a conversion": Refusal(options={"processes": "2"}, says=["processes", "action=plan"]),
+    "a blank in the target": Refusal(options={"target": "a(b"}, says=["target=a(b", "quotes"]),
+    "two wrong values": Refusal(options={"layout.tp": "0", "action": "convrt"}, says=["layout.tp=0", "action=convrt"]),
+    "a report where there is no directory": Refusal(
+        options={"report": "nowhere/report.json"}, says=["report=nowhere/report.json", "directory"]
+    ),
+    "a report that is a directory": Refusal(options={"report": "hf"}, says=["report=hf", "file"]),
+    "no such text source": Refusal(options={"text_source": "nowhere"}, says=["text_source=nowhere: no such directory"]),
+    "the text source is the source": Refusal(
+        options={"text_source": "hf/../hf"}, says=["text_source=hf/../hf", "same directory as source"]
+    ),
+    "a text source for the vision alone": Refusal(
+        options={"text_source": "hf", "select": "[vision]"}, says=["text_source=hf", "select=", "vision"]
+    ),
+}
+
+# These are found after planning.
+TARGETS = {
+    "the target is the source": Refusal(options={"target": "hf"}, says=["target=hf", "source=hf"]),
+    "the target is inside the source": Refusal(options={"target": "hf/mm"}, says=["target=hf/mm", "source=hf"]),
+    "the source is inside the result": Refusal(
+        files=[lambda directory: shutil.copytree(directory / "hf", directory / "mm/release/hf")],
+        options={"source": "mm/release/hf", "overwrite": "true"},
+        says=["source=mm/release/hf", "mm/release"],
+    ),
+    "the target is a file": Refusal(files=[written("mm", "a file")], says=["target=mm", "not a directory"]),
+    "the target is below a file": Refusal(
+        files=[written("file", "a file")], options={"target": "file/a/mm"}, says=["target=file/a/mm", "not a directory"]
+    ),
+    "the result is there already": Refusal(
+        files=[written("mm/release/mp_rank_00/model_optim_rng.pt", "kept")], says=["target=mm: release is already there", "overwrite=true"]
+    ),
+    "another result is there already": Refusal(
+        files=[written("mm/latest_checkpointed_iteration.txt", "1000")],
+        says=["target=mm: latest_checkpointed_iteration.txt is already there", "overwrite=true"],
+    ),
+    "the disk is too small": Refusal(
+        model=[config("vocab_size", 150_000_000_000)],
+        files=[
+            sparse("hf/model-00002-of-00005.safetensors", "model.embed_tokens.weight", 150_000_000_000),
+            sparse("hf/model-00005-of-00005.safetensors", "lm_head.weight", 150_000_000_000),
+        ],
+        says=["target=mm: needs 28,800,000,", "bytes", "free"],
+    ),
+}
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, distconv):
+    """Run the job of a row; the standard output, once everything about the refusal has been checked."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(row: Refusal) -> str:
+        case = load_case("qwen2vl__tp1_pp1")
+        for change in row.model:
+            change(case)
+        write_source(tmp_path / "hf", case)
+        for damage in row.files:
+            damage(tmp_path)
+        before = everything(tmp_path)
+
+        options = {**JOB, **row.options}
+        outcome = distconv(*(f"{key}={value}" for key, value in options.items() if value is not None))
+
+        assert outcome.status == 2, outcome
+        assert outcome.err.startswith("distconv: "), outcome.err
+        assert "Traceback" not in outcome.err
+        assert len(outcome.err.splitlines()) <= LINES_OF_A_SCREEN
+        assert [fragment for fragment in row.says if fragment not in outcome.err] == [], outcome.err
+        assert everything(tmp_path) == before
+        import os; open(os.environ["DUMP"],"a").write(f"\n{row.options} {row.says}\n{outcome.err}") if "DUMP" in os.environ else 0
+        return outcome.out
+
+    return run
+
+
+def everything(directory: Path) -> dict[str, tuple[int, int] | bytes]:
+    """All that is in a directory: files with their content, or where that is huge with size and time of change."""
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        if path.is_file() and path.stat().st_size < 10**6
+        else (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in directory.rglob("*")
+    }
+
+
+def rows(table: Mapping[str, Refusal]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("row", table.values(), ids=table)
+
+
+@rows({**SOURCES, **MODELS, **LAYOUTS, **OPTIONS})
+def test_refused_before_anything_is_said(row, refused):
+    assert refused(row) == ""
+
+
+@rows(TARGETS)
+def test_refused_after_planning(row, refused):
+    assert "wrote" not in refused(row)
