@@ -11,9 +11,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from distconv.errors import DistconvError, InputError, JobError
+from distconv.errors import DistconvError, InputError, JobError, StoppedError
 from distconv.processes import Processes
-from distconv.transfer import StoppedError
 
 Value = TypeVar("Value")
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import product
 
-from distconv.definition import FLOATING, Definition, Rule
+from distconv.definition import FLOATING, Definition
 from distconv.dtypes import ITEM_SIZE
 from distconv.errors import InputError, named, raise_if
 from distconv.operators import OPERATORS
+from distconv.rules import Rule
 from distconv.sizes import Sizes
 from distconv.source import SourceIndex, StoredTensor
 from distconv.virtual import VirtualTensor, whole

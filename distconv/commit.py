@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distconv.errors import InputError, JobError
-from distconv.transfer import synchronise_directory
+from distconv.files import synchronise_directory
 
 _PREFIX = ".distconv-"
 _DISCARD_ATTEMPTS = 10

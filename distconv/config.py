@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distconv.balance import LayoutRequest
-from distconv.definition import unknown_keys
-from distconv.errors import raise_if
+from distconv.errors import raise_if, unknown_keys
 from distconv.layout import PLACEMENTS, StageRows
 from distconv.tying import TIED_HEAD
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 LINES_SHOWN = 20
 
@@ -27,6 +29,10 @@ class JobError(DistconvError):
     """The input was right and the job failed all the same (a read error, a full disk, a dead process)."""
 
 
+class StoppedError(JobError):
+    """Another process or thread failed, so this one stopped."""
+
+
 def joined(problems: list[str]) -> str:
     """The problems as one screen of text: each on its own line, the rest counted."""
     shown = problems[:LINES_SHOWN]
@@ -46,3 +52,14 @@ def named(names: Iterable[object], limit: int = 5) -> str:
     everything = [str(name) for name in names]
     rest = len(everything) - limit
     return ", ".join(everything[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def unknown_keys(content: Mapping[Any, Any], known: Collection[str]) -> list[str]:
+    """A problem for each key that is not known, with the nearest one that is."""
+    problems = []
+    for key in content:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+            problems.append(f"unknown key {key!r}{hint}")
+    return problems

@@ -22,7 +22,7 @@ from distconv.plan import TRACKER_NAME, OutputFile, Plan
 from distconv.planning import Facts, plan_job
 from distconv.processes import Processes
 from distconv.report import Reporter, check_report, plan_report, plan_text, planned_processes, result_text, write_report
-from distconv.transfer import Counters
+from distconv.sinks import Counters
 from distconv.verification import compare_files
 from distconv.work import planned_read
 from distconv.writing import write_files

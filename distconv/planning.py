@@ -13,10 +13,11 @@ from typing import Any
 from distconv.balance import complete_layout
 from distconv.binding import bind
 from distconv.config import JobConfig
-from distconv.definition import PROJECTOR, Definition, Rule, parse_definition
+from distconv.definition import PROJECTOR, Definition, parse_definition
 from distconv.errors import InputError
 from distconv.layout import TEXT
 from distconv.plan import Plan, make_plan
+from distconv.rules import Rule
 from distconv.sizes import Sizes
 from distconv.source import SourceIndex
 from distconv.tying import resolve_head

@@ -1,32 +1,28 @@
 """The only place where bytes move: runs the steps of `steps` on open files.
 
-Owns file descriptors of the source, buffers, threads and the counters of what was really read and written. What is done
-with finished bytes is the sink's business: `WriteSink` writes them, `CompareSink` compares them with what is there.
-Memory per thread is one read buffer and one write buffer.
+Owns the threads and their buffers, one for reading and one for writing each. What is done with finished bytes is the
+business of a sink.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Protocol
 
 import numpy as np
 
-from distconv.errors import JobError
-from distconv.source import SourceFile, StoredTensor
+from distconv.errors import JobError, StoppedError
+from distconv.files import OpenFiles, read_into
+from distconv.sinks import Counters, Sink
+from distconv.source import StoredTensor
 from distconv.steps import CopyRun, Gather, Move, lower
 from distconv.virtual import VirtualTensor
 
 _ALARM_SECONDS = 0.5
 # In-kernel copies go in pieces of this many bytes, so that progress and a stop are seen in between.
 _RUN_PIECE = 32 * 1024 * 1024
-_NO_KERNEL_COPY = {errno.ENOSYS, errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.ETXTBSY}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,141 +40,6 @@ class Work:
 
     sources: tuple[StoredTensor, ...]
     shards: tuple[Shard, ...]
-
-
-class Sink(Protocol):
-    """What happens to finished bytes."""
-
-    def copy(self, source: int, source_offset: int, path: str, offset: int, nbytes: int, scratch: memoryview) -> None:
-        """`nbytes` of an open file belong at `offset` of the file at `path`."""
-
-    def put(self, path: str, offset: int, data: memoryview) -> None:
-        """These bytes belong at `offset` of the file at `path`."""
-
-
-class StoppedError(JobError):
-    """Another process or thread failed, so this one stopped."""
-
-
-class Counters:
-    """Bytes really read and written by this process; `on_progress` is told of each portion done."""
-
-    def __init__(self, on_progress: Callable[[int], None]) -> None:
-        self.read = 0
-        self.written = 0
-        self._lock = threading.Lock()
-        self._on_progress = on_progress
-
-    def add(self, read: int = 0, written: int = 0, done: int = 0) -> None:
-        """Count bytes."""
-        with self._lock:
-            self.read += read
-            self.written += written
-            if done:
-                self._on_progress(done)
-
-
-class OpenFiles:
-    """File descriptors by path, opened when first used and closed together; safe to use from several threads."""
-
-    def __init__(self, flags: int) -> None:
-        self._flags = flags
-        self._open: dict[str, int] = {}
-        self._lock = threading.Lock()
-
-    def get(self, path: str, size: int | None = None) -> int:
-        """The descriptor of a file, which must have `size` bytes if that is given."""
-        with self._lock:
-            if path not in self._open:
-                descriptor = os.open(path, self._flags | os.O_CLOEXEC)
-                self._open[path] = descriptor
-                found = os.fstat(descriptor).st_size
-                if size is not None and found != size:
-                    raise JobError(
-                        f"{path}: was {size} bytes long when it was indexed, now {found}: it is being changed"
-                    )
-            return self._open[path]
-
-    def items(self) -> Iterator[tuple[str, int]]:
-        """Path and descriptor of each open file."""
-        yield from self._open.items()
-
-    def __enter__(self) -> OpenFiles:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
-        self._open.clear()
-
-
-def open_source(files: OpenFiles, file: SourceFile) -> int:
-    """The descriptor of a source file that has not changed since it was indexed."""
-    return files.get(file.path, file.size)
-
-
-class WriteSink:
-    """Writes finished bytes; copies runs in the kernel where the file systems can."""
-
-    def __init__(self, files: OpenFiles, counters: Counters) -> None:
-        self._files = files
-        self._counters = counters
-        self._in_kernel = hasattr(os, "copy_file_range")
-
-    def copy(self, source: int, source_offset: int, path: str, offset: int, nbytes: int, scratch: memoryview) -> None:
-        """Copy from file to file."""
-        target = self._files.get(path)
-        done = 0
-        while self._in_kernel and done < nbytes:
-            try:
-                copied = os.copy_file_range(source, target, nbytes - done, source_offset + done, offset + done)
-            except OSError as error:
-                if error.errno not in _NO_KERNEL_COPY:
-                    raise
-                self._in_kernel = False
-                break
-            if copied == 0:
-                break
-            done += copied
-        while done < nbytes:
-            piece = scratch[: min(len(scratch), nbytes - done)]
-            read_into(source, source_offset + done, piece)
-            write_from(target, offset + done, piece)
-            done += len(piece)
-        self._counters.add(read=nbytes, written=nbytes, done=nbytes)
-
-    def put(self, path: str, offset: int, data: memoryview) -> None:
-        """Write bytes at their place."""
-        write_from(self._files.get(path), offset, data)
-        self._counters.add(written=len(data), done=len(data))
-
-
-class CompareSink:
-    """Compares finished bytes with those in place; `different` gets path and offset of each portion that differs."""
-
-    def __init__(self, files: OpenFiles, counters: Counters) -> None:
-        self._files = files
-        self._counters = counters
-        self.different: set[tuple[str, int]] = set()
-
-    def copy(self, source: int, source_offset: int, path: str, offset: int, nbytes: int, scratch: memoryview) -> None:
-        """Compare a run of the source with a run of the target."""
-        half = len(scratch) // 2
-        for start in range(0, nbytes, half):
-            length = min(half, nbytes - start)
-            read_into(source, source_offset + start, scratch[:length])
-            self._compare(path, offset + start, scratch[:length], scratch[half : half + length])
-            self._counters.add(read=2 * length, done=length)
-
-    def put(self, path: str, offset: int, data: memoryview) -> None:
-        """Compare bytes with those at their place."""
-        self._compare(path, offset, data, memoryview(bytearray(len(data))))
-        self._counters.add(read=len(data), done=len(data))
-
-    def _compare(self, path: str, offset: int, expected: memoryview, found: memoryview) -> None:
-        read_into(self._files.get(path), offset, found)
-        if not np.array_equal(np.frombuffer(expected, np.uint8), np.frombuffer(found, np.uint8)):
-            self.different.add((path, offset))
 
 
 def run(
@@ -264,7 +125,7 @@ class _Engine:
     def _copy(self, step: CopyRun, work: Work) -> None:
         stored, shard = work.sources[step.operand], work.shards[step.shard]
         try:
-            source = open_source(self._sources, stored.file)
+            source = self._sources.get(stored.file.path, stored.file.size)
             for start in range(0, step.nbytes, _RUN_PIECE):
                 if self._stop.is_set():
                     raise StoppedError("stopped because another thread or process failed")
@@ -287,7 +148,7 @@ class _Engine:
         for read in step.reads:
             stored = work.sources[read.operand]
             try:
-                source = open_source(self._sources, stored.file)
+                source = self._sources.get(stored.file.path, stored.file.size)
                 read_into(source, stored.offset + read.offset, self._reading[: read.nbytes])
             except OSError as error:
                 raise _failure(f"reading {stored.name} from {stored.file.path}", error) from error
@@ -309,42 +170,5 @@ def _move(move: Move, item_size: int, reading: memoryview, writing: memoryview) 
     target[...] = np.ndarray(move.shape, dtype, reading, move.source_offset, move.source_strides)
 
 
-def read_into(descriptor: int, offset: int, buffer: memoryview) -> None:
-    """Fill the buffer from a file.
-
-    Raises:
-        OSError: the file ends before that.
-    """
-    done = 0
-    while done < len(buffer):
-        got = os.preadv(descriptor, [buffer[done:]], offset + done)
-        if got == 0:
-            raise OSError(errno.EIO, f"the file ends at byte {offset + done}: truncated while it was being read")
-        done += got
-
-
-def write_from(descriptor: int, offset: int, buffer: memoryview) -> None:
-    """Write all of the buffer to a file."""
-    done = 0
-    while done < len(buffer):
-        done += os.pwritev(descriptor, [buffer[done:]], offset + done)
-
-
 def _failure(doing: str, error: OSError) -> JobError:
     return JobError(f"{doing}: {error.strerror or error}")
-
-
-def synchronise(files: Iterable[tuple[str, int]]) -> None:
-    """Make the contents of open files, and the directories that name them, durable."""
-    for path, descriptor in files:
-        os.fsync(descriptor)
-        synchronise_directory(os.path.dirname(path))
-
-
-def synchronise_directory(path: str) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from distconv.config import InputOutput
+from distconv.files import OpenFiles
 from distconv.plan import CHECKPOINT_VERSION, Entry, OutputFile, Plan
+from distconv.sinks import CompareSink, Counters
 from distconv.torch_archive import ArchivedTensor, read_archive
-from distconv.transfer import CompareSink, Counters, OpenFiles, run
+from distconv.transfer import run
 from distconv.work import Batch, batches
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from distconv.config import InputOutput
 from distconv.errors import JobError
+from distconv.files import OpenFiles, synchronise
 from distconv.plan import CHECKPOINT_VERSION, OutputFile, Plan
-from distconv.transfer import Counters, OpenFiles, WriteSink, run, synchronise
+from distconv.sinks import Counters, WriteSink
+from distconv.transfer import run
 from distconv.work import Batch, batches
 
 LayOut = Callable[..., Mapping[tuple[str, str], int]]

@@ -310,13 +310,13 @@ def refused(tmp_path, monkeypatch, distconv):
         options = {**JOB, **row.options}
         outcome = distconv(*(f"{key}={value}" for key, value in options.items() if value is not None))
 
+        import os, pathlib; d=pathlib.Path(os.environ['DUMP']); d.write_text((d.read_text() if d.exists() else '')+f'\n# {os.environ["PYTEST_CURRENT_TEST"][50:]} {row.options} status {outcome.status}\n{outcome.err}{outcome.out and "OUT "+outcome.out}')
         assert outcome.status == 2, outcome
         assert outcome.err.startswith("distconv: "), outcome.err
         assert "Traceback" not in outcome.err
         assert len(outcome.err.splitlines()) <= LINES_OF_A_SCREEN
         assert [fragment for fragment in row.says if fragment not in outcome.err] == [], outcome.err
         assert everything(tmp_path) == before
-        import os; open(os.environ["DUMP"],"a").write(f"\n{row.options} {row.says}\n{outcome.err}") if "DUMP" in os.environ else 0
         return outcome.out
 
     return run

@@ -1,0 +1,107 @@
+"""Open files and the bytes in them: descriptors, positioned reads and writes, durability.
+
+Owns the system calls. Knows neither tensors nor formats.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+
+from distconv.errors import JobError
+
+_NO_KERNEL_COPY = {errno.ENOSYS, errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.ETXTBSY}
+
+
+class OpenFiles:
+    """File descriptors by path, opened when first used and closed together; safe to use from several threads."""
+
+    def __init__(self, flags: int) -> None:
+        self._flags = flags
+        self._open: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def get(self, path: str, size: int | None = None) -> int:
+        """The descriptor of a file, which must have `size` bytes if that is given."""
+        with self._lock:
+            if path not in self._open:
+                descriptor = os.open(path, self._flags | os.O_CLOEXEC)
+                self._open[path] = descriptor
+                found = os.fstat(descriptor).st_size
+                if size is not None and found != size:
+                    raise JobError(
+                        f"{path}: was {size} bytes long when it was indexed, now {found}: it is being changed"
+                    )
+            return self._open[path]
+
+    def items(self) -> Iterator[tuple[str, int]]:
+        """Path and descriptor of each open file."""
+        yield from self._open.items()
+
+    def __enter__(self) -> OpenFiles:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
+
+
+def read_into(descriptor: int, offset: int, buffer: memoryview) -> None:
+    """Fill the buffer from a file.
+
+    Raises:
+        OSError: the file ends before that.
+    """
+    done = 0
+    while done < len(buffer):
+        got = os.preadv(descriptor, [buffer[done:]], offset + done)
+        if got == 0:
+            raise OSError(errno.EIO, f"the file ends at byte {offset + done}: truncated while it was being read")
+        done += got
+
+
+def write_from(descriptor: int, offset: int, buffer: memoryview) -> None:
+    """Write all of the buffer to a file."""
+    done = 0
+    while done < len(buffer):
+        done += os.pwritev(descriptor, [buffer[done:]], offset + done)
+
+
+def copy_in_kernel(source: int, source_offset: int, target: int, offset: int, nbytes: int) -> int:
+    """Copy bytes from file to file without passing through this program; how many, which may be none.
+
+    Raises:
+        OSError: a read or a write failed; not when the file systems merely cannot do it.
+    """
+    done = 0
+    while done < nbytes:
+        try:
+            copied = os.copy_file_range(source, target, nbytes - done, source_offset + done, offset + done)
+        except OSError as error:
+            if error.errno not in _NO_KERNEL_COPY:
+                raise
+            break
+        if copied == 0:
+            break
+        done += copied
+    return done
+
+
+def synchronise(files: Iterable[tuple[str, int]]) -> None:
+    """Make the contents of open files, and the directories that name them, durable."""
+    for path, descriptor in files:
+        os.fsync(descriptor)
+        synchronise_directory(os.path.dirname(path))
+
+
+def synchronise_directory(path: str) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
