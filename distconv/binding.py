@@ -10,17 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from itertools import product
 
-from distconv.definition import FLOATING, Definition
+from distconv.definition import FLOATING, Definition, Ignored
 from distconv.dtypes import ITEM_SIZE
 from distconv.errors import InputError, named, raise_if
 from distconv.operators import OPERATORS
-from distconv.rules import Rule
+from distconv.rules import ANY, Rule
 from distconv.sizes import Sizes
 from distconv.source import SourceIndex, StoredTensor
-from distconv.virtual import VirtualTensor, whole
+from distconv.virtual import VirtualTensor, select, whole
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,8 +27,9 @@ class Recipe:
     """A rule applied to sources of given shapes: one virtual tensor, shared by all layers that look alike.
 
     `unit` is the number of units (heads, groups) that a tensor-parallel cut must keep whole, with how messages speak
-    of it; `dims` is how they speak of the sizes of the sources. Compared and hashed by identity, so that everything
-    derived from a recipe is derived once.
+    of it; `dims` is how they speak of the sizes of the sources. `packed`: the sources hold all experts along their
+    first dim, and this takes one. Compared and hashed by identity, so that everything derived from a recipe is derived
+    once.
     """
 
     rule: Rule
@@ -37,6 +37,7 @@ class Recipe:
     source_shapes: tuple[tuple[int, ...], ...]
     unit: tuple[int, str] | None
     dims: tuple[str, ...]
+    packed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,33 +104,35 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
     reasons = {rule: left_out(rule) for rule in definition.rules}
     wanted = [rule for rule in definition.rules if reasons[rule] is None]
     modalities = {rule.modality for rule in wanted}
-    tied = False
-    if definition.tied is not None and definition.rule_for(definition.tied.head) in wanted:
-        tied = sizes.flag(definition.tied.flag)
+    tied_head = None
+    if definition.tied is not None and "text" in modalities and sizes.flag(definition.tied.flag):
+        tied_head = definition.tied.head
     parameters: list[Parameter] = []
     used: set[str] = set()
+    unsized = False
+    chosen = _Choices(wanted, stored)
     for rule in wanted:
-        optional = rule.optional or (tied and definition.tied is not None and rule.target == definition.tied.head)
         try:
-            applied = _apply(rule, definition, sizes, stored)
+            applied = _apply(rule, definition, sizes, stored, chosen)
         except InputError as error:
             problems += [problem for problem in error.problems if problem not in problems]
+            unsized = True
             continue
         used |= applied.used
         parameters += applied.parameters
         problems += applied.wrong
-        if applied.used or not optional:
+        if applied.used or not (rule.optional or rule.target == tied_head):
             problems += applied.missing
 
-    explain = _Explanations(definition, reasons)
+    explain = _Explanations(definition, reasons, sizes)
     unconverted = []
     unknown: dict[str, list[str]] = {}
     for name in sorted(set(stored) - used):
         reason = explain.reason(name)
-        if reason is None:
-            unknown.setdefault(explain.problem(name), []).append(stored[name].name)
-        else:
+        if reason is not None:
             unconverted.append(Unconverted(tensor=stored[name], reason=reason))
+        elif not (unsized and explain.fits(name)):
+            unknown.setdefault(explain.problem(name), []).append(stored[name].name)
     for what, names in unknown.items():
         problems.append(f"{index.directory}: {len(names)} source tensors {what}: {named(names, 8)}")
     raise_if(problems)
@@ -137,20 +140,21 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
         parameters=tuple(parameters),
         unconverted=tuple(unconverted),
         layers={modality: sizes.get(definition.modalities[modality]) for modality in sorted(modalities)},
-        experts=sizes.get(definition.experts) if definition.experts is not None else None,
-        tied=tied,
+        experts=_experts(definition, sizes) if any(each.expert is not None for each in parameters) else None,
+        tied=tied_head is not None,
     )
 
 
 def target_name(rule: Rule, layer: int | None, expert: int | None) -> str:
     """The rule's target with its placeholders filled."""
-    return _filled(rule.target, layer, expert)
+    return _filled(rule.target, layer, expert, None)
 
 
-def _filled(pattern: str, layer: int | None, expert: int | None) -> str:
-    if layer is not None:
-        pattern = pattern.replace("{layer}", str(layer))
-    return pattern if expert is None else pattern.replace("{expert}", str(expert))
+def _filled(pattern: str, layer: int | None, expert: int | None, item: int | None) -> str:
+    for placeholder, number in (("{layer}", layer), ("{expert}", expert), ("{item}", item)):
+        if number is not None:
+            pattern = pattern.replace(placeholder, str(number))
+    return pattern
 
 
 def _canonical(definition: Definition, index: SourceIndex, problems: list[str]) -> dict[str, StoredTensor]:
@@ -178,46 +182,91 @@ class _Applied:
     wrong: list[str] = field(default_factory=list)
 
 
-def _apply(rule: Rule, definition: Definition, sizes: Sizes, stored: Mapping[str, StoredTensor]) -> _Applied:
-    layers: Iterable[int | None] = (None,)
-    experts: Iterable[int | None] = (None,)
-    if "layer" in rule.placeholders:
-        layers = range(sizes.get(definition.modalities[rule.modality]))
-    if "expert" in rule.placeholders and definition.experts is not None:
-        experts = range(sizes.get(definition.experts))
-    expected = [tuple(sizes.get(dim) for dim in source.dims) for source in rule.sources]
-    recipes: dict[str, Recipe] = {}
+class _Choices:
+    """Which alternative each layer uses, for every `one_of`: the first whose sources are complete."""
+
+    def __init__(self, rules: Iterable[Rule], stored: Mapping[str, StoredTensor]) -> None:
+        self._stored = stored
+        self._groups: dict[str, dict[str, list[Rule]]] = {}
+        for rule in rules:
+            if rule.choice is not None:
+                group, name = rule.choice
+                self._groups.setdefault(group, {}).setdefault(name, []).append(rule)
+        self._known: dict[tuple[str, int | None], str] = {}
+
+    def uses(self, rule: Rule, layer: int | None) -> bool:
+        """Whether the layer uses the alternative that the rule belongs to; always, for a rule that is in none."""
+        if rule.choice is None:
+            return True
+        group, name = rule.choice
+        if (group, layer) not in self._known:
+            # The best is without a missing source; among those with some, the one of which most is there.
+            self._known[group, layer] = max(self._groups[group], key=lambda each: self._score(group, each, layer))
+        return self._known[group, layer] == name
+
+    def _score(self, group: str, name: str, layer: int | None) -> tuple[bool, int]:
+        sources = [source for rule in self._groups[group][name] if not rule.optional for source in rule.sources]
+        present = sum(_filled(source.name, layer, 0, None) in self._stored for source in sources)
+        return present == len(sources), present
+
+
+def _apply(
+    rule: Rule, definition: Definition, sizes: Sizes, stored: Mapping[str, StoredTensor], chosen: _Choices
+) -> _Applied:
+    layers: Iterable[tuple[int | None, int | None]] = ((None, None),)
+    if rule.layers is not None:
+        layers = [(item, layer) for item, layer in enumerate(sizes.numbers(definition.lists[rule.layers]))]
+    elif "layer" in rule.placeholders:
+        layers = ((None, layer) for layer in range(sizes.get(definition.modalities[rule.modality])))
     applied = _Applied()
-    for layer, expert in product(layers, experts):
-        names = [_filled(source.name, layer, expert) for source in rule.sources]
+    used = [(item, layer) for item, layer in layers if chosen.uses(rule, layer)]
+    if not used:
+        return applied
+    experts: Iterable[int | None] = (None,)
+    if "expert" in rule.placeholders:
+        experts = range(_experts(definition, sizes))
+    # Where only the target has {expert}, the source holds all the experts, one after the other along its first dim.
+    packed = "expert" in rule.placeholders and not any("{expert}" in source.name for source in rule.sources)
+    expected = [tuple(None if dim == ANY else sizes.get(dim) for dim in source.dims) for source in rule.sources]
+    recipes: dict[tuple[object, ...], Recipe] = {}
+    for (item, layer), expert in product(used, experts):
+        names = [_filled(source.name, layer, expert, item) for source in rule.sources]
         present = [stored[name] for name in names if name in stored]
         applied.used.update(name for name in names if name in stored)
         if len(present) < len(names):
-            applied.missing += [
-                f"source tensor {name} is missing: {target_name(rule, layer, expert)} is made from it ({rule.where})"
-                for name in names
-                if name not in stored
-            ]
+            if not packed or expert == 0:
+                needed_for = f"{target_name(rule, layer, expert)} is made from it ({rule.where})"
+                absent = [name for name in names if name not in stored]
+                applied.missing += [f"source tensor {name} is missing: {needed_for}" for name in absent]
             continue
-        wrong = list(_unexpected(rule, present, expected, sizes))
+        wrong = list(_unexpected(rule, present, expected, sizes)) if not packed or expert == 0 else []
         applied.wrong += wrong
-        if wrong:
+        if wrong or applied.wrong:
             continue
-        dtype = present[0].dtype
-        if dtype not in recipes:
-            recipes[dtype] = _recipe(rule, dtype, expected, sizes)
-        applied.parameters.append(Parameter(recipes[dtype], tuple(present), layer, expert))
+        slice_of = expert if packed else None
+        shapes = tuple(tensor.shape for tensor in present)
+        key = (present[0].dtype, shapes, slice_of)
+        if key not in recipes:
+            recipes[key] = _recipe(rule, present[0].dtype, shapes, sizes, slice_of)
+        applied.parameters.append(Parameter(recipes[key], tuple(present), layer, expert))
     return applied
 
 
+def _experts(definition: Definition, sizes: Sizes) -> int:
+    assert definition.experts is not None
+    return sizes.get(definition.experts)
+
+
 def _unexpected(
-    rule: Rule, tensors: list[StoredTensor], expected: list[tuple[int, ...]], sizes: Sizes
+    rule: Rule, tensors: list[StoredTensor], expected: list[tuple[int | None, ...]], sizes: Sizes
 ) -> Iterator[str]:
     for tensor, shape, pattern in zip(tensors, expected, rule.sources, strict=True):
-        if tensor.shape != shape:
+        fits = [size in (None, found) for size, found in zip(shape, tensor.shape, strict=False)]
+        if len(tensor.shape) != len(shape) or not all(fits):
             dims = ", ".join(sizes.origin(dim) for dim in pattern.dims)
+            sought = [ANY if size is None else size for size in shape]
             yield (
-                f"{tensor.file.path}: {tensor.name} has shape {list(tensor.shape)}, expected {list(shape)}: "
+                f"{tensor.file.path}: {tensor.name} has shape {list(tensor.shape)}, expected {sought}: "
                 f"{dims} ({rule.where})"
             )
         if tensor.dtype not in FLOATING:
@@ -230,8 +279,10 @@ def _unexpected(
         yield f"{tensors[0].file.path}: sources of one parameter differ in element type: {described} ({rule.where})"
 
 
-def _recipe(rule: Rule, dtype: str, shapes: list[tuple[int, ...]], sizes: Sizes) -> Recipe:
+def _recipe(rule: Rule, dtype: str, shapes: tuple[tuple[int, ...], ...], sizes: Sizes, expert: int | None) -> Recipe:
     operands = [whole(dtype, shape, number) for number, shape in enumerate(shapes)]
+    if expert is not None:
+        operands = [select(operand, 0, expert) for operand in operands]
     arguments = [sizes.get(size) for size in rule.operator_sizes]
     try:
         tensor = OPERATORS[rule.operator].apply(*operands, *arguments)
@@ -240,19 +291,19 @@ def _recipe(rule: Rule, dtype: str, shapes: list[tuple[int, ...]], sizes: Sizes)
         raise InputError(f"{rule.target} ({rule.where}): operator {rule.operator} with {given}: {error}") from None
     unit = None if rule.unit is None else (sizes.get(rule.unit), sizes.origin(rule.unit))
     dims = tuple(sizes.origin(dim) for source in rule.sources for dim in source.dims)
-    return Recipe(rule=rule, tensor=tensor, source_shapes=tuple(shapes), unit=unit, dims=dims)
+    return Recipe(rule=rule, tensor=tensor, source_shapes=shapes, unit=unit, dims=dims, packed=expert is not None)
 
 
 class _Explanations:
     """Why a source tensor that no wanted rule used is left out, or what is wrong with it."""
 
-    def __init__(self, definition: Definition, reasons: Mapping[Rule, str | None]) -> None:
+    def __init__(self, definition: Definition, reasons: Mapping[Rule, str | None], sizes: Sizes) -> None:
         groups: dict[str | None, list[Rule]] = {}
         for rule, reason in reasons.items():
             groups.setdefault(reason, []).append(rule)
         self._wanted = _pattern(groups.pop(None, []))
         self._left_out = [(reason, _pattern(rules)) for reason, rules in groups.items()]
-        self._ignored = definition.ignored
+        self._ignored = [(entry.reason, _ignored(entry, sizes)) for entry in definition.ignored]
         self._definition = definition.name
 
     def reason(self, name: str) -> str | None:
@@ -260,15 +311,29 @@ class _Explanations:
         for reason, pattern in self._left_out:
             if pattern.fullmatch(name):
                 return reason
-        return next((entry.reason for entry in self._ignored if fnmatchcase(name, entry.names)), None)
+        return next((reason for reason, pattern in self._ignored if pattern.fullmatch(name)), None)
+
+    def fits(self, name: str) -> bool:
+        """Whether the name is like those of a wanted rule."""
+        return self._wanted.fullmatch(name) is not None
 
     def problem(self, name: str) -> str:
         """What is wrong with a tensor that is not left out on purpose."""
-        if self._wanted.fullmatch(name):
-            return "beyond the number of layers or experts that config.json gives"
+        if self.fits(name):
+            return "that fit a rule, but not the number of layers or experts in config.json, or what their layer is"
         return f"that no rule of model definition {self._definition} knows"
 
 
 def _pattern(rules: list[Rule]) -> re.Pattern[str]:
     names = sorted({source.name for rule in rules for source in rule.sources})
     return re.compile("|".join(re.sub(r"\\{\w+\\}", r"\\d+", re.escape(name)) for name in names) or r"(?!)")
+
+
+def _ignored(entry: Ignored, sizes: Sizes) -> re.Pattern[str]:
+    """The pattern of names that an entry leaves out."""
+    pattern = re.escape(entry.names).replace(r"\*", ".*")
+    if entry.layers is not None:
+        first, count = (sizes.get(size) for size in entry.layers)
+        numbers = "|".join(str(layer) for layer in range(first, first + count))
+        pattern = pattern.replace(re.escape("{layer}"), f"(?:{numbers})")
+    return re.compile(pattern)

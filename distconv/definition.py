@@ -29,10 +29,14 @@ class Tied:
 
 @dataclass(frozen=True, kw_only=True)
 class Ignored:
-    """Source tensors left out on purpose: a name pattern with `*`, and why."""
+    """Source tensors left out on purpose: a name pattern with `*`, and why.
+
+    With `layers` (the names of two sizes, first and count) the pattern has a `{layer}`, which must be one of those.
+    """
 
     names: str
     reason: str
+    layers: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,7 @@ class Definition:
     variant_of: str | None
     renamed_prefixes: tuple[tuple[str, str], ...]
     sizes: Mapping[str, SizeSpec]
+    lists: Mapping[str, SizeSpec]
     modalities: Mapping[str, str]
     experts: str | None
     tied: Tied | None
@@ -68,6 +73,7 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
         "variant_of",
         "renamed_prefixes",
         "sizes",
+        "lists",
         "modalities",
         "experts",
         "tied",
@@ -81,14 +87,21 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
     for size, value in _mapping(content, "sizes").items():
         try:
             sizes[str(size)] = SizeSpec.parse(value)
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             problems.append(f"{where}: sizes.{size}: {error}")
     for size, spec in sizes.items():
         problems += [
             f"{where}: sizes.{size}: no size {item!r}"
-            for item in (*spec.product, *spec.quotient)
+            for item in spec.of
             if isinstance(item, str) and item not in size_names
         ]
+
+    lists: dict[str, SizeSpec] = {}
+    for name_of_list, value in (content.get("lists") or {}).items():
+        try:
+            lists[str(name_of_list)] = SizeSpec.parse(value)
+        except ValueError as error:
+            problems.append(f"{where}: lists.{name_of_list}: {error}")
 
     modalities: dict[str, str] = {}
     for modality, value in _mapping(content, "modalities").items():
@@ -109,29 +122,36 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
             for number, entry in enumerate(entries or ()):
                 at = f"{where}: rules.{modality}.{section}[{number}]"
                 try:
-                    rules += parse_rules(str(modality), str(section), entry, size_names)
+                    rules += parse_rules(str(modality), str(section), number, entry, size_names, lists)
                 except InputError as error:
                     problems += [f"{at}: {problem}" for problem in error.problems]
-    targets = [rule.target for rule in rules]
-    twice = sorted({target for target in targets if targets.count(target) > 1})
-    problems += [f"{where}: two rules for the target {target}" for target in twice]
+    targets: dict[str, list[Rule]] = {}
+    for rule in rules:
+        if any(not rule.excludes(other) for other in targets.get(rule.target, ())):
+            problems.append(f"{where}: two rules for the target {rule.target}")
+        targets.setdefault(rule.target, []).append(rule)
 
     tied = None
     if content.get("tied") is not None:
         try:
             entry = _mapping(content, "tied")
-            tied = Tied(flag=SizeSpec.parse(entry["flag"]), embedding=entry["embedding"], head=entry["head"])
+            tied = Tied(
+                flag=SizeSpec.parse(entry["flag"], entry.get("within")),
+                embedding=entry["embedding"],
+                head=entry["head"],
+            )
             problems += [
                 f"{where}: tied: no rule for the target {target}"
                 for target in (tied.embedding, tied.head)
                 if target not in targets
             ]
-        except (KeyError, ValueError, TypeError) as error:
-            problems.append(f"{where}: tied: expected flag, embedding and head ({error})")
+        except (KeyError, ValueError) as error:
+            problems.append(f"{where}: tied: expected flag, embedding and head: {error}")
     ignored = []
     for entry in content.get("ignore") or ():
         try:
-            ignored.append(Ignored(names=entry["names"], reason=entry["reason"]))
+            layers = tuple(entry["layers"]) if "layers" in entry else None
+            ignored.append(Ignored(names=entry["names"], reason=entry["reason"], layers=layers))
         except (KeyError, TypeError):
             problems.append(f"{where}: ignore: expected {{names: …, reason: …}}, found {entry!r}")
     raise_if(problems)
@@ -141,6 +161,7 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
         variant_of=content.get("variant_of"),
         renamed_prefixes=tuple((old, new) for old, new in content.get("renamed_prefixes") or ()),
         sizes=sizes,
+        lists=lists,
         modalities=modalities,
         experts=experts,
         tied=tied,

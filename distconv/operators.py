@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from distconv.virtual import VirtualTensor, chunk, concat
+from distconv.virtual import VirtualTensor, chunk, concat, permute, zeros
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,16 @@ def interleave_heads(fused: VirtualTensor, heads: int) -> VirtualTensor:
     return _interleaved(chunk(fused, 3), heads)
 
 
+def group_qv(query: VirtualTensor, value: VirtualTensor, groups: int) -> VirtualTensor:
+    """As `group_qkv` for attention whose k has no bias: zeros stand for it, in the shape of v."""
+    return group_qkv(query, zeros(value.dtype, value.shape), value, groups)
+
+
+def transpose(source: VirtualTensor) -> VirtualTensor:
+    """The two dims exchanged."""
+    return permute(source, (1, 0))
+
+
 def _interleaved(parts: Sequence[VirtualTensor], groups: int) -> VirtualTensor:
     pieces = [chunk(part, groups) for part in parts]
     return concat([piece for group in zip(*pieces, strict=True) for piece in group])
@@ -54,6 +64,8 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
         "rename": Operator(sources=1, sizes=(), apply=rename),
         "concat": Operator(sources=None, sizes=(), apply=join),
         "qkv_group": Operator(sources=3, sizes=("groups",), apply=group_qkv),
+        "qzv_group": Operator(sources=2, sizes=("groups",), apply=group_qv),
         "qkv_heads": Operator(sources=1, sizes=("heads",), apply=interleave_heads),
+        "transpose": Operator(sources=1, sizes=(), apply=transpose),
     }
 )

@@ -15,8 +15,10 @@ from distconv.operators import OPERATORS
 from distconv.tensor_parallel import TENSOR_PARALLEL_RULES
 
 STAGES = ("first", "last", "every", "layer")
-PLACEHOLDERS = ("layer", "expert")
-_ALTERNATIVES = re.compile(r"\{([\w.]+(?:,[\w.]+)+)\}")
+PLACEHOLDERS = ("layer", "expert", "item")
+_ALTERNATIVES = re.compile(r"\{([\w.?]+(?:,[\w.?]+)+)\}")
+# A dim of which config.json does not tell the size.
+ANY = "any"
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
@@ -30,7 +32,11 @@ class SourcePattern:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rule:
-    """How one Megatron-side parameter is made, cut and placed. `modality` and `section` say where the rule stands."""
+    """How one Megatron-side parameter is made, cut and placed. `modality` and `section` say where the rule stands.
+
+    `layers` is the name of a list of the only layers that have it; `{item}` then counts them. `choice` is a group of
+    alternatives, of which each layer has exactly one, and the name of the one that the rule belongs to.
+    """
 
     modality: str
     section: str
@@ -42,11 +48,19 @@ class Rule:
     unit: str | int | None
     stage: str
     optional: bool
+    layers: str | None = None
+    choice: tuple[str, str] | None = None
 
     @property
     def where(self) -> str:
         """How messages speak of the rule."""
         return f"rule {self.modality}.{self.section}"
+
+    def excludes(self, other: Rule) -> bool:
+        """Whether the two belong to different alternatives of one choice, so that no layer has both."""
+        if self.choice is None or other.choice is None:
+            return False
+        return self.choice[0] == other.choice[0] and self.choice[1] != other.choice[1]
 
     @property
     def placeholders(self) -> frozenset[str]:
@@ -54,11 +68,36 @@ class Rule:
         return frozenset(_PLACEHOLDER.findall(self.target))
 
 
-def parse_rules(modality: str, section: str, entry: Any, sizes: Collection[str]) -> Iterator[Rule]:
-    """The rules of one entry: one for each alternative of `{weight,bias}`."""
+def parse_rules(
+    modality: str, section: str, position: int, entry: Any, sizes: Collection[str], lists: Collection[str]
+) -> Iterator[Rule]:
+    """The rules of one entry: one for each alternative of `{weight,bias}`, all those below a `one_of`.
+
+    `sizes` and `lists` are the names that the definition gives to sizes and to lists of layers.
+
+    Raises:
+        InputError: every problem of the entry.
+    """
     if not isinstance(entry, Mapping):
         raise InputError(f"expected a rule, found {entry!r}")
-    problems = unknown_keys(entry, ("target", "sources", "operator", "tp", "stage", "optional"))
+    if "one_of" not in entry:
+        yield from _parsed(modality, section, entry, sizes, lists)
+        return
+    alternatives = entry["one_of"]
+    if len(entry) > 1 or not isinstance(alternatives, Mapping) or len(alternatives) < 2:
+        raise InputError("one_of: expected two or more named lists of rules, and nothing beside")
+    for name, entries in alternatives.items():
+        for each in entries or ():
+            if not isinstance(each, Mapping):
+                raise InputError(f"one_of.{name}: expected a rule, found {each!r}")
+            choice = (f"{modality}.{section}[{position}]", str(name))
+            yield from (replace(rule, choice=choice) for rule in _parsed(modality, section, each, sizes, lists))
+
+
+def _parsed(
+    modality: str, section: str, entry: Mapping[str, Any], sizes: Collection[str], lists: Collection[str]
+) -> Iterator[Rule]:
+    problems = unknown_keys(entry, ("target", "sources", "operator", "tp", "stage", "layers", "optional"))
     target = entry.get("target")
     if not isinstance(target, str):
         raise InputError([*problems, f"target: expected a name, found {target!r}"])
@@ -81,8 +120,11 @@ def parse_rules(modality: str, section: str, entry: Any, sizes: Collection[str])
         unit=units[0] if units else None,
         stage=entry.get("stage", "layer" if "{layer}" in target else ""),
         optional=entry.get("optional", False),
+        layers=entry.get("layers"),
     )
     problems += _rule_problems(rule, units, sizes)
+    if rule.layers is not None and (rule.layers not in lists or "{layer}" not in target):
+        problems.append(f"layers: expected the name of a list, for a target with {{layer}}; found {rule.layers!r}")
     raise_if(problems)
     return _alternatives(rule)
 
@@ -107,7 +149,7 @@ def _rule_problems(rule: Rule, units: tuple[str | int, ...], sizes: Collection[s
     if len(units) > 1:
         yield f"tp: expected a rule and at most one unit, found {list(units)}"
     named = [*rule.operator_sizes, *units, *(dim for source in rule.sources for dim in source.dims)]
-    unknown = dict.fromkeys(name for name in named if isinstance(name, str) and name not in sizes)
+    unknown = dict.fromkeys(name for name in named if isinstance(name, str) and name not in (*sizes, ANY))
     yield from (f"no size {name!r} under sizes" for name in unknown)
     if rule.stage not in STAGES or (rule.stage == "layer") != ("{layer}" in rule.target):
         yield (
@@ -119,8 +161,12 @@ def _rule_problems(rule: Rule, units: tuple[str | int, ...], sizes: Collection[s
     yield from (
         f"{{{name}}} stands in a source but not in the target"
         for name in sorted(found - set(_names(rule.target)))
-        if name in PLACEHOLDERS
+        if name in ("layer", "expert")
     )
+    if rule.layers is None and "item" in found:
+        yield "{item} counts the entries of a list: name it with the key layers"
+    if "{layer}" in rule.target and not all("{layer}" in each.name or "{item}" in each.name for each in rule.sources):
+        yield "{layer} stands in the target but not in every source"
 
 
 def _names(text: str) -> list[str]:
@@ -147,13 +193,14 @@ def _alternatives(rule: Rule) -> Iterator[Rule]:
             found = _ALTERNATIVES.search(source.name)
             if found is None or len(found[1].split(",")) != len(match[1].split(",")):
                 raise InputError(f"{source.name}: expected as many alternatives as in the target {rule.target}")
-            name = source.name.replace(found[0], found[1].split(",")[number])
+            name = source.name.replace(found[0], found[1].split(",")[number].rstrip("?"))
             # A bias has the first dim of its weight.
-            dims = source.dims[:1] if alternative.endswith("bias") else source.dims
+            dims = source.dims[:1] if alternative.rstrip("?").endswith("bias") else source.dims
             sources.append(SourcePattern(name=name, dims=dims))
         yield replace(
             rule,
-            target=rule.target.replace(match[0], alternative),
+            target=rule.target.replace(match[0], alternative.rstrip("?")),
+            optional=rule.optional or alternative.endswith("?"),
             sources=tuple(sources),
             tensor_parallel=rule.tensor_parallel or "replicated",
         )

@@ -33,13 +33,15 @@ def cut_recipes(recipes: Iterable[Recipe], layout: Layout) -> dict[Recipe, Shard
         size = layout.tensor_parallel_size(rule.modality)
         key = f"layout.modality_tp.{rule.modality}" if rule.modality in layout.modality_tp else "layout.tp"
         at = f"{key}={size}: {rule.target}, tp rule {rule.tensor_parallel}"
-        if recipe.unit is not None and recipe.unit[0] % size:
+        rule_of_cut = TENSOR_PARALLEL_RULES[rule.tensor_parallel]
+        unit = None if recipe.unit is None else recipe.unit[0]
+        if recipe.unit is not None and not rule_of_cut.uneven and recipe.unit[0] % size:
             problems[
                 f"{key}={size}: does not divide {recipe.unit[1]}: {rule.modality} attention is cut at whole heads"
             ] = None
             continue
         try:
-            shards[recipe] = tuple(TENSOR_PARALLEL_RULES[rule.tensor_parallel](recipe.tensor, size))
+            shards[recipe] = tuple(rule_of_cut.cut(recipe.tensor, size, unit))
         except ValueError as error:
             problems[f"{at}: {error}; its sizes: {', '.join(dict.fromkeys(recipe.dims))}"] = None
             continue
@@ -57,5 +59,6 @@ def _prove(recipe: Recipe, shards: Shards) -> None:
         raise JobError(f"{recipe.rule.target}: {error}; nothing has been written") from None
     operands = [(recipe.tensor.dtype, shape) for shape in recipe.source_shapes]
     for source, back in zip(recipe.rule.sources, invert(distinct, operands), strict=True):
-        if lost := gaps(back):
+        # A packed source is proved expert by expert: of each the whole slice is used.
+        if lost := gaps(back) - (back.elements - back.elements // back.shape[0] if recipe.packed else 0):
             raise JobError(f"{source.name}: {lost} elements would be in no shard; nothing has been written")

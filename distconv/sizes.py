@@ -1,63 +1,63 @@
 """The sizes of a model: named integers found in `config.json`, by path, or derived from one another.
 
-Owns the closed vocabulary for saying so (path, product, quotient); there are no expressions. Sizes are looked up when
+Owns the closed vocabulary for saying so; there are no expressions. Sizes are looked up when
 something needs them, so a text-only `config.json` serves the text rules of a vision-language definition.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from distconv.errors import InputError
 
-_ABSENT = object()
+DERIVATIONS = ("product", "sum", "quotient")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SizeSpec:
-    """Where a size comes from; exactly one of path, product and quotient is given.
+    """Where a size comes from: fields of config.json, or other sizes.
 
-    `path`: fields of config.json by dotted path, the first that is there counts; `default` where none is.
-    `parent_decides`: where the parent of the first path exists, the later paths are not looked at.
-    `product`, `quotient`: of other sizes by name, or integers; a quotient must come out even.
+    `path`: fields by dotted path, the first that is there counts; `default` where none is.
+    `within`: where config.json has this section, only the paths in it are looked at.
+    `derivation`: product, sum or quotient of the sizes `of`, by name or as integers; a quotient must come out even.
     """
 
     path: tuple[str, ...] = ()
-    default: int | bool | None = None
-    parent_decides: bool = False
-    product: tuple[str | int, ...] = ()
-    quotient: tuple[str | int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if [bool(self.path), bool(self.product), bool(self.quotient)].count(True) != 1:
-            raise ValueError("give one of path, product and quotient")
-        if self.quotient and len(self.quotient) != 2:
-            raise ValueError("quotient takes two sizes")
-        if (self.default is not None or self.parent_decides) and not self.path:
-            raise ValueError("default and parent_decides go with path")
+    default: int | bool | tuple[int, ...] | None = None
+    within: str | None = None
+    derivation: str | None = None
+    of: tuple[str | int, ...] = ()
 
     @staticmethod
-    def parse(value: Any) -> SizeSpec:
-        """The spec in a definition's mapping.
+    def parse(value: Any, within: str | None = None) -> SizeSpec:
+        """The spec in a definition: paths and perhaps a default, or the name of a derivation and other sizes.
+
+        It is a list in all cases because lists replace what they inherit, where mappings would be merged with it.
 
         Raises:
-            ValueError: not such a mapping.
+            ValueError: neither of them.
         """
-        if not isinstance(value, Mapping):
-            raise ValueError("expected {path: […]}, {product: […]} or {quotient: […]}")
-        known = SizeSpec.__dataclass_fields__
-        unknown = [key for key in value if key not in known]
-        if unknown:
-            raise ValueError(f"unknown key {unknown[0]!r}; known: {', '.join(known)}")
-        return SizeSpec(
-            path=tuple(value.get("path", ())),
-            default=value.get("default"),
-            parent_decides=value.get("parent_decides", False),
-            product=tuple(value.get("product", ())),
-            quotient=tuple(value.get("quotient", ())),
-        )
+        if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+            raise ValueError(
+                "expected [path in config.json, …], with a default at the end if there is one, or "
+                f"[{'|'.join(DERIVATIONS)}, size, …]; found {value!r}"
+            )
+        if value[0] in DERIVATIONS:
+            if value[0] == "quotient" and len(value) != 3:
+                raise ValueError(f"quotient takes two sizes, found {list(value[1:])}")
+            return SizeSpec(derivation=value[0], of=tuple(value[1:]))
+        *path, last = value
+        default = None
+        if isinstance(last, str):
+            path.append(last)
+        else:
+            default = tuple(last) if isinstance(last, list) else last
+        if not path or any(not isinstance(item, str) for item in path):
+            raise ValueError(f"expected paths in config.json and at most one default, at the end; found {list(value)}")
+        return SizeSpec(path=tuple(path), default=default, within=within)
 
 
 class Sizes:
@@ -70,7 +70,7 @@ class Sizes:
         self._known: dict[str, int] = {}
 
     def get(self, name: str | int) -> int:
-        """The value of a size (an integer stands for itself), at least 1.
+        """The value of a size (an integer stands for itself), at least 1 (0 if that is its default).
 
         Raises:
             InputError: the field is missing and has no default, is not a positive integer, or a quotient is uneven.
@@ -80,6 +80,17 @@ class Sizes:
         if name not in self._known:
             self._known[name] = self._derive(name, self._specs[name])
         return self._known[name]
+
+    def numbers(self, spec: SizeSpec) -> list[int]:
+        """The value of a field that is a list of layer numbers, counted from 0.
+
+        Raises:
+            InputError: it is something else, or missing without a default.
+        """
+        value, path = self._find("list", spec)
+        if not isinstance(value, (list, tuple)) or any(type(item) is not int or item < 0 for item in value):
+            raise InputError(f"{self._where}: {path}: expected a list of layer numbers, found {value!r}")
+        return list(value)
 
     def flag(self, spec: SizeSpec) -> bool:
         """The value of a field that is true or false.
@@ -94,42 +105,42 @@ class Sizes:
 
     def origin(self, name: str | int) -> str:
         """How messages speak of a size: its name in the definition, its value, and its field."""
-        if isinstance(name, int):
+        spec = None if isinstance(name, int) else self._specs.get(name)
+        if spec is None or isinstance(name, int):
             return str(name)
-        spec = self._specs[name]
         value = self.get(name)
         field = f", {self._find(name, spec)[1]} in config.json" if spec.path else ""
         return f"{name} ({value}{field})"
 
     def _derive(self, name: str, spec: SizeSpec) -> int:
-        if spec.product:
-            result = 1
-            for factor in spec.product:
-                result *= self.get(factor)
-            return result
-        if spec.quotient:
-            dividend, divisor = (self.get(item) for item in spec.quotient)
-            if dividend % divisor:
-                origins = " / ".join(self.origin(item) for item in spec.quotient)
+        if spec.derivation is not None:
+            sizes = [self.get(item) for item in spec.of]
+            if spec.derivation == "product":
+                return prod(sizes)
+            if spec.derivation == "sum":
+                return sum(sizes)
+            quotient, rest = divmod(sizes[0], sizes[1])
+            if rest:
+                origins = " / ".join(self.origin(item) for item in spec.of)
                 raise InputError(f"{self._where}: {name} = {origins} does not come out even")
-            return dividend // divisor
+            return quotient
         value, path = self._find(name, spec)
         number = int(value) if isinstance(value, float) and value.is_integer() else value
-        if type(number) is not int or number < 1:
-            raise InputError(f"{self._where}: {path}: expected a positive integer, found {value!r}")
+        least = 0 if spec.default == 0 else 1
+        if type(number) is not int or number < least:
+            raise InputError(f"{self._where}: {path}: expected an integer, at least {least}, found {value!r}")
         return number
 
     def _find(self, name: str, spec: SizeSpec) -> tuple[Any, str]:
-        for number, path in enumerate(spec.path):
-            parent: Any = self._config
-            *parents, field = path.split(".")
-            for part in parents:
-                parent = parent.get(part) if isinstance(parent, Mapping) else None
-            value = parent.get(field, _ABSENT) if isinstance(parent, Mapping) else _ABSENT
-            if value is not _ABSENT and value is not None:
+        section = None if spec.within is None else self._config.get(spec.within)
+        for path in spec.path:
+            if isinstance(section, Mapping) and not path.startswith(f"{spec.within}."):
+                continue
+            value: Any = self._config
+            for part in path.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
+            if value is not None:
                 return value, path
-            if number == 0 and spec.parent_decides and isinstance(parent, Mapping):
-                break
         if spec.default is None:
             raise InputError(
                 f"{self._where}: no field {' or '.join(spec.path)}; the model definition needs it as '{name}'"

@@ -30,9 +30,9 @@ def resolve_head(binding: Binding, definition: Definition, layout: Layout, tied_
                 "tied_head=omit: the head of this model is not tied to its embedding and cannot be left out"
             )
         return binding
-    head_rule = definition.rule_for(definition.tied.head)
-    stored = [each for each in binding.parameters if each.recipe.rule is head_rule]
-    others = tuple(each for each in binding.parameters if each.recipe.rule is not head_rule)
+    head = definition.tied.head
+    stored = [each for each in binding.parameters if each.recipe.rule.target == head]
+    others = tuple(each for each in binding.parameters if each.recipe.rule.target != head)
     separate = layout.keeps_separate_head()
     if tied_head == "auto" and not separate:
         return binding
@@ -44,5 +44,5 @@ def resolve_head(binding: Binding, definition: Definition, layout: Layout, tied_
     if tied_head == "omit" or stored:
         return binding
     embedding = next(each for each in others if each.recipe.rule.target == definition.tied.embedding)
-    recipe = replace(embedding.recipe, rule=head_rule)
+    recipe = replace(embedding.recipe, rule=definition.rule_for(head))
     return replace(binding, parameters=(*binding.parameters, Parameter(recipe, embedding.sources)))

@@ -23,8 +23,8 @@ def load_case(name: str) -> dict[str, Any]:
     return json.loads((CASES / f"{name}.json").read_text())
 
 
-def case_names(family: str) -> list[str]:
-    return sorted(path.stem for path in CASES.glob(f"{family}__*.json"))
+def case_names() -> list[str]:
+    return sorted(path.stem for path in CASES.glob("*.json"))
 
 
 def tensor_bytes(name: str, dtype: str, shape: Iterable[int], salt: str = "") -> bytes:
@@ -74,6 +74,8 @@ def overrides(case: Mapping[str, Any]) -> list[str]:
             given.append(f"layout.stages.{modality}={shown}")
         if size := layout.get(f"{key}_tp_size"):
             given.append(f"layout.modality_tp.{modality}={size}")
+    if "__ldt_" in case["case"]:
+        given.append("layout.placement=u_shape")
     if options.get("save_vit_only"):
         given.append("select=[vision]")
     return given

@@ -7,7 +7,7 @@ import pytest
 from tests.checkpoints import case_names, describe_result, load_case, overrides, write_source
 
 
-@pytest.mark.parametrize("name", case_names("qwen2vl"))
+@pytest.mark.parametrize("name", case_names())
 def test_case(name, tmp_path, distconv):
     case = load_case(name)
     arguments = [*overrides(case), f"source={write_source(tmp_path / 'hf', case)}", f"target={tmp_path / 'mm'}"]
