@@ -70,7 +70,7 @@ def complete_layout(request: LayoutRequest, binding: Binding, definition: Defini
         modality_tp=request.modality_tp,
         placement=request.placement,
     )
-    check_layout(layout, binding.layers, binding.experts)
+    check_layout(layout, binding.layers, binding.experts, at_least=binding.adapters)
     if TEXT in binding.layers and TEXT not in stages:
         stages[TEXT] = _rows(_balanced_text(layout, binding, definition), pp)
     return layout

@@ -11,7 +11,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
+from math import prod
 
+from distconv.adapters import canonical_factor
 from distconv.definition import FLOATING, Definition, Ignored
 from distconv.dtypes import ITEM_SIZE
 from distconv.errors import InputError, named, raise_if
@@ -27,8 +29,9 @@ class Recipe:
     """A rule applied to sources of given shapes: one virtual tensor, shared by all layers that look alike.
 
     `unit` is the number of units (heads, groups) that a tensor-parallel cut must keep whole, with how messages speak
-    of it; `dims` is how they speak of the sizes of the sources. `packed`: the sources hold all experts along their
-    first dim, and this takes one. Compared and hashed by identity, so that everything derived from a recipe is derived
+    of it; `dims` is how they speak of the sizes of the sources. `unused`: how many elements of each
+    source other recipes use (the other experts of a packed source), or nothing is to use (rows of a vocabulary).
+    Compared and hashed by identity, so that everything derived from a recipe is derived
     once.
     """
 
@@ -37,7 +40,7 @@ class Recipe:
     source_shapes: tuple[tuple[int, ...], ...]
     unit: tuple[int, str] | None
     dims: tuple[str, ...]
-    packed: bool = False
+    unused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,8 @@ class Binding:
     """The parameters of a model, the source tensors left out, and the facts that a layout needs to know.
 
     `layers` gives the number of layers of each modality that is converted; `experts` the number of experts of a
-    mixture, `None` for a dense model; `tied` whether the head equals the embedding.
+    mixture, `None` for a dense model; `tied` whether the head equals the embedding; `adapters` whether there is nothing
+    but adapters, and `layers` only says how many layers there are at least.
     """
 
     parameters: tuple[Parameter, ...]
@@ -81,6 +85,7 @@ class Binding:
     layers: Mapping[str, int]
     experts: int | None
     tied: bool
+    adapters: bool = False
 
     def and_text_from(self, other: Binding) -> Binding:
         """A binding with the language model of another one."""
@@ -103,7 +108,13 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
     stored = _canonical(definition, index, problems)
     reasons = {rule: left_out(rule) for rule in definition.rules}
     wanted = [rule for rule in definition.rules if reasons[rule] is None]
-    modalities = {rule.modality for rule in wanted}
+    modalities = sorted({rule.modality for rule in wanted})
+    counts: Mapping[str, int] = {}
+    try:
+        counts = {modality: _layer_count(definition, modality, sizes, wanted, stored) for modality in modalities}
+    except InputError as error:
+        problems += error.problems
+    raise_if(problems)
     tied_head = None
     if definition.tied is not None and "text" in modalities and sizes.flag(definition.tied.flag):
         tied_head = definition.tied.head
@@ -113,7 +124,7 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
     chosen = _Choices(wanted, stored)
     for rule in wanted:
         try:
-            applied = _apply(rule, definition, sizes, stored, chosen)
+            applied = _apply(rule, definition, sizes, stored, chosen, counts)
         except InputError as error:
             problems += [problem for problem in error.problems if problem not in problems]
             unsized = True
@@ -139,10 +150,23 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
     return Binding(
         parameters=tuple(parameters),
         unconverted=tuple(unconverted),
-        layers={modality: sizes.get(definition.modalities[modality]) for modality in sorted(modalities)},
+        layers={modality: count for modality, count in counts.items() if count},
         experts=_experts(definition, sizes) if any(each.expert is not None for each in parameters) else None,
         tied=tied_head is not None,
+        adapters=definition.adapters == "only",
     )
+
+
+def _layer_count(
+    definition: Definition, modality: str, sizes: Sizes, rules: Iterable[Rule], stored: Mapping[str, StoredTensor]
+) -> int:
+    """Number of layers: what the configuration says; adapters know no more than the layers they are on."""
+    if definition.adapters != "only":
+        return sizes.get(definition.modalities[modality])
+    names = [source.name for rule in rules if rule.modality == modality for source in rule.sources]
+    pattern = re.compile("|".join(re.escape(name).replace(re.escape("{layer}"), r"(\d+)") for name in names))
+    matches = [match for name in stored if (match := pattern.fullmatch(name))]
+    return max((int(number) + 1 for match in matches for number in match.groups() if number), default=0)
 
 
 def target_name(rule: Rule, layer: int | None, expert: int | None) -> str:
@@ -163,9 +187,10 @@ def _canonical(definition: Definition, index: SourceIndex, problems: list[str]) 
     for name, tensor in index.tensors.items():
         spelling = name
         for old, new in definition.renamed_prefixes:
-            if name.startswith(old):
-                spelling = new + name[len(old) :]
-                break
+            if spelling.startswith(old):
+                spelling = new + spelling[len(old) :]
+        if definition.adapters is not None:
+            spelling = canonical_factor(spelling)
         other = stored.setdefault(spelling, tensor)
         if other is not tensor:
             problems.append(f"{index.directory}: {other.name} and {name} are two spellings of the same tensor")
@@ -192,7 +217,7 @@ class _Choices:
             if rule.choice is not None:
                 group, name = rule.choice
                 self._groups.setdefault(group, {}).setdefault(name, []).append(rule)
-        self._known: dict[tuple[str, int | None], str] = {}
+        self._known: dict[tuple[str, int | None], str | None] = {}
 
     def uses(self, rule: Rule, layer: int | None) -> bool:
         """Whether the layer uses the alternative that the rule belongs to; always, for a rule that is in none."""
@@ -201,7 +226,9 @@ class _Choices:
         group, name = rule.choice
         if (group, layer) not in self._known:
             # The best is without a missing source; among those with some, the one of which most is there.
-            self._known[group, layer] = max(self._groups[group], key=lambda each: self._score(group, each, layer))
+            best = max(self._groups[group], key=lambda each: self._score(group, each, layer))
+            absent = rule.may_be_absent and self._score(group, best, layer)[1] == 0
+            self._known[group, layer] = None if absent else best
         return self._known[group, layer] == name
 
     def _score(self, group: str, name: str, layer: int | None) -> tuple[bool, int]:
@@ -211,13 +238,18 @@ class _Choices:
 
 
 def _apply(
-    rule: Rule, definition: Definition, sizes: Sizes, stored: Mapping[str, StoredTensor], chosen: _Choices
+    rule: Rule,
+    definition: Definition,
+    sizes: Sizes,
+    stored: Mapping[str, StoredTensor],
+    chosen: _Choices,
+    counts: Mapping[str, int],
 ) -> _Applied:
     layers: Iterable[tuple[int | None, int | None]] = ((None, None),)
     if rule.layers is not None:
         layers = [(item, layer) for item, layer in enumerate(sizes.numbers(definition.lists[rule.layers]))]
     elif "layer" in rule.placeholders:
-        layers = ((None, layer) for layer in range(sizes.get(definition.modalities[rule.modality])))
+        layers = ((None, layer) for layer in range(counts[rule.modality]))
     applied = _Applied()
     used = [(item, layer) for item, layer in layers if chosen.uses(rule, layer)]
     if not used:
@@ -291,7 +323,8 @@ def _recipe(rule: Rule, dtype: str, shapes: tuple[tuple[int, ...], ...], sizes: 
         raise InputError(f"{rule.target} ({rule.where}): operator {rule.operator} with {given}: {error}") from None
     unit = None if rule.unit is None else (sizes.get(rule.unit), sizes.origin(rule.unit))
     dims = tuple(sizes.origin(dim) for source in rule.sources for dim in source.dims)
-    return Recipe(rule=rule, tensor=tensor, source_shapes=shapes, unit=unit, dims=dims, packed=expert is not None)
+    others = 0 if expert is None else prod(shapes[0]) - prod(shapes[0]) // shapes[0][0]
+    return Recipe(rule=rule, tensor=tensor, source_shapes=shapes, unit=unit, dims=dims, unused=others)
 
 
 class _Explanations:

@@ -15,12 +15,12 @@ from distconv.errors import raise_if, unknown_keys
 from distconv.layout import PLACEMENTS, StageRows
 from distconv.tying import TIED_HEAD
 
-ACTIONS = ("convert", "plan", "verify")
+ACTIONS = ("convert", "plan", "verify", "models")
 PROJECTOR_CHOICES = ("auto", "keep", "omit")
 _MODALITIES = ("text", "vision", "audio")
 _KEYS = (
-    "action", "source", "target", "layout", "select", "text_source", "projector", "tied_head", "iteration", "overwrite",
-    "io", "report", "processes", "model",
+    "action", "source", "target", "layout", "select", "text_source", "projector", "tied_head", "vocab_size",
+    "lora_only", "iteration", "overwrite", "io", "report", "processes", "model",
 )  # fmt: skip
 
 
@@ -45,6 +45,8 @@ class JobConfig:
     text_source: Path | None
     projector: str
     tied_head: str
+    vocab_size: int | None
+    lora_only: bool
     iteration: str
     overwrite: bool
     io: InputOutput
@@ -70,8 +72,8 @@ def parse_config(content: Mapping[str, Any]) -> JobConfig:
         reader.problems.append("processes: goes with action=plan; otherwise the launcher says how many processes run")
     config = JobConfig(
         action=action,
-        source=reader.path(content, "source") or reader.missing("source", "the Hugging Face directory to convert"),
-        target=reader.path(content, "target") or reader.missing("target", "the directory that gets the result"),
+        source=reader.needed_path(content, "source", "the Hugging Face directory to convert", action),
+        target=reader.needed_path(content, "target", "the directory that gets the result", action),
         layout=LayoutRequest(
             tp=reader.size(layout, "layout.tp"),
             ep=reader.size(layout, "layout.ep"),
@@ -93,6 +95,8 @@ def parse_config(content: Mapping[str, Any]) -> JobConfig:
         text_source=reader.path(content, "text_source"),
         projector=reader.choice(content, "projector", PROJECTOR_CHOICES),
         tied_head=reader.choice(content, "tied_head", TIED_HEAD),
+        vocab_size=reader.optional_size(content, "vocab_size"),
+        lora_only=reader.truth(content, "lora_only"),
         iteration=reader.iteration(content, "iteration"),
         overwrite=reader.truth(content, "overwrite"),
         io=InputOutput(
@@ -123,9 +127,11 @@ class _Reader:
         self.problems += [f"{key}: {problem}" for problem in unknown_keys(value, known)]
         return value
 
-    def missing(self, key: str, meaning: str) -> Path:
-        self.problems.append(f"{key} is missing: give {key}=DIR, {meaning} (--help lists all options)")
-        return Path()
+    def needed_path(self, content: Mapping[str, Any], key: str, meaning: str, action: str) -> Path:
+        path = self.path(content, key)
+        if path is None and action != "models":
+            self.problems.append(f"{key} is missing: give {key}=DIR, {meaning} (--help lists all options)")
+        return path or Path()
 
     def choice(self, content: Mapping[str, Any], key: str, allowed: tuple[str, ...]) -> str:
         value = content.get(_last(key))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from distconv.adapters import ADAPTERS, rules_of_adapters, rules_with_adapters
 from distconv.errors import InputError, raise_if, unknown_keys
 from distconv.rules import Rule, parse_rules
 from distconv.sizes import SizeSpec
@@ -51,6 +52,7 @@ class Definition:
     lists: Mapping[str, SizeSpec]
     modalities: Mapping[str, str]
     experts: str | None
+    adapters: str | None
     tied: Tied | None
     rules: tuple[Rule, ...]
     ignored: tuple[Ignored, ...]
@@ -76,6 +78,7 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
         "lists",
         "modalities",
         "experts",
+        "adapters",
         "tied",
         "rules",
         "ignore",
@@ -131,8 +134,11 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
             problems.append(f"{where}: two rules for the target {rule.target}")
         targets.setdefault(rule.target, []).append(rule)
 
+    adapters = content.get("adapters")
+    if adapters is not None and adapters not in ADAPTERS:
+        problems.append(f"{where}: adapters: expected one of {', '.join(ADAPTERS)}, found {adapters!r}")
     tied = None
-    if content.get("tied") is not None:
+    if content.get("tied") is not None and adapters != "only":
         try:
             entry = _mapping(content, "tied")
             tied = Tied(
@@ -155,6 +161,8 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
         except (KeyError, TypeError):
             problems.append(f"{where}: ignore: expected {{names: …, reason: …}}, found {entry!r}")
     raise_if(problems)
+    if adapters is not None:
+        rules = list(rules_with_adapters(rules) if adapters == "beside" else rules_of_adapters(rules))
     return Definition(
         name=name,
         model_types=tuple(content.get("model_types") or ()),
@@ -164,6 +172,7 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
         lists=lists,
         modalities=modalities,
         experts=experts,
+        adapters=adapters,
         tied=tied,
         rules=tuple(rules),
         ignored=tuple(ignored),

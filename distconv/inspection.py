@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from distconv.adapters import CONFIG_NAME
 from distconv.config import JobConfig
 from distconv.errors import InputError
 from distconv.jsonfile import read_object
 from distconv.planning import Checkpoint, Facts
-from distconv.safetensors_index import check_directory, read_directory
+from distconv.source_directory import check_directory, read_directory
 
 Definitions = Callable[[], Mapping[str, Mapping[str, Any]]]
 
@@ -26,9 +27,11 @@ def inspect(config: JobConfig, chosen: tuple[str, Mapping[str, Any]] | None, def
     Raises:
         InputError: a directory that is not a checkpoint, or no definition for it.
     """
-    source = _checkpoint(config.source, "source")
     if config.text_source is not None and config.text_source.resolve() == config.source.resolve():
         raise InputError(f"text_source={config.text_source}: is the same directory as source; leave it out")
+    if chosen is not None and chosen[1].get("adapters") == "only":
+        return Facts(source=_adapter(config.source), text_source=None, model=chosen[0], definition=chosen[1])
+    source = _checkpoint(config.source, "source")
     text_source = None if config.text_source is None else _checkpoint(config.text_source, "text_source")
     name, content = chosen or _recognised(source, definitions())
     expected = content.get("model_types") or []
@@ -41,8 +44,18 @@ def inspect(config: JobConfig, chosen: tuple[str, Mapping[str, Any]] | None, def
     return Facts(source=source, text_source=text_source, model=name, definition=content)
 
 
+def _adapter(directory: Path) -> Checkpoint:
+    check_directory(directory, "source")
+    config = read_object(directory / CONFIG_NAME, "the rank and the target modules of the adapter")
+    return Checkpoint(index=read_directory(directory, adapter=True), config=config)
+
+
 def _checkpoint(directory: Path, key: str) -> Checkpoint:
     check_directory(directory, key)
+    if not (directory / "config.json").exists() and (directory / CONFIG_NAME).exists():
+        raise InputError(
+            f"{key}={directory}: holds an adapter ({CONFIG_NAME}); name the model that it is for: +model=NAME_lora"
+        )
     config = read_object(directory / "config.json", f"the sizes of the model in {key}")
     return Checkpoint(index=read_directory(directory), config=config)
 

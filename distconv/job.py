@@ -21,7 +21,16 @@ from distconv.measurement import cpu_seconds, peak_resident_bytes
 from distconv.plan import TRACKER_NAME, OutputFile, Plan
 from distconv.planning import Facts, plan_job
 from distconv.processes import Processes
-from distconv.report import Reporter, check_report, plan_report, plan_text, planned_processes, result_text, write_report
+from distconv.report import (
+    Reporter,
+    check_report,
+    models_text,
+    plan_report,
+    plan_text,
+    planned_processes,
+    result_text,
+    write_report,
+)
 from distconv.sinks import Counters
 from distconv.verification import compare_files
 from distconv.work import planned_read
@@ -40,6 +49,9 @@ def run_job(
     Raises:
         DistconvError: the same on every process.
     """
+    if config.action == "models":
+        on_first(processes, lambda: reporter.say(models_text(definitions())))
+        return
     start = time.monotonic()
 
     def look() -> dict[str, Any]:

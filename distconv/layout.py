@@ -95,8 +95,8 @@ class Placement:
         return [(stage, None) for stage in stages]
 
 
-def check_layout(layout: Layout, layers: Mapping[str, int], experts: int | None) -> None:
-    """Check a layout against a model with these layers per modality, and this number of experts.
+def check_layout(layout: Layout, layers: Mapping[str, int], experts: int | None, *, at_least: bool = False) -> None:
+    """Check a layout against a model: its layers per modality (`at_least`: or more), its number of experts.
 
     Raises:
         InputError: every contradiction, with the numbers of both sides.
@@ -106,9 +106,10 @@ def check_layout(layout: Layout, layers: Mapping[str, int], experts: int | None)
         key = f"layout.stages.{modality}"
         shown = shown_stages(rows)
         total = sum(map(sum, rows))
-        if modality in layers and total != layers[modality]:
+        if modality in layers and (total < layers[modality] if at_least else total != layers[modality]):
             problems.append(
-                f"{key}={shown}: adds up to {total} layers, but the model has {layers[modality]} {modality} layers"
+                f"{key}={shown}: adds up to {total} layers, but the model has "
+                f"{'at least ' if at_least else ''}{layers[modality]} {modality} layers"
             )
         if len({len(row) for row in rows}) != 1:
             problems.append(

@@ -10,17 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from distconv.adapters import CONFIG_NAME, adapter_problems
 from distconv.balance import complete_layout
 from distconv.binding import bind
 from distconv.config import JobConfig
 from distconv.definition import PROJECTOR, Definition, parse_definition
-from distconv.errors import InputError
+from distconv.errors import InputError, raise_if
 from distconv.layout import TEXT
 from distconv.plan import Plan, make_plan
 from distconv.rules import Rule
 from distconv.sizes import Sizes
 from distconv.source import SourceIndex
 from distconv.tying import resolve_head
+from distconv.vocabulary import resize_vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,8 @@ def plan_job(config: JobConfig, facts: Facts) -> Plan:
     def selected(rule: Rule) -> str | None:
         if config.select is not None and rule.modality not in config.select:
             return f"not selected: {rule.modality} (select=[{','.join(config.select)}])"
+        if config.lora_only and not rule.is_adapter:
+            return "not an adapter (lora_only=true)"
         if rule.section == PROJECTOR and not keep_projector:
             why = "omit" if config.projector == "omit" else "auto, with text_source"
             return f"projector left out (projector={why}); projector=keep keeps it"
@@ -104,9 +108,15 @@ def plan_job(config: JobConfig, facts: Facts) -> Plan:
     def from_text_source(rule: Rule) -> str | None:
         return selected(rule) if rule.modality == TEXT else "text_source: only its language model is converted"
 
+    if config.lora_only and definition.adapters != "beside":
+        raise InputError(f"lora_only=true: {facts.model} is not for sources that hold adapters beside base weights")
     binding = bind(definition, facts.source.sizes(definition), facts.source.index, from_source)
     if facts.text_source is not None:
         text = bind(definition, facts.text_source.sizes(definition), facts.text_source.index, from_text_source)
         binding = binding.and_text_from(text)
+    if binding.adapters:
+        shapes = {source.name: source.shape for each in binding.parameters for source in each.sources}
+        raise_if(adapter_problems(facts.source.config, shapes, f"{facts.source.index.directory}/{CONFIG_NAME}"))
+    binding = resize_vocabulary(binding, config.vocab_size)
     layout = complete_layout(config.layout, binding, definition)
     return make_plan(resolve_head(binding, definition, layout, config.tied_head), layout, config.iteration)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -151,6 +151,20 @@ def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
     return "\n".join(lines)
 
 
+def models_text(definitions: Mapping[str, Mapping[str, Any]]) -> str:
+    """The model definitions for a person: families, their variants, and the model types that each is for."""
+    rows = [["model", "variant of", "for model_type in config.json"]]
+    for name in sorted(definitions, key=lambda each: (definitions[each].get("variant_of") or each, each)):
+        content = definitions[name]
+        types = ", ".join(content.get("model_types") or ())
+        if content.get("adapters") == "only":
+            types += " (adapters: name it with +model)"
+        elif content.get("variant_of") is not None:
+            types += " (name it with +model)"
+        rows.append([name, content.get("variant_of") or "", types])
+    return _table(rows, align=str.ljust)
+
+
 def result_text(report: Mapping[str, Any]) -> str:
     """What was done, in one line for a person."""
     processes = report["processes"]
@@ -233,8 +247,8 @@ def _load(process: Mapping[str, Any]) -> tuple[int, int, int]:
     return len(process["files"]), process["bytes_read"], process["bytes_written"]
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def _table(rows: Sequence[Sequence[str]], align: Callable[[str, int], str] = str.rjust) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
-        "  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        "  " + "  ".join(align(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )

@@ -35,7 +35,8 @@ class Rule:
     """How one Megatron-side parameter is made, cut and placed. `modality` and `section` say where the rule stands.
 
     `layers` is the name of a list of the only layers that have it; `{item}` then counts them. `choice` is a group of
-    alternatives, of which each layer has exactly one, and the name of the one that the rule belongs to.
+    alternatives, of which each layer has exactly one, and the name of the one that the rule belongs to; or none, where
+    all of its rules `may_be_absent`. `is_adapter`: a factor of an adapter, not a weight of the model.
     """
 
     modality: str
@@ -50,6 +51,8 @@ class Rule:
     optional: bool
     layers: str | None = None
     choice: tuple[str, str] | None = None
+    may_be_absent: bool = False
+    is_adapter: bool = False
 
     @property
     def where(self) -> str:

@@ -1,102 +1,24 @@
-"""The source index of a Hugging Face directory, from the headers of its safetensors files alone.
+"""The tensors of a safetensors file, from its header alone, as records of a source index.
 
 Owns the checks of that format: a header is input from strangers, so every length, offset and name in it is verified
-before anything relies on it. Reads no tensor data and follows no name out of the directory.
+before anything relies on it. Reads no tensor data.
 Format: https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from distconv.dtypes import ITEM_SIZE, SAFETENSORS_CODE
-from distconv.errors import InputError, named, raise_if
-from distconv.jsonfile import parse_object, read_object
-from distconv.source import SourceFile, SourceIndex, StoredTensor
+from distconv.errors import InputError, raise_if
+from distconv.jsonfile import parse_object
+from distconv.source import SourceFile, StoredTensor
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
 # The limit of the safetensors library itself.
 MAX_HEADER_BYTES = 100_000_000
-
-
-def read_directory(directory: Path) -> SourceIndex:
-    """The index of the shards that `model.safetensors.index.json` names, or of the single file.
-
-    Raises:
-        InputError: no such directory, no or several candidates, a shard missing, truncated or damaged, or index and
-            shards that disagree. All problems of the files are reported together.
-    """
-    check_directory(directory, "source")
-    index_path = directory / INDEX_NAME
-    if not index_path.exists():
-        return SourceIndex(directory=str(directory), tensors=_read_shards(directory, [_single_file(directory)]))
-    weight_map = _weight_map(index_path)
-    tensors = _read_shards(directory, sorted(set(weight_map.values())))
-    problems = []
-    for name, shard in weight_map.items():
-        if name not in tensors:
-            problems.append(f"{index_path}: names the tensor {name} in {shard}, which does not hold it")
-        elif (found := os.path.basename(tensors[name].file.path)) != shard:
-            problems.append(f"{index_path}: names the tensor {name} in {shard}, but it is in {found}")
-    extra = sorted(set(tensors) - set(weight_map))
-    if extra:
-        problems.append(f"{index_path}: does not name {len(extra)} tensors that its shards hold: {named(extra)}")
-    raise_if(problems)
-    return SourceIndex(directory=str(directory), tensors=tensors)
-
-
-def check_directory(directory: Path, key: str) -> None:
-    """Raise `InputError` unless the directory that configuration key `key` names exists and can be read."""
-    if not directory.exists():
-        raise InputError(f"{key}={directory}: no such directory")
-    if not directory.is_dir():
-        raise InputError(f"{key}={directory}: expected a directory, found a file; give the directory that holds it")
-    if not os.access(directory, os.R_OK | os.X_OK):
-        raise InputError(f"{key}={directory}: no permission to read this directory")
-
-
-def _single_file(directory: Path) -> str:
-    found = sorted(path.name for path in directory.glob("*.safetensors"))
-    if SINGLE_NAME in found or len(found) == 1:
-        return SINGLE_NAME if SINGLE_NAME in found else found[0]
-    if not found:
-        raise InputError(f"{directory}: holds no *.safetensors file; expected a Hugging Face model directory")
-    raise InputError(
-        f"{directory}: holds {len(found)} safetensors files ({named(found, 3)}) but no {INDEX_NAME} that says which "
-        "of them are the model; restore it from where the model was downloaded"
-    )
-
-
-def _weight_map(path: Path) -> Mapping[str, str]:
-    weight_map = read_object(path, "finding the shards").get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{path}: expected an object 'weight_map' from tensor names to shard files")
-    problems = []
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or os.path.basename(shard) != shard or shard in ("", ".", ".."):
-            problems.append(f"{path}: tensor {name} is in {shard!r}, which is not the name of a file in this directory")
-    raise_if(problems)
-    return weight_map
-
-
-def _read_shards(directory: Path, shards: list[str]) -> dict[str, StoredTensor]:
-    tensors: dict[str, StoredTensor] = {}
-    problems: list[str] = []
-    for shard in shards:
-        try:
-            for tensor in read_header(directory / shard):
-                other = tensors.setdefault(tensor.name, tensor)
-                if other is not tensor:
-                    problems.append(f"tensor {tensor.name} is in both {other.file.path} and {tensor.file.path}")
-        except InputError as error:
-            problems += error.problems
-    raise_if(problems)
-    return tensors
 
 
 def read_header(path: Path) -> list[StoredTensor]:
@@ -117,7 +39,7 @@ def read_header(path: Path) -> list[StoredTensor]:
                 )
             header = parse_object(stream.read(length), f"{path} (header)")
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file, but {INDEX_NAME} names it; download this shard") from None
+        raise InputError(f"{path}: no such file, but the index names it; download this shard") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 

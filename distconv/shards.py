@@ -59,6 +59,5 @@ def _prove(recipe: Recipe, shards: Shards) -> None:
         raise JobError(f"{recipe.rule.target}: {error}; nothing has been written") from None
     operands = [(recipe.tensor.dtype, shape) for shape in recipe.source_shapes]
     for source, back in zip(recipe.rule.sources, invert(distinct, operands), strict=True):
-        # A packed source is proved expert by expert: of each the whole slice is used.
-        if lost := gaps(back) - (back.elements - back.elements // back.shape[0] if recipe.packed else 0):
+        if lost := gaps(back) - recipe.unused:
             raise JobError(f"{source.name}: {lost} elements would be in no shard; nothing has been written")

@@ -56,10 +56,11 @@ def write_source(directory: Path, case: Mapping[str, Any], *, single_file: bool 
         shards.setdefault("model.safetensors" if single_file else shard, {})[name] = (dtype, shape, data)
     for shard, tensors in shards.items():
         write_safetensors(directory / shard, tensors)
-    if not single_file:
+    adapter = any(shard.startswith("adapter_model") for shard in shards)
+    if not single_file and not adapter:
         weight_map = {name: shard for name, (_, _, shard) in case["source_tensors"].items()}
         (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    (directory / "config.json").write_text(json.dumps(case["hf_config"]))
+    (directory / ("adapter_config.json" if adapter else "config.json")).write_text(json.dumps(case["hf_config"]))
     return directory
 
 
@@ -67,6 +68,8 @@ def overrides(case: Mapping[str, Any]) -> list[str]:
     """The options of the command line that ask for the layout and the variant of a case."""
     layout, options = case["layout"], case["options"]
     variant = "_canonical" if options.get("enable_canonical_hf_struct") else ""
+    if "__lora_" in case["case"]:
+        variant = "_lora"
     given = [f"+model={case['model']}{variant}", f"layout.tp={layout['tp_size']}", f"layout.ep={layout['ep_size']}"]
     for modality, key in (("text", "llm"), ("vision", "vit"), ("audio", "audio")):
         if rows := layout.get(f"{key}_pp_layers"):
@@ -76,6 +79,8 @@ def overrides(case: Mapping[str, Any]) -> list[str]:
             given.append(f"layout.modality_tp.{modality}={size}")
     if "__ldt_" in case["case"]:
         given.append("layout.placement=u_shape")
+    if rows := options.get("resize_vocab_size"):
+        given.append(f"vocab_size={rows}")
     if options.get("save_vit_only"):
         given.append("select=[vision]")
     return given

@@ -1,0 +1,43 @@
+"""Changing the number of rows of the vocabulary.
+
+Owns `vocab_size`: rows beyond the new number are left out, new rows are zeros. The parameters concerned are those whose
+first source dim is the size that a definition calls `vocabulary`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from distconv.binding import Binding, Recipe
+from distconv.errors import InputError
+from distconv.virtual import concat, narrow, zeros
+
+SIZE_NAME = "vocabulary"
+
+
+def resize_vocabulary(binding: Binding, rows: int | None) -> Binding:
+    """The binding with `rows` rows in the embedding and the head; unchanged without a number.
+
+    Raises:
+        InputError: the converted part of the model has no vocabulary.
+    """
+    if rows is None:
+        return binding
+    recipes: dict[Recipe, Recipe] = {}
+    for parameter in binding.parameters:
+        recipe = parameter.recipe
+        if recipe.rule.sources[0].dims[:1] == (SIZE_NAME,) and recipe not in recipes:
+            recipes[recipe] = _resized(recipe, rows)
+    if not recipes:
+        raise InputError(f"vocab_size={rows}: nothing that is converted has a vocabulary")
+    parameters = tuple(replace(each, recipe=recipes.get(each.recipe, each.recipe)) for each in binding.parameters)
+    return replace(binding, parameters=parameters)
+
+
+def _resized(recipe: Recipe, rows: int) -> Recipe:
+    tensor = recipe.tensor
+    old, *rest = tensor.shape
+    if rows <= old:
+        cut = (old - rows) * (tensor.elements // old)
+        return replace(recipe, tensor=narrow(tensor, 0, 0, rows), unused=cut)
+    return replace(recipe, tensor=concat([tensor, zeros(tensor.dtype, (rows - old, *rest))]))
