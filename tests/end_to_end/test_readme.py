@@ -15,7 +15,6 @@ import pytest
 import yaml
 
 from benchmarks.synthetic import Qwen2VLDimensions, hugging_face_config, qwen2vl_tensors
-from distconv.definition import parse_definition
 from tests.checkpoints import write_safetensors
 
 ROOT = Path(__file__).parents[2]
@@ -89,10 +88,44 @@ def test_requirements_are_installed():
         assert [name for line in would_install for name in line.split() if not name.startswith("distconv-")] == [], plan
 
 
-def test_example_definition_is_valid():
+def test_example_definition_converts(tmp_path, distconv):
+    """The example is put where the text says, and converts a checkpoint of that architecture."""
     (example,) = blocks("yaml")
-    definition = parse_definition("my_vlm", yaml.safe_load(example))
-    assert len(definition.rules) == 2
+    definitions = tmp_path / "my_models" / "model"
+    definitions.mkdir(parents=True)
+    (definitions / "minicpm.yaml").write_text(example)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = {"model_type": "minicpm", "intermediate_size": 10, "vocab_size": 12, **sizes}
+    shapes = {"model.embed_tokens.weight": [12, 24], "model.norm.weight": [24]}
+    for layer in range(2):
+        for name, shape in {
+            "self_attn.q_proj": [24, 24], "self_attn.k_proj": [12, 24], "self_attn.v_proj": [12, 24],
+            "self_attn.o_proj": [24, 24], "mlp.gate_proj": [10, 24], "mlp.up_proj": [10, 24], "mlp.down_proj": [24, 10],
+            "input_layernorm": [24], "post_attention_layernorm": [24],
+        }.items():  # fmt: skip
+            shapes[f"model.layers.{layer}.{name}.weight"] = shape
+    shapes["model.layers.0.self_attn.rotary_emb.inv_freq"] = [3]
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps(config))
+    write_safetensors(
+        source / "model.safetensors",
+        {name: ("float32", shape, os.urandom(4 * prod(shape))) for name, shape in shapes.items()},
+    )
+    job = [
+        "--config-dir",
+        tmp_path / "my_models",
+        f"source={source}",
+        f"target={tmp_path / 'mm'}",
+        "layout.pp=2",
+        "layout.tp=2",
+    ]
+
+    for model in ("+model=minicpm", "action=verify"):
+        outcome = distconv(*job, model)
+        assert outcome.status == 0, outcome.err
+    assert "computed from the configuration" in outcome.out
+    assert len(list((tmp_path / "mm").rglob("*.pt"))) == 4
 
 
 def test_every_key_is_documented_here_and_in_help(distconv):
@@ -101,6 +134,6 @@ def test_every_key_is_documented_here_and_in_help(distconv):
     for group, value in configuration.items():
         if group in ("defaults", "hydra"):
             continue
-        for key in (f"{group}.{name}" for name in value) if isinstance(value, dict) else (group,):
+        for key in [f"{group}.{name}" for name in value] if isinstance(value, dict) else [group]:
             assert f"`{key}" in README, key
             assert key in help_text, key
