@@ -60,13 +60,19 @@ def adapter_problems(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, 
         problems.append(f"{where}: peft_type is {config.get('peft_type')!r}; only LORA adapters can be converted")
     if config.get("bias", "none") != "none":
         problems.append(f"{where}: bias is {config['bias']!r}; the training side has adapters without bias only")
-    rank, patterns = config.get("r"), config.get("rank_pattern") or {}
+    rank = config.get("r")
+    patterns = _rank_patterns(config.get("rank_pattern") or {})
+    if patterns is None:
+        problems.append(
+            f"{where}: rank_pattern: expected regular expressions and ranks, found {config['rank_pattern']!r}"
+        )
+        patterns = {}
     modules = set()
     for name, shape in shapes.items():
         module, _, factor = name.partition(".lora_")
         modules.add(module)
         found = shape[0] if factor.startswith("A") else shape[1]
-        expected = next((r for pattern, r in patterns.items() if re.search(rf"(^|\.){pattern}$", module)), rank)
+        expected = next((special for pattern, special in patterns.items() if pattern.fullmatch(module)), rank)
         if found != expected:
             problems.append(f"{name} has rank {found}, but {where} says {expected}")
     targets = config.get("target_modules")
@@ -77,6 +83,16 @@ def adapter_problems(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, 
         problems += [f"{where}: target module {each} has no adapter in the checkpoint" for each in unused]
         problems += [f"{where}: {each}, which has adapters in the checkpoint, is no target module" for each in unknown]
     return problems
+
+
+def _rank_patterns(patterns: Any) -> dict[re.Pattern[str], Any] | None:
+    """The ranks of single modules: as in PEFT, a pattern is the whole name of a module, or its end after a dot."""
+    if not isinstance(patterns, Mapping):
+        return None
+    try:
+        return {re.compile(rf"(?:.*\.)?(?:{pattern})"): rank for pattern, rank in patterns.items()}
+    except re.error:
+        return None
 
 
 def _stem(rule: Rule) -> str:

@@ -20,7 +20,7 @@ Value = TypeVar("Value")
 def on_first(processes: Processes, phase: Callable[[], Any]) -> Any:
     """Run a phase on rank 0 alone and share its result, which is plain JSON data."""
     outcome = _attempt(phase) if processes.rank == 0 else None
-    told = processes.share(None if outcome is None else outcome[1])
+    told = processes.share(outcome)
     if told["error"] is not None:
         raise _as_error([told])
     return told["value"]
@@ -28,10 +28,15 @@ def on_first(processes: Processes, phase: Callable[[], Any]) -> Any:
 
 def on_all(processes: Processes, phase: Callable[[], Value], tell: Callable[[Value], Any]) -> tuple[Value, list[Any]]:
     """Run a phase on every process: this one's result, and what `tell` makes of everyone's (plain JSON data)."""
-    value, outcome = _attempt(phase)
-    if outcome["error"] is None:
-        outcome["value"] = tell(value)
-    else:
+    value: Value
+
+    def attempt() -> Any:
+        nonlocal value
+        value = phase()
+        return tell(value)
+
+    outcome = _attempt(attempt)
+    if outcome["error"] is not None:
         processes.raise_alarm()
     outcome |= {"rank": processes.rank, "host": socket.gethostname()}
     outcomes = processes.collect(outcome)
@@ -40,17 +45,16 @@ def on_all(processes: Processes, phase: Callable[[], Value], tell: Callable[[Val
     return value, [each["value"] for each in outcomes]
 
 
-def _attempt(phase: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
+def _attempt(phase: Callable[[], Any]) -> dict[str, Any]:
+    """What a phase came to, as plain data."""
     try:
-        value = phase()
+        return {"error": None, "problems": [], "value": phase()}
     except DistconvError as error:
         problems = error.problems if isinstance(error, InputError) else [str(error)]
-        return None, {"error": type(error).__name__, "problems": problems, "value": None}
+        return {"error": type(error).__name__, "problems": problems, "value": None}
     except Exception as error:  # noqa: BLE001 - a defect on one process must reach the others, or they would wait for it
         text = "".join(traceback.format_exception(error)).rstrip()
-        problem = f"unexpected {type(error).__name__}: {error}\n{text}"
-        return None, {"error": "defect", "problems": [problem], "value": None}
-    return value, {"error": None, "problems": [], "value": value}
+        return {"error": "defect", "problems": [f"unexpected {type(error).__name__}: {error}\n{text}"], "value": None}
 
 
 def _as_error(outcomes: list[dict[str, Any]]) -> DistconvError:

@@ -120,6 +120,7 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
         tied_head = definition.tied.head
     parameters: list[Parameter] = []
     used: set[str] = set()
+    owners: dict[str, Rule] = {}
     unsized = False
     chosen = _Choices(wanted, stored)
     for rule in wanted:
@@ -129,6 +130,11 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
             problems += [problem for problem in error.problems if problem not in problems]
             unsized = True
             continue
+        problems += [
+            f"source tensor {name} is used by {owners[name].where} and by {rule.where}: a tensor has one rule"
+            for name in sorted(applied.used & used)
+        ]
+        owners |= dict.fromkeys(applied.used, rule)
         used |= applied.used
         parameters += applied.parameters
         problems += applied.wrong

@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from distconv.config import JobConfig, parse_config
 from distconv.errors import DistconvError, InputError
 from distconv.job import run_job
-from distconv.processes import Processes, connect, launcher_rank
+from distconv.processes import Processes, connect, launch
 from distconv.report import Reporter
 
 _UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'")
@@ -35,7 +35,13 @@ _UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'")
 
 def main() -> int:
     """Run the command line; the exit status."""
-    rank = launcher_rank(os.environ)
+    try:
+        start = launch(os.environ)
+    except InputError as error:
+        # Every process says it: none knows of the others.
+        Reporter(rank=0).complain(f"distconv: {error}")
+        return error.exit_status
+    rank = start.rank
     reporter = Reporter(rank)
     processes: Processes | None = None
 
@@ -46,7 +52,7 @@ def main() -> int:
         try:
             config, chosen = _parsed(content)
             if processes is None:
-                processes = connect(os.environ)
+                processes = connect(start)
             run_job(config, chosen, _definitions, processes, reporter)
         except Exception as error:  # noqa: BLE001 - Hydra would print it in its own words; it is dealt with below
             failure = failure or error

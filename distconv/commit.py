@@ -104,7 +104,8 @@ class Staging:
         """Give the result its name, replacing an older one, and write the tracker. `files` gives path → size in bytes.
 
         Raises:
-            JobError: a file is not as its writer left it: the processes do not see the same file system.
+            JobError: a file is not as its writer left it, because the processes do not see the same file system; or a
+                name could not be given. Then the target is as it was.
         """
         for path, size in files.items():
             try:
@@ -116,31 +117,43 @@ class Staging:
                     f"{self.path / path}: its writer left {size} bytes, the first process finds "
                     f"{'no file' if found is None else found}; target must be on a file system that all nodes share"
                 )
-        if durable:
-            synchronise_directory(str(self.path))
-        target = self._target
-        replaced = self._directory / "replaced"
-        if target.result.exists():
-            target.result.rename(replaced)
+        renamed: list[tuple[Path, Path]] = []
         try:
-            self.path.rename(target.result)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(target.result)
-            raise
+            self._publish(renamed, durable=durable)
+        except OSError as error:
+            for old, new in reversed(renamed):
+                new.rename(old)
+            raise JobError(f"{self._target.result}: could not be put in place: {error.strerror}") from error
+        self._created.clear()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _publish(self, renamed: list[tuple[Path, Path]], *, durable: bool) -> None:
+        """Rename everything to its final name; `renamed` tells what has been done."""
+
+        def rename(old: Path, new: Path) -> None:
+            old.rename(new)
+            renamed.append((old, new))
+
+        def settle(directory: Path) -> None:
+            if durable:
+                synchronise_directory(str(directory))
+
+        target = self._target
+        settle(self.path)
+        if target.result.exists():
+            rename(target.result, self._directory / "replaced")
+        rename(self.path, target.result)
         tracker = self._directory / target.tracker
         with tracker.open("w") as stream:
             stream.write(target.tracker_text)
             stream.flush()
             if durable:
                 os.fsync(stream.fileno())
-        if durable:
-            synchronise_directory(str(target.directory))
+        settle(target.directory)
+        for created in self._created:
+            settle(created.parent)
         tracker.rename(target.directory / target.tracker)
-        if durable:
-            synchronise_directory(str(target.directory))
-        self._created.clear()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        settle(target.directory)
 
     def discard(self) -> None:
         """Remove everything that this job created."""

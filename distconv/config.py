@@ -129,7 +129,7 @@ class _Reader:
 
     def needed_path(self, content: Mapping[str, Any], key: str, meaning: str, action: str) -> Path:
         path = self.path(content, key)
-        if path is None and action != "models":
+        if content.get(key) is None and action != "models":
             self.problems.append(f"{key} is missing: give {key}=DIR, {meaning} (--help lists all options)")
         return path or Path()
 

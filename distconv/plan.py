@@ -112,7 +112,7 @@ def make_plan(binding: Binding, layout: Layout, iteration: str) -> Plan:
     piece_bytes = {
         recipe: [piece.elements * ITEM_SIZE[piece.dtype] for piece in pieces] for recipe, pieces in shards.items()
     }
-    names: set[tuple[int, int | None, str]] = set()
+    owners: dict[tuple[int, str], set[int | None]] = {}
     for parameter in binding.parameters:
         rule = parameter.recipe.rule
         holders = placements[rule.modality].stages(rule.stage, parameter.layer)
@@ -121,10 +121,11 @@ def make_plan(binding: Binding, layout: Layout, iteration: str) -> Plan:
         owner, expert = expert_owner(parameter, binding.experts, layout.ep)
         sizes = piece_bytes[parameter.recipe]
         for stage, layer in holders:
-            name = (stage, owner, target_name(rule, layer, expert))
-            if name in names:
-                raise JobError(f"{name[2]}: would be twice on stage {stage}; nothing has been written")
-            names.add(name)
+            name = target_name(rule, layer, expert)
+            others = owners.setdefault((stage, name), set())
+            if owner in others or None in others or (owner is None and others):
+                raise JobError(f"{name}: would be twice on stage {stage}; nothing has been written")
+            others.add(owner)
             placed[stage].append((parameter, layer))
             stages[stage].parameters += parameter.recipe.tensor.elements
             for ep_rank in range(layout.ep) if owner is None else (owner,):

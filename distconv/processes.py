@@ -12,6 +12,7 @@ import os
 import time
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -20,8 +21,13 @@ from distconv.errors import InputError
 # A conversion may run for a day; a process that dies is the launcher's to notice (it ends the others).
 _PATIENCE = timedelta(days=7)
 _POLL_SECONDS = 0.2
-_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "PALS_SIZE")
-_MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK", "PALS_RANKID")
+# The number of processes and the rank, as Open MPI, MPICH and its descendants, MVAPICH and PALS say them.
+_MPI_LAUNCHERS = (
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("PMI_SIZE", "PMI_RANK"),
+    ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+    ("PALS_SIZE", "PALS_RANKID"),
+)
 
 
 class Processes(Protocol):
@@ -133,14 +139,14 @@ class StoreProcesses:
 class MpiProcesses:
     """Processes of `MPI.COMM_WORLD`."""
 
-    def __init__(self, expected: int | None) -> None:
+    def __init__(self, expected: int) -> None:
         from mpi4py import MPI  # noqa: PLC0415 - importing it initialises MPI
 
         self._mpi = MPI
         self._world = MPI.COMM_WORLD.Dup()
         self.rank = self._world.Get_rank()
         self.size = self._world.Get_size()
-        if expected is not None and expected != self.size:
+        if expected != self.size:
             raise InputError(
                 f"the MPI launcher started {expected} processes, but mpi4py sees {self.size}: mpi4py belongs to "
                 "another MPI than the launcher; install mpi4py for the MPI whose mpirun you use"
@@ -181,39 +187,54 @@ class MpiProcesses:
         self._world.Abort(1)
 
 
-def launcher_rank(environment: Mapping[str, str]) -> int:
-    """The rank that the launcher gave this process, before anything is connected."""
-    for name in ("RANK", *_MPI_RANKS, "SLURM_PROCID"):
-        if name in environment and (name != "SLURM_PROCID" or "SLURM_STEP_NUM_TASKS" in environment):
-            return int(environment[name])
-    return 0
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How this process was started: how it finds the others (single, store or mpi), its rank, and their number."""
+
+    means: str
+    rank: int
+    size: int
 
 
-def connect(environment: Mapping[str, str]) -> Processes:
-    """Connect to the processes that the launcher started.
+def launch(environment: Mapping[str, str]) -> Launch:
+    """What the environment that a launcher set says.
 
     Raises:
-        InputError: the launcher started several processes that cannot find each other.
+        InputError: `srun` started several processes that cannot find each other.
     """
-    if "RANK" in environment and "WORLD_SIZE" in environment and "MASTER_ADDR" in environment:
-        size = int(environment["WORLD_SIZE"])
-        return StoreProcesses(int(environment["RANK"]), size) if size > 1 else SingleProcess()
-    for name in _MPI_SIZES:
-        if name in environment:
-            size = int(environment[name])
-            return MpiProcesses(size) if size > 1 else SingleProcess()
+    if all(name in environment for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR")):
+        return _launch("store", environment["RANK"], environment["WORLD_SIZE"])
+    for size_name, rank_name in _MPI_LAUNCHERS:
+        if size_name in environment:
+            return _launch("mpi", environment.get(rank_name, "0"), environment[size_name])
     # The tasks of an `srun` step; a batch script itself, or a shell of `salloc`, is one process.
-    tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
-    if tasks == 1:
-        return SingleProcess()
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
+    rank = environment.get("SLURM_PROCID", "0")
     if "PMIX_RANK" in environment:
-        return MpiProcesses(tasks)
-    if "MASTER_ADDR" in environment and "MASTER_PORT" in environment:
-        return StoreProcesses(int(environment["SLURM_PROCID"]), tasks)
+        return _launch("mpi", environment["PMIX_RANK"], tasks)
+    if tasks == "1" or ("MASTER_ADDR" in environment and "MASTER_PORT" in environment):
+        return _launch("store", rank, tasks)
     raise InputError(
         f"srun started {tasks} processes that cannot find each other: start them with srun --mpi=pmix (or pmi2) and an "
         "mpi4py for that MPI, or set MASTER_ADDR and MASTER_PORT (launch/slurm_srun.sh shows how), or use torchrun"
     )
+
+
+def connect(start: Launch) -> Processes:
+    """Connect to the processes that the launcher started.
+
+    Raises:
+        InputError: mpi4py does not see the processes of the launcher.
+    """
+    if start.means == "single":
+        return SingleProcess()
+    return StoreProcesses(start.rank, start.size) if start.means == "store" else MpiProcesses(start.size)
+
+
+def _launch(means: str, rank: str, size: str) -> Launch:
+    if int(size) == 1:
+        return Launch(means="single", rank=0, size=1)
+    return Launch(means=means, rank=int(rank), size=int(size))
 
 
 def _packed(value: Any) -> bytes:

@@ -6,7 +6,7 @@ Owns the vocabulary of an entry. Never looks at a checkpoint and never runs an o
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,50 +89,69 @@ def parse_rules(
     alternatives = entry["one_of"]
     if len(entry) > 1 or not isinstance(alternatives, Mapping) or len(alternatives) < 2:
         raise InputError("one_of: expected two or more named lists of rules, and nothing beside")
+    problems: list[str] = []
     for name, entries in alternatives.items():
-        for each in entries or ():
-            if not isinstance(each, Mapping):
-                raise InputError(f"one_of.{name}: expected a rule, found {each!r}")
-            choice = (f"{modality}.{section}[{position}]", str(name))
-            yield from (replace(rule, choice=choice) for rule in _parsed(modality, section, each, sizes, lists))
+        if not isinstance(entries, list):
+            problems.append(f"one_of.{name}: expected a list of rules, found {entries!r}")
+            continue
+        choice = (f"{modality}.{section}[{position}]", str(name))
+        for number, each in enumerate(entries):
+            try:
+                yield from (replace(rule, choice=choice) for rule in _parsed(modality, section, each, sizes, lists))
+            except InputError as error:
+                problems += [f"one_of.{name}[{number}]: {problem}" for problem in error.problems]
+    raise_if(problems)
 
 
-def _parsed(
-    modality: str, section: str, entry: Mapping[str, Any], sizes: Collection[str], lists: Collection[str]
-) -> Iterator[Rule]:
+def _parsed(modality: str, section: str, entry: Any, sizes: Collection[str], lists: Collection[str]) -> Iterator[Rule]:
+    if not isinstance(entry, Mapping):
+        raise InputError(f"expected a rule, found {entry!r}")
     problems = unknown_keys(entry, ("target", "sources", "operator", "tp", "stage", "layers", "optional"))
     target = entry.get("target")
     if not isinstance(target, str):
-        raise InputError([*problems, f"target: expected a name, found {target!r}"])
-    sources = []
-    for source in entry.get("sources") or ():
-        if not isinstance(source, Sequence) or isinstance(source, str) or not source:
-            problems.append(f"sources: expected [name, size of dim 0, …], found {source!r}")
-        else:
-            sources.append(SourcePattern(name=str(source[0]), dims=tuple(source[1:])))
-    operator, operator_sizes = _call(entry.get("operator", "rename"))
-    tensor_parallel, units = _call(entry.get("tp"))
+        problems.append(f"target: expected a name, found {target!r}")
+    sources = _sources(entry.get("sources"), problems)
+    operator, operator_sizes = _call("operator", entry.get("operator", "rename"), problems)
+    tensor_parallel, units = _call("tp", entry.get("tp"), problems)
+    optional = entry.get("optional", False)
+    if not isinstance(optional, bool):
+        problems.append(f"optional: expected true or false, found {optional!r}")
+    # What follows would only repeat that a value is of the wrong type.
+    raise_if(problems)
     rule = Rule(
         modality=modality,
         section=section,
-        target=target,
-        sources=tuple(sources),
+        target=str(target),
+        sources=sources,
         operator=operator,
         operator_sizes=operator_sizes,
         tensor_parallel=tensor_parallel,
         unit=units[0] if units else None,
-        stage=entry.get("stage", "layer" if "{layer}" in target else ""),
-        optional=entry.get("optional", False),
+        stage=entry.get("stage", "layer" if "{layer}" in str(target) else ""),
+        optional=optional,
         layers=entry.get("layers"),
     )
-    problems += _rule_problems(rule, units, sizes)
-    if rule.layers is not None and (rule.layers not in lists or "{layer}" not in target):
-        problems.append(f"layers: expected the name of a list, for a target with {{layer}}; found {rule.layers!r}")
-    raise_if(problems)
+    raise_if(list(_rule_problems(rule, units, sizes, lists)))
     return _alternatives(rule)
 
 
-def _rule_problems(rule: Rule, units: tuple[str | int, ...], sizes: Collection[str]) -> Iterator[str]:
+def _sources(value: Any, problems: list[str]) -> tuple[SourcePattern, ...]:
+    sources = []
+    for source in value if isinstance(value, list) else [value]:
+        if isinstance(source, list) and source and isinstance(source[0], str) and all(map(_is_size, source[1:])):
+            sources.append(SourcePattern(name=source[0], dims=tuple(source[1:])))
+        else:
+            problems.append(f"sources: expected [name, size of dim 0, …], found {source!r}")
+    return tuple(sources)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, str) or (type(value) is int and value > 0)
+
+
+def _rule_problems(
+    rule: Rule, units: tuple[str | int, ...], sizes: Collection[str], lists: Collection[str]
+) -> Iterator[str]:
     if rule.operator not in OPERATORS:
         yield f"operator: unknown {rule.operator!r}; known: {', '.join(OPERATORS)}"
     else:
@@ -166,6 +185,8 @@ def _rule_problems(rule: Rule, units: tuple[str | int, ...], sizes: Collection[s
         for name in sorted(found - set(_names(rule.target)))
         if name in ("layer", "expert")
     )
+    if rule.layers is not None and (rule.layers not in lists or "{layer}" not in rule.target):
+        yield f"layers: expected the name of a list, for a target with {{layer}}; found {rule.layers!r}"
     if rule.layers is None and "item" in found:
         yield "{item} counts the entries of a list: name it with the key layers"
     if "{layer}" in rule.target and not all("{layer}" in each.name or "{item}" in each.name for each in rule.sources):
@@ -176,18 +197,24 @@ def _names(text: str) -> list[str]:
     return _PLACEHOLDER.findall(_ALTERNATIVES.sub("", text))
 
 
-def _call(value: Any) -> tuple[str, tuple[str | int, ...]]:
+def _call(key: str, value: Any, problems: list[str]) -> tuple[str, tuple[str | int, ...]]:
     """A name alone, or a list of a name and its sizes."""
     if value is None:
         return "", ()
     if isinstance(value, str):
         return value, ()
-    return str(value[0]), tuple(value[1:])
+    if isinstance(value, list) and value and isinstance(value[0], str) and all(map(_is_size, value[1:])):
+        return value[0], tuple(value[1:])
+    problems.append(f"{key}: expected a name, or a list of a name and its sizes, found {value!r}")
+    return "", ()
 
 
 def _alternatives(rule: Rule) -> Iterator[Rule]:
     match = _ALTERNATIVES.search(rule.target)
     if match is None:
+        for source in rule.sources:
+            if found := _ALTERNATIVES.search(source.name):
+                raise InputError(f"{source.name}: {found[0]} stands in a source but not in the target")
         yield replace(rule, tensor_parallel=rule.tensor_parallel or "replicated")
         return
     for number, alternative in enumerate(match[1].split(",")):

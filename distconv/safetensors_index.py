@@ -39,9 +39,11 @@ def read_header(path: Path) -> list[StoredTensor]:
                 )
             header = parse_object(stream.read(length), f"{path} (header)")
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file, but the index names it; download this shard") from None
+        raise InputError(f"{path}: no such file: not downloaded, or a link whose target is gone") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise InputError(f"{str(path)!r}: not a name that a file can have") from None
 
     file = SourceFile(str(path), size)
     start = 8 + length

@@ -32,10 +32,11 @@ class SizeSpec:
     of: tuple[str | int, ...] = ()
 
     @staticmethod
-    def parse(value: Any, within: str | None = None) -> SizeSpec:
+    def parse(value: Any, within: str | None = None, *, is_list: bool = False) -> SizeSpec:
         """The spec in a definition: paths and perhaps a default, or the name of a derivation and other sizes.
 
         It is a list in all cases because lists replace what they inherit, where mappings would be merged with it.
+        `is_list`: the field is a list of layer numbers, and so is its default.
 
         Raises:
             ValueError: neither of them.
@@ -45,19 +46,32 @@ class SizeSpec:
                 "expected [path in config.json, …], with a default at the end if there is one, or "
                 f"[{'|'.join(DERIVATIONS)}, size, …]; found {value!r}"
             )
-        if value[0] in DERIVATIONS:
-            if value[0] == "quotient" and len(value) != 3:
-                raise ValueError(f"quotient takes two sizes, found {list(value[1:])}")
-            return SizeSpec(derivation=value[0], of=tuple(value[1:]))
+        if value[0] in DERIVATIONS and not is_list:
+            return _derivation(value[0], tuple(value[1:]))
         *path, last = value
-        default = None
+        default: int | bool | tuple[int, ...] | None = None
         if isinstance(last, str):
             path.append(last)
+        elif is_list:
+            if not isinstance(last, Sequence) or any(type(item) is not int or item < 0 for item in last):
+                raise ValueError(f"expected a list of layer numbers as the default, found {last!r}")
+            default = tuple(last)
+        elif isinstance(last, bool) or (type(last) is int and last >= 0):
+            default = last
         else:
-            default = tuple(last) if isinstance(last, list) else last
+            raise ValueError(f"expected a number as the default, found {last!r}")
         if not path or any(not isinstance(item, str) for item in path):
             raise ValueError(f"expected paths in config.json and at most one default, at the end; found {list(value)}")
         return SizeSpec(path=tuple(path), default=default, within=within)
+
+
+def _derivation(name: str, of: tuple[Any, ...]) -> SizeSpec:
+    if not of or (name == "quotient" and len(of) != 2):
+        raise ValueError(f"{name} takes {'two sizes' if name == 'quotient' else 'sizes'}, found {list(of)}")
+    wrong = [item for item in of if not isinstance(item, str) and not (type(item) is int and item > 0)]
+    if wrong:
+        raise ValueError(f"{name} takes names of sizes and positive integers, found {wrong[0]!r}")
+    return SizeSpec(derivation=name, of=of)
 
 
 class Sizes:

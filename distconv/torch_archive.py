@@ -182,5 +182,6 @@ def _parameter(data: ArchivedTensor, *_: object) -> ArchivedTensor:
 _FUNCTIONS: Mapping[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     ("collections", "OrderedDict"): OrderedDict,
 }

@@ -13,6 +13,8 @@ from distconv.errors import InputError, named, raise_if
 from distconv.source import SourceFile, StoredTensor
 from distconv.torch_archive import ArchivedTensor, read_archive
 
+# Values that may stand beside tensors, such as a version, or an extra state that Megatron left empty.
+_PLAIN = (type(None), bool, int, float, str)
 # What training programs put around a state dict, each seen alone at the top of a file.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 
@@ -27,6 +29,13 @@ def read_state_dict(path: Path) -> list[StoredTensor]:
     tensors = {name: entry for name, entry in entries.items() if isinstance(entry, ArchivedTensor)}
     if not tensors:
         raise InputError(f"{path}: holds no tensors; expected a state dict, or one under {', '.join(_WRAPPERS)}")
+    strange = [
+        name
+        for name, entry in entries.items()
+        if not isinstance(name, str) or not isinstance(entry, (ArchivedTensor, *_PLAIN))
+    ]
+    if strange:
+        raise InputError(f"{path}: entries that are no tensors: {named(strange)}; save a state dict of tensors alone")
     scattered = [name for name, tensor in tensors.items() if not tensor.is_contiguous]
     raise_if(
         [f"{path}: {len(scattered)} tensors are not contiguous: {named(scattered)}; save their .contiguous()"]
