@@ -2,6 +2,7 @@
 
     python benchmarks/synthetic.py OUT --preset 2b         the dimensions of Qwen2-VL-2B, 4.4 GB
     python benchmarks/synthetic.py OUT --size-mb 400       a smaller lookalike
+    python benchmarks/synthetic.py OUT --size-mb 400 --layers 9 --vision-layers 6
 
 This module owns the names and shapes of a Hugging Face Qwen2-VL checkpoint and the bytes of a synthetic one. It
 streams: no tensor is ever held whole, so a checkpoint of any size is written in a few MiB of memory. It never imports
@@ -177,6 +178,14 @@ def lookalike(size: int, *, tied: bool) -> Qwen2VLDimensions:
     )
 
 
+def lookalike_of_depth(size: int, layers: int, vision_layers: int, *, tied: bool) -> Qwen2VLDimensions:
+    """Dimensions of a model of these depths whose widths bring it nearest to `size` bytes."""
+    published = replace(PRESETS["2b"], tied=tied, layers=layers, vision_layers=vision_layers)
+    head_widths = range(HEAD_STEP, 2 * published.head_width, HEAD_STEP)
+    candidates = (_widths(published, head_width) for head_width in head_widths)
+    return min(candidates, key=lambda each: abs(checkpoint_bytes(each) - size))
+
+
 def _widths(published: Qwen2VLDimensions, head_width: int) -> Qwen2VLDimensions:
     ratio = head_width / published.head_width
     return replace(
@@ -314,6 +323,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--size-mb", type=int, default=400, help="about this many megabytes of tensors (default 400)")
     size.add_argument("--preset", choices=sorted(PRESETS), help="published dimensions")
+    parser.add_argument("--layers", type=int, help="so many text layers, whatever the size (with --vision-layers)")
+    parser.add_argument("--vision-layers", type=int, help="so many vision layers")
     head = parser.add_mutually_exclusive_group()
     head.add_argument("--tied", action="store_true", default=True, help="no lm_head (default, as the 2B)")
     head.add_argument("--untied", action="store_false", dest="tied", help="an lm_head of its own")
@@ -321,6 +332,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if arguments.preset:
         dimensions = replace(PRESETS[arguments.preset], tied=arguments.tied)
+    elif arguments.layers and arguments.vision_layers:
+        size = arguments.size_mb * 10**6
+        dimensions = lookalike_of_depth(size, arguments.layers, arguments.vision_layers, tied=arguments.tied)
     else:
         dimensions = lookalike(arguments.size_mb * 10**6, tied=arguments.tied)
     begin = time.perf_counter()

@@ -171,10 +171,11 @@ def result_text(report: Mapping[str, Any]) -> str:
     read, written = (sum(each[key] for each in processes) for key in ("bytes_read", "bytes_written"))
     seconds = max(each["seconds"]["transfer"] for each in processes)
     peak = max(each["peak_bytes"] for each in processes)
-    verb = "compared" if report["action"] == "verify" else "wrote"
     nbytes = sum(file["bytes"] for file in report["files"])
+    done = f"{len(report['files'])} files, {binary(nbytes)}"
+    done = f"verified: {done}, byte for byte what the source says" if report["action"] == "verify" else f"wrote {done}"
     return (
-        f"{verb} {len(report['files'])} files, {binary(nbytes)}, on {len(processes)} processes in {seconds:.1f} s "
+        f"{done}; on {len(processes)} processes in {seconds:.1f} s "
         f"({binary(nbytes / max(seconds, 1e-9))}/s; read {binary(read)}, wrote {binary(written)}; "
         f"peak memory {binary(peak)} per process)"
     )

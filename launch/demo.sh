@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 rm -rf demo
 mkdir demo
+export OMP_NUM_THREADS=1
 
 run() { printf '\n$ %s\n' "$*"; "$@"; }
 
@@ -13,9 +14,11 @@ job=(+model=qwen2vl source=demo/Qwen2-VL target=demo/megatron
 
 run python benchmarks/synthetic.py demo/Qwen2-VL --size-mb "${1:-400}" --layers 9 --vision-layers 6
 run torchrun --nproc-per-node 4 -m distconv "${job[@]}" report=demo/report.json
-run find demo/megatron -type f -size +0
+printf '\n$ find demo/megatron -type f\n'
+find demo/megatron -type f | sort
 run torchrun --nproc-per-node 4 -m distconv "${job[@]}" action=verify
-run python - <<'PYTHON'
+printf '\n'
+python - <<'PYTHON'
 import torch
 
 content = torch.load("demo/megatron/release/mp_rank_01_003/model_optim_rng.pt", weights_only=True)
