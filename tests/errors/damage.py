@@ -128,6 +128,11 @@ def header(path: str, change: Callable[[dict[str, Any]], object]) -> Damage:
     return damage
 
 
+def entry(path: str, name: str, **fields: object) -> Damage:
+    """Change what the header of a shard says of a tensor."""
+    return header(path, lambda entries: entries[name].update(fields))
+
+
 def index(change: Callable[[dict[str, str]], object]) -> Damage:
     """Change the map from tensors to shards of the index."""
 

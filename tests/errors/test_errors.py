@@ -19,13 +19,12 @@ from tests.errors.damage import (
     CONFIG,
     FIRST,
     INDEX,
-    SECOND,
     SHARD,
     Change,
     Damage,
     config,
     deleted,
-    header,
+    entry,
     header_length,
     index,
     longer,
@@ -39,18 +38,24 @@ from tests.errors.damage import (
 
 LINES_OF_A_SCREEN = 24
 JOB = {"+model": "qwen2vl", "source": "hf", "target": "mm"}
-BACK_TO_CONVERT: Mapping[str, str | None] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """How something comes to be wrong, and the fragments that the message must have. An option of `None` is left out."""
+    """How something comes to be wrong, and fragments that the message must have, or must never have.
+
+    An option of `None` is left out.
+    """
 
     model: Sequence[Change] = ()
     files: Sequence[Damage] = ()
     options: Mapping[str, str | None] = field(default_factory=dict)
     says: Sequence[str]
+    never: Sequence[str] = ()
 
+
+# What is said of tensors that no rule could use because of another problem would be false.
+FALSE = ["beyond the number of layers", "no rule"]
 
 SOURCES = {
     "no such source": Refusal(options={"source": "nowhere"}, says=["source=nowhere: no such directory"]),
@@ -61,9 +66,9 @@ SOURCES = {
         options={"source": SHARD}, says=[f"source={SHARD}", "expected a directory, found a file"]
     ),
     "the source holds no shard": Refusal(
-        files=[written("empty/config.json", "{}")], options={"source": "empty"}, says=["empty", "*.safetensors"]
+        files=[written("empty/config.json", "{}")], options={"source": "empty"}, says=["empty: holds no"]
     ),
-    "several shards without an index": Refusal(files=[deleted(INDEX)], says=["hf: holds 5 safetensors", Path(INDEX).name]),
+    "several shards without an index": Refusal(files=[deleted(INDEX)], says=["hf: holds 5", Path(INDEX).name]),
     "no config.json": Refusal(files=[deleted(CONFIG)], says=[f"{CONFIG}: no such file"]),
     "config.json is not JSON": Refusal(
         files=[written(CONFIG, "{'hidden_size': 48}")], says=[f"{CONFIG}: not valid JSON", "line 1 column 2"]
@@ -72,31 +77,43 @@ SOURCES = {
         files=[written(CONFIG, "[]")], says=[f"{CONFIG}: expected a JSON object, found list"]
     ),
     "config.json lacks a field": Refusal(
-        model=[config("num_key_value_heads", None)], says=[f"{CONFIG}: no field", "num_key_value_heads"]
+        model=[config("num_key_value_heads", None)],
+        says=[f"{CONFIG}: no field", "num_key_value_heads"],
+        never=FALSE,
     ),
     "config.json lacks two fields": Refusal(
         model=[config("num_key_value_heads", None), config("intermediate_size", None)],
         says=["num_key_value_heads", "intermediate_size"],
+        never=FALSE,
     ),
     "config.json has a size of the wrong type": Refusal(
-        model=[config("hidden_size", "48")], says=[f"{CONFIG}: hidden_size: expected a positive integer, found '48'"]
+        model=[config("hidden_size", "48")],
+        says=[f"{CONFIG}: hidden_size: expected", "integer", "found '48'"],
+        never=FALSE,
     ),
-    "heads do not divide the width": Refusal(model=[config("num_attention_heads", 7)], says=[]),
-    "the index names a missing shard": Refusal(files=[deleted(SHARD)], says=[f"{SHARD}: no such file", Path(INDEX).name]),
+    "heads do not divide the width": Refusal(
+        model=[config("num_attention_heads", 7)],
+        says=["hidden (48, hidden_size in config.json)", "heads (7, num_attention_heads in config.json)"],
+        never=FALSE,
+    ),
+    "the index names a missing shard": Refusal(files=[deleted(SHARD)], says=[f"{SHARD}: no such file"]),
     "the index names two missing shards": Refusal(
         files=[deleted(SHARD), deleted("hf/model-00004-of-00005.safetensors")],
         says=["model-00003-of-00005.safetensors: no such file", "model-00004-of-00005.safetensors: no such file"],
     ),
     "the index names a tensor that no shard holds": Refusal(
-        files=[index(lambda shards: shards.update({"model.extra": Path(SHARD).name}))], says=[f"{INDEX}: names the tensor model.extra"]
+        files=[index(lambda shards: shards.update({"model.extra": Path(SHARD).name}))],
+        says=[f"{INDEX}: names the tensor model.extra"],
     ),
     "a shard holds a tensor that the index does not name": Refusal(
         files=[index(lambda shards: shards.pop(FIRST))], says=[f"{INDEX}: does not name", FIRST]
     ),
     "the index names a shard elsewhere": Refusal(
-        files=[index(lambda shards: shards.update({FIRST: "../model.safetensors"}))], says=[INDEX, FIRST, "'../model.safetensors'"]
+        files=[index(lambda shards: shards.update({FIRST: "../model.safetensors"}))],
+        says=[INDEX, FIRST, "'../model.safetensors'"],
     ),
     "a shard is a byte too short": Refusal(files=[longer(SHARD, -1)], says=[f"{SHARD}: ", "truncated"]),
+    "a shard is cut in half": Refusal(files=[longer(SHARD, -50_000)], says=[f"{SHARD}: ", "truncated"]),
     "a shard is a byte too long": Refusal(files=[longer(SHARD, 1)], says=[f"{SHARD}: expected", "data after the end"]),
     "a shard is empty": Refusal(files=[written(SHARD, "")], says=[f"{SHARD}: 0 bytes long"]),
     "a shard is a pointer of git lfs": Refusal(
@@ -105,27 +122,25 @@ SOURCES = {
     ),
     "a header of 2^60 bytes": Refusal(files=[header_length(SHARD, 2**60)], says=[f"{SHARD}: ", str(2**60), "header"]),
     "a header that is not JSON": Refusal(files=[header_length(SHARD, 100)], says=[f"{SHARD} (header): not valid JSON"]),
-    "tensors that overlap": Refusal(
-        files=[header(SHARD, lambda entries: entries[FIRST].update(data_offsets=[2, 98]))], says=[SHARD, "overlaps"]
-    ),
+    "tensors that overlap": Refusal(files=[entry(SHARD, FIRST, data_offsets=[2, 98])], says=[SHARD, "overlaps"]),
     "a tensor beyond the end of its shard": Refusal(
-        files=[header(SHARD, lambda entries: entries[FIRST].update(data_offsets=[10**9, 10**9 + 96]))], says=[SHARD, FIRST, "ends at byte"]
+        files=[entry(SHARD, FIRST, data_offsets=[10**9, 10**9 + 96])],
+        says=[SHARD, FIRST, "ends at byte"],
     ),
     "a tensor whose bytes do not fit its shape": Refusal(
-        files=[header(SHARD, lambda entries: entries[FIRST].update(shape=[47]))], says=[SHARD, FIRST, "94", "96"]
+        files=[entry(SHARD, FIRST, shape=[47])], says=[SHARD, FIRST, "94", "96"]
     ),
-    "a tensor of negative size": Refusal(
-        files=[header(SHARD, lambda entries: entries[FIRST].update(shape=[-48]))], says=[SHARD, FIRST, "[-48]"]
-    ),
+    "a tensor of negative size": Refusal(files=[entry(SHARD, FIRST, shape=[-48])], says=[SHARD, FIRST, "[-48]"]),
     "an element type that safetensors does not have": Refusal(
-        files=[header(SHARD, lambda entries: entries[FIRST].update(dtype="F17"))], says=[SHARD, FIRST, "'F17'"]
+        files=[entry(SHARD, FIRST, dtype="F17")], says=[SHARD, FIRST, "'F17'"]
     ),
     "a tensor of the wrong shape": Refusal(
         model=[sized("model.layers.2.mlp.up_proj.weight", rows=80)],
         says=["model.layers.2.mlp.up_proj.weight has shape [80, 48], expected [88, 48]", "intermediate_size"],
     ),
     "a tensor of the wrong element type": Refusal(
-        model=[typed("model.layers.2.mlp.down_proj.weight", "int8")], says=["model.layers.2.mlp.down_proj.weight is int8", "bfloat16"]
+        model=[typed("model.layers.2.mlp.down_proj.weight", "int8")],
+        says=["model.layers.2.mlp.down_proj.weight is int8", "bfloat16"],
     ),
     "sources of one parameter of different element types": Refusal(
         model=[typed("model.layers.2.mlp.up_proj.weight", "float16")],
@@ -147,7 +162,8 @@ SOURCES = {
     ),
     "an untied model without a head": Refusal(model=[without("lm_head.weight")], says=["lm_head.weight is missing"]),
     "one tensor in two spellings": Refusal(
-        model=[with_tensors("model.language_model.norm.weight")], says=["model.norm.weight", "model.language_model.norm.weight"]
+        model=[with_tensors("model.language_model.norm.weight")],
+        says=["model.norm.weight", "model.language_model.norm.weight"],
     ),
 }
 
@@ -159,10 +175,14 @@ MODELS = {
         model=[config("model_type", "llava")], says=[CONFIG, "'llava'", "+model=qwen2vl", "qwen2_vl"]
     ),
     "config.json names an unknown model": Refusal(
-        model=[config("model_type", "qwen2_vll")], options={"+model": None}, says=[CONFIG, "'qwen2_vll'", "+model=qwen2vl"]
+        model=[config("model_type", "qwen2_vll")],
+        options={"+model": None},
+        says=[CONFIG, "'qwen2_vll'", "+model=qwen2vl"],
     ),
     "config.json names no model": Refusal(
-        model=[config("model_type", None)], options={"+model": None}, says=[CONFIG, "model_type", "+model=NAME", "qwen2vl"]
+        model=[config("model_type", None)],
+        options={"+model": None},
+        says=[CONFIG, "model_type", "+model=NAME", "qwen2vl"],
     ),
 }
 
@@ -181,7 +201,7 @@ LAYOUTS = {
     "tp does not divide the vision heads": Refusal(
         model=[config("vision_config.num_heads", 1)],
         options={"layout.tp": "2"},
-        says=["layout.tp=2", "vision_heads (1, num_heads in config.json)"],
+        says=["layout.tp=2", "vision_heads (1, vision_config.num_heads in config.json)"],
     ),
     "tp does not divide the intermediate size": Refusal(
         model=[
@@ -194,12 +214,17 @@ LAYOUTS = {
         says=["layout.tp=2", "87", "intermediate_size"],
     ),
     "tp does not divide the vocabulary": Refusal(
-        model=[config("vocab_size", 103), sized("model.embed_tokens.weight", rows=103), sized("lm_head.weight", rows=103)],
+        model=[
+            config("vocab_size", 103),
+            sized("model.embed_tokens.weight", rows=103),
+            sized("lm_head.weight", rows=103),
+        ],
         options={"layout.tp": "2"},
         says=["layout.tp=2", "103", "vocab_size"],
     ),
     "encoder tp does not divide the vision heads": Refusal(
-        options={"layout.modality_tp.vision": "3"}, says=["layout.modality_tp.vision=3", "vision_heads (4, num_heads in config.json)"]
+        options={"layout.modality_tp.vision": "3"},
+        says=["layout.modality_tp.vision=3", "vision_heads (4, vision_config.num_heads in config.json)"],
     ),
     "encoder tp and tp do not divide": Refusal(
         options={"layout.tp": "2", "layout.modality_tp.vision": "3"}, says=["layout.tp=2", "3"]
@@ -213,7 +238,8 @@ LAYOUTS = {
         says=["layout.stages.vision=[5,0]", "1 virtual stages, expected 2"],
     ),
     "virtual stages of different lengths": Refusal(
-        options={"layout.stages.text": "[[1,2],[3]]"}, says=["layout.stages.text=[[1,2],[3]]", "the same number of entries"]
+        options={"layout.stages.text": "[[1,2],[3]]"},
+        says=["layout.stages.text=[[1,2],[3]]", "the same number of entries"],
     ),
     "pp contradicts the stages": Refusal(
         options={"layout.stages.text": "[3,3]", "layout.pp": "3"}, says=["layout.pp=3", "[3,3]", "pp 2"]
@@ -231,23 +257,42 @@ LAYOUTS = {
 }
 
 OPTIONS = {
-    "unknown option in an unknown group": Refusal(options={"layot.tp": "2"}, says=["layot.tp", "did you mean layout.tp?"]),
+    "unknown option in an unknown group": Refusal(
+        options={"layot.tp": "2"}, says=["layot.tp", "did you mean layout.tp?"]
+    ),
     "unknown option": Refusal(options={"layout.tpp": "2"}, says=["layout.tpp", "did you mean layout.tp?"]),
     "unknown option with a plus": Refusal(options={"+sorce": "x"}, says=["sorce", "did you mean", "source"]),
-    "tp is a word": Refusal(options={"layout.tp": "two"}, says=["layout.tp=two: expected a positive integer"]),
-    "tp is zero": Refusal(options={"layout.tp": "0"}, says=["layout.tp=0: expected a positive integer"]),
-    "tp is empty": Refusal(options={"layout.tp": ""}, says=["layout.tp=", "expected a positive integer"]),
+    "tp is a word": Refusal(options={"layout.tp": "two"}, says=["layout.tp=two", "integer"]),
+    "tp is zero": Refusal(options={"layout.tp": "0"}, says=["layout.tp=0", "integer"]),
+    "tp is beyond all reason": Refusal(options={"layout.tp": str(10**12)}, says=[f"layout.tp={10**12}"]),
+    "tp is empty": Refusal(options={"layout.tp": ""}, says=["layout.tp=", "integer"]),
     "unknown action": Refusal(options={"action": "convrt"}, says=["action=convrt", "convert, plan, verify"]),
     "stages of words": Refusal(options={"layout.stages.text": "[1,x]"}, says=["layout.stages.text=", "[1,10,10,7]"]),
-    "stages without brackets": Refusal(options={"layout.stages.text": "6"}, says=["layout.stages.text=6", "[1,10,10,7]"]),
-    "stages of two depths": Refusal(options={"layout.stages.text": "[[3],3]"}, says=["layout.stages.text=", "[1,10,10,7]"]),
+    "stages without brackets": Refusal(
+        options={"layout.stages.text": "6"}, says=["layout.stages.text=6", "[1,10,10,7]"]
+    ),
+    "stages of two depths": Refusal(
+        options={"layout.stages.text": "[[3],3]"}, says=["layout.stages.text=", "[1,10,10,7]"]
+    ),
     "stages without end": Refusal(options={"layout.stages.text": "[3,3"}, says=["layout.stages.text=[3,3"]),
+    "stages of no modality": Refusal(
+        options={"layout.stages": "[3,3]"}, says=["layout.stages=[3,3]", "text, vision, audio"]
+    ),
+    "a value for a group of options": Refusal(
+        options={"layout": "2"}, says=["layout=2", "tp, ep, stages"], never=["None"]
+    ),
+    "a value without an option": Refusal(options={"": "2"}, says=["=2"]),
+    "a source of the wrong type": Refusal(
+        options={"source": "[a]"}, says=["source=", "expected a path"], never=["source is missing"]
+    ),
     "negative iteration": Refusal(options={"iteration": "-1"}, says=["iteration=-1", "release"]),
     "unknown modality": Refusal(options={"select": "[visoin]"}, says=["select=", "visoin", "text, vision, audio"]),
-    "overwrite is neither true nor false": Refusal(options={"overwrite": "maybe"}, says=["overwrite=maybe: expected true or false"]),
-    "no threads": Refusal(options={"io.threads": "0"}, says=["io.threads=0: expected a positive integer"]),
+    "overwrite is neither true nor false": Refusal(
+        options={"overwrite": "maybe"}, says=["overwrite=maybe", "true or false"]
+    ),
+    "no threads": Refusal(options={"io.threads": "0"}, says=["io.threads=0", "integer"]),
     "number of processes of a conversion": Refusal(options={"processes": "2"}, says=["processes", "action=plan"]),
-    "a blank in the target": Refusal(options={"target": "a(b"}, says=["target=a(b", "quotes"]),
+    "a target that needs quotes": Refusal(options={"target": "a(b"}, says=["target=a(b", "quotes"]),
     "two wrong values": Refusal(options={"layout.tp": "0", "action": "convrt"}, says=["layout.tp=0", "action=convrt"]),
     "a report where there is no directory": Refusal(
         options={"report": "nowhere/report.json"}, says=["report=nowhere/report.json", "directory"]
@@ -276,12 +321,14 @@ TARGETS = {
         files=[written("file", "a file")], options={"target": "file/a/mm"}, says=["target=file/a/mm", "not a directory"]
     ),
     "the result is there already": Refusal(
-        files=[written("mm/release/mp_rank_00/model_optim_rng.pt", "kept")], says=["target=mm: release is already there", "overwrite=true"]
+        files=[written("mm/release/mp_rank_00/model_optim_rng.pt", "kept")],
+        says=["target=mm: release is already there", "overwrite=true"],
     ),
     "another result is there already": Refusal(
         files=[written("mm/latest_checkpointed_iteration.txt", "1000")],
         says=["target=mm: latest_checkpointed_iteration.txt is already there", "overwrite=true"],
     ),
+    "nothing to verify": Refusal(options={"action": "verify"}, says=["target=mm: holds no release to verify"]),
     "the disk is too small": Refusal(
         model=[config("vocab_size", 150_000_000_000)],
         files=[
@@ -310,12 +357,12 @@ def refused(tmp_path, monkeypatch, distconv):
         options = {**JOB, **row.options}
         outcome = distconv(*(f"{key}={value}" for key, value in options.items() if value is not None))
 
-        import os, pathlib; d=pathlib.Path(os.environ['DUMP']); d.write_text((d.read_text() if d.exists() else '')+f'\n# {os.environ["PYTEST_CURRENT_TEST"][50:]} {row.options} status {outcome.status}\n{outcome.err}{outcome.out and "OUT "+outcome.out}')
         assert outcome.status == 2, outcome
         assert outcome.err.startswith("distconv: "), outcome.err
         assert "Traceback" not in outcome.err
         assert len(outcome.err.splitlines()) <= LINES_OF_A_SCREEN
         assert [fragment for fragment in row.says if fragment not in outcome.err] == [], outcome.err
+        assert [fragment for fragment in row.never if fragment in outcome.err] == [], outcome.err
         assert everything(tmp_path) == before
         return outcome.out
 

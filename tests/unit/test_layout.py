@@ -240,8 +240,7 @@ def test_tensor_parallel_sizes_of_encoders_stand_beside_that_of_the_text():
             layout(text=((1, 1), (1, 1)), vision=((2,), (0,))),
             {"text": 4, "vision": 2},
             None,
-            "layout.stages.vision=[[2],[0]]: has 1 entries, expected 2, one per pipeline rank; a shorter list repeats "
-            "only without virtual stages",
+            "layout.stages.vision=[[2],[0]]: has 1 entries, expected 2, one per pipeline rank; a shorter list repeats",
         ),
         (
             layout(text=((1,),), tp=3, modality_tp={"vision": 2}),
@@ -277,6 +276,14 @@ def test_all_contradictions_are_reported_together():
         "layout.modality_tp.vision": 1,
         "layout.ep": 1,
     }
+
+
+def test_adapters_say_only_how_many_layers_there_are_at_least():
+    found = layout(text=((2, 2),))
+    for layers in (1, 4):
+        check_layout(found, {"text": layers}, None, at_least=True)
+    with pytest.raises(InputError, match=r"adds up to 4 layers, but the model has at least 5 text layers"):
+        check_layout(found, {"text": 5}, None, at_least=True)
 
 
 @pytest.mark.parametrize(("ep", "experts"), [(1, None), (1, 8), (2, 8), (8, 8)])

@@ -16,8 +16,7 @@ from distconv import steps
 from distconv.dtypes import ITEM_SIZE
 from distconv.operators import OPERATORS
 from distconv.steps import CopyRun, Gather, Read, Step, bytes_read, contiguous_blocks, lower
-from distconv.tensor_parallel import TENSOR_PARALLEL_RULES
-from distconv.virtual import Index, VirtualTensor, concat, narrow, permute, split, whole, zeros
+from distconv.virtual import Index, VirtualTensor, chunk, concat, narrow, permute, split, whole, zeros
 from tests.unit.programs import Program, numbered, programs, shapes
 from tests.unit.reference import Execution, execute
 
@@ -80,7 +79,7 @@ def test_column_shards_produced_together_read_the_matrix_once(dtype, size, rows,
     """As long as the buffer holds a row, however small or large the gaps are that may be read over."""
     matrix = whole(dtype, (rows, size * columns))
     row_bytes = size * columns * ITEM_SIZE[dtype]
-    shards = TENSOR_PARALLEL_RULES["cols"](matrix, size)
+    shards = chunk(matrix, size, dim=1)
 
     result = lowered(shards, [matrix.shape], row_room * row_bytes + extra, gap_bytes=gap_bytes)
 
@@ -96,7 +95,7 @@ def test_replicas_that_are_gathered_together_read_the_source_once(replicas, rows
 
 
 def test_small_gaps_are_read_over_and_large_ones_skipped():
-    half = TENSOR_PARALLEL_RULES["cols"](whole("uint8", (4, 20)), 2)[1]
+    half = chunk(whole("uint8", (4, 20)), 2, dim=1)[1]
     (over,) = lowered([half], [(4, 20)], 1000, gap_bytes=10)
     (skipping,) = lowered([half], [(4, 20)], 1000, gap_bytes=9)
     assert [(read.offset, read.nbytes) for read in over.reads] == [(10, 70)]
@@ -104,7 +103,7 @@ def test_small_gaps_are_read_over_and_large_ones_skipped():
 
 
 def test_a_long_run_is_copied_from_file_to_file():
-    shard = TENSOR_PARALLEL_RULES["rows"](whole("bfloat16", (64, 1024)), 2)[1]
+    shard = chunk(whole("bfloat16", (64, 1024)), 2)[1]
     assert lowered([shard], [(64, 1024)], 4096) == [CopyRun(0, 64 * 1024, 0, 0, 64 * 1024)]
     (shorter, *_) = lowered([narrow(shard, 0, 0, 31)], [(64, 1024)], 4096)
     assert isinstance(shorter, Gather)

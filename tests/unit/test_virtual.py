@@ -80,7 +80,9 @@ def _cuts(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[int, list[int]]:
 
 
 def test_whole_is_the_operand_of_that_number():
-    np.testing.assert_array_equal(evaluate(whole("int8", [2, 3], 1), [numbered(()), numbered((2, 3))]), numbered((2, 3)))
+    np.testing.assert_array_equal(
+        evaluate(whole("int8", [2, 3], 1), [numbered(()), numbered((2, 3))]), numbered((2, 3))
+    )
 
 
 def test_zeros_has_no_source():

@@ -1,0 +1,185 @@
+"""Every published size plans: from headers alone, under every documented layout, to files of just the right size.
+
+The tensors and the `config.json` are those of `tests/published.py`; nothing is written or read. How many bytes each
+file must hold is worked out here from where training has each tensor, without distconv.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.resources import files
+from itertools import accumulate, product
+from math import prod
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, OmegaConf
+
+from distconv.config import parse_config
+from distconv.inspection import _recognised
+from distconv.plan import Plan
+from distconv.planning import Checkpoint, Facts, plan_job
+from distconv.source import SourceFile, SourceIndex, StoredTensor
+from tests.published import PUBLISHED, Config, Layout, Published
+from tests.published_towers import EQUAL, EVERY, FIRST, LAST, Tensor, Units
+
+BYTES = 2
+CASES = {
+    f"{published.name}-{number}": (published, config, layout)
+    for published in PUBLISHED
+    for number, (config, layout) in enumerate(product(published.configs, published.layouts))
+}
+Coordinate = tuple[int, int, int]
+PlanOf = Callable[[Published, Config, Layout], tuple[str, Plan]]
+
+
+@pytest.fixture(scope="module")
+def planned() -> PlanOf:
+    """Plan a published size under a layout; gives the name of the definition that was chosen for it, too."""
+    names = [path.name.removesuffix(".yaml") for path in files("distconv.conf.model").iterdir()]
+    with initialize_config_module("distconv.conf", version_base="1.3"):
+        defaults = plain(compose("config"))
+        definitions = {
+            name: plain(compose("config", [f"+model={name}"]).model) for name in names if not name.startswith("_")
+        }
+    indices: dict[str, SourceIndex] = {}
+
+    def plan(published: Published, config: Config, layout: Layout) -> tuple[str, Plan]:
+        if published.name not in indices:
+            indices[published.name] = index_of(published.tensors())
+        checkpoint = Checkpoint(index=indices[published.name], config=config)
+        name, definition = _recognised(checkpoint, definitions)
+        job = parse_config(as_configured(defaults, layout))
+        return name, plan_job(job, Facts(source=checkpoint, text_source=None, model=name, definition=definition))
+
+    return plan
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_published_size_plans_under_a_documented_layout(case: str, planned: PlanOf) -> None:
+    published, config, layout = CASES[case]
+
+    definition, plan = planned(published, config, layout)
+
+    assert definition == published.definition
+    wanted, left_out = selected(published.tensors(), layout)
+    assert {each.tensor.name for each in plan.binding.unconverted} == left_out
+    found = {(file.tp_rank, file.pp_rank, file.ep_rank): file.nbytes for file in plan.files}
+    assert found == expected_bytes(wanted, layout, published)
+
+
+@pytest.mark.parametrize("published", [each for each in PUBLISHED if each.parameters], ids=lambda each: each.name)
+def test_the_towers_have_as_many_parameters_as_the_hub_says(published: Published) -> None:
+    stored = [tensor for tensor in published.tensors() if tensor.stored and not tensor.left_out]
+    assert sum(prod(tensor.shape) for tensor in stored) == published.parameters
+
+
+def index_of(tensors: Iterable[Tensor]) -> SourceIndex:
+    """The index of a file that holds the tensors one after the other."""
+    stored: dict[str, StoredTensor] = {}
+    sizes = [(tensor.name, tensor.shape) for tensor in tensors if tensor.stored]
+    ends = list(accumulate(prod(shape) * BYTES for _, shape in sizes))
+    file = SourceFile("model.safetensors", ends[-1])
+    for (name, shape), offset in zip(sizes, [0, *ends], strict=False):
+        assert name not in stored
+        stored[name] = StoredTensor(name, "bfloat16", shape, file, offset)
+    return SourceIndex(directory="published", tensors=stored)
+
+
+def plain(composed: DictConfig) -> dict[str, Any]:
+    content = OmegaConf.to_container(composed)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def as_configured(defaults: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
+    content = copy.deepcopy(dict(defaults))
+    content |= {"source": "hf", "target": "mm", "select": None if layout.select is None else list(layout.select)}
+    content["layout"] |= {"tp": layout.tp, "ep": layout.ep, "placement": layout.placement}
+    content["layout"]["stages"] = {"text": layout.text, "vision": layout.vision, "audio": layout.audio}
+    content["layout"]["modality_tp"] = {
+        "vision": layout.encoder_tp,
+        "audio": layout.encoder_tp if layout.audio else None,
+    }
+    return content
+
+
+def selected(tensors: Iterable[Tensor], layout: Layout) -> tuple[list[Tensor], set[str]]:
+    """What a layout converts, and the names of what it does not."""
+    wanted, left_out = [], set()
+    for tensor in tensors:
+        if tensor.left_out or (layout.select is not None and tensor.modality not in layout.select):
+            left_out.add(tensor.name)
+        else:
+            wanted.append(tensor)
+    return wanted, left_out
+
+
+def expected_bytes(tensors: Iterable[Tensor], layout: Layout, published: Published) -> dict[Coordinate, int]:
+    """What each file must hold: the shares of its coordinate in all tensors that are on one of its stages."""
+    stages = {"text": Stages(layout, layout.text), "vision": Stages(layout, layout.vision)}
+    if layout.audio is not None:
+        stages["audio"] = Stages(layout, layout.audio)
+    elements: Counter[tuple[str, int, Any, int | None]] = Counter()
+    for tensor in tensors:
+        owner = None
+        if tensor.expert is not None:
+            assert published.experts is not None
+            owner = tensor.expert // (published.experts // layout.ep)
+        count = prod(tensor.shape) // (layout.ep if tensor.packed else 1)
+        for pp_rank in stages[tensor.modality].of(tensor.place):
+            elements[tensor.modality, pp_rank, tensor.cut, owner] += count
+        if published.tied and tensor.place == FIRST and tensor.modality == "text":
+            for pp_rank in stages["text"].of_copied_head():
+                elements["text", pp_rank, tensor.cut, owner] += count
+    pp = len(layout.text[0])
+    found = dict.fromkeys(product(range(layout.tp), range(pp), range(layout.ep)), 0)
+    for (modality, pp_rank, cut, owner), count in elements.items():
+        size = layout.tp if modality == "text" else layout.encoder_tp or layout.tp
+        for tp_rank, ep_rank in product(range(layout.tp), range(layout.ep) if owner is None else (owner,)):
+            found[tp_rank, pp_rank, ep_rank] += BYTES * share(count, cut, size, tp_rank % size)
+    return found
+
+
+def share(count: int, cut: Units | str | None, size: int, rank: int) -> int:
+    """How many of the elements a tensor parallel rank holds."""
+    if cut is None:
+        return count
+    units = size if cut == EQUAL else cut.count
+    assert count % units == 0
+    return count // units * (units // size + (rank < units % size))
+
+
+class Stages:
+    """The pipeline ranks of a modality's places, by its stage list."""
+
+    def __init__(self, layout: Layout, rows: list[list[int]]) -> None:
+        self._pp, self._vpp = len(layout.text[0]), len(layout.text)
+        self._flat = [count for row in rows for count in row]
+        assert len(self._flat) == self._pp * self._vpp
+        self._u_shape = layout.placement == "u_shape" and rows is layout.text
+        self._ends = list(accumulate(self._flat))
+
+    def of(self, place: str | int) -> Iterator[int]:
+        """One pipeline rank for each stage that holds what is at the place."""
+        if place == EVERY:
+            yield from (stage % self._pp for stage in range(self._pp * self._vpp))
+        elif self._u_shape and place in (FIRST, LAST):
+            yield 0
+        elif place == FIRST:
+            yield self._rank_of_layer(0)
+        elif place == LAST:
+            yield self._rank_of_layer(self._ends[-1] - 1)
+        else:
+            yield self._rank_of_layer(int(place))
+
+    def _rank_of_layer(self, layer: int) -> int:
+        return next(stage for stage, end in enumerate(self._ends) if layer < end) % self._pp
+
+    def of_copied_head(self) -> Iterator[int]:
+        """The last stage, if it is another than the first, so that a tied model has a copy of the embedding there."""
+        if sum(count > 0 for count in self._flat) > 1:
+            yield from self.of(LAST)

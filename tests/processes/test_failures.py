@@ -1,0 +1,244 @@
+"""One process fails in the middle: all end soon, the cause is told once, and nothing looks finished.
+
+The failures are real ones. A shard of the source is a link to `/proc/self/cwd/shard`, so each rank sees the one in its
+own working directory: a good one, none, a shorter one, or a pipe that nobody writes to, on which the rank waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import load_case, write_source
+from tests.errors.damage import config, sparse
+from tests.processes.jobs import Job, Outcome, mpirun, run, single, torchrun
+
+CASE = "qwen2vl__tp2_pp2"
+SHARD = "model-00004-of-00005.safetensors"
+# Seconds in which the others must follow the one that failed, and the whole job must be over.
+SOON, OVER = 20, 60
+# Seconds after which a process that nothing holds has done its share, and waits for the other.
+SHARE = 3
+LAUNCHERS = pytest.mark.parametrize("launcher", [torchrun, mpirun])
+
+
+class World:
+    """A checkpoint `hf` with a shard that each of two ranks sees in its own way, and a target `mm`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.target = directory / "mm"
+        self.views = [directory / str(rank) / "shard" for rank in range(2)]
+        self.own = {str(rank): {"directory": str(view.parent)} for rank, view in enumerate(self.views)}
+        shard = write_source(directory / "hf", load_case(CASE)) / SHARD
+        for view in self.views:
+            view.parent.mkdir()
+            shutil.copy(shard, view)
+        shard.unlink()
+        shard.symlink_to("/proc/self/cwd/shard")
+
+    def arguments(self, *options: str, source: str = "hf") -> list[str]:
+        paths = [f"source={self.directory / source}", f"target={self.target}"]
+        return ["+model=qwen2vl", *paths, "layout.tp=2", *options]
+
+    def hold(self, rank: int) -> None:
+        """Let a rank wait when it reads the shard."""
+        self.views[rank].unlink()
+        os.mkfifo(self.views[rank])
+
+    def release(self) -> None:
+        """Let ranks that wait go on: what they wanted to read is empty."""
+        for view in self.views:
+            # Nobody may be waiting.
+            with contextlib.suppress(OSError):
+                if view.is_fifo():
+                    os.close(os.open(view, os.O_WRONLY | os.O_NONBLOCK))
+
+    def staging(self) -> list[Path]:
+        return list(self.target.glob(".distconv-*"))
+
+    def results(self) -> list[Path]:
+        """All that looks like a result, or a part of one."""
+        return [path for path in self.target.glob("*") if not path.name.startswith(".")]
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path)
+
+
+def check_message(outcome: Outcome, *fragments: str) -> None:
+    """The program spoke once, said this, and showed nothing of its inside; launchers may add words of their own."""
+    assert outcome.err.count("distconv: ") == 1, outcome.err
+    assert [fragment for fragment in fragments if fragment not in outcome.err] == [], outcome.err
+    assert not outcome.shows_its_inside
+    assert "wrote " not in outcome.out
+
+
+@LAUNCHERS
+def test_a_shard_cannot_be_opened(launcher, world):
+    world.views[1].unlink()
+
+    outcome = run(launcher(2, *world.arguments(), own=world.own), world.directory)
+
+    assert outcome.status == 1
+    assert outcome.seconds < OVER
+    check_message(outcome, "distconv: rank 1 on ", f"hf/{SHARD}", "No such file or directory")
+    assert not world.target.exists()
+
+
+@LAUNCHERS
+def test_a_shard_is_cut_off_meanwhile(launcher, world):
+    whole = world.views[1].stat().st_size
+    os.truncate(world.views[1], 1000)
+
+    outcome = run(launcher(2, *world.arguments(), own=world.own), world.directory)
+
+    assert outcome.status == 1
+    assert outcome.seconds < OVER
+    check_message(outcome, "distconv: rank 1 on ", f"hf/{SHARD}", str(whole), "now 1000")
+    assert not world.target.exists()
+
+
+@pytest.mark.parametrize(("launcher", "rank"), [(torchrun, 0), (mpirun, 1)])
+def test_a_file_cannot_be_written(launcher, rank, world):
+    """A limit on the size of files stands for a full disk. MPI itself needs files of some MB; those written have 96."""
+    case, rows = load_case(CASE), 10**6
+    config("vocab_size", rows)(case)
+    write_source(world.directory / "large", case)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        sparse(f"large/{case['source_tensors'][name][2]}", name, rows)(world.directory)
+    own = {str(rank): {"limits": {"RLIMIT_FSIZE": 64 * 1024**2}}}
+
+    outcome = run(launcher(2, *world.arguments("io.fsync=false", source="large"), own=own), world.directory)
+
+    assert outcome.status == 1
+    assert outcome.seconds < OVER
+    check_message(outcome, f"distconv: rank {rank} on ", f"mp_rank_{rank:02d}/model_optim_rng.pt", "File too large")
+    assert not world.target.exists()
+
+
+def test_the_cause_is_told_however_long_cleaning_up_takes(world):
+    """Torchrun ends whoever is left when one process has ended."""
+    world.views[1].unlink()
+    stages = ",".join(["6", *["0"] * 1499])
+
+    command = torchrun(2, *world.arguments(f"layout.stages.text=[{stages}]", "io.fsync=false"), own=world.own)
+    outcome = run(command, world.directory)
+
+    assert outcome.status == 1
+    check_message(outcome, "distconv: rank 1 on ", f"hf/{SHARD}", "No such file or directory")
+    assert not world.target.exists()
+
+
+@LAUNCHERS
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        pytest.param("layot.tp=2", "unknown option layot.tp", id="option"),
+        pytest.param("layout.stages.text=[2,3]", "adds up to 5 layers", id="layout"),
+    ],
+)
+def test_wrong_input_is_told_once(launcher, option, message, world):
+    """The first process comes late: the others know as much, and must not end the job before it has spoken."""
+    own = {"0": {"directory": str(world.views[0].parent), "delay": 2}}
+
+    outcome = run(launcher(2, *world.arguments(option), own=own), world.directory)
+
+    # torchrun ends with 1 whatever its processes end with.
+    assert outcome.status == (2 if launcher is mpirun else 1)
+    check_message(outcome, message)
+    assert outcome.out == ""
+    assert not world.target.exists()
+
+
+@LAUNCHERS
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_is_killed_while_the_other_waits(launcher, victim, world):
+    world.hold(1)
+
+    with Job(launcher(2, *world.arguments(), own=world.own), world.directory) as job:
+        job.until(world.staging, "a staging directory")
+        time.sleep(SHARE)
+        job.send(signal.SIGKILL, victim)
+        killed = time.monotonic()
+        outcome = job.end(world.release)
+
+    assert time.monotonic() - killed < SOON
+    assert outcome.status != 0
+    assert not outcome.shows_its_inside
+    assert world.results() == []
+    # Only the first process can clean up, and mpirun leaves nobody the time for it.
+    if victim == 1 and launcher is torchrun:
+        assert not world.target.exists()
+
+
+def test_what_a_killed_job_left_is_named_and_does_no_harm(world):
+    world.hold(1)
+    with Job(mpirun(2, *world.arguments(), own=world.own), world.directory) as job:
+        job.until(world.staging, "a staging directory")
+        job.send(signal.SIGKILL, 0)
+        job.end(world.release)
+    (left,) = world.staging()
+
+    outcome = run(single(*world.arguments(), own=world.own), world.directory)
+
+    assert outcome.status == 0, outcome.err
+    assert f"note: {left} is left of a job that was killed" in outcome.out
+    assert sorted(path.name for path in world.results()) == ["latest_checkpointed_iteration.txt", "release"]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "number", "after"),
+    [
+        (torchrun, signal.SIGINT, 0),
+        (torchrun, signal.SIGTERM, SHARE),
+        (mpirun, signal.SIGTERM, 0),
+        (mpirun, signal.SIGINT, SHARE),
+    ],
+)
+def test_the_launcher_is_asked_to_end(launcher, number, after, world):
+    """Ctrl-C, or the end of the time that a batch job has, at once or when the first process waits for the other."""
+    world.hold(1)
+
+    with Job(launcher(2, *world.arguments(), own=world.own), world.directory) as job:
+        job.until(world.staging, "a staging directory")
+        time.sleep(after)
+        job.send(number)
+        asked = time.monotonic()
+        outcome = job.end(world.release)
+
+    assert time.monotonic() - asked < SOON
+    assert outcome.status != 0
+    check_message(outcome, "interrupted")
+    assert not world.target.exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "fragments"),
+    [
+        pytest.param(
+            {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"},
+            ["the MPI launcher started 2 processes, but mpi4py sees 1", "mpi4py"],
+            id="the MPI of mpi4py is not the launcher's",
+        ),
+        pytest.param(
+            {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"},
+            ["srun started 2 processes", "MASTER_ADDR"],
+            id="the tasks of srun know nothing of each other",
+        ),
+    ],
+)
+def test_processes_that_cannot_find_each_other(environment, fragments, world):
+    """Each would believe that it is alone, and write everything."""
+    outcome = run(single(*world.arguments(), own=world.own), world.directory, environment)
+
+    assert outcome.status == 2
+    check_message(outcome, *fragments)
+    assert not world.target.exists()

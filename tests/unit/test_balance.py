@@ -1,0 +1,130 @@
+"""A layout that is given in part is completed: sizes from lists, lists from sizes, and contradictions refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations_with_replacement, pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distconv.balance import LayoutRequest, complete_layout
+from distconv.binding import Binding
+from distconv.errors import InputError
+from distconv.layout import Layout, StageRows
+from distconv.plan import make_plan
+from distconv.tying import resolve_head
+from tests.unit import toy
+
+
+def complete(binding: Binding | None = None, **request: Any) -> Layout:
+    return complete_layout(LayoutRequest(**request), binding or toy.bound(), toy.definition())
+
+
+def test_without_any_wish_everything_is_on_one_stage():
+    found = complete()
+    assert (found.tp, found.pp, found.vpp, found.ep) == (1, 1, 1, 1)
+    assert found.stages == {"text": ((3,),), "vision": ((2,),)}
+    assert found.placement == "sequential"
+
+
+def test_sizes_come_from_the_text_list():
+    found = complete(stages={"text": ((0, 1), (1, 1))}, tp=2, ep=4, modality_tp={"vision": 1}, placement="u_shape")
+    assert (found.tp, found.pp, found.vpp, found.ep) == (2, 2, 2, 4)
+    assert found.modality_tp == {"vision": 1}
+    assert found.placement == "u_shape"
+
+
+def test_an_encoder_without_a_list_stands_on_the_first_stage():
+    assert complete(stages={"text": ((0, 1), (1, 1))}).stages["vision"] == ((2, 0), (0, 0))
+    assert complete(pp=3).stages["vision"] == ((2, 0, 0),)
+
+
+def test_lists_that_are_given_are_kept():
+    stages = {"text": ((0, 1, 2),), "vision": ((0, 0, 2),)}
+    assert complete(stages=stages).stages == stages
+    assert complete(stages=stages, pp=3, vpp=1).stages == stages
+
+
+def _bound(layers: int, *, tied: bool) -> Binding:
+    shapes = toy.shapes(layers=layers)
+    if tied:
+        del shapes["lm_head.weight"]
+    return toy.bound(shapes, num_hidden_layers=layers, tie_word_embeddings=tied)
+
+
+def _every_spread(layers: int, pp: int, vpp: int) -> Iterator[StageRows]:
+    for cuts in combinations_with_replacement(range(layers + 1), pp * vpp - 1):
+        flat = [stop - start for start, stop in pairwise((0, *cuts, layers))]
+        yield tuple(tuple(flat[start : start + pp]) for start in range(0, len(flat), pp))
+
+
+def _heaviest(layout: Layout, binding: Binding) -> int:
+    resolved = resolve_head(binding, toy.definition(), layout, "auto")
+    return max(summary.nbytes for summary in make_plan(resolved, layout, "release").stages)
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 5), st.integers(1, 3), st.integers(1, 2), st.booleans(), st.data())
+def test_text_layers_are_spread_so_that_the_heaviest_stage_is_as_light_as_possible(layers, pp, vpp, tied, data):
+    binding = _bound(layers, tied=tied)
+    request: dict[str, Any] = {"pp": pp, "vpp": vpp}
+    if data.draw(st.booleans()):
+        vision = data.draw(st.sampled_from(list(_every_spread(toy.VISION_LAYERS, pp, vpp))))
+        request["stages"] = {"vision": vision}
+
+    found = complete(binding, **request)
+
+    others = [
+        complete(binding, stages={**found.stages, "text": rows}, pp=pp, vpp=vpp)
+        for rows in _every_spread(layers, pp, vpp)
+    ]
+    assert _heaviest(found, binding) == min(_heaviest(other, binding) for other in others)
+
+
+def test_a_stage_that_an_encoder_fills_gets_no_text_and_the_others_get_even_shares():
+    shapes = {**toy.shapes(layers=13), "visual.patch.weight": (24, 5, 2, 10_000)}
+    assert complete(toy.bound(shapes, num_hidden_layers=13), pp=4).stages["text"] == ((0, 5, 4, 4),)
+
+
+def test_vision_alone_is_laid_out_by_its_own_list_or_the_sizes():
+    binding = toy.bound(left_out=lambda rule: "not wanted" if rule.modality == "text" else None)
+    assert complete(binding).stages == {"vision": ((2,),)}
+    assert complete(binding, pp=2, vpp=2).stages == {"vision": ((2, 0), (0, 0))}
+    found = complete(binding, stages={"vision": ((1, 1),)})
+    assert (found.pp, found.vpp, found.stages) == (2, 1, {"vision": ((1, 1),)})
+    # The text list still says how many stages there are, and that the encoder's list repeats.
+    found = complete(binding, stages={"text": ((1, 1, 1),), "vision": ((2,),)})
+    assert (found.pp, found.stages) == (3, {"vision": ((2,),)})
+
+
+@pytest.mark.parametrize(
+    ("request_", "messages"),
+    [
+        (
+            {"stages": {"audio": ((1,),)}, "modality_tp": {"audio": 2}},
+            [
+                "layout.stages.audio: this model has no audio modality; it has text, vision",
+                "layout.modality_tp.audio: this model has no audio modality; it has text, vision",
+            ],
+        ),
+        (
+            {"stages": {"text": ((1, 2),)}, "pp": 3, "vpp": 2},
+            [
+                "layout.pp=3: the stage list [1,2] has pp 2",
+                "layout.vpp=2: the stage list [1,2] has vpp 1",
+            ],
+        ),
+        ({"stages": {"text": ((1, 1),)}}, ["layout.stages.text=[1,1]: adds up to 2 layers, but the model has 3 text"]),
+        ({"stages": {"vision": ((1, 1),)}}, ["layout.stages.vision=[1,1]: has 2 entries, more than the 1 pipeline"]),
+        ({"ep": 3}, ["layout.ep=3: does not divide the 4 experts"]),
+        ({"tp": 2, "modality_tp": {"vision": 3}}, ["layout.tp=2: does not divide the largest"]),
+    ],
+)
+def test_contradictions_are_refused(request_, messages):
+    with pytest.raises(InputError) as caught:
+        complete(**request_)
+    for problem, message in zip(caught.value.problems, messages, strict=True):
+        assert problem.startswith(message)

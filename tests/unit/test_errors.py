@@ -1,0 +1,64 @@
+"""Many problems become one screen of text, and each kind of error its exit status."""
+
+from __future__ import annotations
+
+import pytest
+
+from distconv.errors import (
+    LINES_SHOWN,
+    DistconvError,
+    InputError,
+    JobError,
+    StoppedError,
+    joined,
+    named,
+    raise_if,
+    unknown_keys,
+)
+
+
+def test_exit_statuses_tell_wrong_input_from_a_failed_job():
+    assert (InputError("x").exit_status, JobError("x").exit_status, StoppedError("x").exit_status) == (2, 1, 1)
+    assert issubclass(InputError, DistconvError)
+    assert issubclass(StoppedError, JobError)
+
+
+def test_an_input_error_carries_every_problem():
+    assert InputError("one").problems == ["one"]
+    error = InputError(f"problem {number}" for number in range(LINES_SHOWN + 5))
+    assert len(error.problems) == LINES_SHOWN + 5
+    assert str(error).splitlines()[-1] == "… and 5 more of the same kind"
+
+
+@pytest.mark.parametrize("count", [0, 1, LINES_SHOWN])
+def test_problems_that_fit_are_shown_line_by_line(count):
+    problems = [f"problem {number}" for number in range(count)]
+    assert joined(problems).splitlines() == problems
+
+
+def test_of_more_problems_the_rest_is_counted_and_the_list_left_alone():
+    problems = [f"problem {number}" for number in range(LINES_SHOWN + 3)]
+    assert joined(problems).splitlines() == [*problems[:LINES_SHOWN], "… and 3 more of the same kind"]
+    assert len(problems) == LINES_SHOWN + 3
+
+
+def test_raising_needs_a_problem():
+    raise_if([])
+    with pytest.raises(InputError) as caught:
+        raise_if(["one", "two"])
+    assert str(caught.value) == "one\ntwo"
+
+
+def test_names_are_listed_up_to_a_limit():
+    assert named([]) == ""
+    assert named("abcde") == "a, b, c, d, e"
+    assert named("abcdefg") == "a, b, c, d, e and 2 more"
+    assert named([1, 2, 3], 2) == "1, 2 and 1 more"
+
+
+def test_an_unknown_key_comes_with_the_nearest_known_one_or_with_all():
+    assert unknown_keys({"target": 1}, ("target", "source")) == []
+    assert unknown_keys({"targte": 1, 7: 2}, ("target", "source")) == [
+        "unknown key 'targte'; did you mean 'target'?",
+        "unknown key 7; known: target, source",
+    ]
