@@ -122,7 +122,7 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
     used: set[str] = set()
     owners: dict[str, Rule] = {}
     unsized = False
-    chosen = _Choices(wanted, stored)
+    chosen = _Choices(definition.rules, stored)
     for rule in wanted:
         try:
             applied = _apply(rule, definition, sizes, stored, chosen, counts)
@@ -253,7 +253,10 @@ def _apply(
 ) -> _Applied:
     layers: Iterable[tuple[int | None, int | None]] = ((None, None),)
     if rule.layers is not None:
-        layers = [(item, layer) for item, layer in enumerate(sizes.numbers(definition.lists[rule.layers]))]
+        layers = [
+            (item, layer)
+            for item, layer in enumerate(sizes.numbers(definition.lists[rule.layers], counts[rule.modality]))
+        ]
     elif "layer" in rule.placeholders:
         layers = ((None, layer) for layer in range(counts[rule.modality]))
     applied = _Applied()

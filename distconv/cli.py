@@ -10,34 +10,39 @@ import contextlib
 import difflib
 import os
 import re
-import signal
+import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distconv.config import JobConfig, parse_config
-from distconv.errors import DistconvError, InputError
+from distconv.errors import DistconvError, InputError, LauncherError
+from distconv.interruption import end_politely
 from distconv.job import run_job
 from distconv.processes import Processes, connect, launch
 from distconv.report import Reporter
 
-_UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'")
+# What Hydra says of a key that does not exist, and of a value that a group of keys cannot have.
+_REJECTED_KEY = re.compile(r"Could not override '([^']+)'|Error merging override ([^=\s]+)=\S*")
+# How long a process that was interrupted lets the others clean up before it leaves.
+_FAREWELL_SECONDS = 10
 
 
 def main() -> int:
     """Run the command line; the exit status."""
     try:
         start = launch(os.environ)
-    except InputError as error:
+    except LauncherError as error:
         # Every process says it: none knows of the others.
         Reporter(rank=0).complain(f"distconv: {error}")
         return error.exit_status
@@ -59,29 +64,37 @@ def main() -> int:
 
     # Hydra then leaves its own errors to the caller, too; this is its documented switch.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    signal.signal(signal.SIGTERM, _terminate)
+    end_politely()
     try:
-        with _quiet_unless_first(rank):
-            hydra.main(version_base="1.3", config_path="pkg://distconv.conf", config_name="config")(task)()
+        try:
+            with _quiet_unless_first(rank):
+                hydra.main(version_base="1.3", config_path="pkg://distconv.conf", config_name="config")(task)()
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            failure = InputError(_explained(error, sys.argv[1:]))
         if failure is not None:
             raise failure
         status = 0
     except DistconvError as error:
         reporter.complain(f"distconv: {error}")
         status = error.exit_status
-    except (HydraException, OmegaConfBaseException) as error:
-        reporter.complain(f"distconv: {_explained(error)}")
-        status = InputError.exit_status
+    except SystemExit as leave:
+        status = int(leave.code or 0)
     except KeyboardInterrupt:
         reporter.complain("distconv: interrupted; nothing was left in the target")
-        status = 130
+        if processes is not None:
+            processes.close(_FAREWELL_SECONDS)
+        return 130
     except Exception as error:  # noqa: BLE001 - the last resort: say who failed, and let no process wait for this one
         text = "".join(traceback.format_exception(error))
         Reporter(rank=0).complain(f"{text}distconv: rank {rank}: unexpected failure")
         if processes is not None:
             processes.abort()
         return 1
-    if processes is not None and status != 130:
+    if processes is None and status and not isinstance(failure, LauncherError):
+        # A launcher ends all processes when the first has left: let rank 0 speak before.
+        with contextlib.suppress(LauncherError):
+            processes = connect(start)
+    if processes is not None:
         processes.close()
     return status
 
@@ -112,11 +125,6 @@ def _definitions() -> Mapping[str, Mapping[str, Any]]:
     return definitions
 
 
-def _terminate(*_: object) -> NoReturn:
-    """Let a polite end of the job clean up, as the launchers ask for it when another process has died."""
-    raise KeyboardInterrupt
-
-
 @contextlib.contextmanager
 def _quiet_unless_first(rank: int) -> Iterator[None]:
     if rank == 0:
@@ -126,28 +134,42 @@ def _quiet_unless_first(rank: int) -> Iterator[None]:
         yield
 
 
-def _explained(error: Exception) -> str:
-    """What Hydra rejected, in terms of this program."""
+def _explained(error: Exception, words: Sequence[str]) -> str:
+    """What Hydra rejected of the command line, in terms of this program."""
     if isinstance(error, MissingConfigException):
         group, _, name = str(error.missing_cfg_file).partition("/")
         options = list(error.options or ())
-        if group == "model":
+        if group == "model" and options:
             near = difflib.get_close_matches(name, options, 1, cutoff=0.4)
             hint = f"; did you mean +model={near[0]}?" if near else ""
             return f"+model={name}: no such model definition{hint}\nknown: {', '.join(options)}"
-    match = _UNKNOWN_KEY.search(str(error))
-    if match:
-        key = match[1]
-        if key == "model":
-            return "model is not in the configuration by default: write +model=NAME"
-        known = list(_keys(OmegaConf.create((files("distconv.conf") / "config.yaml").read_text())))
-        near = difflib.get_close_matches(key, known, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        return f"unknown option {key}{hint}\nknown: {', '.join(known)}"
-    return (
-        f"{error}\noptions are written KEY=VALUE; a value with = , ( ) [ ] {{ }} or a blank in it needs own quotes: "
-        "'target=\"/data/a=b\"'; python -m distconv --help lists the options"
-    )
+    wrong = [word for word in words if not word.startswith("-") and not _is_override(word)]
+    if wrong:
+        return (
+            f"{wrong[0]}: not of the form KEY=VALUE; a value with = , ( ) [ ] {{ }} or a blank in it needs own quotes: "
+            "'target=\"/data/a=b\"'; python -m distconv --help lists the options"
+        )
+    known = list(_keys(OmegaConf.create((files("distconv.conf") / "config.yaml").read_text())))
+    match = _REJECTED_KEY.search(str(error))
+    if match is None:
+        return f"{error}\npython -m distconv --help lists the options"
+    key = match[1] or match[2]
+    if key == "model":
+        return "model is not in the configuration by default: write +model=NAME"
+    members = [each.removeprefix(f"{key}.") for each in known if each.startswith(f"{key}.")]
+    if members:
+        given = match[0].rpartition(" ")[2]
+        return f"{given}: expected a group of options: {', '.join(members)}; give {key}.{members[0]}=…"
+    near = [each for each in known if each.endswith(f".{key}")] or difflib.get_close_matches(key, known, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"unknown option {key}{hint}\nknown: {', '.join(known)}"
+
+
+def _is_override(word: str) -> bool:
+    try:
+        return bool(OverridesParser.create().parse_override(word).key_or_group)
+    except (HydraException, ValueError):
+        return False
 
 
 def _keys(content: Any, prefix: str = "") -> Iterator[str]:

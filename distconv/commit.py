@@ -45,6 +45,12 @@ def check_target(target: Target, sources: Mapping[str, Path], *, overwrite: bool
         InputError: the target is in a source or a source in it, exists without `overwrite`, cannot be written, or its
             disk is too small.
     """
+    try:
+        os.stat(target.directory)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise InputError(f"target={target.directory}: cannot be looked at: {error.strerror}") from None
     directory = target.directory.resolve()
     for key, source in sources.items():
         resolved = source.resolve()

@@ -5,6 +5,7 @@ Owns the checks that need nothing but the configuration: types, allowed values, 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from distconv.tying import TIED_HEAD
 
 ACTIONS = ("convert", "plan", "verify", "models")
 PROJECTOR_CHOICES = ("auto", "keep", "omit")
+# No parallel axis is longer, no vocabulary or number of threads larger; a typing error is.
+_LARGEST_AXIS, _LARGEST = 2**16, 2**24
 _MODALITIES = ("text", "vision", "audio")
 _KEYS = (
     "action", "source", "target", "layout", "select", "text_source", "projector", "tied_head", "vocab_size",
@@ -75,10 +78,10 @@ def parse_config(content: Mapping[str, Any]) -> JobConfig:
         source=reader.needed_path(content, "source", "the Hugging Face directory to convert", action),
         target=reader.needed_path(content, "target", "the directory that gets the result", action),
         layout=LayoutRequest(
-            tp=reader.size(layout, "layout.tp"),
-            ep=reader.size(layout, "layout.ep"),
-            pp=reader.optional_size(layout, "layout.pp"),
-            vpp=reader.optional_size(layout, "layout.vpp"),
+            tp=reader.axis(layout, "layout.tp"),
+            ep=reader.axis(layout, "layout.ep"),
+            pp=reader.optional_axis(layout, "layout.pp"),
+            vpp=reader.optional_axis(layout, "layout.vpp"),
             stages={
                 modality: rows
                 for modality in stages
@@ -87,7 +90,7 @@ def parse_config(content: Mapping[str, Any]) -> JobConfig:
             modality_tp={
                 modality: size
                 for modality in modality_tp
-                if (size := reader.optional_size(modality_tp, f"layout.modality_tp.{modality}")) is not None
+                if (size := reader.optional_axis(modality_tp, f"layout.modality_tp.{modality}")) is not None
             },
             placement=reader.choice(layout, "layout.placement", PLACEMENTS),
         ),
@@ -118,11 +121,15 @@ class _Reader:
 
     def __init__(self) -> None:
         self.problems: list[str] = []
+        # Groups that are no groups: of what they should hold, nothing more is said.
+        self._broken: set[str] = set()
 
     def section(self, content: Mapping[str, Any], key: str, known: tuple[str, ...]) -> Mapping[str, Any]:
         value = content.get(_last(key))
         if not isinstance(value, Mapping):
-            self._wrong(key, value, f"a group of the keys {', '.join(known)}")
+            if value is not None or key not in self._broken:
+                self._wrong(key, value, f"a group of options: {', '.join(known)}; give {key}.{known[0]}=…")
+            self._broken.add(key)
             return {}
         self.problems += [f"{key}: {problem}" for problem in unknown_keys(value, known)]
         return value
@@ -140,15 +147,21 @@ class _Reader:
             return allowed[0]
         return str(value)
 
-    def size(self, content: Mapping[str, Any], key: str) -> int:
+    def size(self, content: Mapping[str, Any], key: str, largest: int = _LARGEST) -> int:
         value = content.get(_last(key))
-        if type(value) is not int or value < 1:
-            self._wrong(key, value, "a positive integer")
+        if type(value) is not int or not 1 <= value <= largest:
+            self._wrong(key, value, f"an integer from 1 to {largest}")
             return 1
         return value
 
-    def optional_size(self, content: Mapping[str, Any], key: str) -> int | None:
-        return None if content.get(_last(key)) is None else self.size(content, key)
+    def optional_size(self, content: Mapping[str, Any], key: str, largest: int = _LARGEST) -> int | None:
+        return None if content.get(_last(key)) is None else self.size(content, key, largest)
+
+    def axis(self, content: Mapping[str, Any], key: str) -> int:
+        return self.size(content, key, _LARGEST_AXIS)
+
+    def optional_axis(self, content: Mapping[str, Any], key: str) -> int | None:
+        return self.optional_size(content, key, _LARGEST_AXIS)
 
     def truth(self, content: Mapping[str, Any], key: str) -> bool:
         value = content.get(_last(key))
@@ -190,8 +203,14 @@ class _Reader:
         return tuple(tuple(row) for row in rows)
 
     def _wrong(self, key: str, value: Any, expected: str) -> None:
-        self.problems.append(f"{key}={value}: expected {expected}")
+        if not any(key.startswith(f"{group}.") for group in self._broken):
+            self.problems.append(f"{key}={shown(value)}: expected {expected}")
 
 
 def _last(key: str) -> str:
     return key.rpartition(".")[2]
+
+
+def shown(value: Any) -> str:
+    """A value as it is written on the command line."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str).replace('"', "")

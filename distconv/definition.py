@@ -80,7 +80,7 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
     modalities = parser.modalities(content, sizes)
     experts = content.get("experts")
     if experts is not None:
-        parser.expect(experts in sizes, "experts", "the name of a size", experts)
+        parser.expect(isinstance(experts, str) and experts in sizes, "experts", "the name of a size", experts)
     rules = parser.rules(content, modalities, sizes, lists, experts is not None)
     adapters = content.get("adapters")
     parser.expect(adapters in (None, *ADAPTERS), "adapters", f"one of {', '.join(ADAPTERS)}", adapters)
@@ -228,8 +228,9 @@ class _Parser:
             return None
         for key in ("embedding", "head"):
             # The rule of that target may be one of those with problems.
-            if not self._broken and entry.get(key) not in self._targets:
-                self.complain(f"tied.{key}", f"no rule for the target {entry.get(key)}")
+            target = entry.get(key)
+            if not isinstance(target, str) or (target not in self._targets and not self._broken):
+                self.complain(f"tied.{key}", f"no rule for the target {target}")
         return Tied(flag=flag, embedding=str(entry.get("embedding")), head=str(entry.get("head")))
 
     def ignored(self, content: Mapping[str, Any], sizes: _Specs) -> tuple[Ignored, ...]:

@@ -25,6 +25,10 @@ class InputError(DistconvError):
         super().__init__(joined(self.problems))
 
 
+class LauncherError(InputError):
+    """The processes that a launcher started cannot find each other."""
+
+
 class JobError(DistconvError):
     """The input was right and the job failed all the same (a read error, a full disk, a dead process)."""
 

@@ -69,7 +69,7 @@ def _recognised(source: Checkpoint, definitions: Mapping[str, Mapping[str, Any]]
     for name, content in definitions.items():
         if content.get("variant_of") is None:
             known.update(dict.fromkeys(content.get("model_types") or (), name))
-    if model_type not in known:
+    if not isinstance(model_type, str) or model_type not in known:
         near = difflib.get_close_matches(str(model_type), known, 1)
         hint = f"; the nearest is {near[0]!r} (+model={known[near[0]]})" if near else ""
         raise InputError(

@@ -17,6 +17,7 @@ from distconv.commit import Staging, Target, check_target, leftovers
 from distconv.config import JobConfig
 from distconv.errors import InputError, JobError, joined
 from distconv.inspection import Definitions, inspect
+from distconv.interruption import undisturbed
 from distconv.measurement import cpu_seconds, peak_resident_bytes
 from distconv.plan import TRACKER_NAME, OutputFile, Plan
 from distconv.planning import Facts, plan_job
@@ -147,7 +148,8 @@ def _convert(config: JobConfig, plan: Plan, target: Target, share: _Share) -> li
         on_first(processes, commit)
     except BaseException:
         if staging is not None:
-            staging.discard()
+            with undisturbed():
+                staging.discard()
         raise
     return [{key: value for key, value in each.items() if key != "value"} for each in told]
 

@@ -11,16 +11,16 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
-from distconv.errors import InputError
+from distconv.errors import LauncherError
 
 # A conversion may run for a day; a process that dies is the launcher's to notice (it ends the others).
 _PATIENCE = timedelta(days=7)
-_POLL_SECONDS = 0.2
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.001, 0.1
 # The number of processes and the rank, as Open MPI, MPICH and its descendants, MVAPICH and PALS say them.
 _MPI_LAUNCHERS = (
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
@@ -48,8 +48,11 @@ class Processes(Protocol):
     def alarmed(self) -> bool:
         """Whether any process has raised the alarm; cheap enough to ask twice a second."""
 
-    def close(self) -> None:
-        """Leave the job; called once, last."""
+    def close(self, patience: float | None = None) -> None:
+        """Leave the job together, after rank 0 has said what it has to say; called once, last.
+
+        With `patience`, in seconds, some may never come: a launcher ends the others when one has left.
+        """
 
     def abort(self) -> None:
         """End all processes after a failure that could not be agreed on."""
@@ -76,7 +79,7 @@ class SingleProcess:
         """Never."""
         return False
 
-    def close(self) -> None:
+    def close(self, patience: float | None = None) -> None:
         """Nothing to leave."""
 
     def abort(self) -> None:
@@ -101,7 +104,7 @@ class StoreProcesses:
         key = self._next()
         if self.rank == 0:
             self._store.set(key, _packed(value))
-        return _unpacked(self._store.get(key))
+        return self._get(key)
 
     def collect(self, value: Any) -> list[Any]:
         """Every process's value."""
@@ -109,7 +112,7 @@ class StoreProcesses:
         self._store.set(f"{key}/{self.rank}", _packed(value))
         everyone = None
         if self.rank == 0:
-            everyone = [_unpacked(self._store.get(f"{key}/{rank}")) for rank in range(self.size)]
+            everyone = [self._get(f"{key}/{rank}") for rank in range(self.size)]
         return list(self.share(everyone))
 
     def raise_alarm(self) -> None:
@@ -120,16 +123,23 @@ class StoreProcesses:
         """Whether the key is set."""
         return bool(self._store.check([f"{self._prefix}/alarm"]))
 
-    def close(self) -> None:
+    def close(self, patience: float | None = None) -> None:
         """Rank 0 may host the store, so it leaves last."""
-        gone = f"{self._prefix}/gone"
-        count = self._store.add(gone, 1)
-        while self.rank == 0 and count < self.size:
-            time.sleep(_POLL_SECONDS / 10)
-            count = self._store.add(gone, 0)
+        spoken, gone = f"{self._prefix}/spoken", f"{self._prefix}/gone"
+        if self.rank == 0:
+            self._store.set(spoken, b"1")
+        _wait(lambda: bool(self._store.check([spoken])), patience)
+        self._store.add(gone, 1)
+        if self.rank == 0:
+            _wait(lambda: self._store.add(gone, 0) >= self.size, patience)
 
     def abort(self) -> None:
         """The launcher ends the others when this process exits."""
+
+    def _get(self, key: str) -> Any:
+        # Not `get`, which waits inside of torch: a process that waits there does not hear that it is to end.
+        _wait(lambda: bool(self._store.check([key])))
+        return _unpacked(self._store.get(key))
 
     def _next(self) -> str:
         self._number += 1
@@ -147,19 +157,23 @@ class MpiProcesses:
         self.rank = self._world.Get_rank()
         self.size = self._world.Get_size()
         if expected != self.size:
-            raise InputError(
+            raise LauncherError(
                 f"the MPI launcher started {expected} processes, but mpi4py sees {self.size}: mpi4py belongs to "
                 "another MPI than the launcher; install mpi4py for the MPI whose mpirun you use"
             )
         self._alarm_requests: list[Any] = []
         self._alarmed = False
+        # Of its own, because a process that is interrupted leaves in the middle of something.
+        self._leaving = self._world.Dup()
 
     def share(self, value: Any) -> Any:
         """Rank 0's value."""
+        self._meet(self._world)
         return _unpacked(self._world.bcast(_packed(value) if self.rank == 0 else None, root=0))
 
     def collect(self, value: Any) -> list[Any]:
         """Every process's value."""
+        self._meet(self._world)
         return [_unpacked(packed) for packed in self._world.allgather(_packed(value))]
 
     def raise_alarm(self) -> None:
@@ -176,15 +190,19 @@ class MpiProcesses:
             self._alarmed = True
         return self._alarmed
 
-    def close(self) -> None:
+    def close(self, patience: float | None = None) -> None:
         """Meet the others, take up alarms that nobody read, so that their senders can finish."""
-        self._world.barrier()
-        self.alarmed()
-        self._mpi.Request.Waitall(self._alarm_requests)
+        if self._meet(self._leaving, patience):
+            self.alarmed()
+            self._mpi.Request.Waitall(self._alarm_requests)
 
     def abort(self) -> None:
         """End all processes of the MPI job."""
         self._world.Abort(1)
+
+    def _meet(self, group: Any, patience: float | None = None) -> bool:
+        """Wait for the others without burning a core, and awake to signals; whether they came."""
+        return _wait(group.Ibarrier().Test, patience)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +218,7 @@ def launch(environment: Mapping[str, str]) -> Launch:
     """What the environment that a launcher set says.
 
     Raises:
-        InputError: `srun` started several processes that cannot find each other.
+        LauncherError: `srun` started several processes that cannot find each other.
     """
     if all(name in environment for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR")):
         return _launch("store", environment["RANK"], environment["WORLD_SIZE"])
@@ -214,7 +232,7 @@ def launch(environment: Mapping[str, str]) -> Launch:
         return _launch("mpi", environment["PMIX_RANK"], tasks)
     if tasks == "1" or ("MASTER_ADDR" in environment and "MASTER_PORT" in environment):
         return _launch("store", rank, tasks)
-    raise InputError(
+    raise LauncherError(
         f"srun started {tasks} processes that cannot find each other: start them with srun --mpi=pmix (or pmi2) and an "
         "mpi4py for that MPI, or set MASTER_ADDR and MASTER_PORT (launch/slurm_srun.sh shows how), or use torchrun"
     )
@@ -224,7 +242,7 @@ def connect(start: Launch) -> Processes:
     """Connect to the processes that the launcher started.
 
     Raises:
-        InputError: mpi4py does not see the processes of the launcher.
+        LauncherError: mpi4py does not see the processes of the launcher.
     """
     if start.means == "single":
         return SingleProcess()
@@ -243,3 +261,15 @@ def _packed(value: Any) -> bytes:
 
 def _unpacked(packed: bytes) -> Any:
     return json.loads(zlib.decompress(packed))
+
+
+def _wait(condition: Callable[[], bool], patience: float | None = None) -> bool:
+    """Wait until a condition holds, or for so many seconds; whether it holds."""
+    end = None if patience is None else time.monotonic() + patience
+    pause = _SHORTEST_PAUSE
+    while not condition():
+        if end is not None and time.monotonic() > end:
+            return False
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+    return True

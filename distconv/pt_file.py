@@ -29,12 +29,9 @@ def lay_out(
     content: dict[str, Any] = {key: {} for key in keys}
     for key, name, dtype, shape in tensors:
         content[key][name] = torch.empty(shape, dtype=getattr(torch, dtype))
-    try:
-        with torch.serialization.skip_data():
-            torch.save({**content, **extra}, path)
-    except RuntimeError as error:
-        # torch's C++ writer reports a failed write as a RuntimeError without an errno.
-        raise OSError(f"{path}: torch.save failed: {error}") from error
+    # An open file, because the errors of torch's own writer do not say what the system said.
+    with path.open("wb") as stream, torch.serialization.skip_data():
+        torch.save({**content, **extra}, stream)
     del content
     archived = read_archive(path)
     return {

@@ -187,7 +187,8 @@ def check_report(path: Path) -> None:
     Raises:
         InputError: it cannot.
     """
-    if path.is_dir() or not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+    writable = os.access(path if os.path.lexists(path) else path.parent, os.W_OK)
+    if not writable or os.path.isdir(path):
         raise InputError(f"report={path}: cannot be written there; give the name of a file in an existing directory")
 
 

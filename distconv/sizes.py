@@ -95,15 +95,17 @@ class Sizes:
             self._known[name] = self._derive(name, self._specs[name])
         return self._known[name]
 
-    def numbers(self, spec: SizeSpec) -> list[int]:
-        """The value of a field that is a list of layer numbers, counted from 0.
+    def numbers(self, spec: SizeSpec, layers: int) -> list[int]:
+        """The value of a field that is a list of layer numbers, counted from 0, of a modality with so many layers.
 
         Raises:
-            InputError: it is something else, or missing without a default.
+            InputError: it is something else, or missing without a default; a layer that is not there, or twice.
         """
         value, path = self._find("list", spec)
         if not isinstance(value, (list, tuple)) or any(type(item) is not int or item < 0 for item in value):
             raise InputError(f"{self._where}: {path}: expected a list of layer numbers, found {value!r}")
+        if len(set(value)) < len(value) or any(layer >= layers for layer in value):
+            raise InputError(f"{self._where}: {path}: expected different layers out of {layers}, found {list(value)}")
         return list(value)
 
     def flag(self, spec: SizeSpec) -> bool:

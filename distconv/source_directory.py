@@ -7,6 +7,7 @@ headers of a file are the business of `safetensors_index` and `torch_index`.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,9 +76,13 @@ def read_directory(directory: Path, *, adapter: bool = False) -> SourceIndex:
 
 def check_directory(directory: Path, key: str) -> None:
     """Raise `InputError` unless the directory that configuration key `key` names exists and can be read."""
-    if not directory.exists():
-        raise InputError(f"{key}={directory}: no such directory")
-    if not directory.is_dir():
+    try:
+        mode = directory.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{key}={directory}: no such directory") from None
+    except OSError as error:
+        raise InputError(f"{key}={directory}: cannot be read: {error.strerror}") from None
+    if not stat.S_ISDIR(mode):
         raise InputError(f"{key}={directory}: expected a directory, found a file; give the directory that holds it")
     if not os.access(directory, os.R_OK | os.X_OK):
         raise InputError(f"{key}={directory}: no permission to read this directory")

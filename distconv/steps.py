@@ -146,7 +146,9 @@ def _runs(number: int, shard: VirtualTensor, source_shapes: Sequence[Index]) -> 
             runs[-1] = CopyRun(last.operand, last.source_offset, number, last.target_offset, last.nbytes + nest.run)
         else:
             runs.append(CopyRun(copy.operand, nest.source_offset, number, nest.target_offset, nest.run))
-    return runs if all(run.nbytes >= MIN_RUN_BYTES for run in runs) else None
+    # What has no source is written, and compared, as zeros.
+    complete = sum(run.nbytes for run in runs) == shard.elements * item_size
+    return runs if complete and all(run.nbytes >= MIN_RUN_BYTES for run in runs) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,10 @@ class ArchivedTensor:
         return True
 
 
+class _DamagedError(Exception):
+    """What is wrong inside a file; the name of the file comes in front of it."""
+
+
 class Inert:
     """What a class or function of the pickle becomes: takes anything, keeps nothing, does nothing."""
 
@@ -80,7 +84,7 @@ class Inert:
 
 @dataclass(frozen=True, slots=True)
 class _Storage:
-    dtype: str
+    dtype: str | None
     offset: int
     nbytes: int
 
@@ -95,11 +99,11 @@ def read_archive(path: Path) -> Mapping[str, Any]:
         with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
             members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
             if "data.pkl" not in members:
-                raise InputError(f"{path}: not a file that torch.save wrote: it holds no data.pkl")
+                raise _DamagedError("not a file that torch.save wrote: it holds no data.pkl")
             if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
-                raise InputError(f"{path}: written on a big-endian machine, which is not supported")
+                raise _DamagedError("written on a big-endian machine, which is not supported")
             text = archive.read(members["data.pkl"])
-            storages = _Storages(path, stream, members)
+            storages = _Storages(stream, members)
             content = _Unpickler(text, storages).load()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
@@ -110,8 +114,8 @@ def read_archive(path: Path) -> Mapping[str, Any]:
             f"{path}: truncated, or not in the zip format of torch >= 1.6 ({error}); an older file can be saved again "
             "with torch.save(torch.load(file), file)"
         ) from None
-    except InputError:
-        raise
+    except _DamagedError as error:
+        raise InputError(f"{path}: {error}") from None
     except Exception as error:  # noqa: BLE001 - a damaged pickle can fail in any way, and none of them is a defect here
         raise InputError(f"{path}: its pickle is damaged: {type(error).__name__}: {error}") from None
     if not isinstance(content, dict):
@@ -122,17 +126,16 @@ def read_archive(path: Path) -> Mapping[str, Any]:
 class _Storages:
     """The storages of an archive by key, located and checked when something refers to them."""
 
-    def __init__(self, path: Path, stream: io.BufferedIOBase, members: Mapping[str, zipfile.ZipInfo]) -> None:
-        self._path = path
+    def __init__(self, stream: io.BufferedIOBase, members: Mapping[str, zipfile.ZipInfo]) -> None:
         self._stream = stream
         self._members = members
 
-    def locate(self, key: str, dtype: str) -> _Storage:
+    def locate(self, key: str, dtype: str | None) -> _Storage:
         info = self._members.get(f"data/{key}")
         if info is None:
-            raise InputError(f"{self._path}: its storage {key} is missing")
+            raise _DamagedError(f"its storage {key} is missing")
         if info.compress_type != zipfile.ZIP_STORED:
-            raise InputError(f"{self._path}: its storage {key} is compressed, which torch never does")
+            raise _DamagedError(f"its storage {key} is compressed, which torch never does")
         self._stream.seek(info.header_offset)
         header = self._stream.read(_LOCAL_HEADER_BYTES)
         name_length, extra_length = struct.unpack("<HH", header[26:30])
@@ -153,35 +156,64 @@ class _Unpickler(pickle.Unpickler):
             return _FUNCTIONS[module, name]
         if module == "torch" and name in _STORAGE_DTYPES:
             return _STORAGE_DTYPES[name]
+        if module == "torch" and name in ITEM_SIZE:
+            return name
         return self._inert.setdefault((module, name), type(name, (Inert,), {}))
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _, _ = pid
-        if kind != "storage" or not isinstance(dtype, str) or not isinstance(key, str):
-            raise InputError(f"unknown reference {kind!r} in the pickle")
-        return self._storages.locate(key, dtype)
+        if kind != "storage" or not isinstance(key, str):
+            raise _DamagedError(f"unknown reference {kind!r} in the pickle")
+        # The storage of a type that is not known here, or that its tensor names, is bytes.
+        return self._storages.locate(key, dtype if isinstance(dtype, str) else None)
 
 
 def _tensor(
     storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object
+) -> ArchivedTensor | Inert:
+    return Inert() if storage.dtype is None else _located(storage, storage.dtype, offset, tuple(shape), tuple(strides))
+
+
+def _tensor_of_type(
+    storage: _Storage,
+    offset: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    requires_grad: object,  # noqa: ARG001 - torch's signature
+    hooks: object,  # noqa: ARG001
+    dtype: object,
+    *_: object,
+) -> ArchivedTensor | Inert:
+    return _located(storage, dtype, offset, tuple(shape), tuple(strides)) if isinstance(dtype, str) else Inert()
+
+
+def _located(
+    storage: _Storage, dtype: str, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
 ) -> ArchivedTensor:
-    shape, strides = tuple(shape), tuple(strides)
-    item_size = ITEM_SIZE[storage.dtype]
+    item_size = ITEM_SIZE[dtype]
     if len(shape) != len(strides) or min((offset, *shape, *strides)) < 0:
-        raise InputError(f"a tensor has shape {list(shape)}, strides {list(strides)} and offset {offset}")
+        raise _DamagedError(f"a tensor has shape {list(shape)}, strides {list(strides)} and offset {offset}")
     extent = 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True)) if prod(shape) else 0
     if (offset + extent) * item_size > storage.nbytes:
-        raise InputError(f"a tensor of shape {list(shape)} leaves its storage of {storage.nbytes} bytes")
-    return ArchivedTensor(storage.dtype, shape, strides, storage.offset + offset * item_size)
+        raise _DamagedError(f"a tensor of shape {list(shape)} leaves its storage of {storage.nbytes} bytes")
+    return ArchivedTensor(dtype, shape, strides, storage.offset + offset * item_size)
 
 
-def _parameter(data: ArchivedTensor, *_: object) -> ArchivedTensor:
+def _parameter(data: ArchivedTensor | Inert, *_: object) -> ArchivedTensor | Inert:
     return data
+
+
+def _attribute(*_: object) -> type[Inert]:
+    """How protocol 2 names a nested class: an attribute of another class."""
+    return type("Attribute", (Inert,), {})
 
 
 _FUNCTIONS: Mapping[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _tensor_of_type,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     ("collections", "OrderedDict"): OrderedDict,
+    ("__builtin__", "getattr"): _attribute,
+    ("builtins", "getattr"): _attribute,
 }
