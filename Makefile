@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo fmt check test test-clients bench clean
+.PHONY: help setup demo fmt check test test-clients bench bench-plan clean
 
 help:           ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -39,6 +39,9 @@ test-clients: $(READY) ## Load results into the programs that train from them
 
 bench: $(READY) ## Measure against cp -r and a plain converter (make bench BENCH='--size-mb 1000')
 	$(BIN)/python benchmarks/bench.py $(BENCH)
+
+bench-plan: $(READY) ## Measure planning for models of 235 and 671 billion parameters
+	$(BIN)/python benchmarks/plan.py
 
 clean:          ## Remove what the other targets made
 	rm -rf .venv build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -196,6 +196,7 @@ def require_space(directory: Path, needed: int) -> None:
 
 def compare(arguments: argparse.Namespace, work: Path) -> int:
     """Measure all cases on one checkpoint and print the table."""
+    load, *_ = os.getloadavg()
     source = arguments.source
     if source is None:
         source = work / "source"
@@ -216,7 +217,7 @@ def compare(arguments: argparse.Namespace, work: Path) -> int:
     ]
     runs = run_rounds(cases, target, arguments.repeat)
     baseline = torch_alone()
-    print(f"{size / 1e6:.0f} MB, {layout}, medians of {arguments.repeat}\n{machine()}")
+    print(f"{size / 1e6:.0f} MB, {layout}, medians of {arguments.repeat}\n{machine()}, load before {load:.1f}")
     print(f"import torch alone: {baseline.wall:.2f} s, {baseline.largest_peak / MIB:.0f} MiB\n")
     print(comparison({name: summarise(measured) for name, measured in runs.items()}, baseline))
     print(

@@ -16,6 +16,7 @@ from typing import Any
 from measure import CommandError, Measurement
 
 HERE = Path(__file__).resolve().parent
+WORK_PHASES = ("planning", "transfer")  # of distconv's report: what is neither start-up nor imports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +110,7 @@ def read_report(path: Path) -> Details:
     """Read what distconv reports of itself."""
     processes: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["processes"]
     return Details(
-        work=max(sum(process["seconds"].values()) for process in processes),
+        work=max(sum(process["seconds"][phase] for phase in WORK_PHASES) for process in processes),
         read=tuple(process["bytes_read"] for process in processes),
         written=tuple(process["bytes_written"] for process in processes),
     )

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-SAMPLING_INTERVAL = 0.02  # seconds
-SAMPLES_PER_SEARCH = 10  # looking for new processes costs 2 ms, reading the peaks of known ones a tenth of that
+SAMPLING_INTERVAL = 0.05  # seconds; a hundredth of a core goes into it
+SAMPLES_PER_SEARCH = 5  # looking for new processes costs 2 ms, reading the peaks of known ones a tenth of that
 TAIL_LINES = 40
 
 

@@ -72,10 +72,10 @@ def complete_layout(request: LayoutRequest, binding: Binding, definition: Defini
     )
     check_layout(layout, binding.layers, binding.experts, at_least=binding.adapters)
     if TEXT in binding.layers and TEXT not in stages:
-        if layout.stage_count > binding.layers[TEXT]:
+        if layout.stage_count > sum(binding.layers.values()):
             problems.append(
                 f"layout.pp={pp} and layout.vpp={vpp}: {layout.stage_count} stages, but the model has "
-                f"{binding.layers[TEXT]} text layers; to leave stages empty, give layout.stages.text"
+                f"{sum(binding.layers.values())} layers; to leave stages empty, give layout.stages.text"
             )
             raise_if(problems)
         stages[TEXT] = _rows(_balanced_text(layout, binding, definition), pp)

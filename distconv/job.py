@@ -69,13 +69,14 @@ def run_job(
         return
     files = assign(plan.files, processes.size)[processes.rank]
     report = plan_report(config, plan, facts.model, ())
-    reporter.say(plan_text(report, full=False) + "\n")
     target = Target(
         directory=config.target,
         iteration_directory=plan.iteration_directory,
         tracker=TRACKER_NAME,
         tracker_text=plan.iteration,
     )
+    on_first(processes, lambda: _check_target(config, plan, target))
+    reporter.say(plan_text(report, full=False) + "\n")
     share = _Share(processes, reporter, files, planned)
     if config.action == "verify":
         report["processes"] = _verify(config, plan, target, share)
@@ -118,16 +119,28 @@ class _Share:
             self._reporter.end_progress()
 
 
+def _check_target(config: JobConfig, plan: Plan, target: Target) -> None:
+    """Whether the result can be written or, to verify it, is there."""
+    if config.action == "verify":
+        tracker = target.directory / target.tracker
+        if not target.result.is_dir():
+            raise InputError(f"target={target.directory}: holds no {target.iteration_directory} to verify")
+        found = tracker.read_text() if tracker.is_file() else None
+        if found != target.tracker_text:
+            raise InputError(f"{tracker}: expected {target.tracker_text!r}, found {found!r}")
+        return
+    sources = {"source": config.source}
+    if config.text_source is not None:
+        sources["text_source"] = config.text_source
+    check_target(target, sources, overwrite=config.overwrite, needed=plan.nbytes)
+
+
 def _convert(config: JobConfig, plan: Plan, target: Target, share: _Share) -> list[Any]:
     processes = share.processes
     staging: Staging | None = None
 
     def prepare() -> str:
         nonlocal staging
-        sources = {"source": config.source}
-        if config.text_source is not None:
-            sources["text_source"] = config.text_source
-        check_target(target, sources, overwrite=config.overwrite, needed=plan.nbytes)
         staging = Staging(target)
         return str(staging.path)
 
@@ -155,15 +168,6 @@ def _convert(config: JobConfig, plan: Plan, target: Target, share: _Share) -> li
 
 
 def _verify(config: JobConfig, plan: Plan, target: Target, share: _Share) -> list[Any]:
-    def tracker() -> None:
-        path = target.directory / target.tracker
-        if not target.result.is_dir():
-            raise InputError(f"target={target.directory}: holds no {target.iteration_directory} to verify")
-        found = path.read_text() if path.is_file() else None
-        if found != target.tracker_text:
-            raise InputError(f"{path}: expected {target.tracker_text!r}, found {found!r}")
-
-    on_first(share.processes, tracker)
     _, told = share.transfer(
         "comparing",
         lambda: compare_files(plan, share.files, target.result, config.io, share.counters, share.processes.alarmed),

@@ -19,6 +19,8 @@ from distconv.source import SourceFile, StoredTensor
 
 # The limit of the safetensors library itself.
 MAX_HEADER_BYTES = 100_000_000
+# How the text begins that stands for a file in a clone without Git LFS.
+_LFS_POINTER = b"version "
 
 
 def read_header(path: Path) -> list[StoredTensor]:
@@ -32,7 +34,11 @@ def read_header(path: Path) -> list[StoredTensor]:
             size = os.fstat(stream.fileno()).st_size
             prefix = stream.read(8)
             length = int.from_bytes(prefix, "little")
-            if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+            if prefix == _LFS_POINTER:
+                raise InputError(f"{path}: a pointer of Git LFS, not the file itself; run git lfs pull")
+            if len(prefix) < 8:
+                raise InputError(f"{path}: {size} bytes long, shorter than any safetensors file: truncated")
+            if length > min(MAX_HEADER_BYTES, size - 8):
                 raise InputError(
                     f"{path}: {size} bytes long, but its first 8 bytes say that a header of {length} bytes follows: "
                     "truncated, or not a safetensors file"

@@ -305,6 +305,20 @@ def deepseek_vl2(
 
 # All of them, with the layouts that MindSpeed-MM documents ------------------------------------------------------------
 
+QWEN3_VL_235B = Text(94, 4096, 64, 4, 12288, 151936)
+DEEPSEEK_V3 = DeepSeek(
+    layers=61,
+    hidden=7168,
+    heads=128,
+    mlp=18432,
+    experts=256,
+    expert_mlp=2048,
+    shared=1,
+    dense_layers=3,
+    vocabulary=129280,
+    q_rank=1536,
+    correction=True,
+)
 PUBLISHED = (
     qwen2_vl(
         "Qwen2-VL-2B",
@@ -418,7 +432,7 @@ PUBLISHED = (
     ),
     qwen3_vl(
         "Qwen3-VL-235B-A22B",
-        Text(94, 4096, 64, 4, 12288, 151936),
+        QWEN3_VL_235B,
         LARGE_VISION,
         Layout(text=[[6, 12, 12, 12, 13, 13, 13, 13]], vision=[[27, 0, 0, 0, 0, 0, 0, 0]], tp=4, ep=8),
         experts=128,
@@ -566,19 +580,7 @@ PUBLISHED = (
     ),
     deepseek_vl2(
         "DeepSeek-V3 with the vision encoder of DeepSeek-VL2",
-        DeepSeek(
-            layers=61,
-            hidden=7168,
-            heads=128,
-            mlp=18432,
-            experts=256,
-            expert_mlp=2048,
-            shared=1,
-            dense_layers=3,
-            vocabulary=129280,
-            q_rank=1536,
-            correction=True,
-        ),
+        DEEPSEEK_V3,
         Layout(text=[[6, 8, 8, 8, 8, 8, 8, 7]], vision=[[27, 0, 0, 0, 0, 0, 0, 0]], ep=8),
         mtp=1,
         num_nextn_predict_layers=1,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
+from math import prod
 from typing import Any
 
 Shape = tuple[int, ...]
@@ -24,8 +25,8 @@ class Units:
 
 
 # How tensor parallel ranks share a tensor: each has the whole, or an equal part, or whole units.
-WHOLE, EQUAL = None, "equal"
-Cut = Units | str | None
+WHOLE, EQUAL = "whole", "equal"
+Cut = Units | str
 Piece = tuple[str, Shape, Cut]
 
 
@@ -46,6 +47,14 @@ class Tensor:
     packed: int | None = None
     left_out: bool = False
     stored: bool = True
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def is_in_layer(self) -> bool:
+        return isinstance(self.place, int)
 
 
 @dataclass(frozen=True)
@@ -261,7 +270,7 @@ def qwen3_vision(vision: Qwen3Vision, hidden: int) -> Iterator[Tensor]:
             column(f"{here}.mlp.linear_fc1", vision.mlp, width),
             row(f"{here}.mlp.linear_fc2", width, vision.mlp),
         )
-    mergers = [("model.visual.merger", LAST, width)]
+    mergers: list[tuple[str, str | int, int]] = [("model.visual.merger", LAST, width)]
     mergers += [
         (f"model.visual.deepstack_merger_list.{number}", layer, merged) for number, layer in enumerate(vision.deepstack)
     ]

@@ -24,7 +24,7 @@ from distconv.plan import Plan
 from distconv.planning import Checkpoint, Facts, plan_job
 from distconv.source import SourceFile, SourceIndex, StoredTensor
 from tests.published import PUBLISHED, Config, Layout, Published
-from tests.published_towers import EQUAL, EVERY, FIRST, LAST, Tensor, Units
+from tests.published_towers import EVERY, FIRST, LAST, WHOLE, Cut, Tensor, Units
 
 BYTES = 2
 CASES = {
@@ -74,7 +74,7 @@ def test_a_published_size_plans_under_a_documented_layout(case: str, planned: Pl
 @pytest.mark.parametrize("published", [each for each in PUBLISHED if each.parameters], ids=lambda each: each.name)
 def test_the_towers_have_as_many_parameters_as_the_hub_says(published: Published) -> None:
     stored = [tensor for tensor in published.tensors() if tensor.stored and not tensor.left_out]
-    assert sum(prod(tensor.shape) for tensor in stored) == published.parameters
+    assert sum(tensor.elements for tensor in stored) == published.parameters
 
 
 def index_of(tensors: Iterable[Tensor]) -> SourceIndex:
@@ -123,13 +123,13 @@ def expected_bytes(tensors: Iterable[Tensor], layout: Layout, published: Publish
     stages = {"text": Stages(layout, layout.text), "vision": Stages(layout, layout.vision)}
     if layout.audio is not None:
         stages["audio"] = Stages(layout, layout.audio)
-    elements: Counter[tuple[str, int, Any, int | None]] = Counter()
+    elements: Counter[tuple[str, int, Cut, int | None]] = Counter()
     for tensor in tensors:
         owner = None
         if tensor.expert is not None:
             assert published.experts is not None
             owner = tensor.expert // (published.experts // layout.ep)
-        count = prod(tensor.shape) // (layout.ep if tensor.packed else 1)
+        count = tensor.elements // (layout.ep if tensor.packed else 1)
         for pp_rank in stages[tensor.modality].of(tensor.place):
             elements[tensor.modality, pp_rank, tensor.cut, owner] += count
         if published.tied and tensor.place == FIRST and tensor.modality == "text":
@@ -144,11 +144,11 @@ def expected_bytes(tensors: Iterable[Tensor], layout: Layout, published: Publish
     return found
 
 
-def share(count: int, cut: Units | str | None, size: int, rank: int) -> int:
+def share(count: int, cut: Cut, size: int, rank: int) -> int:
     """How many of the elements a tensor parallel rank holds."""
-    if cut is None:
+    if cut == WHOLE:
         return count
-    units = size if cut == EQUAL else cut.count
+    units = cut.count if isinstance(cut, Units) else size
     assert count % units == 0
     return count // units * (units // size + (rank < units % size))
 

@@ -118,7 +118,7 @@ SOURCES = {
     "a shard is empty": Refusal(files=[written(SHARD, "")], says=[f"{SHARD}: 0 bytes long"]),
     "a shard is a pointer of git lfs": Refusal(
         files=[written(SHARD, "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4000000000\n")],
-        says=[f"{SHARD}: ", "not a safetensors file"],
+        says=[f"{SHARD}: ", "Git LFS", "git lfs pull"],
     ),
     "a header of 2^60 bytes": Refusal(files=[header_length(SHARD, 2**60)], says=[f"{SHARD}: ", str(2**60), "header"]),
     "a header that is not JSON": Refusal(files=[header_length(SHARD, 100)], says=[f"{SHARD} (header): not valid JSON"]),

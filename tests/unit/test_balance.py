@@ -7,7 +7,7 @@ from itertools import combinations_with_replacement, pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from distconv.balance import LayoutRequest, complete_layout
@@ -69,6 +69,7 @@ def _heaviest(layout: Layout, binding: Binding) -> int:
 @settings(max_examples=40)
 @given(st.integers(1, 5), st.integers(1, 3), st.integers(1, 2), st.booleans(), st.data())
 def test_text_layers_are_spread_so_that_the_heaviest_stage_is_as_light_as_possible(layers, pp, vpp, tied, data):
+    assume(pp * vpp <= layers + toy.VISION_LAYERS)
     binding = _bound(layers, tied=tied)
     request: dict[str, Any] = {"pp": pp, "vpp": vpp}
     if data.draw(st.booleans()):
@@ -82,6 +83,11 @@ def test_text_layers_are_spread_so_that_the_heaviest_stage_is_as_light_as_possib
         for rows in _every_spread(layers, pp, vpp)
     ]
     assert _heaviest(found, binding) == min(_heaviest(other, binding) for other in others)
+
+
+def test_more_stages_than_layers_are_refused():
+    with pytest.raises(InputError, match=r"layout\.pp=4 and layout\.vpp=2: 8 stages, but the model has 5 layers"):
+        complete(_bound(3, tied=False), pp=4, vpp=2)
 
 
 def test_a_stage_that_an_encoder_fills_gets_no_text_and_the_others_get_even_shares():

@@ -122,7 +122,6 @@ def test_rules_for_the_layers_of_a_list_count_them():
     assert "vision.layers.0.deep.weight" not in used(toy.bound())
 
 
-@pytest.mark.xfail(strict=True, reason="defect: found only as a KeyError, or as a defect of the plan")
 @pytest.mark.parametrize("deep", [[toy.VISION_LAYERS], [1, 1]])
 def test_a_list_with_a_layer_that_the_model_does_not_have_or_has_twice_is_refused(deep):
     shapes = toy.shapes() | {f"visual.deep.{item}.weight": (24,) for item in range(len(deep))}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from distconv.balance import LayoutRequest
-from distconv.config import ACTIONS, InputOutput, JobConfig, parse_config
+from distconv.config import ACTIONS, InputOutput, JobConfig, parse_config, shown
 from distconv.errors import InputError
 
 VALID: dict[str, Any] = {
@@ -127,7 +127,8 @@ def test_another_number_of_processes_goes_with_planning():
     ]
 
 
-SIZE = "a positive integer"
+SIZE = f"an integer from 1 to {2**24}"
+AXIS = f"an integer from 1 to {2**16}"
 STAGES = "layers per stage, such as [1,10,10,7], or one such list per virtual stage"
 NO_SIZES = [0, -1, 1.5, 2.0, "2", True, [2], {}]
 
@@ -140,12 +141,12 @@ NO_SIZES = [0, -1, 1.5, 2.0, "2", True, [2], {}]
         ("target", [3, True, ["/mm"], {}, ""], "a path"),
         ("text_source", [3, True, ["/llm"], {}, ""], "a path"),
         ("report", [3, True, ["x"], {}, ""], "a path"),
-        ("layout__tp", [*NO_SIZES, None], SIZE),
-        ("layout__ep", [*NO_SIZES, None], SIZE),
-        ("layout__pp", NO_SIZES, SIZE),
-        ("layout__vpp", NO_SIZES, SIZE),
-        ("layout__modality_tp__vision", NO_SIZES, SIZE),
-        ("layout__modality_tp__audio", NO_SIZES, SIZE),
+        ("layout__tp", [*NO_SIZES, None, 2**16 + 1], AXIS),
+        ("layout__ep", [*NO_SIZES, None, 2**16 + 1], AXIS),
+        ("layout__pp", NO_SIZES, AXIS),
+        ("layout__vpp", NO_SIZES, AXIS),
+        ("layout__modality_tp__vision", NO_SIZES, AXIS),
+        ("layout__modality_tp__audio", NO_SIZES, AXIS),
         ("io__threads", [*NO_SIZES, None], SIZE),
         ("io__buffer_mib", [*NO_SIZES, None], SIZE),
         ("processes", NO_SIZES, SIZE),
@@ -168,7 +169,7 @@ def test_a_wrong_value_is_reported_with_its_key_and_what_is_allowed(key, values,
     given = {} if key == "action" else {"action": "plan"}
     for value in values:
         (problem, *others) = problems(**given, **{key: value})
-        assert problem == f"{key.replace('__', '.')}={value}: expected {allowed}"
+        assert problem == f"{key.replace('__', '.')}={shown(value)}: expected {allowed}"
         if key not in ("source", "target", "action"):
             assert others == []
 
@@ -206,7 +207,15 @@ def test_an_unknown_key_is_reported_with_the_nearest_one(key, message):
 @pytest.mark.parametrize("key", ["layout", "layout__stages", "layout__modality_tp", "io"])
 def test_a_group_that_is_none_is_reported(key):
     name = key.replace("__", ".")
-    assert any(problem.startswith(f"{name}=3: expected a group of the keys ") for problem in problems(**{key: 3}))
+    (problem,) = problems(**{key: 3})
+    assert problem.startswith(f"{name}=3: expected a group of options: ")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [([1, "x"], "[1,x]"), (None, "null"), (True, "true"), ("a b", "a b"), ({"a": [1]}, "{a:[1]}")]
+)
+def test_a_value_is_shown_as_it_is_written(value, text):
+    assert shown(value) == text
 
 
 def test_a_separate_language_model_that_is_not_selected_is_a_contradiction():

@@ -92,7 +92,6 @@ def test_a_definition_that_was_named_is_taken_if_it_is_for_such_a_model(tmp_path
     assert looked(job(checkpoint(tmp_path / "hf", model_type="model_one")), chosen).model == chosen
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="defect: a model_type that is no text crashes")
 def test_a_model_type_that_is_no_text_is_refused(tmp_path):
     assert "model_type" in refused(job(checkpoint(tmp_path / "hf", model_type=["model_one"])))
 

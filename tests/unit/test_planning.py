@@ -131,7 +131,6 @@ def test_adapters_beside_base_weights_are_converted_with_them():
     }
 
 
-@pytest.mark.xfail(strict=True, raises=InputError, reason="defect: every adaptable module must have an adapter")
 def test_adapters_beside_base_weights_can_be_converted_alone():
     found = plan(facts(_with_an_adapter(), adapters="beside"), lora_only=True)
     assert {parameter.name for parameter in found.binding.parameters} == {

@@ -166,7 +166,7 @@ def test_a_restarted_job_does_not_see_what_was_said_before(monkeypatch):
 
 
 def test_an_mpi4py_of_another_mpi_is_refused(monkeypatch):
-    world = SimpleNamespace(Get_rank=lambda: 0, Get_size=lambda: 1)
+    world = SimpleNamespace(Get_rank=lambda: 0, Get_size=lambda: 1, Dup=lambda: None)
     module = ModuleType("mpi4py")
     module.MPI = SimpleNamespace(COMM_WORLD=SimpleNamespace(Dup=lambda: world))
     monkeypatch.setitem(sys.modules, "mpi4py", module)

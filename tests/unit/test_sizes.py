@@ -138,17 +138,27 @@ def test_a_flag_that_is_nowhere_and_has_no_default_is_refused():
         sizes({}).flag(SizeSpec.parse(["tie"]))
 
 
+def numbers(config: dict[str, Any], *spec: Any, layers: int = 24) -> list[int]:
+    return sizes(config).numbers(SizeSpec.parse(list(spec), is_list=True), layers)
+
+
 def test_lists_of_layers_are_found_like_sizes():
-    spec = SizeSpec.parse(["vision_config.deep", [8, 16]], is_list=True)
-    assert sizes({"vision_config": {"deep": [1, 0]}}).numbers(spec) == [1, 0]
-    assert sizes({}).numbers(spec) == [8, 16]
-    assert sizes({"deep": []}).numbers(SizeSpec.parse(["deep"], is_list=True)) == []
+    assert numbers({"vision_config": {"deep": [1, 0]}}, "vision_config.deep", [8, 16]) == [1, 0]
+    assert numbers({}, "vision_config.deep", [8, 16]) == [8, 16]
+    assert numbers({"deep": []}, "deep") == []
 
 
 @pytest.mark.parametrize("value", [8, "8", [-1], ["8"], [1.0], [True], {"a": 1}])
 def test_a_list_of_anything_but_layer_numbers_is_refused(value):
     with pytest.raises(InputError, match="deep: expected a list of layer numbers, found"):
-        sizes({"deep": value}).numbers(SizeSpec.parse(["deep", [8]], is_list=True))
+        numbers({"deep": value}, "deep", [8])
+
+
+@pytest.mark.parametrize("value", [[24], [3, 99], [3, 3]])
+def test_a_list_with_a_layer_that_is_not_there_or_twice_is_refused(value):
+    with pytest.raises(InputError, match="deep: expected different layers out of 24, found"):
+        numbers({"deep": value}, "deep")
+    assert numbers({"deep": [23]}, "deep") == [23]
 
 
 def test_messages_name_a_size_with_its_value_and_the_field_it_came_from():

@@ -59,12 +59,8 @@ def test_the_bytes_are_those_of_the_tensors(program, run_bytes, gap_bytes, eleme
     result, execution = produce(program, buffer_bytes, run_bytes, gap_bytes)
 
     for value, shard, written in zip(program.values, execution.shards, execution.written, strict=True):
-        expected = as_bytes(value.array, program.dtype)
-        assert shard == expected
-        # What no step wrote is a hole of the file, so it must have no source; nothing else may be left out.
-        holes = np.frombuffer(bytes(written), np.uint8) == 0
-        sourced = np.repeat(np.ravel(value.array) != 0, ITEM_SIZE[program.dtype])
-        assert not (holes & sourced).any()
+        assert shard == as_bytes(value.array, program.dtype)
+        assert all(written)
     assert bytes_read(result) == execution.read
 
 
@@ -127,17 +123,16 @@ def test_grouped_qkv_is_copied_in_runs_of_groups():
     ]  # fmt: skip
 
 
-def test_a_shard_of_zeros_needs_no_step_and_padding_between_runs_stays_a_hole():
-    assert lowered([zeros("float32", (1000, 1000))], [], 4096) == []
-    padded = concat([zeros("uint8", (5, 10)), whole("uint8", (3, 10))])
-    assert lowered([padded], [(3, 10)], 100, run_bytes=30) == [CopyRun(0, 0, 0, 50, 30)]
-
-
-def test_zeros_among_gathered_boxes_are_written():
-    padded = concat([whole("uint8", (3,)), zeros("uint8", (2,))])
-    (step,) = lowered([padded], [(3,)], 100)
-    assert step.zero
-    assert sum(write.nbytes for write in step.writes) == 5
+def test_zeros_are_written_like_everything_else():
+    """Also beside long runs: what is compared with a result must be all of it."""
+    for shard in (
+        zeros("uint8", (5, 10)),
+        concat([zeros("uint8", (5, 10)), whole("uint8", (3, 10))]),
+        concat([whole("uint8", (3, 10)), zeros("uint8", (5, 10))]),
+    ):
+        result = lowered([shard], [(3, 10)], 100, run_bytes=30)
+        assert all(isinstance(step, Gather) and step.zero for step in result)
+        assert sum(write.nbytes for step in result for write in step.writes) == shard.elements
 
 
 def test_a_transposed_matrix_is_read_in_blocks_not_element_by_element():

@@ -136,7 +136,6 @@ def test_a_byte_that_differs_is_found(tmp_path, run_bytes):
         assert offset <= START + 61 < offset + 20
 
 
-@pytest.mark.xfail(strict=True, reason="defect: zeros between or after runs are not compared with what is there")
 def test_a_byte_that_differs_from_zeros_is_found(tmp_path):
     """The rows that `vocab_size` adds."""
     with patch.object(steps, "MIN_RUN_BYTES", 1):
