@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -203,6 +204,31 @@ def test_an_older_result_is_back_if_the_new_one_cannot_take_its_place(tmp_path, 
         staging.commit(files, durable=False)
     staging.discard()
     assert tree(tmp_path) == committed("old")
+
+
+OTHER_ITERATION = {"iter_0000010/": "", "iter_0000010/x": "training", TRACKER: "10"}
+
+
+@pytest.mark.xfail(strict=True, reason="defect: the tracker is not taken back")
+@pytest.mark.parametrize("old", [{}, OTHER_ITERATION], ids=["fresh", "beside another iteration"])
+def test_a_commit_that_cannot_be_made_durable_is_taken_back(tmp_path, monkeypatch, old):
+    """Whichever of the directories cannot be synchronised."""
+    for failing in range(3):
+        directory = tmp_path / f"mm{failing}"
+        for name, text in old.items():
+            path = directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir() if name.endswith("/") else path.write_text(text)
+        staging, files = staged(target(directory))
+        outcomes = [None] * failing + [OSError(5, "Input/output error")]
+        if not old:
+            # Of a new directory its parent is synchronised, too.
+            outcomes = [None, *outcomes]
+        monkeypatch.setattr(commit, "synchronise_directory", Mock(side_effect=outcomes))
+        with pytest.raises(JobError, match="could not be put in place: Input/output error"):
+            staging.commit(files, durable=True)
+        staging.discard()
+        assert (tree(directory) if directory.exists() else {}) == old
 
 
 def test_staging_directories_of_two_jobs_do_not_meet(tmp_path):

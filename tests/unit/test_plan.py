@@ -76,7 +76,7 @@ def layouts(draw: st.DrawFn) -> Layout:
     )
 
 
-@settings(max_examples=50)
+@settings(max_examples=40)
 @given(layouts())
 def test_every_shard_is_in_exactly_the_right_files(layout):
     found = make_plan(toy.bound(), layout, "release")

@@ -202,3 +202,19 @@ _MATRIX = whole("float32", (6, 4))
 def test_what_cannot_be_said_is_refused_with_both_sides(operation, message):
     with pytest.raises(ValueError, match=message):
         operation()
+
+
+@pytest.mark.xfail(strict=True, raises=IndexError, reason="defect: a dim that is not there is no ValueError")
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda: concat([whole("float32", ()), whole("float32", (), 1)]),
+        lambda: chunk(whole("float32", ()), 2),
+        lambda: narrow(_MATRIX, 2, 0, 1),
+        lambda: select(_MATRIX, 2, 0),
+    ],
+)
+def test_a_dim_that_the_tensor_does_not_have_is_refused(operation):
+    """A model definition can ask for it: a scalar with the tp rule rows."""
+    with pytest.raises(ValueError, match="dim"):
+        operation()

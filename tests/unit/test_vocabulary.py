@@ -62,3 +62,18 @@ def test_a_resized_vocabulary_is_planned_with_its_new_size(rows):
                 found.setdefault(entry.name, []).append(entry.tensor.shape)
     shapes_of_shards = [((rows + 1) // 2, toy.HIDDEN), (rows // 2, toy.HIDDEN)]
     assert found == dict.fromkeys(OF_VOCABULARY, shapes_of_shards)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="defect: the message gives the size of the source beside the shape of the result"
+)
+def test_a_new_size_that_does_not_divide_is_named():
+    model = toy.content()
+    for section, number in (("embedding", 0), ("head", 1)):
+        model["rules"]["text"][section][number]["tp"] = "rows"
+    binding = resize_vocabulary(toy.bound(model=model), 31)
+    layout = complete_layout(LayoutRequest(tp=2), binding, toy.definition(model))
+    with pytest.raises(InputError) as caught:
+        make_plan(binding, layout, "release")
+    for problem in caught.value.problems:
+        assert "vocab_size=31" in problem
