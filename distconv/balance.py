@@ -101,8 +101,12 @@ def _balanced_text(layout: Layout, binding: Binding, definition: Definition) -> 
     if binding.tied and definition.tied is not None and definition.tied.head not in targets:
         # The last stage will hold a copy of the embedding.
         ends["last"] += ends["first"]
-    layers[0] += ends["first"]
-    layers[-1] += ends["last"]
+    if layout.placement == "u_shape":
+        encoders[0] += ends["first"]
+        encoders[(layout.vpp - 1) * layout.pp] += ends["last"]
+    else:
+        layers[0] += ends["first"]
+        layers[-1] += ends["last"]
     return [len(part) for part in even_parts(layers, encoders)]
 
 

@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,22 +123,22 @@ class Staging:
                     f"{self.path / path}: its writer left {size} bytes, the first process finds "
                     f"{'no file' if found is None else found}; target must be on a file system that all nodes share"
                 )
-        renamed: list[tuple[Path, Path]] = []
+        undo: list[Callable[[], object]] = []
         try:
-            self._publish(renamed, durable=durable)
+            self._publish(undo, durable=durable)
         except OSError as error:
-            for old, new in reversed(renamed):
-                new.rename(old)
+            for step in reversed(undo):
+                step()
             raise JobError(f"{self._target.result}: could not be put in place: {error.strerror}") from error
         self._created.clear()
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _publish(self, renamed: list[tuple[Path, Path]], *, durable: bool) -> None:
-        """Rename everything to its final name; `renamed` tells what has been done."""
+    def _publish(self, undo: list[Callable[[], object]], *, durable: bool) -> None:
+        """Rename everything to its final name; `undo` gets what takes each step back."""
 
         def rename(old: Path, new: Path) -> None:
             old.rename(new)
-            renamed.append((old, new))
+            undo.append(lambda: new.rename(old))
 
         def settle(directory: Path) -> None:
             if durable:
@@ -158,7 +158,15 @@ class Staging:
         settle(target.directory)
         for created in self._created:
             settle(created.parent)
-        tracker.rename(target.directory / target.tracker)
+        published = target.directory / target.tracker
+        if published.exists():
+            # It is replaced in one step, so that a program that reads it finds the old one or the new one.
+            replaced = self._directory / "replaced_tracker"
+            shutil.copyfile(published, replaced)
+            undo.append(lambda: replaced.rename(published))
+            tracker.rename(published)
+        else:
+            rename(tracker, published)
         settle(target.directory)
 
     def discard(self) -> None:

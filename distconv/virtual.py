@@ -76,6 +76,7 @@ def concat(parts: Sequence[VirtualTensor], dim: int = 0) -> VirtualTensor:
     if not parts:
         raise ValueError("nothing to concatenate")
     first = parts[0]
+    _check_dim(first, dim)
     copies: list[Copy] = []
     offset = 0
     for part in parts:
@@ -96,6 +97,7 @@ def narrow(tensor: VirtualTensor, dim: int, start: int, length: int) -> VirtualT
     Raises:
         ValueError: the range leaves the tensor.
     """
+    _check_dim(tensor, dim)
     if start < 0 or length < 0 or start + length > tensor.shape[dim]:
         raise ValueError(f"range {start}:{start + length} leaves dim {dim} of shape {list(tensor.shape)}")
     copies = []
@@ -127,6 +129,7 @@ def chunk(tensor: VirtualTensor, count: int, dim: int = 0) -> list[VirtualTensor
     Raises:
         ValueError: the size does not divide; nothing is ever truncated.
     """
+    _check_dim(tensor, dim)
     length, rest = divmod(tensor.shape[dim], count)
     if rest:
         raise ValueError(f"dim {dim} of shape {list(tensor.shape)} does not divide into {count} equal pieces")
@@ -233,6 +236,11 @@ def replaced(index: Index, dim: int, value: int) -> Index:
 def dropped(index: Index, dim: int) -> Index:
     """The index without one entry."""
     return index[:dim] + index[dim + 1 :]
+
+
+def _check_dim(tensor: VirtualTensor, dim: int) -> None:
+    if not 0 <= dim < len(tensor.shape):
+        raise ValueError(f"shape {list(tensor.shape)} has no dim {dim}")
 
 
 def _overlap(one: Copy, other: Copy) -> tuple[Index, Index] | None:

@@ -20,6 +20,7 @@ LAYERS: list[set[str]] = [
     {"agreement", "commit", "rules", "safetensors_index", "sinks", "torch_archive"},
     {"adapters", "pt_file", "torch_index", "transfer"},
     {"definition", "source_directory"},
+    {"matching"},
     {"binding"},
     {"balance", "shards", "tying", "vocabulary"},
     {"config", "plan"},

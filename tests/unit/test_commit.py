@@ -209,7 +209,6 @@ def test_an_older_result_is_back_if_the_new_one_cannot_take_its_place(tmp_path, 
 OTHER_ITERATION = {"iter_0000010/": "", "iter_0000010/x": "training", TRACKER: "10"}
 
 
-@pytest.mark.xfail(strict=True, reason="defect: the tracker is not taken back")
 @pytest.mark.parametrize("old", [{}, OTHER_ITERATION], ids=["fresh", "beside another iteration"])
 def test_a_commit_that_cannot_be_made_durable_is_taken_back(tmp_path, monkeypatch, old):
     """Whichever of the directories cannot be synchronised."""

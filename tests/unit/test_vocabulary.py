@@ -64,9 +64,6 @@ def test_a_resized_vocabulary_is_planned_with_its_new_size(rows):
     assert found == dict.fromkeys(OF_VOCABULARY, shapes_of_shards)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="defect: the message gives the size of the source beside the shape of the result"
-)
 def test_a_new_size_that_does_not_divide_is_named():
     model = toy.content()
     for section, number in (("embedding", 0), ("head", 1)):

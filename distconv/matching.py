@@ -1,0 +1,97 @@
+"""Names against rules: which alternative a layer uses, and why a source tensor is left over.
+
+Owns the filling of placeholders and the patterns made of them. Decides nothing about shapes, and makes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from distconv.definition import Definition, Ignored
+from distconv.rules import Rule
+from distconv.sizes import Sizes
+from distconv.source import StoredTensor
+
+
+def filled(pattern: str, layer: int | None, expert: int | None, item: int | None) -> str:
+    """A name with its placeholders filled."""
+    for placeholder, number in (("{layer}", layer), ("{expert}", expert), ("{item}", item)):
+        if number is not None:
+            pattern = pattern.replace(placeholder, str(number))
+    return pattern
+
+
+class Choices:
+    """Which alternative each layer uses, for every `one_of`: the first whose sources are complete."""
+
+    def __init__(self, rules: Iterable[Rule], stored: Mapping[str, StoredTensor]) -> None:
+        self._stored = stored
+        self._groups: dict[str, dict[str, list[Rule]]] = {}
+        for rule in rules:
+            if rule.choice is not None:
+                group, name = rule.choice
+                self._groups.setdefault(group, {}).setdefault(name, []).append(rule)
+        self._known: dict[tuple[str, int | None], str | None] = {}
+
+    def uses(self, rule: Rule, layer: int | None) -> bool:
+        """Whether the layer uses the alternative that the rule belongs to; always, for a rule that is in none."""
+        if rule.choice is None:
+            return True
+        group, name = rule.choice
+        if (group, layer) not in self._known:
+            # The best is without a missing source; among those with some, the one of which most is there.
+            best = max(self._groups[group], key=lambda each: self._score(group, each, layer))
+            absent = rule.may_be_absent and self._score(group, best, layer)[1] == 0
+            self._known[group, layer] = None if absent else best
+        return self._known[group, layer] == name
+
+    def _score(self, group: str, name: str, layer: int | None) -> tuple[bool, int]:
+        sources = [source for rule in self._groups[group][name] if not rule.optional for source in rule.sources]
+        present = sum(filled(source.name, layer, 0, None) in self._stored for source in sources)
+        return present == len(sources), present
+
+
+class Explanations:
+    """Why a source tensor that no wanted rule used is left out, or what is wrong with it."""
+
+    def __init__(self, definition: Definition, reasons: Mapping[Rule, str | None], sizes: Sizes) -> None:
+        groups: dict[str | None, list[Rule]] = {}
+        for rule, reason in reasons.items():
+            groups.setdefault(reason, []).append(rule)
+        self._wanted = _pattern(groups.pop(None, []))
+        self._left_out = [(reason, _pattern(rules)) for reason, rules in groups.items()]
+        self._ignored = [(entry.reason, _ignored(entry, sizes)) for entry in definition.ignored]
+        self._definition = definition.name
+
+    def reason(self, name: str) -> str | None:
+        """Why the tensor is left out on purpose; nothing if it is not."""
+        for reason, pattern in self._left_out:
+            if pattern.fullmatch(name):
+                return reason
+        return next((reason for reason, pattern in self._ignored if pattern.fullmatch(name)), None)
+
+    def fits(self, name: str) -> bool:
+        """Whether the name is like those of a wanted rule."""
+        return self._wanted.fullmatch(name) is not None
+
+    def problem(self, name: str) -> str:
+        """What is wrong with a tensor that is not left out on purpose."""
+        if self.fits(name):
+            return "that fit a rule, but not the number of layers or experts in config.json, or what their layer is"
+        return f"that no rule of model definition {self._definition} knows"
+
+
+def _pattern(rules: list[Rule]) -> re.Pattern[str]:
+    names = sorted({source.name for rule in rules for source in rule.sources})
+    return re.compile("|".join(re.sub(r"\\{\w+\\}", r"\\d+", re.escape(name)) for name in names) or r"(?!)")
+
+
+def _ignored(entry: Ignored, sizes: Sizes) -> re.Pattern[str]:
+    """The pattern of names that an entry leaves out."""
+    pattern = re.escape(entry.names).replace(r"\*", ".*")
+    if entry.layers is not None:
+        first, count = (sizes.get(size) for size in entry.layers)
+        numbers = "|".join(str(layer) for layer in range(first, first + count))
+        pattern = pattern.replace(re.escape("{layer}"), f"(?:{numbers})")
+    return re.compile(pattern)
