@@ -62,12 +62,7 @@ def check_target(target: Target, sources: Mapping[str, Path], *, overwrite: bool
     if target.directory.exists() and not target.directory.is_dir():
         raise InputError(f"target={target.directory}: exists and is not a directory")
     if not overwrite:
-        for existing in (target.result, target.directory / target.tracker):
-            if existing.exists():
-                raise InputError(
-                    f"target={target.directory}: {existing.name} is already there; choose another directory, or "
-                    "overwrite=true to replace it"
-                )
+        check_absent(target)
     parent = next(path for path in (directory, *directory.parents) if path.exists())
     if not parent.is_dir():
         raise InputError(f"target={target.directory}: {parent} is not a directory")
@@ -79,6 +74,16 @@ def check_target(target: Target, sources: Mapping[str, Path], *, overwrite: bool
         raise InputError(
             f"target={target.directory}: needs {needed:,} bytes, but only {free:,} are free on its file system"
         )
+
+
+def check_absent(target: Target) -> None:
+    """Raise `InputError` if there is a result; asked again at commit, since another job may have been faster."""
+    for existing in (target.result, target.directory / target.tracker):
+        if existing.exists():
+            raise InputError(
+                f"target={target.directory}: {existing.name} is already there; choose another directory, or "
+                "overwrite=true to replace it"
+            )
 
 
 def leftovers(target: Target) -> list[Path]:

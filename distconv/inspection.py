@@ -30,6 +30,10 @@ def inspect(config: JobConfig, chosen: tuple[str, Mapping[str, Any]] | None, def
     if config.text_source is not None and config.text_source.resolve() == config.source.resolve():
         raise InputError(f"text_source={config.text_source}: is the same directory as source; leave it out")
     if chosen is not None and chosen[1].get("adapters") == "only":
+        if config.text_source is not None:
+            raise InputError(
+                f"text_source={config.text_source}: +model={chosen[0]} converts adapters alone; leave it out"
+            )
         return Facts(source=_adapter(config.source), text_source=None, model=chosen[0], definition=chosen[1])
     source = _checkpoint(config.source, "source")
     text_source = None if config.text_source is None else _checkpoint(config.text_source, "text_source")

@@ -13,7 +13,7 @@ from typing import Any
 
 from distconv.agreement import on_all, on_first
 from distconv.assignment import assign
-from distconv.commit import Staging, Target, check_target, leftovers
+from distconv.commit import Staging, Target, check_absent, check_target, leftovers
 from distconv.config import JobConfig
 from distconv.errors import InputError, JobError, joined
 from distconv.inspection import Definitions, inspect
@@ -155,6 +155,8 @@ def _convert(config: JobConfig, plan: Plan, target: Target, share: _Share) -> li
 
         def commit() -> None:
             assert staging is not None
+            if not config.overwrite:
+                check_absent(target)
             sizes = {path: size for each in told for path, size in each["value"].items()}
             staging.commit(sizes, durable=config.io.fsync)
 

@@ -126,6 +126,12 @@ def test_an_adapter_is_read_for_a_definition_of_adapters_alone(tmp_path):
     assert sorted(found.source.index.tensors) == ["a", "b"]
 
 
+def test_an_adapter_has_no_separate_language_model(tmp_path):
+    text = checkpoint(tmp_path / "llm", model_type="model_one")
+    with pytest.raises(InputError, match="text_source"):
+        inspect(job(adapter(tmp_path / "hf"), text), ("one_lora", {"adapters": "only"}), dict)
+
+
 def test_an_adapter_needs_its_model_to_be_named(tmp_path):
     found = refused(job(adapter(tmp_path / "hf")))
     assert found.startswith(
