@@ -120,7 +120,6 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
     if definition.tied is not None and "text" in modalities and sizes.flag(definition.tied.flag):
         tied_head = definition.tied.head
     parameters: list[Parameter] = []
-    used: set[str] = set()
     owners: dict[str, Rule] = {}
     unsized = False
     chosen = Choices(definition.rules, stored)
@@ -133,10 +132,9 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
             continue
         problems += [
             f"source tensor {name} is used by {owners[name].where} and by {rule.where}: a tensor has one rule"
-            for name in sorted(applied.used & used)
+            for name in sorted(applied.used & owners.keys())
         ]
         owners |= dict.fromkeys(applied.used, rule)
-        used |= applied.used
         parameters += applied.parameters
         problems += applied.wrong
         if applied.used or not (rule.optional or rule.target == tied_head):
@@ -145,7 +143,7 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
     explain = Explanations(definition, reasons, sizes)
     unconverted = []
     unknown: dict[str, list[str]] = {}
-    for name in sorted(set(stored) - used):
+    for name in sorted(stored.keys() - owners.keys()):
         reason = explain.reason(name)
         if reason is not None:
             unconverted.append(Unconverted(tensor=stored[name], reason=reason))

@@ -95,8 +95,8 @@ class _Share:
         self._reporter = reporter
         self._planned = planned
 
-    def transfer(self, what: str, phase: Callable[[], Any]) -> tuple[Any, list[Any]]:
-        """Run the phase on every process, under a progress bar; its value here, and everyone's with measurements."""
+    def transfer(self, what: str, phase: Callable[[], Any]) -> tuple[list[Any], list[Any]]:
+        """Run the phase on every process, under a progress bar; everyone's values, and everyone's measurements."""
         nbytes = sum(file.nbytes for file in self.files)
         start, cpu = time.monotonic(), cpu_seconds()
         self._reporter.start_progress(what if self.processes.size == 1 else f"{what} (rank 0's share)", nbytes)
@@ -114,7 +114,8 @@ class _Share:
             }
 
         try:
-            return on_all(self.processes, phase, told)
+            _, outcomes = on_all(self.processes, phase, told)
+            return [each.pop("value") for each in outcomes], outcomes
         finally:
             self._reporter.end_progress()
 
@@ -148,7 +149,7 @@ def _convert(config: JobConfig, plan: Plan, target: Target, share: _Share) -> li
         directory = Path(on_first(processes, prepare))
         from distconv.pt_file import lay_out  # noqa: PLC0415 - torch takes a second to import; planning does without it
 
-        _, told = share.transfer(
+        values, measured = share.transfer(
             "writing",
             lambda: write_files(plan, share.files, directory, config.io, share.counters, processes.alarmed, lay_out),
         )
@@ -157,7 +158,7 @@ def _convert(config: JobConfig, plan: Plan, target: Target, share: _Share) -> li
             assert staging is not None
             if not config.overwrite:
                 check_absent(target)
-            sizes = {path: size for each in told for path, size in each["value"].items()}
+            sizes = {path: size for value in values for path, size in value.items()}
             staging.commit(sizes, durable=config.io.fsync)
 
         on_first(processes, commit)
@@ -166,11 +167,11 @@ def _convert(config: JobConfig, plan: Plan, target: Target, share: _Share) -> li
             with undisturbed():
                 staging.discard()
         raise
-    return [{key: value for key, value in each.items() if key != "value"} for each in told]
+    return measured
 
 
 def _verify(config: JobConfig, plan: Plan, target: Target, share: _Share) -> list[Any]:
-    _, told = share.transfer(
+    values, measured = share.transfer(
         "comparing",
         lambda: compare_files(plan, share.files, target.result, config.io, share.counters, share.processes.alarmed),
     )
@@ -180,10 +181,10 @@ def _verify(config: JobConfig, plan: Plan, target: Target, share: _Share) -> lis
         found = {path.relative_to(target.result).as_posix() for path in target.result.rglob("*.pt")}
         return [f"{target.result / path}: is not expected" for path in sorted(found - expected)]
 
-    differences = on_first(share.processes, extra) + [line for each in told for line in each["value"]]
+    differences = on_first(share.processes, extra) + [line for value in values for line in value]
     if differences:
         raise JobError(joined(differences))
-    return [{key: value for key, value in each.items() if key != "value"} for each in told]
+    return measured
 
 
 def _show_plan(config: JobConfig, plan: Plan, model: str, running: int, reporter: Reporter) -> None:
