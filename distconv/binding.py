@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from itertools import product
 from math import prod
 
-from distconv.adapters import canonical_factor
 from distconv.definition import FLOATING, Definition
 from distconv.dtypes import ITEM_SIZE
 from distconv.errors import InputError, named, raise_if
@@ -183,12 +182,7 @@ def _canonical(definition: Definition, index: SourceIndex, problems: list[str]) 
     """The stored tensors by the spelling of their names that the definition uses."""
     stored: dict[str, StoredTensor] = {}
     for name, tensor in index.tensors.items():
-        spelling = name
-        for old, new in definition.renamed_prefixes:
-            if spelling.startswith(old):
-                spelling = new + spelling[len(old) :]
-        if definition.adapters is not None:
-            spelling = canonical_factor(spelling)
+        spelling = definition.spelling(name)
         other = stored.setdefault(spelling, tensor)
         if other is not tensor:
             problems.append(f"{index.directory}: {other.name} and {name} are two spellings of the same tensor")
@@ -228,9 +222,8 @@ def _apply(
     experts: Iterable[int | None] = (None,)
     if "expert" in rule.placeholders:
         experts = range(_experts(definition, sizes))
-    # Where only the target has {expert}, the source holds all the experts, one after the other along its first dim.
-    packed = "expert" in rule.placeholders and not any("{expert}" in source.name for source in rule.sources)
     expected = [tuple(None if dim == ANY else sizes.get(dim) for dim in source.dims) for source in rule.sources]
+    packed = rule.is_packed
     recipes: dict[tuple[object, ...], Recipe] = {}
     for (item, layer), expert in product(used, experts):
         names = [filled(source.name, layer, expert, item) for source in rule.sources]

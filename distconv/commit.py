@@ -17,6 +17,7 @@ from pathlib import Path
 
 from distconv.errors import InputError, JobError
 from distconv.files import synchronise_directory
+from distconv.iterations import TRACKER_NAME, iteration_directory
 
 _PREFIX = ".distconv-"
 _DISCARD_ATTEMPTS = 10
@@ -25,17 +26,25 @@ _DISCARD_PAUSE_SECONDS = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A result to be: the directory that the user named, the iteration in it, and the tracker that points to it."""
+    """A result to be: the directory that the user named holds it as an iteration, or (`None`) is the result."""
 
     directory: Path
-    iteration_directory: str
-    tracker: str
-    tracker_text: str
+    iteration: str | None
 
     @property
     def result(self) -> Path:
         """The directory that will hold the files."""
-        return self.directory / self.iteration_directory
+        return self.directory if self.iteration is None else self.directory / iteration_directory(self.iteration)
+
+    @property
+    def home(self) -> Path:
+        """The directory in which the result gets its name; what is begun is kept there, too."""
+        return self.result.parent
+
+    @property
+    def tracker(self) -> Path | None:
+        """The file that points to the iteration."""
+        return None if self.iteration is None else self.directory / TRACKER_NAME
 
 
 def check_target(target: Target, sources: Mapping[str, Path], *, overwrite: bool, needed: int) -> None:
@@ -78,17 +87,22 @@ def check_target(target: Target, sources: Mapping[str, Path], *, overwrite: bool
 
 def check_absent(target: Target) -> None:
     """Raise `InputError` if there is a result; asked again at commit, since another job may have been faster."""
-    for existing in (target.result, target.directory / target.tracker):
-        if existing.exists():
-            raise InputError(
-                f"target={target.directory}: {existing.name} is already there; choose another directory, or "
-                "overwrite=true to replace it"
-            )
+    for existing in (target.result, target.tracker):
+        if existing is None or not existing.exists() or (existing == target.directory and _is_empty(existing)):
+            continue
+        raise InputError(
+            f"target={target.directory}: {existing.name} is already there; choose another directory, or "
+            "overwrite=true to replace it"
+        )
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def leftovers(target: Target) -> list[Path]:
     """Staging directories of jobs that were killed, or are still running."""
-    return sorted(target.directory.glob(f"{_PREFIX}*"))
+    return sorted(target.home.glob(f"{_PREFIX}*"))
 
 
 class Staging:
@@ -98,12 +112,12 @@ class Staging:
         self._target = target
         self._created: list[Path] = []
         try:
-            for path in (*reversed(target.directory.parents), target.directory):
+            for path in (*reversed(target.home.parents), target.home):
                 if not path.exists():
                     path.mkdir()
                     self._created.append(path)
-            self._directory = target.directory / f"{_PREFIX}{secrets.token_hex(4)}"
-            self.path = self._directory / target.iteration_directory
+            self._directory = target.home / f"{_PREFIX}{secrets.token_hex(4)}"
+            self.path = self._directory / target.result.name
             self.path.mkdir(parents=True)
         except OSError as error:
             self.discard()
@@ -154,25 +168,27 @@ class Staging:
         if target.result.exists():
             rename(target.result, self._directory / "replaced")
         rename(self.path, target.result)
-        tracker = self._directory / target.tracker
+        tracker = self._directory / TRACKER_NAME
         with tracker.open("w") as stream:
-            stream.write(target.tracker_text)
+            stream.write(str(target.iteration))
             stream.flush()
             if durable:
                 os.fsync(stream.fileno())
-        settle(target.directory)
+        settle(target.home)
         for created in self._created:
             settle(created.parent)
-        published = target.directory / target.tracker
-        if published.exists():
+        if target.tracker is None:
+            return
+        if target.tracker.exists():
             # It is replaced in one step, so that a program that reads it finds the old one or the new one.
             replaced = self._directory / "replaced_tracker"
-            shutil.copyfile(published, replaced)
+            shutil.copyfile(target.tracker, replaced)
+            published = target.tracker
             undo.append(lambda: replaced.rename(published))
-            tracker.rename(published)
+            tracker.rename(target.tracker)
         else:
-            rename(tracker, published)
-        settle(target.directory)
+            rename(tracker, target.tracker)
+        settle(target.home)
 
     def discard(self) -> None:
         """Remove everything that this job created."""

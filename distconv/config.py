@@ -6,8 +6,8 @@ Owns the checks that need nothing but the configuration: types, allowed values, 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,17 @@ from distconv.layout import PLACEMENTS, StageRows
 from distconv.tying import TIED_HEAD
 
 ACTIONS = ("convert", "plan", "verify", "models")
+TARGET_FORMATS = ("megatron", "dcp")
+NAMINGS = ("megatron", "hf")
+PACKED_EXPERTS = ("auto", "flatten", "keep")
 PROJECTOR_CHOICES = ("auto", "keep", "omit")
 # No parallel axis is longer, no vocabulary or number of threads larger; a typing error is.
 _LARGEST_AXIS, _LARGEST = 2**16, 2**24
 _MODALITIES = ("text", "vision", "audio")
 _KEYS = (
-    "action", "source", "target", "layout", "select", "text_source", "projector", "tied_head", "vocab_size",
-    "lora_only", "iteration", "overwrite", "io", "report", "processes", "model",
+    "action", "source", "target", "target_format", "naming", "name_prefix", "packed_experts", "layout", "select",
+    "text_source", "projector", "tied_head", "vocab_size", "lora_only", "iteration", "overwrite", "io", "report",
+    "processes", "model",
 )  # fmt: skip
 
 
@@ -43,6 +47,10 @@ class JobConfig:
     action: str
     source: Path
     target: Path
+    target_format: str
+    naming: str
+    name_prefix: str
+    packed_experts: str
     layout: LayoutRequest
     select: tuple[str, ...] | None
     text_source: Path | None
@@ -50,7 +58,7 @@ class JobConfig:
     tied_head: str
     vocab_size: int | None
     lora_only: bool
-    iteration: str
+    iteration: str | None
     overwrite: bool
     io: InputOutput
     report: Path | None
@@ -77,6 +85,10 @@ def parse_config(content: Mapping[str, Any]) -> JobConfig:
         action=action,
         source=reader.needed_path(content, "source", "the Hugging Face directory to convert", action),
         target=reader.needed_path(content, "target", "the directory that gets the result", action),
+        target_format=reader.choice(content, "target_format", TARGET_FORMATS),
+        naming=reader.choice(content, "naming", NAMINGS),
+        name_prefix=reader.text(content, "name_prefix"),
+        packed_experts=reader.choice(content, "packed_experts", PACKED_EXPERTS),
         layout=LayoutRequest(
             tp=reader.axis(layout, "layout.tp"),
             ep=reader.axis(layout, "layout.ep"),
@@ -110,10 +122,43 @@ def parse_config(content: Mapping[str, Any]) -> JobConfig:
         report=reader.path(content, "report"),
         processes=processes,
     )
+    if not reader.problems:
+        reader.problems += _contradictions(config)
     if config.text_source is not None and config.select is not None and "text" not in config.select:
         reader.problems.append(f"text_source={config.text_source}: select={list(config.select)} leaves out the text")
     raise_if(reader.problems)
     return config
+
+
+def _contradictions(config: JobConfig) -> Iterator[str]:
+    """Keys that were given although they say nothing about this job."""
+    layout = LayoutRequest()
+    layout_keys = {
+        f"layout.{each.name}": getattr(config.layout, each.name) != getattr(layout, each.name)
+        for each in fields(layout)
+    }
+    parts = {
+        "select": config.select is not None,
+        "text_source": config.text_source is not None,
+        "projector": config.projector != PROJECTOR_CHOICES[0],
+        "vocab_size": config.vocab_size is not None,
+        "lora_only": config.lora_only,
+    }
+    names = {"naming": config.naming != NAMINGS[0], "name_prefix": config.name_prefix != ""}
+    experts = {"packed_experts": config.packed_experts != PACKED_EXPERTS[0]}
+    published = config.target_format == "dcp" and config.naming == "hf"
+    for keys, allowed, why in (
+        (
+            layout_keys,
+            config.target_format == "megatron",
+            "a DCP holds whole tensors; leave it out with target_format=dcp",
+        ),
+        (names, config.target_format == "dcp", "goes with target_format=dcp"),
+        (experts, published, "goes with target_format=dcp and naming=hf"),
+        (parts, not published, "goes with naming=megatron; with naming=hf every tensor is written as it is"),
+    ):
+        if not allowed:
+            yield from (f"{key}: {why}" for key, given in keys.items() if given)
 
 
 class _Reader:
@@ -169,6 +214,13 @@ class _Reader:
             self._wrong(key, value, "true or false")
         return value is True
 
+    def text(self, content: Mapping[str, Any], key: str) -> str:
+        value = content.get(key)
+        if not isinstance(value, str):
+            self._wrong(key, value, "text; the empty text is written ''")
+            return ""
+        return value
+
     def path(self, content: Mapping[str, Any], key: str) -> Path | None:
         value = content.get(key)
         if value is not None and (not isinstance(value, str) or not value):
@@ -185,8 +237,10 @@ class _Reader:
             return None
         return tuple(value)
 
-    def iteration(self, content: Mapping[str, Any], key: str) -> str:
+    def iteration(self, content: Mapping[str, Any], key: str) -> str | None:
         value = content.get(key)
+        if value is None:
+            return None
         if value != "release" and (type(value) is not int or value < 1):
             self._wrong(key, value, "release, or a positive integer")
         return str(value)

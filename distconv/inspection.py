@@ -14,8 +14,8 @@ from typing import Any
 from distconv.adapters import CONFIG_NAME
 from distconv.config import JobConfig
 from distconv.errors import InputError
+from distconv.facts import Checkpoint, Facts
 from distconv.jsonfile import read_object
-from distconv.planning import Checkpoint, Facts
 from distconv.source_directory import check_directory, read_directory
 
 Definitions = Callable[[], Mapping[str, Mapping[str, Any]]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from distconv.assignment import assign
 from distconv.commit import Staging, Target, check_absent, check_target, leftovers
 from distconv.config import JobConfig
 from distconv.errors import InputError, JobError, joined
+from distconv.facts import Facts
 from distconv.inspection import Definitions, inspect
 from distconv.interruption import undisturbed
 from distconv.measurement import cpu_seconds, peak_resident_bytes
-from distconv.plan import TRACKER_NAME, OutputFile, Plan
-from distconv.planning import Facts, plan_job
+from distconv.outputs import OutputFile, Plan
+from distconv.planning import plan_job
 from distconv.processes import Processes
 from distconv.report import (
     Reporter,
@@ -32,10 +34,11 @@ from distconv.report import (
     result_text,
     write_report,
 )
+from distconv.results import format_of, target_of
 from distconv.sinks import Counters
 from distconv.verification import compare_files
 from distconv.work import planned_read
-from distconv.writing import write_files
+from distconv.writing import Written, finish, write_files
 
 
 def run_job(
@@ -64,17 +67,12 @@ def run_job(
     facts = Facts.from_json(told)
     plan, _ = on_all(processes, lambda: plan_job(config, facts), lambda _: None)
     planned = time.monotonic() - start
+    target = target_of(config.target, config.iteration)
+    report = plan_report(config, plan, facts.model, target)
     if config.action == "plan":
-        on_first(processes, lambda: _show_plan(config, plan, facts.model, processes.size, reporter))
+        on_first(processes, lambda: _show_plan(config, plan, report, processes.size, reporter))
         return
     files = assign(plan.files, processes.size)[processes.rank]
-    report = plan_report(config, plan, facts.model, ())
-    target = Target(
-        directory=config.target,
-        iteration_directory=plan.iteration_directory,
-        tracker=TRACKER_NAME,
-        tracker_text=plan.iteration,
-    )
     on_first(processes, lambda: _check_target(config, plan, target))
     reporter.say(plan_text(report, full=False) + "\n")
     share = _Share(processes, reporter, files, planned)
@@ -123,17 +121,17 @@ class _Share:
 def _check_target(config: JobConfig, plan: Plan, target: Target) -> None:
     """Whether the result can be written or, to verify it, is there."""
     if config.action == "verify":
-        tracker = target.directory / target.tracker
         if not target.result.is_dir():
-            raise InputError(f"target={target.directory}: holds no {target.iteration_directory} to verify")
-        found = tracker.read_text() if tracker.is_file() else None
-        if found != target.tracker_text:
-            raise InputError(f"{tracker}: expected {target.tracker_text!r}, found {found!r}")
+            raise InputError(f"target={target.directory}: holds no {target.result.name} to verify")
+        if target.tracker is not None:
+            found = target.tracker.read_text() if target.tracker.is_file() else None
+            if found != target.iteration:
+                raise InputError(f"{target.tracker}: expected {target.iteration!r}, found {found!r}")
         return
     sources = {"source": config.source}
     if config.text_source is not None:
         sources["text_source"] = config.text_source
-    check_target(target, sources, overwrite=config.overwrite, needed=plan.nbytes)
+    check_target(target, sources, overwrite=config.overwrite, needed=sum(file.nbytes for file in plan.files))
 
 
 def _convert(config: JobConfig, plan: Plan, target: Target, share: _Share) -> list[Any]:
@@ -147,19 +145,23 @@ def _convert(config: JobConfig, plan: Plan, target: Target, share: _Share) -> li
 
     try:
         directory = Path(on_first(processes, prepare))
-        from distconv.pt_file import lay_out  # noqa: PLC0415 - torch takes a second to import; planning does without it
+        form = format_of(plan)
 
-        values, measured = share.transfer(
-            "writing",
-            lambda: write_files(plan, share.files, directory, config.io, share.counters, processes.alarmed, lay_out),
-        )
+        def write() -> dict[str, Any]:
+            return asdict(write_files(plan, share.files, directory, form, config.io, share.counters, processes.alarmed))
+
+        values, measured = share.transfer("writing", write)
 
         def commit() -> None:
             assert staging is not None
             if not config.overwrite:
                 check_absent(target)
-            sizes = {path: size for value in values for path, size in value.items()}
-            staging.commit(sizes, durable=config.io.fsync)
+            written = Written(
+                sizes={path: size for value in values for path, size in value["sizes"].items()},
+                details={path: detail for value in values for path, detail in value["details"].items()},
+            )
+            finish(written, staging.path, form, durable=config.io.fsync)
+            staging.commit(written.sizes, durable=config.io.fsync)
 
         on_first(processes, commit)
     except BaseException:
@@ -171,15 +173,19 @@ def _convert(config: JobConfig, plan: Plan, target: Target, share: _Share) -> li
 
 
 def _verify(config: JobConfig, plan: Plan, target: Target, share: _Share) -> list[Any]:
-    values, measured = share.transfer(
-        "comparing",
-        lambda: compare_files(plan, share.files, target.result, config.io, share.counters, share.processes.alarmed),
-    )
+    form = format_of(plan)
+
+    def compare() -> list[str]:
+        alarmed = share.processes.alarmed
+        return compare_files(plan, share.files, target.result, form, config.io, share.counters, alarmed)
+
+    values, measured = share.transfer("comparing", compare)
     expected = {file.path for file in plan.files}
 
     def extra() -> list[str]:
-        found = {path.relative_to(target.result).as_posix() for path in target.result.rglob("*.pt")}
-        return [f"{target.result / path}: is not expected" for path in sorted(found - expected)]
+        found = {path.relative_to(target.result).as_posix() for path in target.result.rglob(form.pattern)}
+        unexpected = [f"{target.result / path}: is not expected" for path in sorted(found - expected)]
+        return unexpected + form.check(target.result)
 
     differences = on_first(share.processes, extra) + [line for value in values for line in value]
     if differences:
@@ -187,10 +193,10 @@ def _verify(config: JobConfig, plan: Plan, target: Target, share: _Share) -> lis
     return measured
 
 
-def _show_plan(config: JobConfig, plan: Plan, model: str, running: int, reporter: Reporter) -> None:
+def _show_plan(config: JobConfig, plan: Plan, report: dict[str, Any], running: int, reporter: Reporter) -> None:
     count = config.processes or running
     reads = [planned_read(plan, files, config.io.buffer_bytes) for files in assign(plan.files, count)]
-    report = plan_report(config, plan, model, planned_processes(plan, count, config, reads))
+    report["processes"] = planned_processes(plan, count, config, reads)
     if config.report is not None:
         write_report(config.report, report)
     reporter.say(plan_text(report, full=True))

@@ -59,8 +59,8 @@ class Explanations:
         groups: dict[str | None, list[Rule]] = {}
         for rule, reason in reasons.items():
             groups.setdefault(reason, []).append(rule)
-        self._wanted = _pattern(groups.pop(None, []))
-        self._left_out = [(reason, _pattern(rules)) for reason, rules in groups.items()]
+        self._wanted = pattern_of(groups.pop(None, []))
+        self._left_out = [(reason, pattern_of(rules)) for reason, rules in groups.items()]
         self._ignored = [(entry.reason, _ignored(entry, sizes)) for entry in definition.ignored]
         self._definition = definition.name
 
@@ -82,7 +82,8 @@ class Explanations:
         return f"that no rule of model definition {self._definition} knows"
 
 
-def _pattern(rules: list[Rule]) -> re.Pattern[str]:
+def pattern_of(rules: Iterable[Rule]) -> re.Pattern[str]:
+    """What the names of the sources of these rules look like."""
     names = sorted({source.name for rule in rules for source in rule.sources})
     return re.compile("|".join(re.sub(r"\\{\w+\\}", r"\\d+", re.escape(name)) for name in names) or r"(?!)")
 

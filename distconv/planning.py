@@ -6,74 +6,24 @@ is read here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
 from distconv.adapters import CONFIG_NAME, adapter_problems
 from distconv.balance import complete_layout
-from distconv.binding import bind
+from distconv.binding import Binding, bind
 from distconv.config import JobConfig
+from distconv.dcp_plan import DcpPlan, make_dcp_plan
 from distconv.definition import PROJECTOR, Definition, parse_definition
 from distconv.errors import InputError, raise_if
+from distconv.facts import Facts
 from distconv.layout import TEXT
-from distconv.plan import Plan, make_plan
+from distconv.megatron_plan import make_plan
+from distconv.outputs import NamedTensor, Plan
+from distconv.published import published_tensors
 from distconv.rules import Rule
-from distconv.sizes import Sizes
-from distconv.source import SourceIndex
+from distconv.shards import cut_recipes
 from distconv.tying import resolve_head
 from distconv.vocabulary import resize_vocabulary
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """One source directory: its tensors, and its `config.json`."""
-
-    index: SourceIndex
-    config: Mapping[str, Any]
-
-    def sizes(self, definition: Definition) -> Sizes:
-        """The sizes that a definition finds in this checkpoint's `config.json`."""
-        return Sizes(definition.sizes, self.config, f"{self.index.directory}/config.json")
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for sharing."""
-        return {"index": self.index.to_json(), "config": self.config}
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Checkpoint:
-        """The checkpoint that `to_json` described."""
-        return Checkpoint(index=SourceIndex.from_json(data["index"]), config=data["config"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What planning starts from: the checkpoints, and the name and content of the model definition."""
-
-    source: Checkpoint
-    text_source: Checkpoint | None
-    model: str
-    definition: Mapping[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for sharing."""
-        return {
-            "source": self.source.to_json(),
-            "text_source": None if self.text_source is None else self.text_source.to_json(),
-            "model": self.model,
-            "definition": self.definition,
-        }
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Facts:
-        """The facts that `to_json` described."""
-        text_source = data["text_source"]
-        return Facts(
-            source=Checkpoint.from_json(data["source"]),
-            text_source=None if text_source is None else Checkpoint.from_json(text_source),
-            model=data["model"],
-            definition=data["definition"],
-        )
 
 
 def plan_job(config: JobConfig, facts: Facts) -> Plan:
@@ -82,11 +32,36 @@ def plan_job(config: JobConfig, facts: Facts) -> Plan:
     Raises:
         InputError: everything that is wrong with the source, the definition or the layout, one kind at a time.
     """
-    definition = parse_definition(facts.model, facts.definition)
+    definition = None if facts.model is None else parse_definition(facts.model, facts.definition)
+    if config.target_format == "dcp" and config.naming == "hf":
+        return _plan_published(config, facts, definition)
+    assert definition is not None
+    binding = resize_vocabulary(_bound(config, facts, definition), config.vocab_size)
+    layout = complete_layout(config.layout, binding, definition)
+    binding = resolve_head(binding, definition, layout, config.tied_head)
+    if config.target_format == "megatron":
+        return make_plan(binding, layout)
+    # Whole parameters, but proved as shards are: no element of a source is lost or doubled.
+    cut_recipes((each.recipe for each in binding.parameters), layout)
+    whole = (
+        NamedTensor(config.name_prefix + each.name, each.sources, each.recipe.tensor) for each in binding.parameters
+    )
+    return make_dcp_plan(whole, binding.unconverted, config.naming)
+
+
+def _plan_published(config: JobConfig, facts: Facts, definition: Definition | None) -> DcpPlan:
+    flattened = config.packed_experts == "flatten" or (config.packed_experts == "auto" and bool(config.name_prefix))
+    sizes = None if definition is None else facts.source.sizes(definition)
+    tensors, left_out = published_tensors(facts.source.index, definition, sizes, config.tied_head, flattened=flattened)
+    named = (replace(each, name=config.name_prefix + each.name) for each in tensors)
+    return make_dcp_plan(named, left_out, config.naming)
+
+
+def _bound(config: JobConfig, facts: Facts, definition: Definition) -> Binding:
     for modality in config.select or ():
         if modality not in definition.modalities:
             raise InputError(
-                f"select: {facts.model} has no {modality} modality; it has {', '.join(definition.modalities)}"
+                f"select: {definition.name} has no {modality} modality; it has {', '.join(definition.modalities)}"
             )
     keep_projector = config.projector == "keep" or (config.projector == "auto" and config.text_source is None)
 
@@ -109,7 +84,7 @@ def plan_job(config: JobConfig, facts: Facts) -> Plan:
         return selected(rule) if rule.modality == TEXT else "text_source: only its language model is converted"
 
     if config.lora_only and definition.adapters != "beside":
-        raise InputError(f"lora_only=true: {facts.model} is not for sources that hold adapters beside base weights")
+        raise InputError(f"lora_only=true: {definition.name} is not for sources that hold adapters beside base weights")
     binding = bind(definition, facts.source.sizes(definition), facts.source.index, from_source)
     if facts.text_source is not None:
         text = bind(definition, facts.text_source.sizes(definition), facts.text_source.index, from_text_source)
@@ -117,6 +92,4 @@ def plan_job(config: JobConfig, facts: Facts) -> Plan:
     if binding.adapters:
         shapes = {source.name: source.shape for each in binding.parameters for source in each.sources}
         raise_if(adapter_problems(facts.source.config, shapes, f"{facts.source.index.directory}/{CONFIG_NAME}"))
-    binding = resize_vocabulary(binding, config.vocab_size)
-    layout = complete_layout(config.layout, binding, definition)
-    return make_plan(resolve_head(binding, definition, layout, config.tied_head), layout, config.iteration)
+    return binding

@@ -15,10 +15,11 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from distconv.assignment import assign
+from distconv.commit import Target
 from distconv.config import JobConfig
 from distconv.errors import InputError, named
 from distconv.layout import shown_stages
-from distconv.plan import Plan
+from distconv.outputs import Plan
 
 # Resident set of an interpreter that has imported torch and numpy (CPU build of torch 2.13), measured.
 _INTERPRETER_BYTES = 240 * 1024**2
@@ -61,36 +62,21 @@ class Reporter:
             self._bar = None
 
 
-def plan_report(config: JobConfig, plan: Plan, model: str, processes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def plan_report(config: JobConfig, plan: Plan, model: str | None, target: Target) -> dict[str, Any]:
     """The plan as plain data: what `report=FILE` gets, and what `plan_text` shows."""
-    layout = plan.layout
     return {
         "action": config.action,
         "source": str(config.source),
         "text_source": None if config.text_source is None else str(config.text_source),
-        "target": str(config.target),
+        "target": str(target.directory),
+        "target_format": config.target_format,
         "model": model,
-        "iteration": plan.iteration_directory,
-        "layout": {
-            "tp": layout.tp,
-            "pp": layout.pp,
-            "vpp": layout.vpp,
-            "ep": layout.ep,
-            "modality_tp": dict(layout.modality_tp),
-            "placement": layout.placement,
-            "stages": {modality: [list(row) for row in rows] for modality, rows in layout.stages.items()},
-        },
-        "stages": [
-            {
-                "virtual_stage": summary.stage // layout.pp,
-                "pipeline_rank": summary.stage % layout.pp,
-                "layers": summary.layers,
-                "parameters": summary.parameters,
-                "bytes": summary.nbytes,
-            }
-            for summary in plan.stages
+        "iteration": None if target.iteration is None else target.result.name,
+        **plan.summary(),
+        "files": [
+            {"path": (target.result / file.path).relative_to(target.directory).as_posix(), "bytes": file.nbytes}
+            for file in plan.files
         ],
-        "files": [{"path": f"{plan.iteration_directory}/{file.path}", "bytes": file.nbytes} for file in plan.files],
         "not_converted": [
             {
                 "directory": str(Path(each.tensor.file.path).parent),
@@ -98,9 +84,9 @@ def plan_report(config: JobConfig, plan: Plan, model: str, processes: Sequence[M
                 "bytes": each.tensor.nbytes,
                 "reason": each.reason,
             }
-            for each in plan.binding.unconverted
+            for each in plan.unconverted
         ],
-        "processes": list(processes),
+        "processes": [],
     }
 
 
@@ -122,19 +108,17 @@ def planned_processes(plan: Plan, count: int, config: JobConfig, reads: Iterable
 
 def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
     """The plan for a person: model and layout, stages, what is left out, and with `full` files and processes."""
-    layout = report["layout"]
+    result = report["target"] + (f"/{report['iteration']}" if report["iteration"] else "")
     lines = [
-        f"model    {report['model']}",
+        f"model    {report['model'] or 'any; every tensor is written as it is'}",
         f"source   {report['source']}",
         *([f"text     {report['text_source']}"] if report["text_source"] else []),
-        f"target   {report['target']}/{report['iteration']}",
-        f"layout   tp={layout['tp']} pp={layout['pp']} vpp={layout['vpp']} ep={layout['ep']}"
-        + "".join(f" {modality} tp={size}" for modality, size in layout["modality_tp"].items())
-        + (f" placement={layout['placement']}" if layout["placement"] != "sequential" else ""),
+        f"target   {result}",
     ]
-    for modality, rows in layout["stages"].items():
-        lines.append(f"stages   {modality}={shown_stages(tuple(map(tuple, rows)))}")
-    lines += ["", _stage_table(report)]
+    if "layout" in report:
+        lines += [*_layout_lines(report["layout"]), "", _stage_table(report)]
+    if "dcp" in report:
+        lines.append(_dcp_line(report))
     reasons: dict[str, list[str]] = {}
     for each in report["not_converted"]:
         reasons.setdefault(each["reason"], []).append(each["name"])
@@ -149,6 +133,20 @@ def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
             lines.append(f"  … and {len(files) - _FILES_SHOWN} more")
         lines += ["", _process_table(report["processes"])]
     return "\n".join(lines)
+
+
+def _layout_lines(layout: Mapping[str, Any]) -> list[str]:
+    sizes = f"layout   tp={layout['tp']} pp={layout['pp']} vpp={layout['vpp']} ep={layout['ep']}"
+    sizes += "".join(f" {modality} tp={size}" for modality, size in layout["modality_tp"].items())
+    if layout["placement"] != "sequential":
+        sizes += f" placement={layout['placement']}"
+    stages = layout["stages"].items()
+    return [sizes, *(f"stages   {modality}={shown_stages(tuple(map(tuple, rows)))}" for modality, rows in stages)]
+
+
+def _dcp_line(report: Mapping[str, Any]) -> str:
+    dcp = report["dcp"]
+    return f"dcp      {dcp['tensors']} tensors in {dcp['chunks']} chunks, {dcp['naming']} names: {dcp['example']} …"
 
 
 def models_text(definitions: Mapping[str, Mapping[str, Any]]) -> str:

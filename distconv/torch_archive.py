@@ -13,10 +13,10 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from distconv.dtypes import ITEM_SIZE
 from distconv.errors import InputError
@@ -96,37 +96,88 @@ def read_archive(path: Path) -> Mapping[str, Any]:
         InputError: the file is missing, not in torch's zip format, or damaged.
     """
     try:
-        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+        with path.open("rb") as stream:
+            content = _content(stream, str(path))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a dictionary at the top, found {type(content).__name__}")
+    return content
+
+
+def read_blob(stream: IO[bytes], where: str, offset: int, length: int) -> ArchivedTensor:
+    """The tensor that `torch.save` wrote into `length` bytes of a file from `offset`; `where` names it in errors.
+
+    Raises:
+        InputError: there is no such archive, it is damaged, or holds something else than one tensor.
+    """
+    content = _content(cast("IO[bytes]", _Window(stream, offset, length)), where)
+    if not isinstance(content, ArchivedTensor):
+        raise InputError(f"{where}: expected a tensor, found {type(content).__name__}")
+    return replace(content, offset=content.offset + offset)
+
+
+def _content(stream: IO[bytes], where: str) -> Any:
+    """What is at the top of an archive."""
+    try:
+        with zipfile.ZipFile(stream) as archive:
             members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
             if "data.pkl" not in members:
                 raise _DamagedError("not a file that torch.save wrote: it holds no data.pkl")
             if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
                 raise _DamagedError("written on a big-endian machine, which is not supported")
             text = archive.read(members["data.pkl"])
-            storages = _Storages(stream, members)
-            content = _Unpickler(text, storages).load()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+            return _Unpickler(text, _Storages(stream, members)).load()
+    except OSError:
+        raise
     except zipfile.BadZipFile as error:
         raise InputError(
-            f"{path}: truncated, or not in the zip format of torch >= 1.6 ({error}); an older file can be saved again "
+            f"{where}: truncated, or not in the zip format of torch >= 1.6 ({error}); an older file can be saved again "
             "with torch.save(torch.load(file), file)"
         ) from None
     except _DamagedError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{where}: {error}") from None
     except Exception as error:  # noqa: BLE001 - a damaged pickle can fail in any way, and none of them is a defect here
-        raise InputError(f"{path}: its pickle is damaged: {type(error).__name__}: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a dictionary at the top, found {type(content).__name__}")
-    return content
+        raise InputError(f"{where}: its pickle is damaged: {type(error).__name__}: {error}") from None
+
+
+class _Window(io.RawIOBase):
+    """Some bytes of an open file, as a file."""
+
+    def __init__(self, stream: IO[bytes], offset: int, length: int) -> None:
+        super().__init__()
+        self._stream = stream
+        self._offset = offset
+        self._length = length
+        self._position = 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        rest = max(self._length - self._position, 0)
+        self._stream.seek(self._offset + self._position)
+        data = self._stream.read(rest if size is None or size < 0 else min(size, rest))
+        self._position += len(data)
+        return data
 
 
 class _Storages:
     """The storages of an archive by key, located and checked when something refers to them."""
 
-    def __init__(self, stream: io.BufferedIOBase, members: Mapping[str, zipfile.ZipInfo]) -> None:
+    def __init__(self, stream: IO[bytes], members: Mapping[str, zipfile.ZipInfo]) -> None:
         self._stream = stream
         self._members = members
 

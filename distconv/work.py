@@ -1,7 +1,7 @@
 """The work of one process: its files of a plan, in batches of shards that are produced together.
 
-Owns the grouping. Files of the same pipeline rank form a batch, so that the shards of one parameter for several
-tensor and expert parallel ranks share what is read. Pure: offsets come from the caller.
+Owns the grouping. Files of one batch (for Megatron: of one pipeline rank) are made together, so that the shards of one
+parameter for several tensor and expert parallel ranks share what is read. Pure: offsets come from the caller.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from distconv.plan import Entry, OutputFile, Plan
+from distconv.outputs import Entry, OutputFile, Plan
 from distconv.steps import bytes_read, lower
 from distconv.transfer import Shard, Work
 
@@ -25,14 +25,14 @@ class Batch:
         groups: dict[tuple[int, str, str], list[tuple[OutputFile, Entry]]] = {}
         for file, entries in self.files.items():
             for entry in entries:
-                groups.setdefault((id(entry.parameter), entry.key, entry.name), []).append((file, entry))
+                groups.setdefault((id(entry.sources), entry.key, entry.name), []).append((file, entry))
         yield from groups.values()
 
     def work(self, paths: Mapping[OutputFile, str], offsets: Mapping[tuple[OutputFile, str, str], int]) -> list[Work]:
         """The work, given the path of each file, and the file offset in bytes of each tensor by file, key and name."""
         return [
             Work(
-                group[0][1].parameter.sources,
+                group[0][1].sources,
                 tuple(Shard(entry.tensor, paths[file], offsets[file, entry.key, entry.name]) for file, entry in group),
             )
             for group in self.together()
@@ -40,9 +40,9 @@ class Batch:
 
 
 def batches(plan: Plan, files: Sequence[OutputFile]) -> Iterator[Batch]:
-    """The files of a process in batches, by pipeline rank."""
-    for pp_rank in sorted({file.pp_rank for file in files}):
-        yield Batch(files={file: tuple(plan.entries(file)) for file in files if file.pp_rank == pp_rank})
+    """The files of a process in their batches."""
+    for batch in sorted({file.batch for file in files}):
+        yield Batch(files={file: tuple(plan.entries(file)) for file in files if file.batch == batch})
 
 
 def planned_read(plan: Plan, files: Sequence[OutputFile], buffer_bytes: int) -> int:
@@ -54,7 +54,7 @@ def planned_read(plan: Plan, files: Sequence[OutputFile], buffer_bytes: int) -> 
             tensors = [entry.tensor for _, entry in group]
             key = tuple(id(tensor) for tensor in tensors)
             if key not in known:
-                shapes = group[0][1].parameter.recipe.source_shapes
+                shapes = [source.shape for source in group[0][1].sources]
                 known[key] = bytes_read(list(lower(tensors, shapes, buffer_bytes)))
             total += known[key]
     return total

@@ -6,46 +6,59 @@ Owns the order of laying out, filling and making durable. Gives nothing its fina
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from distconv.config import InputOutput
 from distconv.errors import JobError
 from distconv.files import OpenFiles, synchronise
-from distconv.plan import CHECKPOINT_VERSION, OutputFile, Plan
+from distconv.formats import Format
+from distconv.outputs import OutputFile, Plan
 from distconv.sinks import Counters, WriteSink
 from distconv.transfer import run
-from distconv.work import Batch, batches
+from distconv.work import batches
 
-LayOut = Callable[..., Mapping[tuple[str, str], int]]
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What became of the files of a process: sizes in bytes, and what their format wants to know; by path."""
+
+    sizes: dict[str, int]
+    details: dict[str, Any]
 
 
 def write_files(
     plan: Plan,
     files: Sequence[OutputFile],
     directory: Path,
+    form: Format,
     io: InputOutput,
     counters: Counters,
     must_stop: Callable[[], bool],
-    lay_out: LayOut,
-) -> dict[str, int]:
-    """Write this process's files below an existing directory; the size in bytes of each by its path.
-
-    `lay_out` is that of `pt_file`, which the caller imports because torch takes its time.
+) -> Written:
+    """Write this process's files below an existing directory.
 
     Raises:
         JobError: a read or write failed, or the directory is not there: it is not shared between the nodes.
     """
     if not directory.is_dir():
         raise JobError(f"{directory}: made by the first process, not seen here; target must be on a shared file system")
-    sizes: dict[str, int] = {}
+    written = Written(sizes={}, details={})
     with OpenFiles(os.O_RDONLY) as sources:
         for batch in batches(plan, files):
             paths = {file: str(directory / file.path) for file in batch.files}
             offsets: dict[tuple[OutputFile, str, str], int] = {}
-            for file in batch.files:
-                for (key, name), offset in _lay_out(plan, batch, file, Path(paths[file]), lay_out).items():
-                    offsets[file, key, name] = offset
+            for file, entries in batch.files.items():
+                path = Path(paths[file])
+                try:
+                    path.parent.mkdir(exist_ok=True)
+                    laid_out = form.lay_out(path, file, entries)
+                except OSError as error:
+                    raise JobError(f"creating {path}: {error.strerror or error}") from error
+                offsets |= {(file, key, name): offset for (key, name), offset in laid_out.offsets.items()}
+                written.details[file.path] = laid_out.details
             with OpenFiles(os.O_WRONLY) as targets:
                 run(
                     batch.work(paths, offsets),
@@ -61,14 +74,21 @@ def write_files(
                         synchronise(targets.items())
                     except OSError as error:
                         raise JobError(f"making {directory} durable: {error.strerror}") from error
-            sizes |= {file.path: os.stat(paths[file]).st_size for file in batch.files}
-    return sizes
+            written.sizes.update({file.path: os.stat(paths[file]).st_size for file in batch.files})
+    return written
 
 
-def _lay_out(plan: Plan, batch: Batch, file: OutputFile, path: Path, lay_out: LayOut) -> Mapping[tuple[str, str], int]:
-    tensors = [(entry.key, entry.name, entry.tensor.dtype, entry.tensor.shape) for entry in batch.files[file]]
+def finish(written: Written, directory: Path, form: Format, *, durable: bool) -> None:
+    """Write what the result has beside its tensors, and add it to what was written; called by rank 0 alone.
+
+    Raises:
+        JobError: a write failed.
+    """
     try:
-        path.parent.mkdir(exist_ok=True)
-        return lay_out(path, plan.dictionaries, tensors, {"checkpoint_version": CHECKPOINT_VERSION})
+        sizes = form.finish(directory, written.details)
+        if durable:
+            with OpenFiles(os.O_RDONLY) as files:
+                synchronise((str(directory / path), files.get(str(directory / path))) for path in sizes)
     except OSError as error:
-        raise JobError(f"creating {path}: {error.strerror or error}") from error
+        raise JobError(f"finishing {error.filename or directory}: {error.strerror or error}") from error
+    written.sizes.update(sizes)

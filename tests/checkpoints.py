@@ -70,7 +70,12 @@ def overrides(case: Mapping[str, Any]) -> list[str]:
     variant = "_canonical" if options.get("enable_canonical_hf_struct") else ""
     if "__lora_" in case["case"]:
         variant = "_lora"
-    given = [f"+model={case['model']}{variant}", f"layout.tp={layout['tp_size']}", f"layout.ep={layout['ep_size']}"]
+    given = [f"+model={case['model']}{variant}"]
+    if "dcp" in case:
+        prefix = "base_model.model.model." if options.get("is_lora_base") else "model."
+        hf = ["naming=hf", f"name_prefix={prefix}"] if "__fsdp_" in case["case"] else []
+        return [*given, "target_format=dcp", *hf]
+    given += [f"layout.tp={layout['tp_size']}", f"layout.ep={layout['ep_size']}"]
     for modality, key in (("text", "llm"), ("vision", "vit"), ("audio", "audio")):
         if rows := layout.get(f"{key}_pp_layers"):
             shown = json.dumps(rows if len(rows) > 1 else rows[0], separators=(",", ":"))
@@ -86,19 +91,43 @@ def overrides(case: Mapping[str, Any]) -> list[str]:
     return given
 
 
-def describe_result(directory: Path) -> dict[str, Any]:
-    """What a Megatron directory holds, in the words of a case's `files`; read with torch, not with distconv."""
+def described(value: Any) -> Any:
+    """A tensor as its element type, shape and sha256; a dictionary of them; other values as they are."""
     import torch  # noqa: PLC0415 - slow to import, and most tests do without it
 
-    def described(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: described(item) for name, item in value.items()}
-        if not isinstance(value, torch.Tensor):
-            return value
-        data = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        return [str(value.dtype).removeprefix("torch."), list(value.shape), hashlib.sha256(data).hexdigest()]
+    if isinstance(value, dict):
+        return {name: described(item) for name, item in value.items()}
+    if not isinstance(value, torch.Tensor):
+        return value
+    data = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return [str(value.dtype).removeprefix("torch."), list(value.shape), hashlib.sha256(data).hexdigest()]
+
+
+def describe_result(directory: Path) -> dict[str, Any]:
+    """What a Megatron directory holds, in the words of a case's `files`; read with torch, not with distconv."""
+    import torch  # noqa: PLC0415 - as above
 
     return {
         path.relative_to(directory).as_posix(): described(torch.load(path, weights_only=True))
         for path in sorted(directory.rglob("*.pt"))
     }
+
+
+def read_dcp(directory: Path) -> dict[str, Any]:
+    """The tensors and values of a DCP by flat name, read by torch."""
+    from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner  # noqa: PLC0415 - as above
+    from torch.distributed.checkpoint.filesystem import FileSystemReader  # noqa: PLC0415
+    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict  # noqa: PLC0415
+
+    nested: dict[str, Any] = {}
+    reader = FileSystemReader(directory)
+    _load_state_dict(nested, storage_reader=reader, planner=_EmptyStateDictLoadPlanner(), no_dist=True)
+    flat = {}
+    for key, value in nested.items():
+        flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def describe_dcp(directory: Path) -> dict[str, Any]:
+    """What a DCP holds, in the words of a case's `dcp`."""
+    return described(read_dcp(directory))

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distconv.config import parse_config
 from distconv.inspection import _recognised
-from distconv.plan import Plan
+from distconv.megatron_plan import MegatronPlan
 from distconv.planning import Checkpoint, Facts, plan_job
 from distconv.source import SourceFile, SourceIndex, StoredTensor
 from tests.published import PUBLISHED, Config, Layout, Published
@@ -33,7 +33,7 @@ CASES = {
     for number, (config, layout) in enumerate(product(published.configs, published.layouts))
 }
 Coordinate = tuple[int, int, int]
-PlanOf = Callable[[Published, Config, Layout], tuple[str, Plan]]
+PlanOf = Callable[[Published, Config, Layout], tuple[str, MegatronPlan]]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def planned() -> PlanOf:
         }
     indices: dict[str, SourceIndex] = {}
 
-    def plan(published: Published, config: Config, layout: Layout) -> tuple[str, Plan]:
+    def plan(published: Published, config: Config, layout: Layout) -> tuple[str, MegatronPlan]:
         if published.name not in indices:
             indices[published.name] = index_of(published.tensors())
         checkpoint = Checkpoint(index=indices[published.name], config=config)

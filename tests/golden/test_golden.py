@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.checkpoints import case_names, describe_result, load_case, overrides, write_source
+from tests.checkpoints import case_names, describe_dcp, describe_result, load_case, overrides, write_source
 
 
 @pytest.mark.parametrize("name", case_names())
@@ -22,7 +22,10 @@ def test_case(name, tmp_path, distconv):
         assert not (tmp_path / "mm").exists()
         return
     assert outcome.status == 0, outcome.err
-    assert describe_result(tmp_path / "mm") == case["files"]
-    assert (tmp_path / "mm" / "latest_checkpointed_iteration.txt").read_text() == case["tracker"]
+    if "dcp" in case:
+        assert describe_dcp(tmp_path / "mm" / "release") == case["dcp"]
+    else:
+        assert describe_result(tmp_path / "mm") == case["files"]
+    assert (tmp_path / "mm" / "latest_checkpointed_iteration.txt").read_text() == case.get("tracker", "release")
     assert sorted(path.name for path in (tmp_path / "mm").iterdir()) == ["latest_checkpointed_iteration.txt", "release"]
     assert distconv(*arguments, "action=verify").status == 0

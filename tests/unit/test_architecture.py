@@ -15,7 +15,7 @@ PACKAGE = Path(distconv.__file__).parent
 
 # From the bottom to the top: a module imports only from layers above its own line in this list.
 LAYERS: list[set[str]] = [
-    {"dtypes", "errors", "interruption", "measurement", "partition", "virtual"},
+    {"dtypes", "errors", "interruption", "iterations", "measurement", "partition", "virtual"},
     {
         "composition",
         "files",
@@ -33,9 +33,11 @@ LAYERS: list[set[str]] = [
     {"definition", "source_directory"},
     {"matching"},
     {"binding"},
-    {"balance", "shards", "tying", "vocabulary"},
-    {"config", "plan"},
-    {"assignment", "planning", "work"},
+    {"balance", "facts", "outputs", "shards", "tying", "vocabulary"},
+    {"assignment", "config", "dcp_plan", "formats", "megatron_plan", "published", "work"},
+    {"dcp_blobs", "megatron_files", "planning"},
+    {"dcp_files"},
+    {"results"},
     {"inspection", "report", "verification", "writing"},
     {"job"},
     {"cli"},
@@ -44,6 +46,7 @@ LAYERS: list[set[str]] = [
 # Everything outside of the standard library. Modules that are not here need nothing.
 THIRD_PARTY = {
     "cli": {"hydra", "omegaconf"},
+    "dcp_blobs": {"torch"},
     "processes": {"mpi4py", "torch"},
     "pt_file": {"torch"},
     "report": {"tqdm"},
@@ -52,7 +55,7 @@ THIRD_PARTY = {
 }
 # Modules that are imported by whoever plans, on a machine with nothing but Python and small packages.
 HEAVY = {"torch", "mpi4py", "hydra", "omegaconf"}
-NEED_HEAVY = {"cli", "__main__", "pt_file"}
+NEED_HEAVY = {"cli", "__main__", "dcp_blobs", "pt_file"}
 
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distconv.assignment import assign
-from distconv.plan import OutputFile
+from distconv.outputs import OutputFile
 
 
 def output(tp_rank: int, pp_rank: int, ep_rank: int, nbytes: int) -> OutputFile:
     return OutputFile(
-        tp_rank=tp_rank, pp_rank=pp_rank, ep_rank=ep_rank, path=f"{tp_rank} {pp_rank} {ep_rank}", nbytes=nbytes
+        path=f"{tp_rank} {pp_rank} {ep_rank}", nbytes=nbytes, order=(ep_rank, tp_rank, pp_rank), batch=pp_rank
     )
 
 
@@ -29,8 +29,8 @@ def outputs(draw: st.DrawFn) -> list[OutputFile]:
     return draw(st.permutations(found))
 
 
-def coordinates(file: OutputFile) -> tuple[int, int, int]:
-    return file.ep_rank, file.tp_rank, file.pp_rank
+def coordinates(file: OutputFile) -> tuple[int, ...]:
+    return file.order
 
 
 @given(outputs(), st.integers(1, 70))

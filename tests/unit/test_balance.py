@@ -14,7 +14,7 @@ from distconv.balance import LayoutRequest, complete_layout
 from distconv.binding import Binding
 from distconv.errors import InputError
 from distconv.layout import Layout, StageRows
-from distconv.plan import make_plan
+from distconv.megatron_plan import make_plan
 from distconv.tying import resolve_head
 from tests.unit import toy
 
@@ -63,7 +63,7 @@ def _every_spread(layers: int, pp: int, vpp: int) -> Iterator[StageRows]:
 
 def _heaviest(layout: Layout, binding: Binding) -> int:
     resolved = resolve_head(binding, toy.definition(), layout, "auto")
-    return max(summary.nbytes for summary in make_plan(resolved, layout, "release").stages)
+    return max(summary.nbytes for summary in make_plan(resolved, layout).stages)
 
 
 @settings(max_examples=25)

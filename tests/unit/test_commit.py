@@ -18,7 +18,7 @@ TRACKER = "latest_checkpointed_iteration.txt"
 
 
 def target(directory: Path, iteration: str = "release") -> Target:
-    return Target(directory=directory, iteration_directory=iteration, tracker=TRACKER, tracker_text=iteration)
+    return Target(directory=directory, iteration=iteration)
 
 
 def tree(directory: Path) -> dict[str, str]:

@@ -16,6 +16,10 @@ VALID: dict[str, Any] = {
     "action": "convert",
     "source": "/hf",
     "target": "/mm",
+    "target_format": "megatron",
+    "naming": "megatron",
+    "name_prefix": "",
+    "packed_experts": "auto",
     "layout": {
         "tp": 2,
         "ep": 1,
@@ -62,6 +66,10 @@ def test_a_configuration_is_read_as_it_is_written():
         action="convert",
         source=Path("/hf"),
         target=Path("/mm"),
+        target_format="megatron",
+        naming="megatron",
+        name_prefix="",
+        packed_experts="auto",
         layout=LayoutRequest(
             tp=2,
             ep=1,
@@ -100,6 +108,8 @@ def test_a_configuration_is_read_as_it_is_written():
         ("vocab_size", 151936, {"vocab_size": 151936}),
         ("lora_only", True, {"lora_only": True}),
         ("iteration", 1000, {"iteration": "1000"}),
+        ("iteration", None, {"iteration": None}),
+        ("name_prefix", "", {"name_prefix": ""}),
         ("overwrite", True, {"overwrite": True}),
         ("report", "plan.json", {"report": Path("plan.json")}),
         ("source", "~/hf", {"source": Path.home() / "hf"}),
@@ -155,11 +165,15 @@ NO_SIZES = [0, -1, 1.5, 2.0, "2", True, [2], {}]
         ("layout__placement", ["u-shape", 1, None], "one of sequential, u_shape"),
         ("select", ["vision", [], ["video"], ["vision", 3], {}, [["vision"]]],
          "a list of modalities out of text, vision, audio, such as [vision]"),
+        ("target_format", ["safetensors", None], "one of megatron, dcp"),
+        ("naming", ["mm", None], "one of megatron, hf"),
+        ("name_prefix", [None, 1], "text; the empty text is written ''"),
+        ("packed_experts", ["drop", None], "one of auto, flatten, keep"),
         ("projector", ["drop", True, None], "one of auto, keep, omit"),
         ("tied_head", ["copy", False, None], "one of auto, write, omit"),
         ("vocab_size", NO_SIZES, SIZE),
         ("lora_only", ["yes", 1, None], "true or false"),
-        ("iteration", ["latest", "1000", 0, -1, 1.0, True, None, [1]], "release, or a positive integer"),
+        ("iteration", ["latest", "1000", 0, -1, 1.0, True, [1]], "release, or a positive integer"),
         ("overwrite", ["yes", "true", 1, 0, None], "true or false"),
         ("io__fsync", ["yes", 1, None], "true or false"),
     ],
@@ -246,3 +260,27 @@ def test_all_problems_are_reported_together():
         name = key.replace("__", ".")
         starts = (f"{name}=", f"{name} is missing", f"unknown key '{name}'")
         assert any(problem.startswith(starts) for problem in found), name
+
+
+DCP = {"target_format": "dcp", "layout": {**VALID["layout"], "tp": 1, "stages": {}, "modality_tp": {}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"target_format": "dcp"}, ["layout.tp", "layout.stages", "layout.modality_tp"]),
+        ({"naming": "hf"}, ["naming"]),
+        ({"name_prefix": "model."}, ["name_prefix"]),
+        ({**DCP, "packed_experts": "keep"}, ["packed_experts"]),
+        ({**DCP, "naming": "hf", "select": ["vision"], "vocab_size": 8}, ["select", "vocab_size"]),
+        ({**DCP, "naming": "hf", "lora_only": True}, ["lora_only"]),
+        ({**DCP, "naming": "hf", "text_source": "/llm", "projector": "keep"}, ["text_source", "projector"]),
+    ],
+)  # fmt: skip
+def test_keys_that_say_nothing_about_the_job_are_refused(changes, expected):
+    assert [problem.partition(":")[0] for problem in problems(**changes)] == expected
+
+
+def test_a_dcp_may_have_either_names():
+    assert parse_config(content(**DCP, name_prefix="x.")).name_prefix == "x."
+    assert parse_config(content(**DCP, naming="hf", packed_experts="keep")).packed_experts == "keep"

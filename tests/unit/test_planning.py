@@ -11,14 +11,19 @@ import pytest
 from distconv.balance import LayoutRequest
 from distconv.config import InputOutput, JobConfig
 from distconv.errors import InputError
-from distconv.plan import Plan
-from distconv.planning import Checkpoint, Facts, plan_job
+from distconv.facts import Checkpoint, Facts
+from distconv.megatron_plan import MegatronPlan
+from distconv.planning import plan_job
 from tests.unit import toy
 
 CONFIG = JobConfig(
     action="plan",
     source=Path("/hf"),
     target=Path("/mm"),
+    target_format="megatron",
+    naming="megatron",
+    name_prefix="",
+    packed_experts="auto",
     layout=LayoutRequest(),
     select=None,
     text_source=None,
@@ -26,7 +31,7 @@ CONFIG = JobConfig(
     tied_head="auto",
     vocab_size=None,
     lora_only=False,
-    iteration="release",
+    iteration=None,
     overwrite=False,
     io=InputOutput(fsync=True, threads=1, buffer_bytes=1024),
     report=None,
@@ -44,15 +49,15 @@ def facts(shapes: dict[str, tuple[int, ...]] | None = None, *, text: bool = Fals
     )
 
 
-def plan(known: Facts | None = None, **changes: Any) -> Plan:
+def plan(known: Facts | None = None, **changes: Any) -> MegatronPlan:
     return plan_job(JobConfig(**{**vars(CONFIG), **changes}), known or facts())
 
 
-def names(found: Plan) -> set[str]:
+def names(found: MegatronPlan) -> set[str]:
     return {parameter.name.split(".layers.")[0] for parameter in found.binding.parameters}
 
 
-def reasons(found: Plan) -> set[str]:
+def reasons(found: MegatronPlan) -> set[str]:
     return {each.reason for each in found.binding.unconverted}
 
 
@@ -96,10 +101,9 @@ def test_the_language_model_of_the_source_may_be_missing_where_there_is_a_separa
     assert names(plan(facts(shapes, text=True), text_source=Path("/hf"))) >= TEXT
 
 
-def test_layout_vocabulary_tied_head_and_iteration_are_those_of_the_job():
-    found = plan(layout=LayoutRequest(tp=2, pp=2), vocab_size=64, iteration="10")
+def test_layout_vocabulary_and_tied_head_are_those_of_the_job():
+    found = plan(layout=LayoutRequest(tp=2, pp=2), vocab_size=64)
     assert len(found.files) == 4
-    assert found.iteration_directory == "iter_0000010"
     shapes = {parameter.name: parameter.recipe.tensor.shape for parameter in found.binding.parameters}
     assert shapes["text.head.weight"] == (64, toy.HIDDEN)
     with pytest.raises(InputError, match="tied_head=omit"):

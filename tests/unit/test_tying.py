@@ -10,7 +10,7 @@ import pytest
 from distconv.balance import LayoutRequest, complete_layout
 from distconv.binding import Binding
 from distconv.errors import InputError
-from distconv.plan import make_plan
+from distconv.megatron_plan import make_plan
 from distconv.tying import TIED_HEAD, resolve_head
 from tests.unit import toy
 from tests.unit.reference import evaluate
@@ -132,7 +132,7 @@ def test_the_copy_is_on_the_last_stage_cut_like_a_head():
     del shapes["lm_head.weight"]
     binding = toy.bound(shapes, tie_word_embeddings=True)
     layout = complete_layout(LayoutRequest(tp=2, stages={"text": TWO_STAGES}), binding, toy.definition())
-    plan = make_plan(resolve_head(binding, toy.definition(), layout, "auto"), layout, "release")
+    plan = make_plan(resolve_head(binding, toy.definition(), layout, "auto"), layout)
     found = {
         (file.tp_rank, file.pp_rank, entry.name): evaluate(entry.tensor, [source])
         for file in plan.files

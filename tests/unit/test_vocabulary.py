@@ -8,7 +8,7 @@ import pytest
 from distconv.balance import LayoutRequest, complete_layout
 from distconv.binding import Binding
 from distconv.errors import InputError
-from distconv.plan import make_plan
+from distconv.megatron_plan import make_plan
 from distconv.tying import resolve_head
 from distconv.vocabulary import resize_vocabulary
 from tests.unit import toy
@@ -54,7 +54,7 @@ def test_a_resized_vocabulary_is_planned_with_its_new_size(rows):
     del shapes["lm_head.weight"]
     binding = resize_vocabulary(toy.bound(shapes, tie_word_embeddings=True), rows)
     layout = complete_layout(LayoutRequest(tp=2, stages={"text": ((1, 2),)}), binding, toy.definition())
-    plan = make_plan(resolve_head(binding, toy.definition(), layout, "auto"), layout, "release")
+    plan = make_plan(resolve_head(binding, toy.definition(), layout, "auto"), layout)
     found: dict[str, list[tuple[int, ...]]] = {}
     for file in plan.files:
         for entry in plan.entries(file):
@@ -71,6 +71,6 @@ def test_a_new_size_that_does_not_divide_is_named():
     binding = resize_vocabulary(toy.bound(model=model), 31)
     layout = complete_layout(LayoutRequest(tp=2), binding, toy.definition(model))
     with pytest.raises(InputError) as caught:
-        make_plan(binding, layout, "release")
+        make_plan(binding, layout)
     for problem in caught.value.problems:
         assert "vocab_size=31" in problem

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from distconv.assignment import assign
 from distconv.balance import LayoutRequest, complete_layout
 from distconv.dtypes import ITEM_SIZE
-from distconv.plan import OutputFile, Plan, make_plan
+from distconv.megatron_plan import MegatronPlan, make_plan
+from distconv.outputs import OutputFile
 from distconv.steps import bytes_read, lower
 from distconv.transfer import Work
 from distconv.work import batches, planned_read
@@ -29,12 +30,12 @@ REQUESTS = st.fixed_dictionaries(
 ).filter(lambda request: request["tp"] <= request["modality_tp"].get("vision", 8))
 
 
-def plan(**request: Any) -> Plan:
+def plan(**request: Any) -> MegatronPlan:
     binding = toy.bound()
-    return make_plan(binding, complete_layout(LayoutRequest(**request), binding, toy.definition()), "release")
+    return make_plan(binding, complete_layout(LayoutRequest(**request), binding, toy.definition()))
 
 
-def work_of(found: Plan, files: Sequence[OutputFile]) -> list[Work]:
+def work_of(found: MegatronPlan, files: Sequence[OutputFile]) -> list[Work]:
     """All the work for these files; paths are those of the plan, offsets are made up but different."""
     result = []
     for batch in batches(found, files):
@@ -57,7 +58,7 @@ def test_the_work_of_all_processes_is_every_entry_of_every_file_once(request_, p
         for shard in each.shards
     )
     wanted = Counter(
-        (file.path, id(entry.tensor), tuple(source.name for source in entry.parameter.sources))
+        (file.path, id(entry.tensor), tuple(source.name for source in entry.sources))
         for file in found.files
         for entry in found.entries(file)
     )

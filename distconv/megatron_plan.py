@@ -10,38 +10,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from distconv.binding import Binding, Parameter, Recipe, target_name
+from distconv.binding import Binding, Parameter, Recipe, Unconverted, target_name
 from distconv.dtypes import ITEM_SIZE
 from distconv.errors import JobError
 from distconv.layout import Layout
+from distconv.outputs import Entry, OutputFile
 from distconv.shards import Shards, cut_recipes
-from distconv.virtual import VirtualTensor
 
 FILE_NAME = "model_optim_rng.pt"
 TRACKER_NAME = "latest_checkpointed_iteration.txt"
 CHECKPOINT_VERSION = 3.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class OutputFile:
-    """A file of the result: its coordinate, its path below the iteration directory, its tensor data in bytes."""
+class RankFile(OutputFile):
+    """The file of one rank."""
 
-    tp_rank: int
-    pp_rank: int
-    ep_rank: int
-    path: str
-    nbytes: int
+    @property
+    def ep_rank(self) -> int:
+        """Its expert parallel rank."""
+        return self.order[0]
 
+    @property
+    def tp_rank(self) -> int:
+        """Its tensor parallel rank."""
+        return self.order[1]
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A tensor of a file: the key of its dictionary (`model`, `model0` …), its local name, what it is made of."""
-
-    key: str
-    name: str
-    parameter: Parameter
-    tensor: VirtualTensor
+    @property
+    def pp_rank(self) -> int:
+        """Its pipeline rank."""
+        return self.order[2]
 
 
 @dataclass(kw_only=True)
@@ -55,26 +54,20 @@ class StageSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class MegatronPlan:
     """Everything that will be written, as outlines; `entries` spells out one file."""
 
     binding: Binding
     layout: Layout
-    iteration: str
-    files: tuple[OutputFile, ...]
+    files: tuple[RankFile, ...]
     stages: tuple[StageSummary, ...]
     shards: Mapping[Recipe, Shards]
     placed: tuple[tuple[tuple[Parameter, int | None], ...], ...]
 
     @property
-    def iteration_directory(self) -> str:
-        """`release`, or `iter_` and seven digits."""
-        return self.iteration if self.iteration == "release" else f"iter_{int(self.iteration):07d}"
-
-    @property
-    def nbytes(self) -> int:
-        """Tensor data of all the files in bytes."""
-        return sum(file.nbytes for file in self.files)
+    def unconverted(self) -> tuple[Unconverted, ...]:
+        """The source tensors that are left out on purpose."""
+        return self.binding.unconverted
 
     @property
     def dictionaries(self) -> list[str]:
@@ -83,20 +76,46 @@ class Plan:
 
     def entries(self, file: OutputFile) -> Iterator[Entry]:
         """The tensors of a file in the order in which it stores them."""
+        assert isinstance(file, RankFile)
         for virtual_stage, key in enumerate(self.dictionaries):
             for parameter, layer in self.placed[virtual_stage * self.layout.pp + file.pp_rank]:
                 owner, expert = self._expert(parameter)
                 if owner is None or owner == file.ep_rank:
                     name = target_name(parameter.recipe.rule, layer, expert)
                     pieces = self.shards[parameter.recipe]
-                    yield Entry(key, name, parameter, pieces[file.tp_rank % len(pieces)])
+                    yield Entry(key, name, parameter.sources, pieces[file.tp_rank % len(pieces)])
+
+    def summary(self) -> dict[str, Any]:
+        """The layout and what is on each stage."""
+        layout = self.layout
+        return {
+            "layout": {
+                "tp": layout.tp,
+                "pp": layout.pp,
+                "vpp": layout.vpp,
+                "ep": layout.ep,
+                "modality_tp": dict(layout.modality_tp),
+                "placement": layout.placement,
+                "stages": {modality: [list(row) for row in rows] for modality, rows in layout.stages.items()},
+            },
+            "stages": [
+                {
+                    "virtual_stage": each.stage // layout.pp,
+                    "pipeline_rank": each.stage % layout.pp,
+                    "layers": each.layers,
+                    "parameters": each.parameters,
+                    "bytes": each.nbytes,
+                }
+                for each in self.stages
+            ],
+        }
 
     def _expert(self, parameter: Parameter) -> tuple[int | None, int | None]:
         """The expert parallel rank that holds a parameter (`None`: every rank) and the expert's number there."""
         return expert_owner(parameter, self.binding.experts, self.layout.ep)
 
 
-def make_plan(binding: Binding, layout: Layout, iteration: str) -> Plan:
+def make_plan(binding: Binding, layout: Layout) -> MegatronPlan:
     """The plan for a bound model under a layout that has been checked against it.
 
     Raises:
@@ -138,21 +157,19 @@ def make_plan(binding: Binding, layout: Layout, iteration: str) -> Plan:
             for stage, _ in holders:
                 stages[stage].layers[modality] = stages[stage].layers.get(modality, 0) + 1
     files = tuple(
-        OutputFile(
-            tp_rank=tp_rank,
-            pp_rank=pp_rank,
-            ep_rank=ep_rank,
+        RankFile(
             path=f"{_directory(layout, tp_rank, pp_rank, ep_rank)}/{FILE_NAME}",
             nbytes=nbytes[ep_rank][pp_rank][tp_rank],
+            order=(ep_rank, tp_rank, pp_rank),
+            batch=pp_rank,
         )
         for ep_rank in range(layout.ep)
         for tp_rank in range(ranks)
         for pp_rank in range(layout.pp)
     )
-    return Plan(
+    return MegatronPlan(
         binding=binding,
         layout=layout,
-        iteration=iteration,
         files=files,
         stages=tuple(stages),
         shards=shards,
