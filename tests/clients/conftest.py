@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from training import Convert, Converted, Layout
 
 HERE = Path(__file__).parent
 COMMAND_SECONDS = 120
@@ -43,10 +44,25 @@ def run_program() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def sources(run_program: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoints that `tiny_qwen2vl.py` describes. Not to be changed: tests share them."""
+    """The checkpoints that `tiny_models.py` describes. Not to be changed: tests share them."""
     directory = tmp_path_factory.mktemp("sources")
-    run_program(HERE / "tiny_qwen2vl.py", directory)
+    run_program(HERE / "tiny_models.py", directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def converted(run_program: Callable[..., None], sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Convert:
+    """The checkpoint of a layout, made when it is first asked for. Not to be changed: tests share it."""
+    done: dict[str, Converted] = {}
+
+    def convert(layout: Layout) -> Converted:
+        if repr(layout) not in done:
+            source, target = sources / layout.source, tmp_path_factory.mktemp("converted") / "checkpoint"
+            run_program("-m", "distconv", f"source={source / 'hf'}", f"target={target}", *layout.overrides())
+            done[repr(layout)] = Converted(target, layout, source)
+        return done[repr(layout)]
+
+    return convert
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,17 @@
-"""Load converted Qwen2-VL checkpoints the way a Megatron training job does, and compute with them, on the CPU.
+"""Load converted checkpoints the way a Megatron training job does, and compute with them, on the CPU.
 
     python megatron_client.py < jobs
 
 Each line of standard input is a job, a JSON object; each line of standard output is its answer:
 
     {"checkpoint": "…", "model": "model.json", "inputs": "inputs.pt", "outputs": "…",
-     "layout": {"tp": 2, "text": [[1, 3]], "vision": [[4, 0]]}}
+     "layout": {"tp": 2, "ep": 1, "text": [[1, 3]], "vision": [[4, 0]]}}
     {"status": "loaded", "reason": ""}
 
-`text[v][p]` is the number of layers in virtual stage v of pipeline rank p. A job runs in one process per (tp, pp) rank;
-`megatron_rank.py` says what each does. The ranks at the end of a pipeline write `logits_{tp}.pt` and
-`image_features_{tp}.pt` into the directory `outputs`.
+`text[v][p]` is the number of layers in virtual stage v of pipeline rank p. A job runs in one process per (tp, ep, pp)
+rank; `megatron_rank.py` says what each does. The ranks at the end of a pipeline write `logits_{tp}_{ep}.pt`, and of a
+model with an image encoder `image_features_{tp}_{ep}.pt`, into the directory `outputs`: each expert parallel rank those
+of its share of the token ids.
 
     loaded    the modules took exactly what the checkpoint holds, and the outputs are written
     refused   they did not; the reason names rank, part and tensors

@@ -1,8 +1,10 @@
-"""What one process of a Megatron training job does with a converted Qwen2-VL checkpoint, up to its first forward pass.
+"""What one process of a Megatron training job does with a converted checkpoint, up to its first forward pass.
 
-It builds the modules of its (tensor, pipeline) rank, fills their parameters with NaN, loads its file strictly, and
-takes part in a forward pass of the text decoder and in one of the image encoder, handing activations on by plain send
-and receive. Never decides whether an output is right, and leaves no tensor of a checkpoint unaccounted for.
+It builds the modules of its (tensor, expert, pipeline) rank, fills their parameters with NaN, loads its file strictly,
+and takes part in a forward pass of the text decoder and in one of the image encoder, if there is one, handing
+activations on by plain send and receive. Expert parallel ranks are data parallel outside the experts, so that each
+reads its own share of the token ids, and the experts get tokens from all of them. Never decides whether an output is
+right, and leaves no tensor of a checkpoint unaccounted for.
 """
 
 from __future__ import annotations
@@ -13,16 +15,21 @@ import json
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from image_encoder import ImageEncoder, VisionSizes
 from megatron.core import parallel_state
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
 from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
-from qwen2vl_modules import ImageEncoder, TextSizes, VisionSizes, text_decoder
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.transformer_config import TransformerConfig
+from text_decoder import TextSizes, hidden_shape, text_decoder
 from torch import Tensor, nn
 
 REFUSED = 3
@@ -36,6 +43,7 @@ class CheckpointError(Exception):
 @dataclasses.dataclass(frozen=True)
 class Layout:
     tp: int
+    ep: int
     text: list[list[int]]
     vision: list[list[int]]
 
@@ -48,10 +56,18 @@ class Layout:
         return len(self.text)
 
     @property
+    def lanes(self) -> int:
+        """The number of processes of each pipeline rank."""
+        return self.tp * self.ep
+
+    @property
     def directories(self) -> list[str]:
         """One per process, in the order of the process ranks."""
         return [
-            f"mp_rank_{t:02d}" + (f"_{p:03d}" if self.pp > 1 else "") for p in range(self.pp) for t in range(self.tp)
+            f"mp_rank_{t:02d}" + (f"_{p:03d}" if self.pp > 1 else "") + (f"_{e:03d}" if self.ep > 1 else "")
+            for p in range(self.pp)
+            for e in range(self.ep)
+            for t in range(self.tp)
         ]
 
 
@@ -60,7 +76,7 @@ class Job:
     checkpoint: Path
     layout: Layout
     text: TextSizes
-    vision: VisionSizes
+    vision: VisionSizes | None
     inputs: dict[str, Tensor]
     outputs: Path
 
@@ -72,7 +88,7 @@ class Job:
             checkpoint=Path(job["checkpoint"]),
             layout=Layout(**job["layout"]),
             text=TextSizes(**model["text_decoder"]),
-            vision=VisionSizes(**model["image_encoder"]),
+            vision=VisionSizes(**model["image_encoder"]) if "image_encoder" in model else None,
             inputs=torch.load(job["inputs"], weights_only=True),
             outputs=Path(job["outputs"]),
         )
@@ -83,8 +99,15 @@ def without_accelerator() -> None:
     torch.set_num_threads(1)
     torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment, return-value]  # megatron-core takes any device
     CudaRNGStatesTracker.fork = lambda *_: contextlib.nullcontext()
+    # the only norm without an accelerator refuses sequence parallelism, although what it computes is the same
+    WrappedTorchNorm.__new__ = staticmethod(rms_norm)
     # would overwrite a tied head with the embedding; what the checkpoint holds has to be right by itself
     LanguageModule.setup_embeddings_and_output_layer = lambda _: None
+
+
+def rms_norm(_: type, config: TransformerConfig, hidden_size: int, eps: float, **__: object) -> nn.RMSNorm:
+    assert config.normalization == "RMSNorm"
+    return nn.RMSNorm(hidden_size, eps=eps)
 
 
 def rank_main(job: Job, rank: int, *, rendezvous: Path, report: Path, timeout: timedelta) -> None:
@@ -101,7 +124,11 @@ def rank_main(job: Job, rank: int, *, rendezvous: Path, report: Path, timeout: t
         timeout=timeout,
     )
     parallel_state.initialize_model_parallel(
-        layout.tp, layout.pp, layout.vpp if layout.vpp > 1 else None, create_gloo_process_groups=False
+        layout.tp,
+        layout.pp,
+        layout.vpp if layout.vpp > 1 else None,
+        expert_model_parallel_size=layout.ep,
+        create_gloo_process_groups=False,
     )
     parts = parts_of(job)
     modules, problems = load(job, parts, rank)
@@ -113,9 +140,10 @@ def rank_main(job: Job, rank: int, *, rendezvous: Path, report: Path, timeout: t
         sys.exit(REFUSED)
     with torch.inference_mode():
         for part in parts:
-            output = pipelined(part, modules[part.name], rank=rank, tp=layout.tp)
+            output = pipelined(part, modules[part.name], rank=rank, lanes=layout.lanes)
             if output is not None:
-                torch.save(output.clone(), job.outputs / f"{part.output}_{rank % layout.tp}.pt")
+                e, t = divmod(rank % layout.lanes, layout.tp)
+                torch.save(output.clone(), job.outputs / f"{part.output}_{t}_{e}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
@@ -127,7 +155,7 @@ class Part:
     name: str
     output: str
     layers: list[list[int]]
-    build: Callable[[int, bool, bool], nn.Module]
+    build: Callable[[range, bool, bool], nn.Module]
     forward: Callable[[Any, Tensor | None], Tensor]
     hidden_shape: tuple[int, ...]
 
@@ -139,38 +167,47 @@ class Part:
     def module(self, stage: tuple[int, int]) -> nn.Module | None:
         if stage not in self.stages:
             return None
-        v, p = stage
-        return self.build(self.layers[v][p], stage == self.stages[0], stage == self.stages[-1])
+        ends = list(accumulate(self.layers[v][p] for v, p in self.stages))
+        number = self.stages.index(stage)
+        layers = range(ends[number - 1] if number else 0, ends[number])
+        return self.build(layers, number == 0, stage == self.stages[-1])
 
 
 def parts_of(job: Job) -> list[Part]:
-    input_ids, pixels, grid = (job.inputs[name] for name in ("input_ids", "pixel_values", "grid_thw"))
-    batch, length = input_ids.shape
+    decoder = text_part(job)
+    return [decoder] if job.vision is None else [decoder, vision_part(job, job.vision)]
+
+
+def text_part(job: Job) -> Part:
+    input_ids = job.inputs["input_ids"].chunk(job.layout.ep)[parallel_state.get_expert_model_parallel_rank()]
+    length = input_ids.shape[1]
     future = torch.ones(length, length, dtype=torch.bool).triu(diagonal=1)[None, None]
 
     def decode(module: GPTModel, received: Tensor | None) -> Tensor:
         module.set_input_tensor(received)
         output: Tensor = module(input_ids, position_ids=None, attention_mask=future)
-        return output
+        return gather_from_tensor_model_parallel_region(output) if module.post_process else output
 
-    return [
-        Part(
-            name="text_decoder",
-            output="logits",
-            layers=job.layout.text,
-            build=lambda layers, first, last: text_decoder(job.text, layers=layers, first=first, last=last),
-            forward=decode,
-            hidden_shape=(length, batch, job.text.hidden_size),
-        ),
-        Part(
-            name="image_encoder",
-            output="image_features",
-            layers=job.layout.vision,
-            build=lambda layers, first, last: ImageEncoder(job.vision, layers=layers, first=first, last=last),
-            forward=lambda module, received: module(pixels if received is None else received, grid),
-            hidden_shape=(len(pixels), job.vision.hidden_size),
-        ),
-    ]
+    return Part(
+        name="text_decoder",
+        output="logits",
+        layers=job.layout.text,
+        build=lambda layers, first, last: text_decoder(job.text, layers=layers, first=first, last=last),
+        forward=decode,
+        hidden_shape=hidden_shape(job.text, input_ids),
+    )
+
+
+def vision_part(job: Job, sizes: VisionSizes) -> Part:
+    pixels, grid = job.inputs["pixel_values"], job.inputs["grid_thw"]
+    return Part(
+        name="image_encoder",
+        output="image_features",
+        layers=job.layout.vision,
+        build=lambda layers, first, last: ImageEncoder(sizes, layers=len(layers), first=first, last=last),
+        forward=lambda module, received: module(pixels if received is None else received, grid),
+        hidden_shape=(len(pixels), sizes.hidden_size),
+    )
 
 
 def load(job: Job, parts: list[Part], rank: int) -> tuple[dict[str, list[nn.Module | None]], list[str]]:
@@ -188,7 +225,7 @@ def load(job: Job, parts: list[Part], rank: int) -> tuple[dict[str, list[nn.Modu
         for part in parts:
             prefix = part.name + "."
             tensors = {name.removeprefix(prefix): chunk.pop(name) for name in sorted(chunk) if name.startswith(prefix)}
-            module = part.module((v, rank // job.layout.tp))
+            module = part.module((v, rank // job.layout.lanes))
             modules[part.name].append(module)
             problems += [f"{where}, virtual stage {v}, {part.name}: {problem}" for problem in misfits(module, tensors)]
         if chunk:
@@ -230,20 +267,20 @@ def misfits(module: nn.Module | None, tensors: dict[str, Tensor]) -> list[str]:
     return problems
 
 
-def pipelined(part: Part, modules: list[nn.Module | None], *, rank: int, tp: int) -> Tensor | None:
+def pipelined(part: Part, modules: list[nn.Module | None], *, rank: int, lanes: int) -> Tensor | None:
     """The output of the whole pipeline on the ranks that hold its end, on the others nothing."""
-    here, lane = divmod(rank, tp)
+    here, lane = divmod(rank, lanes)
     hidden: Tensor | None = None
     previous = part.stages[0][1]
     for v, p in part.stages:
         if previous == here != p:
             assert hidden is not None
-            dist.send(hidden.contiguous(), dst=p * tp + lane)
+            dist.send(hidden.contiguous(), dst=p * lanes + lane)
             hidden = None
         if p == here:
             if previous != here:
                 hidden = torch.empty(part.hidden_shape)
-                dist.recv(hidden, src=previous * tp + lane)
+                dist.recv(hidden, src=previous * lanes + lane)
             module = modules[v]
             assert module is not None
             hidden = part.forward(module.eval(), hidden)

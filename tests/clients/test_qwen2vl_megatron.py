@@ -7,64 +7,24 @@ ways in which converters are wrong: otherwise its consent to the others would me
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import json
-import logging
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-
-HERE = Path(__file__).parent
-
-# All is float32 and of the order of 1, and only the order of sums may differ: 3e-6 was seen with tensor parallelism, 0
-# without; the rest is a margin for other machines. The smallest of the damages below moves the output by 0.1.
-SAME = 1e-5
-DIFFERENT = 1e-2
-
-LOG = logging.getLogger(__name__)
-
-Stages = list[list[int]]
-RunProgram = Callable[..., None]
-MegatronClient = Callable[[Mapping[str, object]], dict[str, str]]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Layout:
-    """`text[v][p]` is the number of layers in virtual stage v of pipeline rank p; there are tp x pp processes."""
-
-    tp: int = 1
-    text: Stages
-    vision: Stages
-    source: str = "untied"
-
-    def overrides(self) -> list[str]:
-        return [
-            f"layout.tp={self.tp}",
-            f"layout.stages.text={as_typed(self.text)}",
-            f"layout.stages.vision={as_typed(self.vision)}",
-        ]
-
-
-def as_typed(stages: Stages) -> str:
-    """As a user types them: a plain list where there are no virtual stages."""
-    return json.dumps(stages if len(stages) > 1 else stages[0], separators=(",", ":"))
-
+from training import DIFFERENT, SAME, Convert, Layout, MegatronClient, damaged, editing, loaded, refusal
 
 LAYOUTS = {
-    "one_process": Layout(text=[[4]], vision=[[4]]),
-    "tp2": Layout(tp=2, text=[[4]], vision=[[4]]),
-    "pp2": Layout(text=[[2, 2]], vision=[[2, 2]]),
-    "tp2_pp2_uneven": Layout(tp=2, text=[[1, 3]], vision=[[4, 0]]),
-    "pp4_zero_first_and_between": Layout(text=[[0, 1, 0, 3]], vision=[[0, 3, 1, 0]]),
-    "pp2_vpp2": Layout(text=[[1, 1], [1, 1]], vision=[[2, 2], [0, 0]]),
-    "tp2_pp2_vpp2_zeros": Layout(tp=2, text=[[0, 1], [3, 0]], vision=[[0, 0], [1, 3]]),
+    "one_process": Layout(text=[[4]], vision=[[4]], source="untied"),
+    "tp2": Layout(tp=2, text=[[4]], vision=[[4]], source="untied"),
+    "pp2": Layout(text=[[2, 2]], vision=[[2, 2]], source="untied"),
+    "tp2_pp2_uneven": Layout(tp=2, text=[[1, 3]], vision=[[4, 0]], source="untied"),
+    "pp4_zero_first_and_between": Layout(text=[[0, 1, 0, 3]], vision=[[0, 3, 1, 0]], source="untied"),
+    "pp2_vpp2": Layout(text=[[1, 1], [1, 1]], vision=[[2, 2], [0, 0]], source="untied"),
+    "tp2_pp2_vpp2_zeros": Layout(tp=2, text=[[0, 1], [3, 0]], vision=[[0, 0], [1, 3]], source="untied"),
     # tied: the head is a second copy of the embedding where it is in another stage, and does not exist where it is not
     "tied_one_process": Layout(text=[[4]], vision=[[4]], source="tied"),
     "tied_tp2_pp2": Layout(tp=2, text=[[3, 1]], vision=[[1, 3]], source="tied"),
@@ -73,79 +33,13 @@ LAYOUTS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Converted:
-    checkpoint: Path
-    layout: Layout
-    source: Path
-
-
-Convert = Callable[[str], Converted]
-
-
-@pytest.fixture(scope="session")
-def converted(run_program: RunProgram, sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Convert:
-    """The checkpoint of a layout, made when it is first asked for. Not to be changed: tests share it."""
-    done: dict[str, Converted] = {}
-
-    def convert(name: str) -> Converted:
-        if name not in done:
-            layout = LAYOUTS[name]
-            source = sources / layout.source
-            target = tmp_path_factory.mktemp("converted") / name
-            arguments = ["+model=qwen2vl", f"source={source / 'hf'}", f"target={target}", *layout.overrides()]
-            run_program("-m", "distconv", *arguments)
-            done[name] = Converted(target, layout, source)
-        return done[name]
-
-    return convert
-
-
-def train_from(client: MegatronClient, result: Converted, outputs: Path) -> dict[str, str]:
-    """Let the client load the checkpoint and compute from it."""
-    outputs.mkdir()
-    return client(
-        {
-            "checkpoint": result.checkpoint,
-            "layout": {"tp": result.layout.tp, "text": result.layout.text, "vision": result.layout.vision},
-            "model": result.source / "model.json",
-            "inputs": result.source / "inputs.pt",
-            "outputs": outputs,
-        }
-    )
-
-
-def differences(result: Converted, outputs: Path) -> dict[str, float]:
-    """The largest difference between an output of any tensor parallel rank and what transformers computes."""
-    expected: dict[str, Tensor] = torch.load(result.source / "expected.pt", weights_only=True)
-    found = {}
-    for name, values in expected.items():
-        ranks = [torch.load(outputs / f"{name}_{rank}.pt", weights_only=True) for rank in range(result.layout.tp)]
-        assert all(output.shape == values.shape for output in ranks)
-        found[name] = float((torch.stack(ranks) - values).abs().max())  # NaN, if there is one
-    return found
-
-
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_training_computes_what_the_source_computes(
     name: str, converted: Convert, megatron_client: MegatronClient, tmp_path: Path
 ) -> None:
-    result = converted(name)
-    answer = train_from(megatron_client, result, tmp_path / "outputs")
-    assert answer["status"] == "loaded", answer["reason"]
-    found = differences(result, tmp_path / "outputs")
-    LOG.info("%s: largest differences %s", name, found)
+    found = loaded(megatron_client, converted(LAYOUTS[name]), tmp_path / "outputs")
     assert found["logits"] <= SAME
     assert found["image_features"] <= SAME
-
-
-@contextlib.contextmanager
-def editing(checkpoint: Path, directory: str) -> Iterator[dict[str, Any]]:
-    """The content of a rank's file, written back afterwards."""
-    path = checkpoint / "release" / directory / "model_optim_rng.pt"
-    content = torch.load(path, weights_only=True)
-    yield content
-    torch.save(content, path)
 
 
 LAYER = "text_decoder.decoder.layers.1."
@@ -235,20 +129,10 @@ def test_a_wrong_value_shows(
     megatron_client: MegatronClient,
     tmp_path: Path,
 ) -> None:
-    result = damaged(damage, converted(layout), tmp_path)
-    answer = train_from(megatron_client, result, tmp_path / "outputs")
-    assert answer["status"] == "loaded", answer["reason"]
-    found = differences(result, tmp_path / "outputs")
-    LOG.info("%s: largest differences %s", damage.__name__, found)
+    result = damaged(damage, converted(LAYOUTS[layout]), tmp_path)
+    found = loaded(megatron_client, result, tmp_path / "outputs")
     assert found.pop(output) > DIFFERENT
     assert all(difference <= SAME for difference in found.values())
-
-
-def damaged(damage: Callable[[Path], None], result: Converted, directory: Path) -> Converted:
-    checkpoint = directory / "damaged"
-    shutil.copytree(result.checkpoint, checkpoint)
-    damage(checkpoint)
-    return dataclasses.replace(result, checkpoint=checkpoint)
 
 
 def missing_tensor(checkpoint: Path) -> None:
@@ -347,6 +231,6 @@ def test_what_does_not_fit_is_refused(
     megatron_client: MegatronClient,
     tmp_path: Path,
 ) -> None:
-    answer = train_from(megatron_client, damaged(damage, converted(layout), tmp_path), tmp_path / "outputs")
-    assert answer["status"] == "refused"
-    assert re.search(reason, answer["reason"]), answer["reason"]
+    result = damaged(damage, converted(LAYOUTS[layout]), tmp_path)
+    answer = refusal(megatron_client, result, tmp_path / "outputs")
+    assert re.search(reason, answer), answer

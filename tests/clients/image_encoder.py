@@ -1,9 +1,9 @@
-"""The modules that a Megatron-style training program builds for Qwen2-VL, named as in its checkpoints.
+"""The image encoder that a Megatron-style training program builds for Qwen2-VL, named as in its checkpoints.
 
-The text decoder is megatron-core's own `GPTModel`. The image encoder is written here on megatron-core's parallel linear
-layers, since megatron-core has none for this model: its attention reads `linear_qkv` per head as [heads, 3, head_size].
+It is written here on megatron-core's parallel linear layers, since megatron-core has none for this model: its attention
+reads `linear_qkv` per head as [heads, 3, head_size].
 
-Both are built for the (tensor, pipeline) rank of this process and hold a range of layers of one virtual stage: `first`
+It is built for the (tensor, pipeline) rank of this process and holds a range of layers of one virtual stage: `first`
 also holds what precedes the layers, `last` what follows them. Reads no files and knows nothing of pipeline hand-over.
 """
 
@@ -11,32 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from megatron.core import parallel_state
 from megatron.core.model_parallel_config import ModelParallelConfig
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.torch_norm import WrappedTorchNorm
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
-from megatron.core.transformer.transformer_config import TransformerConfig
+from text_decoder import on_cpu
 from torch import Tensor, nn
 from torch.nn import functional
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TextSizes:
-    num_layers: int
-    hidden_size: int
-    ffn_hidden_size: int
-    num_attention_heads: int
-    num_query_groups: int
-    vocab_size: int
-    rotary_base: float
-    layernorm_epsilon: float
-    tied: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,51 +35,6 @@ class VisionSizes:
     @property
     def head_size(self) -> int:
         return self.hidden_size // self.num_attention_heads
-
-
-def text_decoder(sizes: TextSizes, *, layers: int, first: bool, last: bool) -> GPTModel:
-    config = TransformerConfig(
-        **on_cpu(),
-        num_layers=sizes.num_layers,
-        hidden_size=sizes.hidden_size,
-        ffn_hidden_size=sizes.ffn_hidden_size,
-        num_attention_heads=sizes.num_attention_heads,
-        num_query_groups=sizes.num_query_groups,
-        layernorm_epsilon=sizes.layernorm_epsilon,
-        normalization="RMSNorm",
-        gated_linear_unit=True,
-        activation_func=functional.silu,
-        add_bias_linear=False,
-        add_qkv_bias=True,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-    )
-    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
-    return GPTModel(
-        config=config,
-        # the number of layers is given, not left to megatron-core, which knows equal stages only
-        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=WrappedTorchNorm),
-        vocab_size=sizes.vocab_size,
-        max_sequence_length=4096,
-        pre_process=first,
-        post_process=last,
-        parallel_output=False,
-        share_embeddings_and_output_weights=sizes.tied,
-        position_embedding_type="rope",  # what the model's three-axis rotary embedding comes to without images
-        rotary_base=sizes.rotary_base,
-    )
-
-
-def on_cpu() -> dict[str, Any]:
-    """The part of a configuration that every module here shares: float32, no accelerator, nothing initialised."""
-    return {
-        "tensor_model_parallel_size": parallel_state.get_tensor_model_parallel_world_size(),
-        "pipeline_model_parallel_size": parallel_state.get_pipeline_model_parallel_world_size(),
-        "pipeline_dtype": torch.float32,
-        "params_dtype": torch.float32,
-        "use_cpu_initialization": True,
-        "perform_initialization": False,
-    }
 
 
 class ImageEncoder(nn.Module):
