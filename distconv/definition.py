@@ -68,6 +68,12 @@ class Definition:
                 name = new + name[len(old) :]
         return name if self.adapters is None else canonical_factor(name)
 
+    def tied_sources(self) -> tuple[str, str]:
+        """The source tensors of the head and of the embedding, for a definition with tied models."""
+        assert self.tied is not None
+        head, embedding = (self.rule_for(target).sources[0].name for target in (self.tied.head, self.tied.embedding))
+        return head, embedding
+
     def rule_for(self, target: str) -> Rule:
         """The rule of a target name."""
         return next(rule for rule in self.rules if rule.target == target)

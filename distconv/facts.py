@@ -13,6 +13,8 @@ from distconv.definition import Definition
 from distconv.sizes import Sizes
 from distconv.source import SourceIndex
 
+MODEL_CONFIG = "config.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
@@ -23,7 +25,7 @@ class Checkpoint:
 
     def sizes(self, definition: Definition) -> Sizes:
         """The sizes that a definition finds in this checkpoint's `config.json`."""
-        return Sizes(definition.sizes, self.config, f"{self.index.directory}/config.json")
+        return Sizes(definition.sizes, self.config, f"{self.index.directory}/{MODEL_CONFIG}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for sharing."""
@@ -63,3 +65,33 @@ class Facts:
             model=data["model"],
             definition=data["definition"],
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The Hugging Face directory that a conversion back follows.
+
+    `config` is its `config.json` (of an adapter: its `adapter_config.json`). `index`: its tensors, if it has weights.
+    `shards`: the file of each tensor, where the directory says it; `index_content`: what the file says that says it.
+    """
+
+    directory: str
+    config: Mapping[str, Any]
+    is_adapter: bool
+    index: SourceIndex | None
+    shards: Mapping[str, str] | None
+    index_content: Mapping[str, Any] | None
+
+    def sizes(self, definition: Definition) -> Sizes:
+        """The sizes that a definition finds in its `config.json`."""
+        return Sizes(definition.sizes, self.config, f"{self.directory}/{MODEL_CONFIG}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for sharing."""
+        return {**vars(self), "index": None if self.index is None else self.index.to_json()}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Reference:
+        """The reference that `to_json` described."""
+        index = data["index"]
+        return Reference(**{**data, "index": None if index is None else SourceIndex.from_json(index)})

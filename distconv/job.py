@@ -67,7 +67,7 @@ def run_job(
     facts = Facts.from_json(told)
     plan, _ = on_all(processes, lambda: plan_job(config, facts), lambda _: None)
     planned = time.monotonic() - start
-    target = target_of(config.target, config.iteration)
+    target = target_of(plan, config.target, config.iteration)
     report = plan_report(config, plan, facts.model, target)
     if config.action == "plan":
         on_first(processes, lambda: _show_plan(config, plan, report, processes.size, reporter))

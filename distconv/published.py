@@ -57,9 +57,7 @@ def _tied_names(
         raise InputError(
             f"tied_head={tied_head}: this model's head is not known to be tied to its embedding; leave tied_head out"
         )
-    head, embedding = (
-        definition.rule_for(target).sources[0].name for target in (definition.tied.head, definition.tied.embedding)
-    )
+    head, embedding = definition.tied_sources()
     spelled = {definition.spelling(name): name for name in index.tensors}
     if embedding not in spelled:
         raise InputError(f"{index.directory}: source tensor {embedding} is missing: the head is tied to it")

@@ -74,6 +74,12 @@ def read_directory(directory: Path, *, adapter: bool = False) -> SourceIndex:
     raise InputError(f"{directory}: holds no checkpoint; expected one of {expected}, or shards and their index")
 
 
+def find_index(directory: Path, *, adapter: bool = False) -> Path | None:
+    """The index file of a directory's shards, if it has one."""
+    formats = _ADAPTER if adapter else _MODEL
+    return next((directory / each.index for each in formats if (directory / each.index).exists()), None)
+
+
 def check_directory(directory: Path, key: str) -> None:
     """Raise `InputError` unless the directory that configuration key `key` names exists and can be read."""
     try:
@@ -89,7 +95,7 @@ def check_directory(directory: Path, key: str) -> None:
 
 
 def _from_index(directory: Path, index_path: Path, read: Callable[[Path], list[StoredTensor]]) -> SourceIndex:
-    weight_map = _weight_map(index_path)
+    weight_map = read_weight_map(index_path)
     tensors = _read_shards(directory, sorted(set(weight_map.values())), read)
     problems = []
     for name, shard in weight_map.items():
@@ -104,7 +110,12 @@ def _from_index(directory: Path, index_path: Path, read: Callable[[Path], list[S
     return SourceIndex(directory=str(directory), tensors=tensors)
 
 
-def _weight_map(path: Path) -> Mapping[str, str]:
+def read_weight_map(path: Path) -> Mapping[str, str]:
+    """The file of each tensor that an index names, each in the directory of the index.
+
+    Raises:
+        InputError: it is no such index, or a name leaves the directory.
+    """
     weight_map = read_object(path, "finding the shards").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{path}: expected an object 'weight_map' from tensor names to shard files")
