@@ -1,5 +1,6 @@
 """Reading the structure of a `torch.save` file: which tensors it holds, and at which offsets.
 
+A file may also hold several one after the other, as the `.distcp` files of torch.distributed.checkpoint do.
 The zip directory and the pickle are read as data: classes and functions that the pickle names are never imported or
 called, they become inert stand-ins. Needs no torch and reads no tensor data.
 Format: https://docs.pytorch.org/docs/stable/notes/serialization.html, and `torch/serialization.py`.
@@ -8,15 +9,18 @@ Format: https://docs.pytorch.org/docs/stable/notes/serialization.html, and `torc
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from distconv.dtypes import ITEM_SIZE
 from distconv.errors import InputError
@@ -34,6 +38,8 @@ _STORAGE_DTYPES = {
     "BoolStorage": "bool",
 }
 _LOCAL_HEADER_BYTES = 30
+# The end of one archive and the beginning of the next one mostly fit, so that a tensor costs one read.
+_BLOCK_BYTES = 16 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,40 +101,101 @@ def read_archive(path: Path) -> Mapping[str, Any]:
     Raises:
         InputError: the file is missing, not in torch's zip format, or damaged.
     """
-    try:
-        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
-            members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-            if "data.pkl" not in members:
-                raise _DamagedError("not a file that torch.save wrote: it holds no data.pkl")
-            if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
-                raise _DamagedError("written on a big-endian machine, which is not supported")
-            text = archive.read(members["data.pkl"])
-            storages = _Storages(stream, members)
-            content = _Unpickler(text, storages).load()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except zipfile.BadZipFile as error:
-        raise InputError(
-            f"{path}: truncated, or not in the zip format of torch >= 1.6 ({error}); an older file can be saved again "
-            "with torch.save(torch.load(file), file)"
-        ) from None
-    except _DamagedError as error:
-        raise InputError(f"{path}: {error}") from None
-    except Exception as error:  # noqa: BLE001 - a damaged pickle can fail in any way, and none of them is a defect here
-        raise InputError(f"{path}: its pickle is damaged: {type(error).__name__}: {error}") from None
+    with _refusals(str(path)), path.open("rb") as stream:
+        content = _content(stream, 0, os.fstat(stream.fileno()).st_size)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a dictionary at the top, found {type(content).__name__}")
     return content
 
 
+@contextmanager
+def stored_within(path: Path) -> Iterator[Callable[[int, int], Any]]:
+    """A function that reads what `torch.save` wrote to the bytes `offset` to `offset + length` of the file.
+
+    It gives what `read_archive` gives, or a bare tensor, with offsets in the file, and raises `InputError` if these
+    bytes are damaged. Ask in the order of offsets: a block of the file is read once then.
+
+    Raises:
+        InputError: the file is missing or cannot be read.
+    """
+    with _refusals(str(path)):
+        descriptor = os.open(path, os.O_RDONLY)
+    try:
+        blocks = lru_cache(8)(lambda number: os.pread(descriptor, _BLOCK_BYTES, number * _BLOCK_BYTES))
+
+        def read(offset: int, length: int) -> Any:
+            with _refusals(f"{path}, {length} bytes from {offset}"):
+                return _content(io.BufferedReader(_Window(blocks, offset, length), 1024), offset, length)
+
+        yield read
+    finally:
+        os.close(descriptor)
+
+
+class _Window(io.RawIOBase):
+    """Some bytes of a file as a file, through blocks."""
+
+    def __init__(self, blocks: Callable[[int], bytes], offset: int, length: int) -> None:
+        self._blocks, self._offset, self._length, self._position = blocks, offset, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length}[whence]
+        self._position = base + position
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        number, start = divmod(self._offset + self._position, _BLOCK_BYTES)
+        data = self._blocks(number)[start : start + min(len(buffer), max(0, self._length - self._position))]
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def _content(stream: IO[bytes], offset: int, length: int) -> Any:
+    """What an archive holds, `stream` being the bytes `offset` to `offset + length` of its file."""
+    with zipfile.ZipFile(stream) as archive:
+        members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+        if "data.pkl" not in members:
+            raise _DamagedError("not a file that torch.save wrote: it holds no data.pkl")
+        if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+            raise _DamagedError("written on a big-endian machine, which is not supported")
+        return _Unpickler(archive.read(members["data.pkl"]), _Storages(stream, members, offset, length)).load()
+
+
+@contextmanager
+def _refusals(where: str) -> Iterator[None]:
+    """What is wrong inside, as an `InputError` that says where."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"{where}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read: {error.strerror}") from None
+    except zipfile.BadZipFile as error:
+        raise InputError(
+            f"{where}: truncated, or not in the zip format of torch >= 1.6 ({error}); an older file can be saved again "
+            "with torch.save(torch.load(file), file)"
+        ) from None
+    except _DamagedError as error:
+        raise InputError(f"{where}: {error}") from None
+    except Exception as error:  # noqa: BLE001 - a damaged pickle can fail in any way, and none of them is a defect here
+        raise InputError(f"{where}: its pickle is damaged: {type(error).__name__}: {error}") from None
+
+
 class _Storages:
     """The storages of an archive by key, located and checked when something refers to them."""
 
-    def __init__(self, stream: io.BufferedIOBase, members: Mapping[str, zipfile.ZipInfo]) -> None:
-        self._stream = stream
-        self._members = members
+    def __init__(
+        self, stream: IO[bytes], members: Mapping[str, zipfile.ZipInfo], archive_offset: int, archive_length: int
+    ) -> None:
+        self._stream, self._members = stream, members
+        self._offset, self._length = archive_offset, archive_length
 
     def locate(self, key: str, dtype: str | None) -> _Storage:
         info = self._members.get(f"data/{key}")
@@ -140,7 +207,9 @@ class _Storages:
         header = self._stream.read(_LOCAL_HEADER_BYTES)
         name_length, extra_length = struct.unpack("<HH", header[26:30])
         offset = info.header_offset + _LOCAL_HEADER_BYTES + name_length + extra_length
-        return _Storage(dtype, offset, info.file_size)
+        if offset + info.file_size > self._length:
+            raise _DamagedError(f"its storage {key} leaves the file")
+        return _Storage(dtype, self._offset + offset, info.file_size)
 
 
 class _Unpickler(pickle.Unpickler):
