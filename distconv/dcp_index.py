@@ -22,7 +22,8 @@ from distconv.errors import InputError, named, raise_if
 from distconv.iterations import iteration_directory, iteration_name
 from distconv.source import AssembledTensor, SourceFile, StoredTensor
 from distconv.source_directory import check_directory
-from distconv.torch_archive import ArchivedTensor, stored_within
+from distconv.torch_archive import ArchivedTensor
+from distconv.torch_blobs import stored_within
 from distconv.virtual import Copy, Index, VirtualTensor, gaps
 
 METADATA = ".metadata"

@@ -1,6 +1,5 @@
 """Reading the structure of a `torch.save` file: which tensors it holds, and at which offsets.
 
-A file may also hold several one after the other, as the `.distcp` files of torch.distributed.checkpoint do.
 The zip directory and the pickle are read as data: classes and functions that the pickle names are never imported or
 called, they become inert stand-ins. Needs no torch and reads no tensor data.
 Format: https://docs.pytorch.org/docs/stable/notes/serialization.html, and `torch/serialization.py`.
@@ -14,10 +13,9 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -38,8 +36,6 @@ _STORAGE_DTYPES = {
     "BoolStorage": "bool",
 }
 _LOCAL_HEADER_BYTES = 30
-# The end of one archive and the beginning of the next one mostly fit, so that a tensor costs one read.
-_BLOCK_BYTES = 16 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,64 +97,18 @@ def read_archive(path: Path) -> Mapping[str, Any]:
     Raises:
         InputError: the file is missing, not in torch's zip format, or damaged.
     """
-    with _refusals(str(path)), path.open("rb") as stream:
-        content = _content(stream, 0, os.fstat(stream.fileno()).st_size)
+    with refusals(str(path)), path.open("rb") as stream:
+        content = archive_content(stream, 0, os.fstat(stream.fileno()).st_size)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a dictionary at the top, found {type(content).__name__}")
     return content
 
 
-@contextmanager
-def stored_within(path: Path) -> Iterator[Callable[[int, int], Any]]:
-    """A function that reads what `torch.save` wrote to the bytes `offset` to `offset + length` of the file.
+def archive_content(stream: IO[bytes], offset: int, length: int) -> Any:
+    """What an archive holds, `stream` being the bytes `offset` to `offset + length` of its file.
 
-    It gives what `read_archive` gives, or a bare tensor, with offsets in the file, and raises `InputError` if these
-    bytes are damaged. Ask in the order of offsets: a block of the file is read once then.
-
-    Raises:
-        InputError: the file is missing or cannot be read.
+    What is wrong with it is raised in many ways; `refusals` makes one of them.
     """
-    with _refusals(str(path)):
-        descriptor = os.open(path, os.O_RDONLY)
-    try:
-        blocks = lru_cache(8)(lambda number: os.pread(descriptor, _BLOCK_BYTES, number * _BLOCK_BYTES))
-
-        def read(offset: int, length: int) -> Any:
-            with _refusals(f"{path}, {length} bytes from {offset}"):
-                return _content(io.BufferedReader(_Window(blocks, offset, length), 1024), offset, length)
-
-        yield read
-    finally:
-        os.close(descriptor)
-
-
-class _Window(io.RawIOBase):
-    """Some bytes of a file as a file, through blocks."""
-
-    def __init__(self, blocks: Callable[[int], bytes], offset: int, length: int) -> None:
-        self._blocks, self._offset, self._length, self._position = blocks, offset, length, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length}[whence]
-        self._position = base + position
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        number, start = divmod(self._offset + self._position, _BLOCK_BYTES)
-        data = self._blocks(number)[start : start + min(len(buffer), max(0, self._length - self._position))]
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-
-def _content(stream: IO[bytes], offset: int, length: int) -> Any:
-    """What an archive holds, `stream` being the bytes `offset` to `offset + length` of its file."""
     with zipfile.ZipFile(stream) as archive:
         members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
         if "data.pkl" not in members:
@@ -169,7 +119,7 @@ def _content(stream: IO[bytes], offset: int, length: int) -> Any:
 
 
 @contextmanager
-def _refusals(where: str) -> Iterator[None]:
+def refusals(where: str) -> Iterator[None]:
     """What is wrong inside, as an `InputError` that says where."""
     try:
         yield

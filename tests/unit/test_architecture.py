@@ -31,7 +31,7 @@ LAYERS: list[set[str]] = [
         "tensor_parallel",
     },
     {"agreement", "commit", "rules", "safetensors_index", "sinks", "torch_archive"},
-    {"adapters", "dcp_metadata", "pt_file", "torch_index", "transfer"},
+    {"adapters", "dcp_metadata", "pt_file", "torch_blobs", "torch_index", "transfer"},
     {"definition", "source_directory"},
     {"dcp_index", "matching"},
     {"binding"},
