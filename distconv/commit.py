@@ -17,7 +17,7 @@ from pathlib import Path
 
 from distconv.errors import InputError, JobError
 from distconv.files import synchronise_directory
-from distconv.iterations import TRACKER_NAME, iteration_directory
+from distconv.iterations import TRACKER_NAME, iteration_name
 
 _PREFIX = ".distconv-"
 _DISCARD_ATTEMPTS = 10
@@ -34,7 +34,7 @@ class Target:
     @property
     def result(self) -> Path:
         """The directory that will hold the files."""
-        return self.directory if self.iteration is None else self.directory / iteration_directory(self.iteration)
+        return self.directory / (iteration_name(self.iteration or "") or "")
 
     @property
     def home(self) -> Path:

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 
+from distconv.dcp_metadata import METADATA
 from distconv.dcp_plan import MODEL_KEY, Chunk, DcpPlan
 from distconv.iterations import CHECKPOINT_VERSION
 
@@ -65,7 +66,7 @@ def write_metadata(directory: Path, plan: DcpPlan, spans: Mapping[str, Sequence[
         for item, (path, (offset, length)) in zip(plans[0].items, places, strict=True)
     ]
     _Writer(directory, sync_files=False).finish(metadata, [results])
-    return directory / ".metadata"
+    return directory / METADATA
 
 
 class _Planner(DefaultSavePlanner):

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distconv.dcp_plan import DcpPlan
-from distconv.formats import LaidOut, Located
+from distconv.dcp_metadata import METADATA, Metadata, read_metadata
+from distconv.dcp_plan import MODEL_KEY, DcpPlan
+from distconv.formats import LaidOut, Located, mismatch
 from distconv.outputs import Entry, OutputFile
-from distconv.torch_archive import read_blob
+from distconv.torch_archive import ArchivedTensor
+from distconv.torch_blobs import stored_within
 
 
 class DcpFormat:
@@ -22,6 +24,7 @@ class DcpFormat:
 
     def __init__(self, plan: DcpPlan) -> None:
         self._plan = plan
+        self._known: Metadata | None = None
 
     def lay_out(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> LaidOut:
         """Write the blobs with holes for their data; the details are their spans."""
@@ -29,10 +32,9 @@ class DcpFormat:
 
         first = file == self._plan.files[0]
         spans = lay_out(path, self._plan.chunks(file), with_version=first)
-        with path.open("rb") as stream:
+        with stored_within(path) as read:
             offsets = {
-                (entry.key, entry.name): read_blob(stream, str(path), *span).offset
-                for entry, span in zip(entries, spans[first:], strict=True)
+                (entry.key, entry.name): read(*span).offset for entry, span in zip(entries, spans[first:], strict=True)
             }
         return LaidOut(offsets=offsets, details=spans)
 
@@ -44,9 +46,45 @@ class DcpFormat:
         return {path.name: path.stat().st_size}
 
     def locate(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Located:
-        """TODO."""
-        return Located(offsets={})
+        """Find the chunks in the file, each where the metadata says that it is."""
+        stored = {
+            (name, chunk.offsets): chunk.places[0]
+            for name, entry in self._metadata(path.parent).tensors.items()
+            for chunk in entry.chunks
+        }
+        offsets, differences = {}, []
+        with stored_within(path) as read:
+            for chunk, entry in zip(self._plan.chunks(file), entries, strict=True):
+                place = stored.get((f"{MODEL_KEY}.{chunk.whole.name}", chunk.offsets))
+                if place is None or place.file != path.name:
+                    differences.append(f"{path}: {entry.key} {entry.name} is not in it, or elsewhere")
+                    continue
+                found = read(place.offset, place.length)
+                wrong = (
+                    mismatch(entry, found.dtype, found.shape) if isinstance(found, ArchivedTensor) else "is no tensor"
+                )
+                if wrong is not None:
+                    differences.append(f"{path}: {entry.key} {entry.name} {wrong}")
+                else:
+                    offsets[entry.key, entry.name] = found.offset
+        return Located(offsets=offsets, differences=differences)
 
     def check(self, directory: Path) -> list[str]:
-        """TODO."""
-        return []
+        """What the metadata says of tensors that are not expected, or of another shape."""
+        expected = {
+            f"{MODEL_KEY}.{chunk.whole.name}": (chunk.whole.tensor.dtype, chunk.whole.tensor.shape)
+            for file in self._plan.files
+            for chunk in self._plan.chunks(file)
+        }
+        path = directory / METADATA
+        found = {name: (entry.dtype, entry.shape) for name, entry in self._metadata(directory).tensors.items()}
+        return [
+            f"{path}: {name} is {found.get(name, 'missing')}, expected {expected.get(name, 'no such tensor')}"
+            for name in sorted(expected.keys() | found.keys())
+            if expected.get(name) != found.get(name)
+        ]
+
+    def _metadata(self, directory: Path) -> Metadata:
+        if self._known is None:
+            self._known = read_metadata(directory / METADATA)
+        return self._known

@@ -1,7 +1,7 @@
 """The source index: which tensors a checkpoint holds, and where their bytes are.
 
 Owns the records that all later stages plan with. It knows nothing of file formats and reads nothing:
-`safetensors_index` produces it, rank 0 shares it with the other processes.
+`safetensors_index` and its like produce them, rank 0 shares them with the other processes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from math import prod
 from typing import Any
 
 from distconv.dtypes import ITEM_SIZE
+from distconv.virtual import VirtualTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,18 @@ class StoredTensor:
     def nbytes(self) -> int:
         """Size in bytes."""
         return prod(self.shape) * ITEM_SIZE[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class AssembledTensor:
+    """A tensor that lies in pieces: operand `i` of `tensor` is `parts[i]`.
+
+    Tensors that are cut alike share one `tensor`, the same object.
+    """
+
+    name: str
+    tensor: VirtualTensor
+    parts: tuple[StoredTensor, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

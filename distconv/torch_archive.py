@@ -8,15 +8,17 @@ Format: https://docs.pytorch.org/docs/stable/notes/serialization.html, and `torc
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from distconv.dtypes import ITEM_SIZE
 from distconv.errors import InputError
@@ -95,43 +97,36 @@ def read_archive(path: Path) -> Mapping[str, Any]:
     Raises:
         InputError: the file is missing, not in torch's zip format, or damaged.
     """
-    try:
-        with path.open("rb") as stream:
-            content = _content(stream, str(path))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    with refusals(str(path)), path.open("rb") as stream:
+        content = archive_content(stream, 0, os.fstat(stream.fileno()).st_size)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a dictionary at the top, found {type(content).__name__}")
     return content
 
 
-def read_blob(stream: IO[bytes], where: str, offset: int, length: int) -> ArchivedTensor:
-    """The tensor that `torch.save` wrote into `length` bytes of a file from `offset`; `where` names it in errors.
+def archive_content(stream: IO[bytes], offset: int, length: int) -> Any:
+    """What an archive holds, `stream` being the bytes `offset` to `offset + length` of its file.
 
-    Raises:
-        InputError: there is no such archive, it is damaged, or holds something else than one tensor.
+    What is wrong with it is raised in many ways; `refusals` makes one of them.
     """
-    content = _content(cast("IO[bytes]", _Window(stream, offset, length)), where)
-    if not isinstance(content, ArchivedTensor):
-        raise InputError(f"{where}: expected a tensor, found {type(content).__name__}")
-    return replace(content, offset=content.offset + offset)
+    with zipfile.ZipFile(stream) as archive:
+        members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+        if "data.pkl" not in members:
+            raise _DamagedError("not a file that torch.save wrote: it holds no data.pkl")
+        if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+            raise _DamagedError("written on a big-endian machine, which is not supported")
+        return _Unpickler(archive.read(members["data.pkl"]), _Storages(stream, members, offset, length)).load()
 
 
-def _content(stream: IO[bytes], where: str) -> Any:
-    """What is at the top of an archive."""
+@contextmanager
+def refusals(where: str) -> Iterator[None]:
+    """What is wrong inside, as an `InputError` that says where."""
     try:
-        with zipfile.ZipFile(stream) as archive:
-            members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-            if "data.pkl" not in members:
-                raise _DamagedError("not a file that torch.save wrote: it holds no data.pkl")
-            if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
-                raise _DamagedError("written on a big-endian machine, which is not supported")
-            text = archive.read(members["data.pkl"])
-            return _Unpickler(text, _Storages(stream, members)).load()
-    except OSError:
-        raise
+        yield
+    except FileNotFoundError:
+        raise InputError(f"{where}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read: {error.strerror}") from None
     except zipfile.BadZipFile as error:
         raise InputError(
             f"{where}: truncated, or not in the zip format of torch >= 1.6 ({error}); an older file can be saved again "
@@ -143,43 +138,14 @@ def _content(stream: IO[bytes], where: str) -> Any:
         raise InputError(f"{where}: its pickle is damaged: {type(error).__name__}: {error}") from None
 
 
-class _Window(io.RawIOBase):
-    """Some bytes of an open file, as a file."""
-
-    def __init__(self, stream: IO[bytes], offset: int, length: int) -> None:
-        super().__init__()
-        self._stream = stream
-        self._offset = offset
-        self._length = length
-        self._position = 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def read(self, size: int | None = -1) -> bytes:
-        rest = max(self._length - self._position, 0)
-        self._stream.seek(self._offset + self._position)
-        data = self._stream.read(rest if size is None or size < 0 else min(size, rest))
-        self._position += len(data)
-        return data
-
-
 class _Storages:
     """The storages of an archive by key, located and checked when something refers to them."""
 
-    def __init__(self, stream: IO[bytes], members: Mapping[str, zipfile.ZipInfo]) -> None:
-        self._stream = stream
-        self._members = members
+    def __init__(
+        self, stream: IO[bytes], members: Mapping[str, zipfile.ZipInfo], archive_offset: int, archive_length: int
+    ) -> None:
+        self._stream, self._members = stream, members
+        self._offset, self._length = archive_offset, archive_length
 
     def locate(self, key: str, dtype: str | None) -> _Storage:
         info = self._members.get(f"data/{key}")
@@ -191,7 +157,9 @@ class _Storages:
         header = self._stream.read(_LOCAL_HEADER_BYTES)
         name_length, extra_length = struct.unpack("<HH", header[26:30])
         offset = info.header_offset + _LOCAL_HEADER_BYTES + name_length + extra_length
-        return _Storage(dtype, offset, info.file_size)
+        if offset + info.file_size > self._length:
+            raise _DamagedError(f"its storage {key} leaves the file")
+        return _Storage(dtype, self._offset + offset, info.file_size)
 
 
 class _Unpickler(pickle.Unpickler):
