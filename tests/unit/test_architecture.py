@@ -16,7 +16,18 @@ PACKAGE = Path(distconv.__file__).parent
 # From the bottom to the top: a module imports only from layers above its own line in this list.
 LAYERS: list[set[str]] = [
     {"dtypes", "errors", "interruption", "measurement", "partition", "virtual"},
-    {"files", "jsonfile", "layout", "operators", "processes", "sizes", "source", "steps", "tensor_parallel"},
+    {
+        "catalogue",
+        "files",
+        "jsonfile",
+        "layout",
+        "operators",
+        "processes",
+        "sizes",
+        "source",
+        "steps",
+        "tensor_parallel",
+    },
     {"agreement", "commit", "rules", "safetensors_index", "sinks", "torch_archive"},
     {"adapters", "pt_file", "torch_index", "transfer"},
     {"definition", "source_directory"},
@@ -32,6 +43,7 @@ LAYERS: list[set[str]] = [
 ]
 # Everything outside of the standard library. Modules that are not here need nothing.
 THIRD_PARTY = {
+    "catalogue": {"yaml"},
     "cli": {"hydra", "omegaconf"},
     "processes": {"mpi4py", "torch"},
     "pt_file": {"torch"},
