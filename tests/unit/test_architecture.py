@@ -19,6 +19,7 @@ LAYERS: list[set[str]] = [
     {
         "catalogue",
         "files",
+        "interleaving",
         "jsonfile",
         "layout",
         "operators",
