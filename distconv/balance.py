@@ -1,19 +1,21 @@
 """Completing a layout that the user gave in part: sizes from stage lists, and stage lists from sizes.
 
 Owns the defaults: an encoder without a list stands on the first stage, and language model layers without a list are
-spread so that the heaviest stage is as light as possible in bytes. What it chooses is printed with the plan.
+spread so that the heaviest pipeline rank, and then the heaviest stage, is as light as possible in bytes. What it
+chooses is printed with the plan.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from distconv.binding import Binding
 from distconv.definition import Definition
 from distconv.errors import raise_if
+from distconv.interleaving import heaviest, interleaved_parts
 from distconv.layout import PLACEMENTS, TEXT, Layout, StageRows, check_layout, shown_stages
-from distconv.partition import even_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,31 +85,45 @@ def complete_layout(request: LayoutRequest, binding: Binding, definition: Defini
 
 
 def _balanced_text(layout: Layout, binding: Binding, definition: Definition) -> list[int]:
-    """Language model layers per stage, given where the encoders stand."""
+    """Language model layers per stage, given where the encoders stand.
+
+    Weighs what one expert parallel rank holds (times `ep`, to stay with whole numbers): the experts are divided there,
+    all else is on each.
+    """
     layers = [0] * binding.layers[TEXT]
-    encoders = [0] * layout.stage_count
+    carried = [0] * layout.stage_count
     ends = {"first": 0, "last": 0}
+    tied, embedding = definition.tied, 0
     targets = set()
     for parameter in binding.parameters:
         rule = parameter.recipe.rule
+        nbytes = parameter.nbytes * (layout.ep if parameter.expert is None else 1)
         targets.add(rule.target)
+        if tied is not None and rule.target == tied.embedding:
+            embedding += nbytes
         if rule.modality != TEXT:
             for stage, _ in layout.placement_of(rule.modality).stages(rule.stage, parameter.layer):
-                encoders[stage] += parameter.nbytes
+                carried[stage] += nbytes
         elif parameter.layer is not None:
-            layers[parameter.layer] += parameter.nbytes
+            layers[parameter.layer] += nbytes
         elif rule.stage in ends:
-            ends[rule.stage] += parameter.nbytes
-    if binding.tied and definition.tied is not None and definition.tied.head not in targets:
-        # The last stage will hold a copy of the embedding.
-        ends["last"] += ends["first"]
+            ends[rule.stage] += nbytes
+    # The head of a tied model is a copy of the embedding, where the two are on different stages.
+    copy = embedding if binding.tied and tied is not None and tied.head not in targets else 0
+    pp = layout.pp
     if layout.placement == "u_shape":
-        encoders[0] += ends["first"]
-        encoders[(layout.vpp - 1) * layout.pp] += ends["last"]
-    else:
-        layers[0] += ends["first"]
-        layers[-1] += ends["last"]
-    return [len(part) for part in even_parts(layers, encoders)]
+        carried[0] += ends["first"]
+        carried[(layout.vpp - 1) * pp] += ends["last"] + (copy if pp > 1 else 0)
+        return [len(part) for part in interleaved_parts(layers, carried, pp)]
+    layers[0] += ends["first"]
+    layers[-1] += ends["last"]
+    count, stages = len(layers), layout.stage_count if copy else 0
+    undivided = [[range(0)] * at + [range(count)] + [range(count, count)] * (stages - at - 1) for at in range(stages)]
+    options = [(heaviest(parts, layers, carried, pp), parts) for parts in undivided]
+    layers[-1] += copy
+    divided = interleaved_parts(layers, carried, pp)
+    options.insert(0, (heaviest(divided, layers, carried, pp), divided))
+    return [len(part) for part in min(options, key=itemgetter(0))[1]]
 
 
 def _rows(flat: list[int], pp: int) -> StageRows:

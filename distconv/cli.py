@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -25,6 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from distconv.catalogue import Definitions, Head, read_heads
 from distconv.config import JobConfig, parse_config
 from distconv.errors import DistconvError, InputError, LauncherError
 from distconv.interruption import end_politely
@@ -58,7 +60,7 @@ def main() -> int:
             config, chosen = _parsed(content)
             if processes is None:
                 processes = connect(start)
-            run_job(config, chosen, _definitions, processes, reporter)
+            run_job(config, chosen, Definitions(heads=_heads, compose=_composed), processes, reporter)
         except Exception as error:  # noqa: BLE001 - Hydra would print it in its own words; it is dealt with below
             failure = failure or error
 
@@ -115,14 +117,18 @@ def _plain(content: Any) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _definitions() -> Mapping[str, Mapping[str, Any]]:
-    """All model definitions on Hydra's search path, composed, by name."""
+def _heads() -> Mapping[str, Head]:
+    """What the model definitions on Hydra's search path say that they are for."""
+    places = {"pkg": files, "file": Path}
+    sources = HydraConfig.get().runtime.config_sources
+    return read_heads([places[each.schema](each.path) for each in sources if each.schema in places], _composed)
+
+
+def _composed(name: str) -> Mapping[str, Any]:
+    """A model definition as Hydra composes it, from the search path that this job has."""
+    overrides = [*HydraConfig.get().overrides.hydra, f"+model={name}"]
     loader = GlobalHydra.instance().config_loader()
-    definitions = {}
-    for name in loader.get_group_options("model"):
-        composed = loader.load_configuration("config", [f"+model={name}"], RunMode.RUN, validate_sweep_overrides=False)
-        definitions[name] = _plain(composed.model)
-    return definitions
+    return _plain(loader.load_configuration("config", overrides, RunMode.RUN, validate_sweep_overrides=False).model)
 
 
 @contextlib.contextmanager

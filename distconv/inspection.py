@@ -7,18 +7,17 @@ it is. Reads headers and JSON only.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from distconv.adapters import CONFIG_NAME
+from distconv.catalogue import Definitions, Head
 from distconv.config import JobConfig
 from distconv.errors import InputError
 from distconv.facts import Checkpoint, Facts
 from distconv.jsonfile import read_object
 from distconv.source_directory import check_directory, read_directory
-
-Definitions = Callable[[], Mapping[str, Mapping[str, Any]]]
 
 
 def inspect(config: JobConfig, chosen: tuple[str, Mapping[str, Any]] | None, definitions: Definitions) -> Facts:
@@ -37,7 +36,10 @@ def inspect(config: JobConfig, chosen: tuple[str, Mapping[str, Any]] | None, def
         return Facts(source=_adapter(config.source), text_source=None, model=chosen[0], definition=chosen[1])
     source = _checkpoint(config.source, "source")
     text_source = None if config.text_source is None else _checkpoint(config.text_source, "text_source")
-    name, content = chosen or _recognised(source, definitions())
+    if chosen is None:
+        recognised = _recognised(source, definitions.heads())
+        chosen = recognised, definitions.compose(recognised)
+    name, content = chosen
     expected = content.get("model_types") or []
     found = source.config.get("model_type")
     if expected and found not in expected:
@@ -64,7 +66,7 @@ def _checkpoint(directory: Path, key: str) -> Checkpoint:
     return Checkpoint(index=read_directory(directory), config=config)
 
 
-def _recognised(source: Checkpoint, definitions: Mapping[str, Mapping[str, Any]]) -> tuple[str, Mapping[str, Any]]:
+def _recognised(source: Checkpoint, definitions: Mapping[str, Head]) -> str:
     where = f"{source.index.directory}/config.json"
     model_type = source.config.get("model_type")
     if model_type is None:
@@ -79,4 +81,4 @@ def _recognised(source: Checkpoint, definitions: Mapping[str, Mapping[str, Any]]
         raise InputError(
             f"{where}: model_type {model_type!r} is of no model definition{hint}; known: {', '.join(sorted(known))}"
         )
-    return known[model_type], definitions[known[model_type]]
+    return known[model_type]

@@ -14,11 +14,12 @@ from typing import Any
 
 from distconv.agreement import on_all, on_first
 from distconv.assignment import assign
+from distconv.catalogue import Definitions
 from distconv.commit import Staging, Target, check_absent, check_target, leftovers
 from distconv.config import JobConfig
 from distconv.errors import InputError, JobError, joined
 from distconv.facts import Facts
-from distconv.inspection import Definitions, inspect
+from distconv.inspection import inspect
 from distconv.interruption import undisturbed
 from distconv.measurement import cpu_seconds, peak_resident_bytes
 from distconv.outputs import OutputFile, Plan
@@ -54,7 +55,7 @@ def run_job(
         DistconvError: the same on every process.
     """
     if config.action == "models":
-        on_first(processes, lambda: reporter.say(models_text(definitions())))
+        on_first(processes, lambda: reporter.say(models_text(definitions.heads())))
         return
     start = time.monotonic()
 

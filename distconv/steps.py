@@ -27,6 +27,11 @@ MIN_RUN_BYTES = 64 * 1024
 # that hold large checkpoints a request costs as much as reading some tens of KiB.
 MAX_GAP_BYTES = 64 * 1024
 
+# A transposition reads every row of the source again for each block of the target, so the fewer blocks the better: it
+# reads into this part of a buffer, and has the rest of both for writing. (Blocks with fewer columns instead of fewer
+# rows would be read once, but written in thousands of runs shorter than a page, which network file systems punish.)
+_TURNING = 8
+
 
 @dataclass(frozen=True, slots=True)
 class CopyRun:
@@ -84,7 +89,7 @@ Step = CopyRun | Gather
 
 
 def lower(shards: Sequence[VirtualTensor], source_shapes: Sequence[Index], buffer_bytes: int) -> Iterator[Step]:
-    """The steps that produce shards of one recipe, with buffers of at most `buffer_bytes` for reading and writing."""
+    """The steps that produce shards of one recipe, each in memory of twice `buffer_bytes` for reading and writing."""
     gathered: list[int] = []
     for number, shard in enumerate(shards):
         runs = _runs(number, shard, source_shapes)
@@ -95,13 +100,22 @@ def lower(shards: Sequence[VirtualTensor], source_shapes: Sequence[Index], buffe
     if not gathered:
         return
     item_size = ITEM_SIZE[shards[0].dtype]
-    room = max(buffer_bytes // len(gathered), item_size)
+    reading = buffer_bytes
+    if any(_turns(copy) for number in gathered for copy in shards[number].copies):
+        reading = max(buffer_bytes // _TURNING, item_size)
+    room = max((2 * buffer_bytes - reading) // len(gathered), item_size)
     blocks = [
         [(number, *block) for block in contiguous_blocks(shards[number].shape, room // item_size)]
         for number in gathered
     ]
     for together in zip_longest(*blocks):
-        yield _gather([block for block in together if block is not None], shards, source_shapes, buffer_bytes)
+        yield _gather([block for block in together if block is not None], shards, source_shapes, reading)
+
+
+def _turns(copy: Copy) -> bool:
+    """Whether dims that the copy runs along change places."""
+    dims = [dim for dim, length in zip(copy.dims, copy.shape, strict=True) if dim is not None and length > 1]
+    return dims != sorted(dims)
 
 
 def bytes_read(steps: Sequence[Step]) -> int:

@@ -51,9 +51,9 @@ def planned() -> PlanOf:
         if published.name not in indices:
             indices[published.name] = index_of(published.tensors())
         checkpoint = Checkpoint(index=indices[published.name], config=config)
-        name, definition = _recognised(checkpoint, definitions)
+        name = _recognised(checkpoint, definitions)
         job = parse_config(as_configured(defaults, layout))
-        return name, plan_job(job, Facts(source=checkpoint, text_source=None, model=name, definition=definition))
+        return name, plan_job(job, Facts(source=checkpoint, text_source=None, model=name, definition=definitions[name]))
 
     return plan
 

@@ -63,11 +63,11 @@ class Execution:
 
     def _gather(self, step: Gather, buffer_bytes: int) -> None:
         total = sum(write.nbytes for write in step.writes)
-        assert total <= buffer_bytes, f"{total} bytes to write do not fit the buffer of {buffer_bytes}"
+        longest = max((read.nbytes for read in step.reads), default=0)
+        assert total + longest <= 2 * buffer_bytes, f"{total} and {longest} bytes do not fit two of {buffer_bytes}"
         writing = bytearray(total) if step.zero else bytearray(_WRITE_POISON * total)
         moved = np.zeros(total, np.uint8)
         for read in step.reads:
-            assert read.nbytes <= buffer_bytes, f"{read.nbytes} bytes to read do not fit the buffer of {buffer_bytes}"
             # Exactly as long as the extent, so that numpy refuses a move that leaves it.
             reading = bytearray(_READ_POISON * read.nbytes)
             reading[:] = self._take(read.operand, read.offset, read.nbytes)

@@ -17,8 +17,10 @@ PACKAGE = Path(distconv.__file__).parent
 LAYERS: list[set[str]] = [
     {"dtypes", "errors", "interruption", "measurement", "partition", "virtual"},
     {
+        "catalogue",
         "composition",
         "files",
+        "interleaving",
         "iterations",
         "jsonfile",
         "layout",
@@ -47,6 +49,7 @@ LAYERS: list[set[str]] = [
 ]
 # Everything outside of the standard library. Modules that are not here need nothing.
 THIRD_PARTY = {
+    "catalogue": {"yaml"},
     "cli": {"hydra", "omegaconf"},
     "dcp_blobs": {"torch"},
     "processes": {"mpi4py", "torch"},

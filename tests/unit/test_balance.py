@@ -61,17 +61,42 @@ def _every_spread(layers: int, pp: int, vpp: int) -> Iterator[StageRows]:
         yield tuple(tuple(flat[start : start + pp]) for start in range(0, len(flat), pp))
 
 
-def _heaviest(layout: Layout, binding: Binding) -> int:
-    resolved = resolve_head(binding, toy.definition(), layout, "auto")
-    return max(summary.nbytes for summary in make_plan(resolved, layout).stages)
+def _heaviest(layout: Layout, binding: Binding) -> tuple[int, int]:
+    """Bytes of the heaviest pipeline rank and of the heaviest stage, at one expert parallel coordinate."""
+    plan = make_plan(resolve_head(binding, toy.definition(), layout, "auto"), layout)
+    return max(file.nbytes for file in plan.files), max(stage.nbytes for stage in plan.stages) // layout.ep
 
 
-@settings(max_examples=25)
-@given(st.integers(1, 5), st.integers(1, 3), st.integers(1, 2), st.booleans(), st.data())
-def test_text_layers_are_spread_so_that_the_heaviest_stage_is_as_light_as_possible(layers, pp, vpp, tied, data):
+def _heaviest_layer(binding: Binding) -> int:
+    """In bytes, with both ends of the language model and a copied head."""
+    layers = [0] * binding.layers["text"]
+    ends = 0
+    for parameter in binding.parameters:
+        if parameter.recipe.rule.modality == "text" and parameter.layer is not None:
+            layers[parameter.layer] += parameter.nbytes
+        elif parameter.recipe.rule.modality == "text":
+            ends += 2 * parameter.nbytes
+    return max(layers) + ends
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(1, 5),
+    st.integers(1, 3),
+    st.integers(1, 2),
+    st.sampled_from([1, 4]),
+    st.booleans(),
+    st.sampled_from(["sequential", "u_shape"]),
+    st.data(),
+)
+def test_text_layers_are_spread_so_that_the_heaviest_rank_is_as_light_as_possible(
+    layers, pp, vpp, ep, tied, placement, data
+):
     assume(pp * vpp <= layers + toy.VISION_LAYERS)
+    # The first layer is dense.
+    assume(ep == 1 or layers > 1)
     binding = _bound(layers, tied=tied)
-    request: dict[str, Any] = {"pp": pp, "vpp": vpp}
+    request: dict[str, Any] = {"pp": pp, "vpp": vpp, "ep": ep, "placement": placement}
     if data.draw(st.booleans()):
         vision = data.draw(st.sampled_from(list(_every_spread(toy.VISION_LAYERS, pp, vpp))))
         request["stages"] = {"vision": vision}
@@ -79,10 +104,42 @@ def test_text_layers_are_spread_so_that_the_heaviest_stage_is_as_light_as_possib
     found = complete(binding, **request)
 
     others = [
-        complete(binding, stages={**found.stages, "text": rows}, pp=pp, vpp=vpp)
+        complete(binding, **{**request, "stages": {**found.stages, "text": rows}})
         for rows in _every_spread(layers, pp, vpp)
     ]
-    assert _heaviest(found, binding) == min(_heaviest(other, binding) for other in others)
+    best = min(_heaviest(other, binding) for other in others)
+    if vpp == 1:
+        assert _heaviest(found, binding) == best
+    else:
+        assert _heaviest(found, binding)[0] <= best[0] + _heaviest_layer(binding)
+
+
+@pytest.mark.parametrize(("ep", "expected"), [(1, (2, 2)), (4, (1, 3))])
+def test_experts_weigh_what_one_expert_parallel_rank_holds_of_them(ep, expected):
+    """A dense layer weighs three quarters of one with four experts."""
+    mlp, ffn = 3 * 3000, 2 * 1000
+    shapes = toy.shapes(layers=4)
+    for name, shape in shapes.items():
+        size = ffn if ".experts." in name else mlp if ".mlp." in name else None
+        if size is not None:
+            shapes[name] = tuple(size if length in (toy.MLP, toy.FFN) else length for length in shape)
+    binding = toy.bound(shapes, num_hidden_layers=4, intermediate_size=mlp, moe_intermediate_size=ffn)
+    assert complete(binding, pp=2, ep=ep).stages["text"] == (expected,)
+
+
+def test_a_tied_model_that_leaves_the_stage_of_a_heavy_encoder_stays_together():
+    """There it needs no copy of its embedding, which is somewhat heavier than the encoder."""
+    shapes = {**toy.shapes(layers=2), "model.embed.weight": (4000, 16), "visual.patch.weight": (24, 5, 2, 200)}
+    del shapes["lm_head.weight"]
+    binding = toy.bound(shapes, num_hidden_layers=2, vocab_size=4000, tie_word_embeddings=True)
+    assert complete(binding, pp=2).stages["text"] == ((0, 2),)
+
+
+def test_in_u_shape_every_stage_of_pipeline_rank_0_makes_room_for_the_ends():
+    shapes = {**toy.shapes(layers=13), "model.embed.weight": (2000, 16), "lm_head.weight": (2000, 16)}
+    binding = toy.bound(shapes, num_hidden_layers=13, vocab_size=2000)
+    found = complete(binding, pp=3, vpp=2, placement="u_shape").stages["text"]
+    assert found == ((0, 4, 3), (0, 3, 3))
 
 
 def test_in_u_shape_the_ends_of_the_language_model_weigh_on_pipeline_rank_0():

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from distconv.catalogue import Definitions
 from distconv.config import JobConfig
 from distconv.errors import InputError
 from distconv.inspection import inspect
@@ -23,6 +24,8 @@ DEFINITIONS = {
     "nameless": {},
 }
 
+AT_HAND = Definitions(heads=lambda: DEFINITIONS, compose=DEFINITIONS.__getitem__)
+
 
 def checkpoint(directory: Path, **config: Any) -> Path:
     directory.mkdir()
@@ -32,7 +35,7 @@ def checkpoint(directory: Path, **config: Any) -> Path:
 
 
 def looked(config: JobConfig, chosen: str | None = None) -> Facts:
-    return inspect(config, None if chosen is None else (chosen, DEFINITIONS[chosen]), lambda: DEFINITIONS)
+    return inspect(config, None if chosen is None else (chosen, DEFINITIONS[chosen]), AT_HAND)
 
 
 def refused(config: JobConfig, chosen: str | None = None) -> str:
@@ -121,7 +124,7 @@ def adapter(directory: Path) -> Path:
 
 def test_an_adapter_is_read_for_a_definition_of_adapters_alone(tmp_path):
     content = {"adapters": "only", "model_types": ["model_one"]}
-    found = inspect(job(adapter(tmp_path / "hf")), ("one_lora", content), dict)
+    found = inspect(job(adapter(tmp_path / "hf")), ("one_lora", content), AT_HAND)
     assert found.source.config == {"r": 8}
     assert sorted(found.source.index.tensors) == ["a", "b"]
 
@@ -129,7 +132,7 @@ def test_an_adapter_is_read_for_a_definition_of_adapters_alone(tmp_path):
 def test_an_adapter_has_no_separate_language_model(tmp_path):
     text = checkpoint(tmp_path / "llm", model_type="model_one")
     with pytest.raises(InputError, match="text_source"):
-        inspect(job(adapter(tmp_path / "hf"), text), ("one_lora", {"adapters": "only"}), dict)
+        inspect(job(adapter(tmp_path / "hf"), text), ("one_lora", {"adapters": "only"}), AT_HAND)
 
 
 def test_an_adapter_needs_its_model_to_be_named(tmp_path):
