@@ -131,34 +131,43 @@ def parse_config(content: Mapping[str, Any]) -> JobConfig:
 
 
 def _contradictions(config: JobConfig) -> Iterator[str]:
-    """Keys that were given although they say nothing about this job."""
-    layout = LayoutRequest()
-    layout_keys = {
-        f"layout.{each.name}": getattr(config.layout, each.name) != getattr(layout, each.name)
-        for each in fields(layout)
-    }
-    parts = {
-        "select": config.select is not None,
-        "text_source": config.text_source is not None,
-        "projector": config.projector != PROJECTOR_CHOICES[0],
-        "vocab_size": config.vocab_size is not None,
-        "lora_only": config.lora_only,
-    }
-    names = {"naming": config.naming != NAMINGS[0], "name_prefix": config.name_prefix != ""}
-    experts = {"packed_experts": config.packed_experts != PACKED_EXPERTS[0]}
-    published = config.target_format == "dcp" and config.naming == "hf"
+    """Keys that were given although they say nothing about a result of this format."""
+    published = config.target_format == "hf" or config.naming == "hf"
+    is_dcp = config.target_format == "dcp"
     for keys, allowed, why in (
         (
-            layout_keys,
+            {f"layout.{key}": given for key, given in _given(config.layout, LayoutRequest()).items()},
             config.target_format == "megatron",
-            "a DCP holds whole tensors; leave it out with target_format=dcp",
+            f"target_format={config.target_format} holds whole tensors; leave it out",
         ),
-        (names, config.target_format == "dcp", "goes with target_format=dcp"),
-        (experts, published, "goes with target_format=dcp and naming=hf"),
-        (parts, not published, "goes with naming=megatron; with naming=hf every tensor is written as it is"),
+        (
+            {"naming": config.naming != NAMINGS[0], "name_prefix": config.name_prefix not in (None, "") and not is_dcp},
+            is_dcp,
+            "goes with target_format=dcp",
+        ),
+        (
+            {"packed_experts": config.packed_experts != PACKED_EXPERTS[0]},
+            is_dcp and published,
+            "goes with target_format=dcp and naming=hf",
+        ),
+        (
+            {"vocab_size": config.vocab_size is not None},
+            not published,
+            "the published names have the vocabulary of the published model; leave it out",
+        ),
+        (
+            {"fill_from_reference": config.fill_from_reference},
+            published,
+            "goes with target_format=hf, or dcp and naming=hf",
+        ),
     ):
         if not allowed:
             yield from (f"{key}: {why}" for key, given in keys.items() if given)
+
+
+def _given(value: Any, default: Any) -> dict[str, bool]:
+    """Which fields of a record differ from those of another one."""
+    return {each.name: getattr(value, each.name) != getattr(default, each.name) for each in fields(value)}
 
 
 class _Reader:

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from distconv.dcp_index import DcpIndex
 from distconv.definition import Definition
+from distconv.megatron_index import MegatronIndex
 from distconv.sizes import Sizes
 from distconv.source import SourceIndex
 
@@ -35,36 +37,6 @@ class Checkpoint:
     def from_json(data: Mapping[str, Any]) -> Checkpoint:
         """The checkpoint that `to_json` described."""
         return Checkpoint(index=SourceIndex.from_json(data["index"]), config=data["config"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What planning starts from: the checkpoints, and the name and content of the model definition, if there is one."""
-
-    source: Checkpoint
-    text_source: Checkpoint | None
-    model: str | None
-    definition: Mapping[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for sharing."""
-        return {
-            "source": self.source.to_json(),
-            "text_source": None if self.text_source is None else self.text_source.to_json(),
-            "model": self.model,
-            "definition": self.definition,
-        }
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Facts:
-        """The facts that `to_json` described."""
-        text_source = data["text_source"]
-        return Facts(
-            source=Checkpoint.from_json(data["source"]),
-            text_source=None if text_source is None else Checkpoint.from_json(text_source),
-            model=data["model"],
-            definition=data["definition"],
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,3 +67,75 @@ class Reference:
         """The reference that `to_json` described."""
         index = data["index"]
         return Reference(**{**data, "index": None if index is None else SourceIndex.from_json(index)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DcpSource:
+    """A DCP: its tensors by the names that a model definition or the reference knows, and which of the two it is.
+
+    `prefix` is what training put in front of the names; `others` describes entries that are no tensors of the model.
+    """
+
+    index: DcpIndex
+    naming: str
+    prefix: str
+    others: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for sharing."""
+        return {**vars(self), "index": self.index.to_json()}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> DcpSource:
+        """The source that `to_json` described."""
+        return DcpSource(**{**data, "index": DcpIndex.from_json(data["index"]), "others": tuple(data["others"])})
+
+
+Source = Checkpoint | MegatronIndex | DcpSource
+_KINDS: Mapping[str, Any] = {"hf": Checkpoint, "megatron": MegatronIndex, "dcp": DcpSource}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What planning starts from: the checkpoints, and the name and content of the model definition, if there is one.
+
+    `reference` is given where the source is no Hugging Face directory itself; `iteration` is that of the result.
+    """
+
+    source: Source
+    text_source: Checkpoint | None
+    reference: Reference | None
+    model: str | None
+    definition: Mapping[str, Any]
+    iteration: str
+
+    @property
+    def kind(self) -> str:
+        """The format of the source: hf, megatron or dcp."""
+        return next(kind for kind, each in _KINDS.items() if isinstance(self.source, each))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for sharing."""
+        return {
+            **vars(self),
+            "kind": self.kind,
+            **{
+                key: None if value is None else value.to_json()
+                for key, value in (
+                    ("source", self.source), ("text_source", self.text_source), ("reference", self.reference)
+                )
+            },
+        }  # fmt: skip
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Facts:
+        """The facts that `to_json` described."""
+        text_source, reference = data["text_source"], data["reference"]
+        return Facts(
+            source=_KINDS[data["kind"]].from_json(data["source"]),
+            text_source=None if text_source is None else Checkpoint.from_json(text_source),
+            reference=None if reference is None else Reference.from_json(reference),
+            model=data["model"],
+            definition=data["definition"],
+            iteration=data["iteration"],
+        )
