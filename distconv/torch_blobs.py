@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from errno import EINVAL
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ class _Window(io.RawIOBase):
 
     def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length}[whence]
+        if base + position < 0:
+            raise OSError(EINVAL, "damaged, or not an archive: it refers to bytes before its first one")
         self._position = base + position
         return self._position
 
