@@ -101,9 +101,9 @@ class _Window(io.RawIOBase):
 
 @dataclass(frozen=True, kw_only=True)
 class _Form:
-    """What archives have in common, byte for byte, that hold a tensor of the same kind: all but data and checksums.
+    """What archives have in common, byte for byte, that hold a tensor of the same kind: all but data and its checksums.
 
-    `head` goes up to the data and holds the pickle; `directory` is the zip's, without checksums, from byte `start` on.
+    `head` goes up to the data and holds the pickle; `directory` is the zip's, without those, from byte `start` on.
     """
 
     head: bytes
@@ -130,4 +130,4 @@ def _form(window: _Window, tensor: ArchivedTensor) -> list[_Form]:
 
 def _directory(window: _Window, start: int) -> bytes:
     entries = window.bytes(start, window.length - start).split(_ENTRY)
-    return _ENTRY.join(entry[:12] + entry[16:] for entry in entries)
+    return _ENTRY.join(entry[:12] + entry[16:] if b"data/" in entry else entry for entry in entries)

@@ -1,6 +1,6 @@
 """Checkpoints of torch.distributed.checkpoint written without torch, so that each part of them can be wrong.
 
-The pickles name classes of torch that this module never has; `end_to_end/test_dcp_files.py` shows that torch writes and
+The pickles name classes of torch that this module never has; `tests/end_to_end/test_dcp_files.py` shows that torch
 reads the like.
 """
 
@@ -37,14 +37,11 @@ class Name:
 
 @dataclass(eq=False)
 class Call:
-    """Pickles as what a call gives, with the state that is set on it then."""
+    """Pickles as what a call gives, or, without arguments, as a bare object, with the state that is set on it then."""
 
     function: Name
     arguments: tuple[Any, ...] = ()
     state: Any = None
-
-    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
-        return self.function, self.arguments, self.state
 
 
 @dataclass(frozen=True)
@@ -64,12 +61,21 @@ class _Pickler(pickle._Pickler):
             return ("storage", Name("torch", STORAGES[obj.dtype]), "0", "cpu", obj.elements)
         return None
 
-    dispatch: ClassVar[dict[Any, Any]] = {**pickle._Pickler.dispatch, type: save_global}
+    def save_call(self, call: Call) -> None:
+        self.save(call.function)
+        self.save(call.arguments)
+        self.write(pickle.REDUCE if call.arguments else pickle.NEWOBJ)
+        self.memoize(call)
+        if call.state is not None:
+            self.save(call.state)
+            self.write(pickle.BUILD)
+
+    dispatch: ClassVar[dict[Any, Any]] = {**pickle._Pickler.dispatch, type: save_global, Call: save_call}
 
 
-def pickled(content: object) -> bytes:
+def pickled(content: object, protocol: int = 4) -> bytes:
     stream = io.BytesIO()
-    _Pickler(stream, 4).dump(content)
+    _Pickler(stream, protocol).dump(content)
     return stream.getvalue()
 
 
@@ -81,7 +87,7 @@ def archive(content: object, data: bytes = b"") -> bytes:
     """A zip as `torch.save` lays it out, without what is not needed."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as opened:
-        opened.writestr("archive/data.pkl", pickled(content))
+        opened.writestr("archive/data.pkl", pickled(content, 2))
         opened.writestr("archive/byteorder", "little")
         opened.writestr("archive/data/0", data)
         opened.writestr("archive/version", "3\n")
