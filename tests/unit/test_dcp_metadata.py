@@ -82,6 +82,7 @@ def test_what_newer_versions_and_planners_write_besides_is_not_needed(tmp_path):
         "set": Call(Name("builtins", "set"), ([1, 2],)),
         "plan": Call(Name("torch.distributed.checkpoint.planner", "SavePlan"), (), {"items": []}),
         "ordered": OrderedDict(a=1),
+        "all_local_plans": [Call(Name("megatron.core.dist_checkpointing.strategies.torch", "MCoreSavePlan"))],
     }
     assert set(read(tmp_path, made).tensors) == {"model.a", "model.scalar"}
 
