@@ -122,7 +122,7 @@ def locate(checkpoint: DcpDirectory, wanted: Callable[[str], bool]) -> DcpIndex:
 
     Raises:
         InputError: a chunk that is not stored as the metadata says, or a tensor that its chunks do not make up. All
-            problems are reported together.
+            problems of a kind are reported together.
     """
     entries = {name: entry for name, entry in checkpoint.metadata.tensors.items() if wanted(name)}
     raise_if(_unsound(checkpoint.directory / METADATA, entries))
