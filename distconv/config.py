@@ -5,29 +5,27 @@ Owns the checks that need nothing but the configuration: types, allowed values, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from distconv.balance import LayoutRequest
+from distconv.config_reader import LayoutReader, Reader
 from distconv.errors import raise_if, unknown_keys
-from distconv.layout import PLACEMENTS, StageRows
+from distconv.given_layout import VISION_QKV, GivenLayout
+from distconv.layout import PLACEMENTS
 from distconv.tying import TIED_HEAD
 
 ACTIONS = ("convert", "plan", "verify", "models")
-TARGET_FORMATS = ("megatron", "dcp")
+TARGET_FORMATS = ("megatron", "dcp", "hf")
 NAMINGS = ("megatron", "hf")
 PACKED_EXPERTS = ("auto", "flatten", "keep")
 PROJECTOR_CHOICES = ("auto", "keep", "omit")
-# No parallel axis is longer, no vocabulary or number of threads larger; a typing error is.
-_LARGEST_AXIS, _LARGEST = 2**16, 2**24
-_MODALITIES = ("text", "vision", "audio")
 _KEYS = (
-    "action", "source", "target", "target_format", "naming", "name_prefix", "packed_experts", "layout", "select",
-    "text_source", "projector", "tied_head", "vocab_size", "lora_only", "iteration", "overwrite", "io", "report",
-    "processes", "model",
+    "action", "source", "target", "target_format", "reference", "fill_from_reference", "naming", "name_prefix",
+    "packed_experts", "layout", "source_layout", "select", "text_source", "projector", "tied_head", "vocab_size",
+    "lora_only", "iteration", "overwrite", "io", "report", "processes", "model",
 )  # fmt: skip
 
 
@@ -49,9 +47,12 @@ class JobConfig:
     target: Path
     target_format: str
     naming: str
-    name_prefix: str
+    name_prefix: str | None
     packed_experts: str
+    reference: Path | None
+    fill_from_reference: bool
     layout: LayoutRequest
+    source_layout: GivenLayout
     select: tuple[str, ...] | None
     text_source: Path | None
     projector: str
@@ -71,11 +72,10 @@ def parse_config(content: Mapping[str, Any]) -> JobConfig:
     Raises:
         InputError: every wrong key or value, with what is allowed.
     """
-    reader = _Reader()
+    reader = Reader()
     reader.problems += unknown_keys(content, _KEYS)
-    layout = reader.section(content, "layout", ("tp", "ep", "stages", "pp", "vpp", "modality_tp", "placement"))
-    stages = reader.section(layout, "layout.stages", _MODALITIES)
-    modality_tp = reader.section(layout, "layout.modality_tp", _MODALITIES[1:])
+    layout = LayoutReader(reader, content, "layout", ())
+    source_layout = LayoutReader(reader, content, "source_layout", ("vision_qkv",))
     io = reader.section(content, "io", ("fsync", "threads", "buffer_mib"))
     action = reader.choice(content, "action", ACTIONS)
     processes = reader.optional_size(content, "processes")
@@ -87,24 +87,28 @@ def parse_config(content: Mapping[str, Any]) -> JobConfig:
         target=reader.needed_path(content, "target", "the directory that gets the result", action),
         target_format=reader.choice(content, "target_format", TARGET_FORMATS),
         naming=reader.choice(content, "naming", NAMINGS),
-        name_prefix=reader.text(content, "name_prefix"),
+        name_prefix=reader.optional_text(content, "name_prefix"),
         packed_experts=reader.choice(content, "packed_experts", PACKED_EXPERTS),
+        reference=reader.path(content, "reference"),
+        fill_from_reference=reader.truth(content, "fill_from_reference"),
         layout=LayoutRequest(
-            tp=reader.axis(layout, "layout.tp"),
-            ep=reader.axis(layout, "layout.ep"),
-            pp=reader.optional_axis(layout, "layout.pp"),
-            vpp=reader.optional_axis(layout, "layout.vpp"),
-            stages={
-                modality: rows
-                for modality in stages
-                if (rows := reader.stage_rows(stages, f"layout.stages.{modality}")) is not None
-            },
-            modality_tp={
-                modality: size
-                for modality in modality_tp
-                if (size := reader.optional_axis(modality_tp, f"layout.modality_tp.{modality}")) is not None
-            },
-            placement=reader.choice(layout, "layout.placement", PLACEMENTS),
+            tp=layout.axis("tp") or 1,
+            ep=layout.axis("ep") or 1,
+            pp=layout.axis("pp"),
+            vpp=layout.axis("vpp"),
+            stages=layout.stages(),
+            modality_tp=layout.modality_tp(),
+            placement=layout.choice("placement", PLACEMENTS),
+        ),
+        source_layout=GivenLayout(
+            tp=source_layout.axis("tp"),
+            ep=source_layout.axis("ep"),
+            pp=source_layout.axis("pp"),
+            vpp=source_layout.axis("vpp"),
+            stages=source_layout.stages(),
+            modality_tp=source_layout.modality_tp(),
+            placement=source_layout.optional_choice("placement", PLACEMENTS),
+            vision_qkv=source_layout.choice("vision_qkv", VISION_QKV),
         ),
         select=reader.modalities(content, "select"),
         text_source=reader.path(content, "text_source"),
@@ -140,11 +144,7 @@ def _contradictions(config: JobConfig) -> Iterator[str]:
             config.target_format == "megatron",
             f"target_format={config.target_format} holds whole tensors; leave it out",
         ),
-        (
-            {"naming": config.naming != NAMINGS[0], "name_prefix": config.name_prefix not in (None, "") and not is_dcp},
-            is_dcp,
-            "goes with target_format=dcp",
-        ),
+        ({"naming": config.naming != NAMINGS[0]}, is_dcp, "goes with target_format=dcp"),
         (
             {"packed_experts": config.packed_experts != PACKED_EXPERTS[0]},
             is_dcp and published,
@@ -168,112 +168,3 @@ def _contradictions(config: JobConfig) -> Iterator[str]:
 def _given(value: Any, default: Any) -> dict[str, bool]:
     """Which fields of a record differ from those of another one."""
     return {each.name: getattr(value, each.name) != getattr(default, each.name) for each in fields(value)}
-
-
-class _Reader:
-    """Reads values by dotted key and collects what is wrong with them; a wrong value reads as a harmless one."""
-
-    def __init__(self) -> None:
-        self.problems: list[str] = []
-        # Groups that are no groups: of what they should hold, nothing more is said.
-        self._broken: set[str] = set()
-
-    def section(self, content: Mapping[str, Any], key: str, known: tuple[str, ...]) -> Mapping[str, Any]:
-        value = content.get(_last(key))
-        if not isinstance(value, Mapping):
-            if value is not None or key not in self._broken:
-                self._wrong(key, value, f"a group of options: {', '.join(known)}; give {key}.{known[0]}=…")
-            self._broken.add(key)
-            return {}
-        self.problems += [f"{key}: {problem}" for problem in unknown_keys(value, known)]
-        return value
-
-    def needed_path(self, content: Mapping[str, Any], key: str, meaning: str, action: str) -> Path:
-        path = self.path(content, key)
-        if content.get(key) is None and action != "models":
-            self.problems.append(f"{key} is missing: give {key}=DIR, {meaning} (--help lists all options)")
-        return path or Path()
-
-    def choice(self, content: Mapping[str, Any], key: str, allowed: tuple[str, ...]) -> str:
-        value = content.get(_last(key))
-        if value not in allowed:
-            self._wrong(key, value, f"one of {', '.join(allowed)}")
-            return allowed[0]
-        return str(value)
-
-    def size(self, content: Mapping[str, Any], key: str, largest: int = _LARGEST) -> int:
-        value = content.get(_last(key))
-        if type(value) is not int or not 1 <= value <= largest:
-            self._wrong(key, value, f"an integer from 1 to {largest}")
-            return 1
-        return value
-
-    def optional_size(self, content: Mapping[str, Any], key: str, largest: int = _LARGEST) -> int | None:
-        return None if content.get(_last(key)) is None else self.size(content, key, largest)
-
-    def axis(self, content: Mapping[str, Any], key: str) -> int:
-        return self.size(content, key, _LARGEST_AXIS)
-
-    def optional_axis(self, content: Mapping[str, Any], key: str) -> int | None:
-        return self.optional_size(content, key, _LARGEST_AXIS)
-
-    def truth(self, content: Mapping[str, Any], key: str) -> bool:
-        value = content.get(_last(key))
-        if not isinstance(value, bool):
-            self._wrong(key, value, "true or false")
-        return value is True
-
-    def text(self, content: Mapping[str, Any], key: str) -> str:
-        value = content.get(key)
-        if not isinstance(value, str):
-            self._wrong(key, value, "text; the empty text is written ''")
-            return ""
-        return value
-
-    def path(self, content: Mapping[str, Any], key: str) -> Path | None:
-        value = content.get(key)
-        if value is not None and (not isinstance(value, str) or not value):
-            self._wrong(key, value, "a path")
-            return None
-        return None if value is None else Path(value).expanduser()
-
-    def modalities(self, content: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
-        value = content.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, list) or not value or any(item not in _MODALITIES for item in value):
-            self._wrong(key, value, f"a list of modalities out of {', '.join(_MODALITIES)}, such as [vision]")
-            return None
-        return tuple(value)
-
-    def iteration(self, content: Mapping[str, Any], key: str) -> str | None:
-        value = content.get(key)
-        if value is None:
-            return None
-        if value != "release" and (type(value) is not int or value < 1):
-            self._wrong(key, value, "release, or a positive integer")
-        return str(value)
-
-    def stage_rows(self, content: Mapping[str, Any], key: str) -> StageRows | None:
-        value = content.get(_last(key))
-        if value is None:
-            return None
-        rows = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
-        for row in rows:
-            if not isinstance(row, list) or not row or any(type(item) is not int or item < 0 for item in row):
-                self._wrong(key, value, "layers per stage, such as [1,10,10,7], or one such list per virtual stage")
-                return None
-        return tuple(tuple(row) for row in rows)
-
-    def _wrong(self, key: str, value: Any, expected: str) -> None:
-        if not any(key.startswith(f"{group}.") for group in self._broken):
-            self.problems.append(f"{key}={shown(value)}: expected {expected}")
-
-
-def _last(key: str) -> str:
-    return key.rpartition(".")[2]
-
-
-def shown(value: Any) -> str:
-    """A value as it is written on the command line."""
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str).replace('"', "")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from operator import add, gt
 from pathlib import Path
@@ -70,6 +70,11 @@ class DcpIndex:
             "others": self.others,
         }
 
+    def renamed(self, names: Mapping[str, str]) -> DcpIndex:
+        """The index with other names for its tensors."""
+        tensors = {names[name]: replace(tensor, name=names[name]) for name, tensor in self.tensors.items()}
+        return replace(self, tensors=tensors)
+
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> DcpIndex:
         """The index that `to_json` described; tables are shared as they were."""
@@ -121,7 +126,7 @@ def locate(checkpoint: DcpDirectory, wanted: Callable[[str], bool]) -> DcpIndex:
 
     Raises:
         InputError: a chunk that is not stored as the metadata says, or a tensor that its chunks do not make up. All
-            problems are reported together.
+            problems of a kind are reported together.
     """
     entries = {name: entry for name, entry in checkpoint.metadata.tensors.items() if wanted(name)}
     raise_if(_unsound(checkpoint.directory / METADATA, entries))

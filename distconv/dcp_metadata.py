@@ -182,7 +182,7 @@ _CLASSES: Mapping[tuple[str, str], Any] = {
 }
 # What torch writes besides, and planners of training programs: nothing of it is needed.
 _UNUSED = re.compile(
-    r"torch\.distributed\.(checkpoint|_shard|tensor|_tensor)\b[\w.]*:\w+"
+    r"(torch\.distributed\.(checkpoint|_shard|tensor|_tensor)|megatron\.core|nvidia_resiliency_ext)\b[\w.]*:\w+"
     r"|torch\.serialization:_get_layout|torch:(device|layout|strided)"
     r"|pathlib(\._local)?:\w*Path|collections:(defaultdict|deque)|typing:\w+"
     r"|(builtins|__builtin__):(set|frozenset|list|dict|tuple|slice|range|complex|bytearray|str|int|float|bool|object)"

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from errno import EINVAL
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ class _Window(io.RawIOBase):
 
     def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length}[whence]
+        if base + position < 0:
+            raise OSError(EINVAL, "damaged, or not an archive: it refers to bytes before its first one")
         self._position = base + position
         return self._position
 
@@ -98,9 +101,9 @@ class _Window(io.RawIOBase):
 
 @dataclass(frozen=True, kw_only=True)
 class _Form:
-    """What archives have in common, byte for byte, that hold a tensor of the same kind: all but data and checksums.
+    """What archives have in common, byte for byte, that hold a tensor of the same kind: all but data and its checksums.
 
-    `head` goes up to the data and holds the pickle; `directory` is the zip's, without checksums, from byte `start` on.
+    `head` goes up to the data and holds the pickle; `directory` is the zip's, without those, from byte `start` on.
     """
 
     head: bytes
@@ -127,4 +130,4 @@ def _form(window: _Window, tensor: ArchivedTensor) -> list[_Form]:
 
 def _directory(window: _Window, start: int) -> bytes:
     entries = window.bytes(start, window.length - start).split(_ENTRY)
-    return _ENTRY.join(entry[:12] + entry[16:] for entry in entries)
+    return _ENTRY.join(entry[:12] + entry[16:] if b"data/" in entry else entry for entry in entries)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from distconv.balance import LayoutRequest
-from distconv.config import ACTIONS, InputOutput, JobConfig, parse_config, shown
+from distconv.config import ACTIONS, InputOutput, JobConfig, parse_config
+from distconv.config_reader import shown
 from distconv.errors import InputError
 
 VALID: dict[str, Any] = {
