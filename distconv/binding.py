@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from itertools import product
 from math import prod
 
-from distconv.adapters import canonical_factor
 from distconv.definition import FLOATING, Definition
 from distconv.dtypes import ITEM_SIZE
 from distconv.errors import InputError, named, raise_if
@@ -183,13 +182,7 @@ def _canonical(definition: Definition, index: SourceIndex, problems: list[str]) 
     """The stored tensors by the spelling of their names that the definition uses."""
     stored: dict[str, StoredTensor] = {}
     for name, tensor in index.tensors.items():
-        spelling = name
-        for old, new in definition.renamed_prefixes:
-            if spelling.startswith(old):
-                spelling = new + spelling[len(old) :]
-        if definition.adapters is not None:
-            spelling = canonical_factor(spelling)
-        other = stored.setdefault(spelling, tensor)
+        other = stored.setdefault(definition.spelled(name), tensor)
         if other is not tensor:
             problems.append(f"{index.directory}: {other.name} and {name} are two spellings of the same tensor")
     return stored
@@ -228,7 +221,6 @@ def _apply(
     experts: Iterable[int | None] = (None,)
     if "expert" in rule.placeholders:
         experts = range(_experts(definition, sizes))
-    packed = rule.packs_experts
     expected = [tuple(None if dim == ANY else sizes.get(dim) for dim in source.dims) for source in rule.sources]
     recipes: dict[tuple[object, ...], Recipe] = {}
     for (item, layer), expert in product(used, experts):
@@ -236,16 +228,16 @@ def _apply(
         present = [stored[name] for name in names if name in stored]
         applied.used.update(name for name in names if name in stored)
         if len(present) < len(names):
-            if not packed or expert == 0:
+            if not rule.packs_experts or expert == 0:
                 needed_for = f"{target_name(rule, layer, expert)} is made from it ({rule.where})"
                 absent = [name for name in names if name not in stored]
                 applied.missing += [f"source tensor {name} is missing: {needed_for}" for name in absent]
             continue
-        wrong = list(_unexpected(rule, present, expected, sizes)) if not packed or expert == 0 else []
+        wrong = list(_unexpected(rule, present, expected, sizes)) if not rule.packs_experts or expert == 0 else []
         applied.wrong += wrong
         if wrong or applied.wrong:
             continue
-        slice_of = expert if packed else None
+        slice_of = expert if rule.packs_experts else None
         shapes = tuple(tensor.shape for tensor in present)
         key = (present[0].dtype, shapes, slice_of)
         if key not in recipes:
@@ -284,11 +276,7 @@ def _unexpected(
 def make_recipe(
     rule: Rule, dtype: str, shapes: tuple[tuple[int, ...], ...], sizes: Sizes, expert: int | None
 ) -> Recipe:
-    """The recipe of a rule for sources of these shapes; `expert` is the one that it takes from packed sources.
-
-    Raises:
-        InputError: the operator does not go with the shapes.
-    """
+    """The recipe of a rule for sources of these shapes; raises `InputError` if its operator does not go with them."""
     operands = [whole(dtype, shape, number) for number, shape in enumerate(shapes)]
     if expert is not None:
         operands = [select(operand, 0, expert) for operand in operands]

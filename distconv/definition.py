@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distconv.adapters import ADAPTERS, rules_of_adapters, rules_with_adapters
+from distconv.adapters import ADAPTERS, canonical_factor, rules_of_adapters, rules_with_adapters
 from distconv.errors import InputError, raise_if, unknown_keys
 from distconv.rules import Rule, parse_rules
 from distconv.sizes import SizeSpec
@@ -64,6 +64,13 @@ class Definition:
     def rule_for(self, target: str) -> Rule:
         """The rule of a target name."""
         return next(rule for rule in self.rules if rule.target == target)
+
+    def spelled(self, name: str) -> str:
+        """The name of a source tensor in the spelling of the rules."""
+        for old, new in self.renamed_prefixes:
+            if name.startswith(old):
+                name = new + name[len(old) :]
+        return name if self.adapters is None else canonical_factor(name)
 
 
 def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
