@@ -29,10 +29,10 @@ class Recipe:
     """A rule applied to sources of given shapes: one virtual tensor, shared by all layers that look alike.
 
     `unit` is the number of units (heads, groups) that a tensor-parallel cut must keep whole, with how messages speak
-    of it; `dims` is how they speak of the sizes of the sources. `unused`: how many elements of each
-    source other recipes use (the other experts of a packed source), or nothing is to use (rows of a vocabulary).
-    Compared and hashed by identity, so that everything derived from a recipe is derived
-    once.
+    of it; `dims` is how they speak of the sizes of the sources. `unused`: how many elements of the
+    sources other recipes use (the other experts of a packed source), or nothing is to use (rows of a vocabulary, what
+    lies between the rows of a view). Compared and hashed by identity, so that everything derived from a recipe is
+    derived once.
     """
 
     rule: Rule
@@ -182,8 +182,7 @@ def _canonical(definition: Definition, index: SourceIndex, problems: list[str]) 
     """The stored tensors by the spelling of their names that the definition uses."""
     stored: dict[str, StoredTensor] = {}
     for name, tensor in index.tensors.items():
-        spelling = definition.spelling(name)
-        other = stored.setdefault(spelling, tensor)
+        other = stored.setdefault(definition.spelled(name), tensor)
         if other is not tensor:
             problems.append(f"{index.directory}: {other.name} and {name} are two spellings of the same tensor")
     return stored
@@ -223,7 +222,7 @@ def _apply(
     if "expert" in rule.placeholders:
         experts = range(_experts(definition, sizes))
     expected = [tuple(None if dim == ANY else sizes.get(dim) for dim in source.dims) for source in rule.sources]
-    packed = rule.is_packed
+    packed = rule.packs_experts
     recipes: dict[tuple[object, ...], Recipe] = {}
     for (item, layer), expert in product(used, experts):
         names = [filled(source.name, layer, expert, item) for source in rule.sources]
@@ -243,7 +242,7 @@ def _apply(
         shapes = tuple(tensor.shape for tensor in present)
         key = (present[0].dtype, shapes, slice_of)
         if key not in recipes:
-            recipes[key] = _recipe(rule, present[0].dtype, shapes, sizes, slice_of)
+            recipes[key] = make_recipe(rule, present[0].dtype, shapes, sizes, slice_of)
         applied.parameters.append(Parameter(recipes[key], tuple(present), layer, expert))
     return applied
 
@@ -275,7 +274,10 @@ def _unexpected(
         yield f"{tensors[0].file.path}: sources of one parameter differ in element type: {described} ({rule.where})"
 
 
-def _recipe(rule: Rule, dtype: str, shapes: tuple[tuple[int, ...], ...], sizes: Sizes, expert: int | None) -> Recipe:
+def make_recipe(
+    rule: Rule, dtype: str, shapes: tuple[tuple[int, ...], ...], sizes: Sizes, expert: int | None
+) -> Recipe:
+    """The recipe of a rule for sources of these shapes; raises `InputError` if its operator does not go with them."""
     operands = [whole(dtype, shape, number) for number, shape in enumerate(shapes)]
     if expert is not None:
         operands = [select(operand, 0, expert) for operand in operands]
@@ -287,5 +289,5 @@ def _recipe(rule: Rule, dtype: str, shapes: tuple[tuple[int, ...], ...], sizes: 
         raise InputError(f"{rule.target} ({rule.where}): operator {rule.operator} with {given}: {error}") from None
     unit = None if rule.unit is None else (sizes.get(rule.unit), sizes.origin(rule.unit))
     dims = tuple(sizes.origin(dim) for source in rule.sources for dim in source.dims)
-    others = 0 if expert is None else prod(shapes[0]) - prod(shapes[0]) // shapes[0][0]
+    others = 0 if expert is None else sum(prod(shape) - prod(shape) // shape[0] for shape in shapes)
     return Recipe(rule=rule, tensor=tensor, source_shapes=shapes, unit=unit, dims=dims, unused=others)

@@ -27,6 +27,7 @@ class Reader:
         self._broken: set[str] = set()
 
     def section(self, content: Mapping[str, Any], key: str, known: tuple[str, ...]) -> Mapping[str, Any]:
+        """The group at a key, an empty one if it is none."""
         value = content.get(_last(key))
         if not isinstance(value, Mapping):
             if value is not None or key not in self._broken:
@@ -37,12 +38,14 @@ class Reader:
         return value
 
     def needed_path(self, content: Mapping[str, Any], key: str, meaning: str, action: str) -> Path:
+        """A path that every action but `models` needs."""
         path = self.path(content, key)
         if content.get(key) is None and action != "models":
             self.problems.append(f"{key} is missing: give {key}=DIR, {meaning} (--help lists all options)")
         return path or Path()
 
     def choice(self, content: Mapping[str, Any], key: str, allowed: tuple[str, ...]) -> str:
+        """One of the allowed values."""
         value = content.get(_last(key))
         if value not in allowed:
             self._wrong(key, value, f"one of {', '.join(allowed)}")
@@ -50,6 +53,7 @@ class Reader:
         return str(value)
 
     def size(self, content: Mapping[str, Any], key: str, largest: int = _LARGEST) -> int:
+        """A positive integer."""
         value = content.get(_last(key))
         if type(value) is not int or not 1 <= value <= largest:
             self._wrong(key, value, f"an integer from 1 to {largest}")
@@ -57,21 +61,26 @@ class Reader:
         return value
 
     def optional_size(self, content: Mapping[str, Any], key: str, largest: int = _LARGEST) -> int | None:
+        """A positive integer, or nothing."""
         return None if content.get(_last(key)) is None else self.size(content, key, largest)
 
     def axis(self, content: Mapping[str, Any], key: str) -> int:
+        """The size of a parallel axis."""
         return self.size(content, key, _LARGEST_AXIS)
 
     def optional_axis(self, content: Mapping[str, Any], key: str) -> int | None:
+        """The size of a parallel axis, or nothing."""
         return self.optional_size(content, key, _LARGEST_AXIS)
 
     def truth(self, content: Mapping[str, Any], key: str) -> bool:
+        """True or false."""
         value = content.get(_last(key))
         if not isinstance(value, bool):
             self._wrong(key, value, "true or false")
         return value is True
 
     def optional_text(self, content: Mapping[str, Any], key: str) -> str | None:
+        """Text, or nothing."""
         value = content.get(key)
         if value is not None and not isinstance(value, str):
             self._wrong(key, value, "text; the empty text is written ''")
@@ -79,6 +88,7 @@ class Reader:
         return value
 
     def path(self, content: Mapping[str, Any], key: str) -> Path | None:
+        """A path, or nothing."""
         value = content.get(key)
         if value is not None and (not isinstance(value, str) or not value):
             self._wrong(key, value, "a path")
@@ -86,6 +96,7 @@ class Reader:
         return None if value is None else Path(value).expanduser()
 
     def modalities(self, content: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
+        """A list of modalities, or nothing."""
         value = content.get(key)
         if value is None:
             return None
@@ -95,6 +106,7 @@ class Reader:
         return tuple(value)
 
     def iteration(self, content: Mapping[str, Any], key: str) -> str | None:
+        """`release` or a number, as text, or nothing."""
         value = content.get(key)
         if value is None:
             return None
@@ -103,6 +115,7 @@ class Reader:
         return str(value)
 
     def stage_rows(self, content: Mapping[str, Any], key: str) -> StageRows | None:
+        """Layers per stage, one row for each virtual stage, or nothing."""
         value = content.get(_last(key))
         if value is None:
             return None
@@ -129,21 +142,26 @@ class LayoutReader:
         )
 
     def axis(self, name: str) -> int | None:
+        """The size of an axis, or nothing."""
         return self._reader.optional_axis(self._group, f"{self._key}.{name}")
 
     def choice(self, name: str, allowed: tuple[str, ...]) -> str:
+        """One of the allowed values."""
         return self._reader.choice(self._group, f"{self._key}.{name}", allowed)
 
     def optional_choice(self, name: str, allowed: tuple[str, ...]) -> str | None:
+        """One of the allowed values, or nothing."""
         return None if self._group.get(name) is None else self.choice(name, allowed)
 
     def stages(self) -> dict[str, StageRows]:
+        """The stage lists by modality."""
         key = f"{self._key}.stages"
         stages = self._reader.section(self._group, key, MODALITIES)
         rows = {modality: self._reader.stage_rows(stages, f"{key}.{modality}") for modality in stages}
         return {modality: each for modality, each in rows.items() if each is not None}
 
     def modality_tp(self) -> dict[str, int]:
+        """The sizes by modality."""
         key = f"{self._key}.modality_tp"
         sizes = self._reader.section(self._group, key, MODALITIES[1:])
         found = {modality: self._reader.optional_axis(sizes, f"{key}.{modality}") for modality in sizes}

@@ -61,13 +61,6 @@ class Definition:
     rules: tuple[Rule, ...]
     ignored: tuple[Ignored, ...]
 
-    def spelling(self, name: str) -> str:
-        """A source tensor's name as the rules spell it."""
-        for old, new in self.renamed_prefixes:
-            if name.startswith(old):
-                name = new + name[len(old) :]
-        return name if self.adapters is None else canonical_factor(name)
-
     def tied_sources(self) -> tuple[str, str]:
         """The source tensors of the head and of the embedding, for a definition with tied models."""
         assert self.tied is not None
@@ -77,6 +70,13 @@ class Definition:
     def rule_for(self, target: str) -> Rule:
         """The rule of a target name."""
         return next(rule for rule in self.rules if rule.target == target)
+
+    def spelled(self, name: str) -> str:
+        """The name of a source tensor in the spelling of the rules."""
+        for old, new in self.renamed_prefixes:
+            if name.startswith(old):
+                name = new + name[len(old) :]
+        return name if self.adapters is None else canonical_factor(name)
 
 
 def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:

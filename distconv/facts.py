@@ -114,6 +114,11 @@ class Facts:
         """The format of the source: hf, megatron or dcp."""
         return next(kind for kind, each in _KINDS.items() if isinstance(self.source, each))
 
+    def sizes(self, definition: Definition | None) -> Sizes | None:
+        """The sizes that a definition, if there is one, finds in the model's `config.json`."""
+        model = self.source if isinstance(self.source, Checkpoint) else self.reference
+        return None if definition is None or model is None else model.sizes(definition)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for sharing."""
         return {

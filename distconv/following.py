@@ -6,11 +6,10 @@ source has not, and the other way round. Reads nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from distconv.binding import Unconverted
-from distconv.definition import Definition
 from distconv.errors import named, raise_if
 from distconv.facts import Reference
 from distconv.outputs import NamedTensor
@@ -27,17 +26,25 @@ class Followed:
 
 
 def follow(
-    tensors: Sequence[NamedTensor], definition: Definition, reference: Reference, *, tied: bool, fill: bool
+    tensors: Sequence[NamedTensor],
+    spelled: Callable[[str], str],
+    reference: Reference,
+    *,
+    tied: tuple[str, str] | None,
+    fill: bool,
 ) -> Followed:
-    """The tensors as the reference names them; `fill`: what the source does not have comes from the reference.
+    """The tensors as the reference names them.
+
+    `spelled` gives the names of the tensors for those of the reference; `tied` the head and the embedding that it is
+    tied to; `fill`: what the source does not have comes from the reference.
 
     Raises:
         InputError: every tensor that only one of the two has, or that they have in different shapes.
     """
     if reference.shards is None:
         return Followed(tensors=tuple(tensors), left_out=(), filled=())
-    names = {definition.spelling(name): name for name in reference.shards}
-    head, embedding = definition.tied_sources() if tied else (None, None)
+    names = {spelled(name): name for name in reference.shards}
+    head, embedding = tied or (None, None)
     found: dict[str, NamedTensor] = {}
     left_out = []
     unknown = []

@@ -1,7 +1,7 @@
 """Looking at the source: everything that planning needs to know, read once by rank 0.
 
-Owns what kind of checkpoint a directory holds, and the choice of the model definition by what the checkpoint says it is.
-Reads headers, metadata and JSON only.
+Owns what kind of checkpoint a directory holds, and the choice of the model definition by what it says it is. Reads
+headers, metadata and JSON only.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _trained(config: JobConfig, kind: str, chosen: Chosen | None, definitions: D
         iteration = iteration if iteration.isdecimal() else RELEASE
     record = read_record(directory)
     reference = _reference(config, record.reference, directory)
-    if chosen is None and record.model in definitions.heads():
+    if chosen is None and record.model is not None and record.model in definitions.heads():
         chosen = record.model, definitions.compose(record.model)
     if chosen is None:
         chosen = _recognised(reference.config, reference.directory, definitions, needed=True)
@@ -137,9 +137,7 @@ def _trained(config: JobConfig, kind: str, chosen: Chosen | None, definitions: D
         located = locate(opened, wanted.__contains__)
         naming = "hf" if len(tensors & names.keys()) >= len(parameters & names.keys()) else "megatron"
         others = sorted({*opened.metadata.others, *(opened.metadata.tensors.keys() - wanted.keys())})
-        source = DcpSource(
-            index=located.renamed(wanted), naming=naming, prefix=prefix, others=_summarised(others)
-        )
+        source = DcpSource(index=located.renamed(wanted), naming=naming, prefix=prefix, others=_summarised(others))
     return Facts(
         source=source,
         text_source=None,
@@ -170,7 +168,9 @@ def _reference(config: JobConfig, recorded: str | None, directory: Path) -> Refe
     try:
         return read_reference(Path(recorded), "reference")
     except InputError as error:
-        raise InputError([f"{directory} remembers this reference; give another one with reference=DIR", *error.problems]) from None
+        raise InputError(
+            [f"{directory} remembers this reference; give another one with reference=DIR", *error.problems]
+        ) from None
 
 
 def _adapter(directory: Path) -> Checkpoint:
@@ -199,9 +199,7 @@ def _check_model_type(chosen: Chosen | None, config: Mapping[str, Any], director
         )
 
 
-def _recognised(
-    config: Mapping[str, Any], directory: str, definitions: Definitions, *, needed: bool
-) -> Chosen | None:
+def _recognised(config: Mapping[str, Any], directory: str, definitions: Definitions, *, needed: bool) -> Chosen | None:
     where = f"{directory}/{MODEL_CONFIG}"
     heads: Mapping[str, Head] = definitions.heads()
     known: dict[str, str] = {}

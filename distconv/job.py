@@ -17,14 +17,15 @@ from distconv.assignment import assign
 from distconv.catalogue import Definitions
 from distconv.commit import Staging, Target, check_absent, check_target, leftovers
 from distconv.config import JobConfig
-from distconv.errors import InputError, JobError, joined
+from distconv.errors import InputError, JobError, joined, raise_if
 from distconv.facts import Facts
 from distconv.inspection import inspect
 from distconv.interruption import undisturbed
 from distconv.measurement import cpu_seconds, peak_resident_bytes
 from distconv.outputs import OutputFile, Plan
-from distconv.planning import plan_job
+from distconv.planning import Planned, plan_job
 from distconv.processes import Processes
+from distconv.record import Record
 from distconv.report import (
     Reporter,
     check_report,
@@ -35,9 +36,9 @@ from distconv.report import (
     result_text,
     write_report,
 )
-from distconv.results import format_of, target_of
+from distconv.results import format_of, record_of, target_of
 from distconv.sinks import Counters
-from distconv.verification import compare_files
+from distconv.verification import compare_copies, compare_files
 from distconv.work import planned_read
 from distconv.writing import Written, finish, write_files
 
@@ -66,37 +67,45 @@ def run_job(
 
     told = on_first(processes, look)
     facts = Facts.from_json(told)
-    plan, _ = on_all(processes, lambda: plan_job(config, facts), lambda _: None)
-    planned = time.monotonic() - start
-    target = target_of(plan, config.target, config.iteration)
-    report = plan_report(config, plan, facts.model, target)
+    planned, _ = on_all(processes, lambda: plan_job(config, facts), lambda _: None)
+    planning = time.monotonic() - start
+    plan = planned.plan
+    target = target_of(plan, config.target, facts.iteration)
+    report = plan_report(config, planned, facts, target)
     if config.action == "plan":
-        on_first(processes, lambda: _show_plan(config, plan, report, processes.size, reporter))
+        on_first(processes, lambda: _show_plan(config, planned, report, processes.size, reporter))
         return
-    files = assign(plan.files, processes.size)[processes.rank]
-    on_first(processes, lambda: _check_target(config, plan, target))
+    on_first(processes, lambda: _check_target(config, facts, plan, target))
     reporter.say(plan_text(report, full=False) + "\n")
-    share = _Share(processes, reporter, files, planned)
+    share = _Share(processes, reporter, assign(plan.files, processes.size)[processes.rank], planning)
+    _check_copies(planned, config, share)
     if config.action == "verify":
         report["processes"] = _verify(config, plan, target, share)
     else:
-        report["processes"] = _convert(config, plan, target, share)
+        report["processes"] = _convert(config, plan, target, share, record_of(config, facts))
     on_first(processes, lambda: _show_result(config, report, target, reporter))
 
 
 class _Share:
     """What one process does of a transfer, with its counters and the wish to stop when another fails."""
 
-    def __init__(self, processes: Processes, reporter: Reporter, files: Sequence[OutputFile], planned: float) -> None:
+    def __init__(self, processes: Processes, reporter: Reporter, files: Sequence[OutputFile], planning: float) -> None:
         self.processes = processes
         self.files = files
         self.counters = Counters(reporter.progress)
         self._reporter = reporter
-        self._planned = planned
+        self._planning = planning
 
-    def transfer(self, what: str, phase: Callable[[], Any]) -> tuple[list[Any], list[Any]]:
-        """Run the phase on every process, under a progress bar; everyone's values, and everyone's measurements."""
-        nbytes = sum(file.nbytes for file in self.files)
+    @property
+    def nbytes(self) -> int:
+        """Tensor data of its files in bytes."""
+        return sum(file.nbytes for file in self.files)
+
+    def transfer(self, what: str, nbytes: int, phase: Callable[[], Any]) -> tuple[list[Any], list[Any]]:
+        """Run the phase on every process, under a progress bar; everyone's values, and everyone's measurements.
+
+        `nbytes` is what this process has to do, in bytes.
+        """
         start, cpu = time.monotonic(), cpu_seconds()
         self._reporter.start_progress(what if self.processes.size == 1 else f"{what} (rank 0's share)", nbytes)
 
@@ -107,7 +116,7 @@ class _Share:
                 "files": [file.path for file in self.files],
                 "bytes_read": self.counters.read,
                 "bytes_written": self.counters.written,
-                "seconds": {"planning": self._planned, "transfer": time.monotonic() - start},
+                "seconds": {"planning": self._planning, "transfer": time.monotonic() - start},
                 "cpu_seconds": {"transfer": cpu_seconds() - cpu},
                 "peak_bytes": peak_resident_bytes(),
             }
@@ -119,7 +128,7 @@ class _Share:
             self._reporter.end_progress()
 
 
-def _check_target(config: JobConfig, plan: Plan, target: Target) -> None:
+def _check_target(config: JobConfig, facts: Facts, plan: Plan, target: Target) -> None:
     """Whether the result can be written or, to verify it, is there."""
     if config.action == "verify":
         if not target.result.is_dir():
@@ -132,10 +141,26 @@ def _check_target(config: JobConfig, plan: Plan, target: Target) -> None:
     sources = {"source": config.source}
     if config.text_source is not None:
         sources["text_source"] = config.text_source
+    if facts.reference is not None:
+        sources["reference"] = Path(facts.reference.directory)
     check_target(target, sources, overwrite=config.overwrite, needed=sum(file.nbytes for file in plan.files))
 
 
-def _convert(config: JobConfig, plan: Plan, target: Target, share: _Share) -> list[Any]:
+def _check_copies(planned: Planned, config: JobConfig, share: _Share) -> None:
+    """Whether what the source holds several times is the same everywhere."""
+    if not planned.copies:
+        return
+    copies = planned.copies_of(share.processes.rank, share.processes.size)
+    alarmed = share.processes.alarmed
+    values, _ = share.transfer(
+        "comparing copies in the source",
+        sum(work.nbytes for work in copies),
+        lambda: compare_copies(copies, config.io, share.counters, alarmed),
+    )
+    raise_if([line for value in values for line in value])
+
+
+def _convert(config: JobConfig, plan: Plan, target: Target, share: _Share, record: Record | None) -> list[Any]:
     processes = share.processes
     staging: Staging | None = None
 
@@ -151,7 +176,7 @@ def _convert(config: JobConfig, plan: Plan, target: Target, share: _Share) -> li
         def write() -> dict[str, Any]:
             return asdict(write_files(plan, share.files, directory, form, config.io, share.counters, processes.alarmed))
 
-        values, measured = share.transfer("writing", write)
+        values, measured = share.transfer("writing", share.nbytes, write)
 
         def commit() -> None:
             assert staging is not None
@@ -161,7 +186,7 @@ def _convert(config: JobConfig, plan: Plan, target: Target, share: _Share) -> li
                 sizes={path: size for value in values for path, size in value["sizes"].items()},
                 details={path: detail for value in values for path, detail in value["details"].items()},
             )
-            finish(written, staging.path, form, durable=config.io.fsync)
+            finish(written, staging.path, form, record, durable=config.io.fsync)
             staging.commit(written.sizes, durable=config.io.fsync)
 
         on_first(processes, commit)
@@ -180,7 +205,7 @@ def _verify(config: JobConfig, plan: Plan, target: Target, share: _Share) -> lis
         alarmed = share.processes.alarmed
         return compare_files(plan, share.files, target.result, form, config.io, share.counters, alarmed)
 
-    values, measured = share.transfer("comparing", compare)
+    values, measured = share.transfer("comparing", share.nbytes, compare)
     expected = {file.path for file in plan.files}
 
     def extra() -> list[str]:
@@ -194,9 +219,14 @@ def _verify(config: JobConfig, plan: Plan, target: Target, share: _Share) -> lis
     return measured
 
 
-def _show_plan(config: JobConfig, plan: Plan, report: dict[str, Any], running: int, reporter: Reporter) -> None:
+def _show_plan(config: JobConfig, planned: Planned, report: dict[str, Any], running: int, reporter: Reporter) -> None:
     count = config.processes or running
-    reads = [planned_read(plan, files, config.io.buffer_bytes) for files in assign(plan.files, count)]
+    plan = planned.plan
+    reads = [
+        planned_read(plan, files, config.io.buffer_bytes)
+        + 2 * sum(work.nbytes for work in planned.copies_of(rank, count))
+        for rank, files in enumerate(assign(plan.files, count))
+    ]
     report["processes"] = planned_processes(plan, count, config, reads)
     if config.report is not None:
         write_report(config.report, report)

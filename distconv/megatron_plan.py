@@ -16,12 +16,9 @@ from distconv.binding import Binding, Parameter, Recipe, Unconverted, target_nam
 from distconv.dtypes import ITEM_SIZE
 from distconv.errors import JobError
 from distconv.layout import Layout
+from distconv.megatron_directory import FILE_NAME
 from distconv.outputs import Entry, OutputFile
 from distconv.shards import Shards, cut_recipes
-
-FILE_NAME = "model_optim_rng.pt"
-TRACKER_NAME = "latest_checkpointed_iteration.txt"
-CHECKPOINT_VERSION = 3.0
 
 
 class RankFile(OutputFile):
@@ -76,6 +73,10 @@ class MegatronPlan:
 
     def entries(self, file: OutputFile) -> Iterator[Entry]:
         """The tensors of a file in the order in which it stores them."""
+        return (entry for entry, _ in self.placed_entries(file))
+
+    def placed_entries(self, file: OutputFile) -> Iterator[tuple[Entry, Parameter]]:
+        """The tensors of a file, each with the parameter that it is a piece of."""
         assert isinstance(file, RankFile)
         for virtual_stage, key in enumerate(self.dictionaries):
             for parameter, layer in self.placed[virtual_stage * self.layout.pp + file.pp_rank]:
@@ -83,7 +84,7 @@ class MegatronPlan:
                 if owner is None or owner == file.ep_rank:
                     name = target_name(parameter.recipe.rule, layer, expert)
                     pieces = self.shards[parameter.recipe]
-                    yield Entry(key, name, parameter.sources, pieces[file.tp_rank % len(pieces)])
+                    yield Entry(key, name, parameter.sources, pieces[file.tp_rank % len(pieces)]), parameter
 
     def summary(self) -> dict[str, Any]:
         """The layout and what is on each stage."""

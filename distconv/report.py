@@ -18,8 +18,10 @@ from distconv.assignment import assign
 from distconv.commit import Target
 from distconv.config import JobConfig
 from distconv.errors import InputError, named
+from distconv.facts import Facts
 from distconv.layout import shown_stages
 from distconv.outputs import Plan
+from distconv.planning import Planned
 
 # Resident set of an interpreter that has imported torch and numpy (CPU build of torch 2.13), measured.
 _INTERPRETER_BYTES = 240 * 1024**2
@@ -62,15 +64,18 @@ class Reporter:
             self._bar = None
 
 
-def plan_report(config: JobConfig, plan: Plan, model: str | None, target: Target) -> dict[str, Any]:
+def plan_report(config: JobConfig, planned: Planned, facts: Facts, target: Target) -> dict[str, Any]:
     """The plan as plain data: what `report=FILE` gets, and what `plan_text` shows."""
+    plan = planned.plan
     return {
         "action": config.action,
         "source": str(config.source),
         "text_source": None if config.text_source is None else str(config.text_source),
         "target": str(target.directory),
         "target_format": config.target_format,
-        "model": model,
+        "source_format": facts.kind,
+        "reference": None if facts.reference is None else facts.reference.directory,
+        "model": facts.model,
         "iteration": None if target.iteration is None else target.result.name,
         **plan.summary(),
         "files": [
@@ -86,6 +91,7 @@ def plan_report(config: JobConfig, plan: Plan, model: str | None, target: Target
             }
             for each in plan.unconverted
         ],
+        "notes": list(planned.notes),
         "processes": [],
     }
 
@@ -113,18 +119,24 @@ def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
         f"model    {report['model'] or 'any; every tensor is written as it is'}",
         f"source   {report['source']}",
         *([f"text     {report['text_source']}"] if report["text_source"] else []),
+        *([f"follows  {report['reference']}"] if report["reference"] else []),
         f"target   {result}",
     ]
     if "layout" in report:
         lines += [*_layout_lines(report["layout"]), "", _stage_table(report)]
     if "dcp" in report:
         lines.append(_dcp_line(report))
+    if "hf" in report:
+        lines.append(f"hf       {report['hf']['tensors']} tensors in {len(report['files'])} files")
+        if filled := report["hf"]["filled_from_reference"]:
+            lines.append(f"filled   {len(filled)} tensors come from the reference: {named(filled, 3)}")
     reasons: dict[str, list[str]] = {}
     for each in report["not_converted"]:
         reasons.setdefault(each["reason"], []).append(each["name"])
     if reasons:
         lines += ["", "not converted"]
         lines += [f"  {len(names)} tensors: {reason}: {named(names, 2)}" for reason, names in reasons.items()]
+    lines += ["", *(f"note: {note}" for note in report["notes"][:_FILES_SHOWN])] if report["notes"] else []
     if full:
         files = report["files"]
         lines += ["", f"files    {len(files)}, {binary(sum(file['bytes'] for file in files))} of tensors"]

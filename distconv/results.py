@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from distconv.commit import Target
+from distconv.config import JobConfig
 from distconv.dcp_files import DcpFormat
 from distconv.dcp_plan import DcpPlan
+from distconv.facts import Facts
 from distconv.formats import Format
 from distconv.huggingface_files import HuggingFaceFormat
 from distconv.huggingface_plan import HuggingFacePlan
@@ -14,6 +16,7 @@ from distconv.iterations import RELEASE
 from distconv.megatron_files import MegatronFormat
 from distconv.megatron_plan import MegatronPlan
 from distconv.outputs import Plan
+from distconv.record import Record
 
 
 def format_of(plan: Plan) -> Format:
@@ -24,6 +27,16 @@ def format_of(plan: Plan) -> Format:
         return DcpFormat(plan)
     assert isinstance(plan, HuggingFacePlan)
     return HuggingFaceFormat(plan)
+
+
+def record_of(config: JobConfig, facts: Facts) -> Record | None:
+    """What the result remembers of its making; a Hugging Face directory is what it is."""
+    if config.target_format == "hf":
+        return None
+    if facts.reference is not None:
+        return Record(model=facts.model, reference=str(Path(facts.reference.directory).resolve()))
+    # A model of two directories is followed by neither.
+    return Record(model=facts.model, reference=None if config.text_source is not None else str(config.source.resolve()))
 
 
 def target_of(plan: Plan, directory: Path, iteration: str | None) -> Target:

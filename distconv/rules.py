@@ -66,8 +66,8 @@ class Rule:
         return self.choice[0] == other.choice[0] and self.choice[1] != other.choice[1]
 
     @property
-    def is_packed(self) -> bool:
-        """Whether its source holds all the experts, one after the other along its first dim."""
+    def packs_experts(self) -> bool:
+        """Whether its sources hold all the experts, one after the other along their first dim."""
         return "expert" in self.placeholders and not any("{expert}" in source.name for source in self.sources)
 
     @property

@@ -58,6 +58,6 @@ def _prove(recipe: Recipe, shards: Shards) -> None:
     except ValueError as error:
         raise JobError(f"{recipe.rule.target}: {error}; nothing has been written") from None
     operands = [(recipe.tensor.dtype, shape) for shape in recipe.source_shapes]
-    for source, back in zip(recipe.rule.sources, invert(distinct, operands), strict=True):
-        if lost := gaps(back) - recipe.unused:
-            raise JobError(f"{source.name}: {lost} elements would be in no shard; nothing has been written")
+    if lost := sum(map(gaps, invert(distinct, operands))) - recipe.unused:
+        names = ", ".join(source.name for source in recipe.rule.sources)
+        raise JobError(f"{names}: {lost} elements would be in no shard; nothing has been written")

@@ -81,7 +81,15 @@ class Sizes:
         self._specs = specs
         self._config = config
         self._where = where
+        self._given: Mapping[str, int] = {}
         self._known: dict[str, int] = {}
+
+    def having(self, **values: int) -> Sizes:
+        """The sizes of a model that differs in these, whatever its `config.json` says."""
+        changed = Sizes(self._specs, self._config, self._where)
+        changed._given = {**self._given, **values}
+        changed._known = dict(changed._given)
+        return changed
 
     def get(self, name: str | int) -> int:
         """The value of a size (an integer stands for itself), at least 1 (0 if that is its default).
@@ -125,7 +133,7 @@ class Sizes:
         if spec is None or isinstance(name, int):
             return str(name)
         value = self.get(name)
-        field = f", {self._find(name, spec)[1]} in config.json" if spec.path else ""
+        field = f", {self._find(name, spec)[1]} in config.json" if spec.path and name not in self._given else ""
         return f"{name} ({value}{field})"
 
     def _derive(self, name: str, spec: SizeSpec) -> int:

@@ -230,6 +230,8 @@ def _attribute(*_: object) -> type[Inert]:
 _FUNCTIONS: Mapping[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _tensor_of_type,
+    # How tensors on an NPU are saved: copied to the CPU, with their on-device format as one argument more.
+    ("torch_npu.utils.storage", "_rebuild_npu_tensor"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     ("collections", "OrderedDict"): OrderedDict,

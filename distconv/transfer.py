@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distconv.dtypes import ITEM_SIZE
 from distconv.errors import JobError, StoppedError
 from distconv.files import OpenFiles, read_into
 from distconv.sinks import Counters, Sink
@@ -42,6 +43,11 @@ class Work:
 
     sources: tuple[StoredTensor, ...]
     shards: tuple[Shard, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes of what is produced."""
+        return sum(shard.tensor.elements * ITEM_SIZE[shard.tensor.dtype] for shard in self.shards)
 
 
 def run(

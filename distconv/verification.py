@@ -15,7 +15,7 @@ from distconv.files import OpenFiles
 from distconv.formats import Format
 from distconv.outputs import Entry, OutputFile, Plan
 from distconv.sinks import CompareSink, Counters
-from distconv.transfer import run
+from distconv.transfer import Work, run
 from distconv.work import Batch, batches
 
 
@@ -61,3 +61,35 @@ def compare_files(
             differing = {starts[bisect_right(positions, place) - 1] for place in sink.different}
             differences += [f"{path}: {name} differs from the source" for path, _, name in sorted(differing)]
     return differences
+
+
+def compare_copies(
+    copies: Sequence[Work], io: InputOutput, counters: Counters, must_stop: Callable[[], bool]
+) -> list[str]:
+    """Compare stored copies of the source with what they are copies of; the differences.
+
+    Raises:
+        JobError: a read failed.
+    """
+    with OpenFiles(os.O_RDONLY) as sources, OpenFiles(os.O_RDONLY) as targets:
+        sink = CompareSink(targets, counters)
+        run(
+            copies,
+            sink,
+            sources,
+            counters,
+            threads=io.threads,
+            buffer_bytes=io.buffer_bytes,
+            must_stop=must_stop,
+        )
+    starts = sorted(
+        (shard.path, shard.offset, work.sources[0].name, work.sources[0].file.path)
+        for work in copies
+        for shard in work.shards
+    )
+    positions = [(path, offset) for path, offset, _, _ in starts]
+    differing = {starts[bisect_right(positions, place) - 1] for place in sink.different}
+    return [
+        f"{path}: its copy of {name} differs from the one in {first}; ranks that hold the same parameter must agree"
+        for path, _, name, first in sorted(differing)
+    ]

@@ -41,5 +41,5 @@ def _resized(recipe: Recipe, rows: int) -> Recipe:
     old, *rest = tensor.shape
     if rows <= old:
         cut = (old - rows) * (tensor.elements // old)
-        return replace(recipe, tensor=narrow(tensor, 0, 0, rows), unused=cut)
+        return replace(recipe, tensor=narrow(tensor, 0, 0, rows), unused=recipe.unused + cut)
     return replace(recipe, tensor=concat([tensor, zeros(tensor.dtype, (rows - old, *rest))]))

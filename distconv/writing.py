@@ -16,6 +16,7 @@ from distconv.errors import JobError
 from distconv.files import OpenFiles, synchronise
 from distconv.formats import Format
 from distconv.outputs import OutputFile, Plan
+from distconv.record import Record, write_record
 from distconv.sinks import Counters, WriteSink
 from distconv.transfer import run
 from distconv.work import batches
@@ -78,14 +79,16 @@ def write_files(
     return written
 
 
-def finish(written: Written, directory: Path, form: Format, *, durable: bool) -> None:
+def finish(written: Written, directory: Path, form: Format, record: Record | None, *, durable: bool) -> None:
     """Write what the result has beside its tensors, and add it to what was written; called by rank 0 alone.
 
     Raises:
         JobError: a write failed.
     """
     try:
-        sizes = form.finish(directory, written.details)
+        sizes = dict(form.finish(directory, written.details))
+        if record is not None:
+            sizes |= write_record(directory, record)
         if durable:
             with OpenFiles(os.O_RDONLY) as files:
                 synchronise((str(directory / path), files.get(str(directory / path))) for path in sizes)

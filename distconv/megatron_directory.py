@@ -1,0 +1,155 @@
+"""Which directories of a Megatron checkpoint are the model: the iteration, and one directory for each rank.
+
+Owns the names of directories and the tracker file. Opens no checkpoint file, and follows no name out of the directory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice, product
+from pathlib import Path
+
+from distconv.errors import InputError, named, raise_if
+from distconv.iterations import RELEASE, TRACKER_NAME
+
+FILE_NAME = "model_optim_rng.pt"
+# A stray name may have any number in it.
+_MISSING_NAMED = 1000
+_RANK_PREFIX = "mp_rank_"
+_RANK = re.compile(_RANK_PREFIX + r"(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
+_ITERATION = re.compile(r"iter_(\d{7,})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankDirectories:
+    """The rank directories of one iteration, by the numbers in their names: tensor parallel, then up to two more.
+
+    `iteration` is `release`, a number, or nothing where the name of the directory does not say.
+    """
+
+    directory: Path
+    iteration: str | None
+    paths: Mapping[tuple[int, ...], Path]
+
+
+def find_ranks(directory: Path, iteration: str | None, key: str) -> RankDirectories:
+    """The rank directories of a checkpoint: of the iteration that is asked for, or else that the tracker names.
+
+    `directory` holds iterations, or is one; configuration key `key` names it in messages.
+
+    Raises:
+        InputError: no such iteration, or no single one; names that do not fit; every rank that is missing.
+    """
+    try:
+        if _rank_names(directory):
+            return _only_iteration(directory, iteration, key)
+        chosen = _chosen(directory, iteration, key)
+        if not _rank_names(chosen):
+            raise InputError(f"{chosen}: holds no {_RANK_PREFIX}* directory")
+        return RankDirectories(directory=chosen, iteration=_iteration_of(chosen), paths=_ranks(chosen))
+    except OSError as error:
+        raise InputError(f"{key}={directory}: cannot be read: {error.strerror}") from None
+
+
+def _only_iteration(directory: Path, iteration: str | None, key: str) -> RankDirectories:
+    """A directory that is an iteration itself."""
+    found = _iteration_of(directory.resolve())
+    if iteration is not None and found not in (None, iteration):
+        raise InputError(
+            f"iteration={iteration}: {key}={directory} is the directory of iteration {found} itself; leave iteration "
+            "out, or give the directory above"
+        )
+    return RankDirectories(directory=directory, iteration=found or iteration, paths=_ranks(directory))
+
+
+def _chosen(directory: Path, iteration: str | None, key: str) -> Path:
+    """The directory of the iteration below a checkpoint directory."""
+    there = sorted(path.name for path in directory.iterdir() if path.is_dir() and _iteration_of(path) is not None)
+    holds = f"it holds {named(there)}" if there else "it holds none"
+    tracker = directory / TRACKER_NAME
+    if iteration is not None:
+        wanted, says = _directory_name(iteration), f"iteration={iteration}"
+    elif tracker.exists():
+        text = tracker.read_text(encoding="utf-8", errors="replace").strip()
+        if text != RELEASE and not (text.isascii() and text.isdigit()):
+            raise InputError(f"{tracker}: expected {RELEASE} or the number of an iteration, found {text[:40]!r}")
+        wanted, says = _directory_name(text), str(tracker)
+    elif len(there) == 1:
+        return directory / there[0]
+    elif there:
+        raise InputError(
+            f"{key}={directory}: holds {len(there)} iterations ({named(there)}) and no {TRACKER_NAME} that says which "
+            f"is the latest; give iteration={RELEASE} or iteration=NUMBER"
+        )
+    else:
+        raise InputError(
+            f"{key}={directory}: is no Megatron checkpoint; expected {TRACKER_NAME}, {RELEASE}/, iter_*/ or "
+            f"{_RANK_PREFIX}*/ in it"
+        )
+    if wanted not in there:
+        raise InputError(f"{says}: names {wanted}, which is not in {directory}; {holds}")
+    return directory / wanted
+
+
+def _directory_name(iteration: str) -> str:
+    return RELEASE if iteration == RELEASE else f"iter_{int(iteration):07d}"
+
+
+def _iteration_of(directory: Path) -> str | None:
+    """The iteration that the name of a directory says."""
+    match = _ITERATION.fullmatch(directory.name)
+    return str(int(match[1])) if match else RELEASE if directory.name == RELEASE else None
+
+
+def _rank_names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir() if path.name.startswith(_RANK_PREFIX))
+
+
+def _ranks(directory: Path) -> Mapping[tuple[int, ...], Path]:
+    """The path of each rank's file, by rank."""
+    names = _rank_names(directory)
+    ranks: dict[tuple[int, ...], str] = {}
+    problems = []
+    for name in names:
+        match = _RANK.fullmatch(name)
+        if match is None or not (directory / name).is_dir():
+            problems.append(f"{directory / name}: expected a directory named {_RANK_PREFIX}TP, …TP_PP or …TP_PP_EP")
+            continue
+        rank = tuple(int(number) for number in match.groups() if number is not None)
+        other = ranks.setdefault(rank, name)
+        if other != name:
+            problems.append(f"{directory}: {other} and {name} are of the same rank")
+    raise_if(problems)
+    if len({len(rank) for rank in ranks}) > 1:
+        shortest, longest = min(ranks, key=len), max(ranks, key=len)
+        raise InputError(
+            f"{directory}: {ranks[shortest]} and {ranks[longest]} have different numbers of ranks in their names: they "
+            "are of two checkpoints"
+        )
+    missing = (rank for rank in _grid(ranks) if rank not in ranks)
+    last = _spelled(tuple(map(max, zip(*ranks, strict=True))))
+    raise_if(
+        [
+            f"{directory}: {_spelled(rank)} is missing, although there are ranks up to {last}"
+            for rank in islice(missing, _MISSING_NAMED)
+        ]
+    )
+    raise_if(
+        [
+            f"{directory / name}: holds no {FILE_NAME}"
+            for name in ranks.values()
+            if not (directory / name / FILE_NAME).is_file()
+        ]
+    )
+    return {rank: directory / ranks[rank] / FILE_NAME for rank in sorted(ranks)}
+
+
+def _grid(ranks: Iterable[tuple[int, ...]]) -> Iterable[tuple[int, ...]]:
+    return product(*(range(max(numbers) + 1) for numbers in zip(*ranks, strict=True)))
+
+
+def _spelled(rank: tuple[int, ...]) -> str:
+    first, *others = rank
+    return f"{_RANK_PREFIX}{first:02d}" + "".join(f"_{number:03d}" for number in others)

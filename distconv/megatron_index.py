@@ -1,0 +1,202 @@
+"""The index of a Megatron checkpoint: the tensors of each rank's file, as they lie in it.
+
+Owns the reading of `mp_rank_*/model_optim_rng.pt` as data, and what files of one checkpoint must have in common. Knows
+no model: what the tensors mean is the business of `detection` and `megatron_binding`.
+Format: the `torch` checkpoint format of Megatron-LM, `megatron/training/checkpointing.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distconv.composition import strided
+from distconv.errors import InputError, named, raise_if
+from distconv.iterations import RELEASE
+from distconv.megatron_directory import find_ranks
+from distconv.source import SourceFile
+from distconv.torch_archive import ArchivedTensor, Inert, read_archive
+
+_CHECKPOINT_VERSION = 3
+_DICTIONARY = re.compile(r"model\d*")
+_EXTRA_STATE = "_extra_state"
+# Top-level entries that a conversion keeps.
+_READ = ("checkpoint_version", "iteration")
+
+Tensors = Mapping[tuple[str, str], ArchivedTensor]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RankFile:
+    """The file of one rank: the numbers in the name of its directory, and its tensors by dictionary and name."""
+
+    rank: tuple[int, ...]
+    file: SourceFile
+    tensors: Tensors
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MegatronIndex:
+    """One iteration of a Megatron checkpoint.
+
+    `iteration` is `release` or a number; `dictionaries` are the keys of the dictionaries of tensors, one per virtual
+    stage; `others` the names of all other entries of the files.
+    """
+
+    directory: str
+    iteration: str
+    dictionaries: tuple[str, ...]
+    files: tuple[RankFile, ...]
+    others: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for sharing with other processes; `from_json` reads it. Ranks that look alike are said once."""
+        forms: dict[tuple[Any, ...], int] = {}
+        patterns: dict[tuple[int, ...], int] = {}
+        files = []
+        for each in self.files:
+            pattern = tuple(
+                forms.setdefault((*name, tensor.dtype, tensor.shape, tensor.strides), len(forms))
+                for name, tensor in each.tensors.items()
+            )
+            number = patterns.setdefault(pattern, len(patterns))
+            offsets = [tensor.offset for tensor in each.tensors.values()]
+            files.append([each.rank, each.file.path, each.file.size, number, offsets])
+        return {
+            "directory": self.directory,
+            "iteration": self.iteration,
+            "dictionaries": self.dictionaries,
+            "others": self.others,
+            "forms": list(forms),
+            "patterns": list(patterns),
+            "files": files,
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> MegatronIndex:
+        """The index that `to_json` described."""
+        forms = [
+            ((key, name), dtype, tuple(shape), tuple(strides)) for key, name, dtype, shape, strides in data["forms"]
+        ]
+        files = []
+        for rank, path, size, pattern, offsets in data["files"]:
+            tensors = {}
+            for number, offset in zip(data["patterns"][pattern], offsets, strict=True):
+                name, dtype, shape, strides = forms[number]
+                tensors[name] = ArchivedTensor(dtype, shape, strides, offset)
+            files.append(RankFile(rank=tuple(rank), file=SourceFile(path, size), tensors=tensors))
+        return MegatronIndex(
+            directory=data["directory"],
+            iteration=data["iteration"],
+            dictionaries=tuple(data["dictionaries"]),
+            files=tuple(files),
+            others=tuple(data["others"]),
+        )
+
+
+def read_megatron(directory: Path, iteration: str | None, key: str = "source") -> MegatronIndex:
+    """The index of the iteration that is asked for, or else that the tracker file names.
+
+    Configuration key `key` names the directory in messages.
+
+    Raises:
+        InputError: directories that do not fit (see `find_ranks`), a file that is damaged or cannot be used, files that
+            are of different checkpoints.
+    """
+    ranks = find_ranks(directory, iteration, key)
+    contents: dict[Path, _Content] = {}
+    problems: list[str] = []
+    for path in ranks.paths.values():
+        try:
+            contents[path] = _read(path)
+        except InputError as error:
+            problems += error.problems
+    raise_if(problems)
+    _check_same({path: ", ".join(each.tensors) for path, each in contents.items()}, "dictionaries of tensors")
+    iterations = {path: each.iteration for path, each in contents.items() if each.iteration is not None}
+    _check_same({path: f"iteration {number}" for path, number in iterations.items()}, "iteration")
+    if not any(tensors for content in contents.values() for tensors in content.tensors.values()):
+        raise InputError(f"{ranks.directory}: no file holds a tensor of a model")
+    return MegatronIndex(
+        directory=str(ranks.directory),
+        iteration=ranks.iteration or next(map(str, iterations.values()), RELEASE),
+        dictionaries=tuple(next(iter(contents.values())).tensors),
+        files=tuple(
+            RankFile(
+                rank=rank,
+                file=SourceFile(str(path), path.stat().st_size),
+                tensors={
+                    (dictionary, name): tensor
+                    for dictionary, tensors in contents[path].tensors.items()
+                    for name, tensor in tensors.items()
+                },
+            )
+            for rank, path in ranks.paths.items()
+        ),
+        others=tuple(dict.fromkeys(name for content in contents.values() for name in content.others)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Content:
+    """What is of interest in one file: tensors by dictionary and name, and the other entries."""
+
+    iteration: int | None
+    tensors: Mapping[str, Mapping[str, ArchivedTensor]]
+    others: tuple[str, ...]
+
+
+def _read(path: Path) -> _Content:
+    content = read_archive(path)
+    version = content.get("checkpoint_version")
+    if version is not None and version != _CHECKPOINT_VERSION:
+        raise InputError(
+            f"{path}: checkpoint_version is {version!r}, expected {_CHECKPOINT_VERSION}.0: older ones order qkv in "
+            "another way; load and save it with a current Megatron first"
+        )
+    keys = sorted(name for name in content if isinstance(name, str) and _DICTIONARY.fullmatch(name))
+    virtual = [f"model{number}" for number in range(len(keys))]
+    if keys != ["model"] and sorted(virtual) != keys:
+        expected = "model, or model0, model1 … for virtual stages"
+        raise InputError(f"{path}: expected {expected}; found {', '.join(keys) or named(content)}")
+    iteration = content.get("iteration")
+    return _Content(
+        iteration=iteration if type(iteration) is int else None,
+        tensors={key: _tensors(path, key, content[key]) for key in (keys if keys == ["model"] else virtual)},
+        others=tuple(str(name) for name in content if name not in (*keys, *_READ)),
+    )
+
+
+def _tensors(path: Path, key: str, entries: Any) -> Mapping[str, ArchivedTensor]:
+    if not isinstance(entries, Mapping):
+        raise InputError(f"{path}: {key} is {type(entries).__name__}, expected a dictionary of tensors")
+    tensors: dict[str, ArchivedTensor] = {}
+    problems = []
+    for name, entry in entries.items():
+        if isinstance(name, str) and name.endswith(_EXTRA_STATE) and isinstance(entry, (type(None), Inert)):
+            continue
+        if entry is None:
+            continue
+        if not isinstance(name, str) or not isinstance(entry, ArchivedTensor):
+            problems.append(f"{path}: {key}/{name} is {type(entry).__name__}, expected a tensor")
+            continue
+        try:
+            if not entry.is_contiguous:
+                strided(entry.dtype, entry.shape, entry.strides)
+        except ValueError as error:
+            problems.append(f"{path}: {key}/{name}: {error}; save it again as a contiguous tensor")
+        tensors[name] = entry
+    raise_if(problems)
+    return tensors
+
+
+def _check_same(found: Mapping[Path, str], what: str) -> None:
+    first: dict[str, Path] = {}
+    for path, each in found.items():
+        first.setdefault(each, path)
+    if len(first) > 1:
+        described = "; ".join(f"{path} has {each}" for each, path in first.items())
+        raise InputError(f"the files are of different checkpoints: they differ in {what}: {described}")
