@@ -35,7 +35,7 @@ from distconv.report import (
 )
 from distconv.sinks import Counters
 from distconv.verification import compare_files
-from distconv.work import planned_read
+from distconv.work import planned_reads
 from distconv.writing import write_files
 
 
@@ -190,7 +190,7 @@ def _verify(config: JobConfig, plan: Plan, target: Target, share: _Share) -> lis
 
 def _show_plan(config: JobConfig, plan: Plan, model: str, running: int, reporter: Reporter) -> None:
     count = config.processes or running
-    reads = [planned_read(plan, files, config.io.buffer_bytes) for files in assign(plan.files, count)]
+    reads = planned_reads(plan, assign(plan.files, count), config.io.buffer_bytes)
     report = plan_report(config, plan, model, planned_processes(plan, count, config, reads))
     if config.report is not None:
         write_report(config.report, report)

@@ -6,7 +6,7 @@ tensor and expert parallel ranks share what is read. Pure: offsets come from the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from distconv.plan import Entry, OutputFile, Plan
@@ -47,14 +47,23 @@ def batches(plan: Plan, files: Sequence[OutputFile]) -> Iterator[Batch]:
 
 def planned_read(plan: Plan, files: Sequence[OutputFile], buffer_bytes: int) -> int:
     """Bytes that producing these files reads from the source."""
+    (nbytes,) = planned_reads(plan, [files], buffer_bytes)
+    return nbytes
+
+
+def planned_reads(plan: Plan, shares: Iterable[Sequence[OutputFile]], buffer_bytes: int) -> list[int]:
+    """Bytes that each process reads from the source, given the files of each.
+
+    What processes have in common is lowered once: `plan` keeps the tensors alive, so each is known by its identity.
+    """
     known: dict[tuple[int, ...], int] = {}
-    total = 0
-    for batch in batches(plan, files):
-        for group in batch.together():
-            tensors = [entry.tensor for _, entry in group]
-            key = tuple(id(tensor) for tensor in tensors)
-            if key not in known:
-                shapes = group[0][1].parameter.recipe.source_shapes
-                known[key] = bytes_read(list(lower(tensors, shapes, buffer_bytes)))
-            total += known[key]
-    return total
+
+    def of_group(group: Sequence[tuple[OutputFile, Entry]]) -> int:
+        tensors = [entry.tensor for _, entry in group]
+        key = tuple(map(id, tensors))
+        if key not in known:
+            shapes = group[0][1].parameter.recipe.source_shapes
+            known[key] = bytes_read(list(lower(tensors, shapes, buffer_bytes)))
+        return known[key]
+
+    return [sum(of_group(group) for batch in batches(plan, files) for group in batch.together()) for files in shares]

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distconv import work
 from distconv.assignment import assign
 from distconv.balance import LayoutRequest, complete_layout
 from distconv.dtypes import ITEM_SIZE
 from distconv.plan import OutputFile, Plan, make_plan
 from distconv.steps import bytes_read, lower
 from distconv.transfer import Work
-from distconv.work import batches, planned_read
+from distconv.work import batches, planned_read, planned_reads
 from tests.unit import toy
 
 REQUESTS = st.fixed_dictionaries(
@@ -74,6 +76,23 @@ def test_planned_read_is_what_the_steps_read(request_, processes, buffer_bytes):
             for each in work_of(found, files)
         )
         assert planned_read(found, files, buffer_bytes) == counted
+
+
+@settings(max_examples=15)
+@given(REQUESTS, st.integers(1, 9), st.sampled_from([2000, 1024 * 1024]))
+def test_planned_reads_are_those_of_each_process(request_, processes, buffer_bytes):
+    found = plan(**request_)
+    shares = assign(found.files, processes)
+    assert planned_reads(found, shares, buffer_bytes) == [planned_read(found, each, buffer_bytes) for each in shares]
+
+
+def test_what_processes_have_in_common_is_lowered_once():
+    found = plan(tp=2, ep=4)
+    shares = assign(found.files, len(found.files))
+    with patch.object(work, "lower", side_effect=lower) as lowered:
+        planned_reads(found, shares, 1024)
+    kinds = {id(entry.tensor) for file in found.files for entry in found.entries(file)}
+    assert lowered.call_count == len(kinds)
 
 
 def test_offsets_and_paths_are_those_given_for_each_file_key_and_name():
