@@ -132,7 +132,7 @@ def measure_here(directory: Path, model: str, processes: int, *, balance: bool) 
     from distconv.measurement import peak_resident_bytes  # noqa: PLC0415
     from distconv.planning import Checkpoint, Facts, plan_job  # noqa: PLC0415
     from distconv.source_directory import read_directory  # noqa: PLC0415
-    from distconv.work import planned_read  # noqa: PLC0415
+    from distconv.work import planned_reads  # noqa: PLC0415
 
     with initialize_config_module("distconv.conf", version_base="1.3"):
         content: Any = OmegaConf.to_container(compose("config", overrides(directory, model)))
@@ -154,7 +154,7 @@ def measure_here(directory: Path, model: str, processes: int, *, balance: bool) 
     facts = timed("hearing", lambda: Facts.from_json(json.loads(shared)))
     plan = timed("planning", lambda: plan_job(job, facts))
     shares = timed("assigning", lambda: assign(plan.files, processes))
-    timed("own share", lambda: planned_read(plan, shares[0], job.io.buffer_bytes))
+    timed("own share", lambda: planned_reads(plan, shares[:1], job.io.buffer_bytes))
     peak = peak_resident_bytes()
     assert "torch" not in sys.modules
     return Costs(
@@ -164,7 +164,7 @@ def measure_here(directory: Path, model: str, processes: int, *, balance: bool) 
         shards=len({tensor.file for tensor in index.tensors.values()}),
         tensors=len(index.tensors),
         parameters=len(plan.binding.parameters),
-        read=[planned_read(plan, share, job.io.buffer_bytes) for share in shares] if balance else [],
+        read=planned_reads(plan, shares, job.io.buffer_bytes) if balance else [],
         written=[sum(file.nbytes for file in share) for share in shares],
         source_bytes=sum(tensor.nbytes for tensor in index.tensors.values()),
     )

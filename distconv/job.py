@@ -39,7 +39,7 @@ from distconv.report import (
 from distconv.results import format_of, record_of, target_of
 from distconv.sinks import Counters
 from distconv.verification import compare_copies, compare_files
-from distconv.work import planned_read
+from distconv.work import planned_reads
 from distconv.writing import Written, finish, write_files
 
 
@@ -222,12 +222,10 @@ def _verify(config: JobConfig, plan: Plan, target: Target, share: _Share) -> lis
 def _show_plan(config: JobConfig, planned: Planned, report: dict[str, Any], running: int, reporter: Reporter) -> None:
     count = config.processes or running
     plan = planned.plan
-    reads = [
-        planned_read(plan, files, config.io.buffer_bytes)
-        + 2 * sum(work.nbytes for work in planned.copies_of(rank, count))
-        for rank, files in enumerate(assign(plan.files, count))
-    ]
-    report["processes"] = planned_processes(plan, count, config, reads)
+    reads = planned_reads(plan, assign(plan.files, count), config.io.buffer_bytes)
+    # Copies are compared with what they are copies of.
+    copied = (2 * sum(work.nbytes for work in planned.copies_of(rank, count)) for rank in range(count))
+    report["processes"] = planned_processes(plan, count, config, map(sum, zip(reads, copied, strict=True)))
     if config.report is not None:
         write_report(config.report, report)
     reporter.say(plan_text(report, full=True))

@@ -6,7 +6,7 @@ parameter for several tensor and expert parallel ranks share what is read. Pure:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from distconv.outputs import Entry, OutputFile, Plan
@@ -45,16 +45,19 @@ def batches(plan: Plan, files: Sequence[OutputFile]) -> Iterator[Batch]:
         yield Batch(files={file: tuple(plan.entries(file)) for file in files if file.batch == batch})
 
 
-def planned_read(plan: Plan, files: Sequence[OutputFile], buffer_bytes: int) -> int:
-    """Bytes that producing these files reads from the source."""
+def planned_reads(plan: Plan, shares: Iterable[Sequence[OutputFile]], buffer_bytes: int) -> list[int]:
+    """Bytes that each process reads from the source, given the files of each.
+
+    What processes have in common is lowered once: `plan` keeps the tensors alive, so each is known by its identity.
+    """
     known: dict[tuple[int, ...], int] = {}
-    total = 0
-    for batch in batches(plan, files):
-        for group in batch.together():
-            tensors = [entry.tensor for _, entry in group]
-            key = tuple(id(tensor) for tensor in tensors)
-            if key not in known:
-                shapes = [source.shape for source in group[0][1].sources]
-                known[key] = bytes_read(list(lower(tensors, shapes, buffer_bytes)))
-            total += known[key]
-    return total
+
+    def of_group(group: Sequence[tuple[OutputFile, Entry]]) -> int:
+        tensors = [entry.tensor for _, entry in group]
+        key = tuple(map(id, tensors))
+        if key not in known:
+            shapes = [source.shape for source in group[0][1].sources]
+            known[key] = bytes_read(list(lower(tensors, shapes, buffer_bytes)))
+        return known[key]
+
+    return [sum(of_group(group) for batch in batches(plan, files) for group in batch.together()) for files in shares]

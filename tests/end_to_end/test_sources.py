@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from distconv import job
+from distconv.writing import write_files
 from tests.checkpoints import describe_result, load_case, overrides, tensor_bytes, write_source
 
 VIDEOALIGN = load_case("videoalign__peft_canonical_pp1")
@@ -72,3 +74,19 @@ def test_the_model_definitions_are_listed(distconv):
     assert ["qwen2vl", "qwen2_vl"] in [line.split() for line in outcome.out.splitlines()]
     for text in ("internvl_chat", "qwen2_5_vl (adapters: name it with +model)"):
         assert text in outcome.out
+
+
+def test_a_result_that_appears_while_a_job_runs_is_not_replaced_unasked(tmp_path, distconv, monkeypatch):
+    case = load_case("qwen2vl__tp1_pp1")
+    source, result = write_source(tmp_path / "hf", case), tmp_path / "mm" / "release"
+
+    def overtaken(*arguments: Any) -> Any:
+        result.mkdir()
+        (result / "theirs").touch()
+        return write_files(*arguments)
+
+    monkeypatch.setattr(job, "write_files", overtaken)
+    outcome = distconv(*overrides(case), f"source={source}", f"target={tmp_path / 'mm'}")
+    assert outcome.status == 2
+    assert "release is already there" in outcome.err
+    assert [path.name for path in (tmp_path / "mm").rglob("*")] == ["release", "theirs"]

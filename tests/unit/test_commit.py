@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import pytest
 
 from distconv import commit
-from distconv.commit import Staging, Target, check_target, leftovers
+from distconv.commit import Staging, Target, check_absent, check_target, leftovers
 from distconv.errors import InputError, JobError
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -310,3 +310,22 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.W_OK)
     with pytest.raises(InputError, match=f"target={tmp_path}/a/b: no permission to write in {tmp_path}"):
         check(tmp_path / "a" / "b")
+
+
+@pytest.mark.parametrize("there", ["release/mp_rank_00/file.pt", TRACKER])
+def test_what_another_job_put_there_meanwhile_is_in_the_way_and_is_left_alone(tmp_path, there):
+    found = target(tmp_path / "mm")
+    staging, _ = staged(found)
+    check_absent(found)
+    (found.directory / there).parent.mkdir(parents=True, exist_ok=True)
+    (found.directory / there).write_text("of another job")
+    name = Path(there).parts[0]
+    with pytest.raises(InputError, match=f"target={found.directory}: {name} is already there; choose another"):
+        check_absent(found)
+    staging.discard()
+    assert {path: text for path, text in tree(found.directory).items() if text} == {there: "of another job"}
+
+
+def test_another_iteration_is_in_nobodys_way(tmp_path):
+    (tmp_path / "iter_0000010").mkdir()
+    check_absent(target(tmp_path))

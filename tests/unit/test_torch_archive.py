@@ -1,6 +1,6 @@
 """`torch.save` files are read as data: every tensor is found where its bytes are, and nothing in a file is ever run.
 
-The one unit test module that imports torch: it writes the files.
+Torch writes the files.
 """
 
 from __future__ import annotations

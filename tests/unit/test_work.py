@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distconv import work
 from distconv.assignment import assign
 from distconv.balance import LayoutRequest, complete_layout
 from distconv.dtypes import ITEM_SIZE
@@ -17,7 +19,7 @@ from distconv.megatron_plan import MegatronPlan, make_plan
 from distconv.outputs import OutputFile
 from distconv.steps import bytes_read, lower
 from distconv.transfer import Work
-from distconv.work import batches, planned_read
+from distconv.work import batches, planned_reads
 from tests.unit import toy
 
 REQUESTS = st.fixed_dictionaries(
@@ -74,7 +76,26 @@ def test_planned_read_is_what_the_steps_read(request_, processes, buffer_bytes):
             bytes_read(list(lower([s.tensor for s in each.shards], [s.shape for s in each.sources], buffer_bytes)))
             for each in work_of(found, files)
         )
-        assert planned_read(found, files, buffer_bytes) == counted
+        assert planned_reads(found, [files], buffer_bytes) == [counted]
+
+
+@settings(max_examples=15)
+@given(REQUESTS, st.integers(1, 9), st.sampled_from([2000, 1024 * 1024]))
+def test_planned_reads_are_those_of_each_process(request_, processes, buffer_bytes):
+    found = plan(**request_)
+    shares = assign(found.files, processes)
+    assert planned_reads(found, shares, buffer_bytes) == [
+        planned_reads(found, [each], buffer_bytes)[0] for each in shares
+    ]
+
+
+def test_what_processes_have_in_common_is_lowered_once():
+    found = plan(tp=2, ep=4)
+    shares = assign(found.files, len(found.files))
+    with patch.object(work, "lower", side_effect=lower) as lowered:
+        planned_reads(found, shares, 1024)
+    kinds = {id(entry.tensor) for file in found.files for entry in found.entries(file)}
+    assert lowered.call_count == len(kinds)
 
 
 def test_offsets_and_paths_are_those_given_for_each_file_key_and_name():
@@ -112,4 +133,4 @@ def test_one_process_reads_the_checkpoint_once_whatever_the_tensor_parallel_size
     found = plan(tp=tp)
     stored = sum(source.nbytes for source in toy.index().tensors.values())
     assert stored == sum(array.size for array in toy.arrays().values()) * ITEM_SIZE["bfloat16"]
-    assert planned_read(found, found.files, 1024 * 1024) == stored
+    assert planned_reads(found, [found.files], 1024 * 1024) == [stored]
