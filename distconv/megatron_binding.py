@@ -170,7 +170,7 @@ class _Comparison:
             file = grid.files[output.tp_rank, output.pp_rank, output.ep_rank]
             expected = {(entry.key, entry.name): (entry, parameter) for entry, parameter in plan.placed_entries(output)}
             unknown: dict[str, list[str]] = {}
-            for key, name in file.tensors.keys() - expected.keys():
+            for key, name in sorted(file.tensors.keys() - expected.keys()):
                 local = targets.find(name)
                 if local is None:
                     unknown.setdefault(f"that no rule of model definition {model} knows", []).append(f"{key}/{name}")
@@ -178,7 +178,7 @@ class _Comparison:
                     what = "that fit a rule, but not the layers, experts and ends of the model on this rank"
                     unknown.setdefault(what, []).append(f"{key}/{name}")
             for what, names in unknown.items():
-                self.problems.append(f"{file.file.path}: {len(names)} tensors {what}: {named(sorted(names), 8)}")
+                self.problems.append(f"{file.file.path}: {len(names)} tensors {what}: {named(names, 8)}")
             missing = [f"{key}/{name}" for key, name in expected if (key, name) not in file.tensors]
             if missing:
                 self.problems.append(f"{file.file.path}: {len(missing)} tensors are missing: {named(missing, 8)}")

@@ -1,0 +1,252 @@
+"""The layout is read off names and shapes; what cannot be is asked for, by key; what is given and not so is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distconv.errors import InputError
+from distconv.given_layout import GivenLayout
+from distconv.layout import Layout
+from tests.unit import toy, toy_megatron
+from tests.unit.toy_megatron import Source, bound, layout, source
+
+DIRECTORY = toy_megatron.DIRECTORY
+
+
+def found(files: Source, given: GivenLayout | None = None, **changes: Any) -> Layout:
+    return bound(files, given, **changes).layout
+
+
+def only(files: Source, prefix: str) -> Source:
+    """The files with the tensors whose names begin so."""
+    for dictionaries in files.files.values():
+        for key, entries in dictionaries.items():
+            dictionaries[key] = {name: array for name, array in entries.items() if name.startswith(prefix)}
+    return files
+
+
+def refused(files: Source, given: GivenLayout | None = None, **changes: Any) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        found(files, given, **changes)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(
+    "planned",
+    [
+        layout(),
+        layout(((1, 2),), ((2, 0),)),
+        layout(((0, 3, 0),), ((0, 0, 2),)),
+        layout(((0, 1), (1, 1)), ((1, 0), (1, 0)), tp=2, ep=2),
+        layout(((1, 1, 1),), ((2,),)),
+        layout(((1, 1, 1, 0),), ((1, 1),)),
+        layout(ep=4),
+        layout(tp=4, modality_tp={"vision": 8}),
+        layout(tp=4, modality_tp={"vision": 1}),
+        layout(((0, 0), (2, 1), (0, 0)), ((2, 0), (0, 0), (0, 0)), placement="u_shape"),
+    ],
+)
+def test_a_layout_is_found_as_it_was_written(planned):
+    assert found(source(planned)) == planned
+    assert found(source(planned), as_given(planned)) == planned
+
+
+def as_given(planned: Layout) -> GivenLayout:
+    return GivenLayout(
+        tp=planned.tp,
+        ep=planned.ep,
+        pp=planned.pp,
+        vpp=planned.vpp,
+        stages=planned.stages,
+        modality_tp=planned.modality_tp,
+        placement=planned.placement,
+    )
+
+
+def test_an_encoder_that_could_be_written_shorter_is_what_is_given():
+    planned = layout(((3, 0),), ((2,),))
+    assert found(source(planned)).stages["vision"] == ((2,),)
+    longer = GivenLayout(stages={"vision": ((2, 2),)})
+    assert refused(source(planned), longer) == [
+        f"{DIRECTORY}: source_layout.stages.vision=[2,2]: adds up to 4 layers, but the model has 2 vision layers"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"pp": 3}, f"source_layout.pp=3: {DIRECTORY} has pp 2"),
+        ({"ep": 2}, f"source_layout.ep=2: {DIRECTORY} has ep 1"),
+        ({"vpp": 2}, f"source_layout.vpp=2: {DIRECTORY} has vpp 1"),
+        ({"tp": 1}, f"source_layout.tp=1: the text tensors in {DIRECTORY} are cut into 2 pieces"),
+        (
+            {"modality_tp": {"vision": 1}},
+            f"source_layout.modality_tp.vision=1: the vision tensors in {DIRECTORY} are cut into 2 pieces",
+        ),
+        (
+            {"stages": {"text": ((2, 1),)}},
+            f"source_layout.stages.text=[2,1]: the stages in {DIRECTORY} hold [1,2] text layers",
+        ),
+        (
+            {"placement": "u_shape"},
+            (
+                f"source_layout.placement=u_shape: in {DIRECTORY} the ends of the language model are on the stages of "
+                "placement sequential"
+            ),
+        ),
+        (
+            {"stages": {"audio": ((1,),)}, "modality_tp": {"speech": 1}},
+            "source_layout.stages.audio: this model has no audio modality; it has text, vision",
+        ),
+    ],
+)
+def test_what_is_given_and_not_so_is_refused(given, message):
+    assert refused(source(layout(((1, 2),), tp=2)), GivenLayout(**given))[0] == message
+
+
+def test_ranks_that_differ_are_of_the_pipeline_and_ranks_with_parts_of_the_experts_are_expert_parallel():
+    assert found(source(layout(((1, 2),)))).pp == 2
+    assert found(source(layout(ep=2))).ep == 2
+    assert found(source(layout(((3, 0),), ((2,),)))).pp == 2
+
+
+def test_a_damaged_expert_rank_is_an_expert_rank_all_the_same():
+    files = source(layout(ep=2))
+    del files.files["mp_rank_00_001/model_optim_rng.pt"]["model"]["text.layers.1.experts.0.fc1.weight"]
+    assert refused(files) == [
+        (
+            f"{DIRECTORY}/mp_rank_00_001/model_optim_rng.pt: 1 tensors are missing: "
+            "model/text.layers.1.experts.0.fc1.weight"
+        )
+    ]
+
+
+def test_where_the_files_do_not_tell_the_kind_of_rank_it_is_asked_for():
+    """An encoder that is on every rank, of a model that has experts."""
+    files = only(source(layout(((2, 1),), ((2,),))), "vision.")
+    assert refused(files) == [
+        (
+            f"{DIRECTORY}: the second number of names such as mp_rank_00_001 may be the pipeline or the expert parallel "
+            "rank: all ranks hold tensors of the same names, and no experts; give source_layout.pp=2 or source_layout.ep=2"
+        )
+    ]
+    assert found(files, GivenLayout(pp=2)).pp == 2
+    assert found(files, GivenLayout(ep=1)).pp == 2
+    assert found(files, GivenLayout(ep=2)).ep == 2
+
+
+def test_the_second_of_one_rank_is_no_question():
+    """Some write a number for an axis of one rank."""
+    files = source(layout(tp=2))
+    files.files = {path.replace("/", "_000/"): content for path, content in files.files.items()}
+    assert (found(files).pp, found(files).ep) == (1, 1)
+
+
+def test_layers_that_do_not_add_up_are_refused_with_the_stages_found():
+    assert refused(source(layout(((1, 2),), ((1, 1),))), num_hidden_layers=4) == [
+        f"{DIRECTORY}: its stages hold [1,2] text layers, but config.json says that the model has 4"
+    ]
+    assert refused(source(layout(((1, 2),), ((2,),))), vision_config=toy.config()["vision_config"] | {"depth": 3}) == [
+        f"{DIRECTORY}: its stages hold [2,2] vision layers, but config.json says that the model has 3"
+    ]
+
+
+def test_a_piece_of_the_wrong_shape_does_not_hide_the_size():
+    files = source(layout(tp=2))
+    name = "text.layers.0.mlp.fc2.weight"
+    files.files["mp_rank_01/model_optim_rng.pt"]["model"][name] = np.zeros((toy.HIDDEN, toy.MLP), np.int64)
+    (problem,) = refused(files)
+    assert problem.startswith(
+        f"{DIRECTORY}/mp_rank_01/model_optim_rng.pt: model/{name} has shape [16, 12], expected [16, 6]"
+    )
+
+
+def test_more_ranks_than_pieces_is_another_model():
+    files = source(layout(tp=2))
+    whole = source(layout())
+    files.files = {path: next(iter(whole.files.values())) for path in files.files}
+    assert refused(files) == [
+        (
+            f"{DIRECTORY}: has 2 tensor parallel ranks, but with the sizes in config.json its tensors are cut into 1 "
+            "pieces at most; is this the reference of the model?"
+        )
+    ]
+
+
+def test_names_that_no_rule_knows_are_another_model():
+    files = Source(files={"mp_rank_00/model_optim_rng.pt": {"model": {"something": np.zeros(3, np.int64)}}})
+    assert refused(files) == [f"{DIRECTORY}: model definition toy knows no name in it; is this another model?"]
+
+
+def canonical(**changes: Any) -> dict[str, Any]:
+    """The toy model whose adapters alone are converted."""
+    model = toy.content()
+    model |= {"adapters": "only", "experts": None, "tied": None, "lists": {}}
+    model["rules"] = {
+        "vision": {"blocks": model["rules"]["vision"]["blocks"][1:]},
+        "text": {
+            "attention": [
+                {
+                    "target": "text.layers.{layer}.q.weight",
+                    "sources": [["model.layers.{layer}.q.weight", "hidden", "hidden"]],
+                    "tp": ["rows", "heads"],
+                }
+            ]
+        },
+    }
+    return model | changes
+
+
+ADAPTERS = {
+    f"{module}.lora_{factor}.default.weight": (rows, columns)
+    for module, sizes in (("model.layers.{}.q", (16, 16)), ("visual.blocks.{}.proj", (24, 24)))
+    for factor, rows, columns in (("A", 4, sizes[1]), ("B", sizes[0], 4))
+}
+
+
+def adapters(planned: Layout, *modalities: str) -> Source:
+    shapes = {
+        name.format(layer): shape
+        for name, shape in ADAPTERS.items()
+        for modality, prefix, layers in (("text", "model.", 3), ("vision", "visual.", 2))
+        if modality in modalities and name.startswith(prefix)
+        for layer in range(layers)
+    }
+    return source(planned, shapes=shapes, model=canonical())
+
+
+def test_adapters_alone_tell_their_stages_and_ranks():
+    planned = layout(((1, 2),), tp=2)
+    given = found(adapters(planned, "text"), model=canonical())
+    assert (given.pp, given.ep, given.tp, given.stages) == (2, 1, 2, {"text": ((1, 2),)})
+
+
+def test_into_how_many_pieces_adapters_of_two_modalities_are_cut_is_asked_for():
+    planned = layout(((1, 2),), ((2, 0),), tp=2, modality_tp={"vision": 1})
+    files = adapters(planned, "text", "vision")
+    assert refused(files, model=canonical()) == [
+        f"{DIRECTORY}: there are 2 tensor parallel ranks, and nothing tells whether the {modality} tensors are cut into "
+        f"as many pieces; give {key}"
+        for modality, key in (("vision", "source_layout.modality_tp.vision"), ("text", "source_layout.tp"))
+    ]
+    given = GivenLayout(tp=2, modality_tp={"vision": 1})
+    assert found(files, given, model=canonical()).modality_tp == {"vision": 1}
+    shapes = {
+        each.name: each.recipe.tensor.shape for each in bound(files, given, model=canonical()).parameters.parameters
+    }
+    assert shapes["vision.layers.1.proj.lora_A.default.weight"] == (4, 24)
+    assert shapes["text.layers.2.q.lora_B.default.weight"] == (16, 4)
+
+
+def test_layers_without_adapters_are_given():
+    """The last layer of the first stage has none."""
+    files = adapters(layout(((2, 1),)), "text")
+    first = files.files["mp_rank_00_000/model_optim_rng.pt"]["model"]
+    for factor in "AB":
+        del first[f"text.layers.1.q.lora_{factor}.default.weight"]
+    result = bound(files, GivenLayout(stages={"text": ((2, 1),)}), model=canonical())
+    assert [each.layer for each in result.parameters.parameters] == [0, 2, 0, 2]
+    assert result.parameters.adapters
