@@ -40,7 +40,7 @@ class DcpFormat:
 
     def finish(self, directory: Path, details: Mapping[str, Any]) -> Mapping[str, int]:
         """Write `.metadata`."""
-        from distconv.dcp_blobs import write_metadata  # noqa: PLC0415 - as above
+        from distconv.dcp_planner import write_metadata  # noqa: PLC0415 - as above; its checkpoint package takes another
 
         path = write_metadata(directory, self._plan, details)
         return {path.name: path.stat().st_size}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
@@ -31,17 +32,25 @@ def tensor_bytes(name: str, dtype: str, shape: Iterable[int], salt: str = "") ->
     return hashlib.shake_128((salt + name).encode()).digest(prod(shape) * ITEM_SIZE[dtype])
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, list[int], bytes]]) -> None:
-    """Write a shard: tensors as (dtype, shape, data) in the order given."""
+def write_header(path: Path, tensors: Mapping[str, tuple[str, list[int]]]) -> None:
+    """Write a shard of tensors, as (dtype, shape) in the order given, that are holes: zeros that take no space."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for name, (dtype, shape, data) in tensors.items():
-        header[name] = {"dtype": CODES[dtype], "shape": shape, "data_offsets": [offset, offset + len(data)]}
-        offset += len(data)
+    for name, (dtype, shape) in tensors.items():
+        start, offset = offset, offset + prod(shape) * ITEM_SIZE[dtype]
+        header[name] = {"dtype": CODES[dtype], "shape": shape, "data_offsets": [start, offset]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(stream.tell() + offset)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, list[int], bytes]]) -> None:
+    """Write a shard: tensors as (dtype, shape, data) in the order given."""
+    write_header(path, {name: (dtype, shape) for name, (dtype, shape, _) in tensors.items()})
+    with path.open("r+b") as stream:
+        stream.seek(-sum(len(data) for _, _, data in tensors.values()), os.SEEK_END)
         for _, _, data in tensors.values():
             stream.write(data)
 
@@ -62,6 +71,15 @@ def write_source(directory: Path, case: Mapping[str, Any], *, single_file: bool 
         (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (directory / ("adapter_config.json" if adapter else "config.json")).write_text(json.dumps(case["hf_config"]))
     return directory
+
+
+def hashes(directory: Path) -> dict[str, str]:
+    """Every file of a directory, hidden ones too, with the sha256 of its bytes."""
+    return {
+        path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
 
 
 def overrides(case: Mapping[str, Any]) -> list[str]:

@@ -133,10 +133,15 @@ def save_state_dict(model: PreTrainedModel, directory: Path) -> None:
 
 
 def random_model(name: str) -> PreTrainedModel:
-    """A model in which every parameter matters: the usual initialisation has zero biases and norms that are all one."""
     model_class, config_class, options = MODELS[name]
     # a copy, because configuration classes change what they are given
     model = model_class(config_class(**copy.deepcopy(options)))
+    randomise(model)
+    return model
+
+
+def randomise(model: PreTrainedModel) -> None:
+    """Make every parameter matter: the usual initialisation has zero biases and norms that are all one."""
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -148,7 +153,6 @@ def random_model(name: str) -> PreTrainedModel:
             else:
                 values = 0.3 * values + (0.0 if name.endswith("bias") else 1.0)
             parameter.copy_(values)
-    return model
 
 
 def random_tokens(config: PretrainedConfig) -> Tensor:

@@ -15,24 +15,15 @@ import pytest
 import yaml
 
 from benchmarks.synthetic import Qwen2VLDimensions, hugging_face_config, qwen2vl_tensors
-from tests.checkpoints import write_safetensors
+from tests.checkpoints import load_case, write_safetensors, write_source
+from tests.readme import README, blocks, commands
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
 # The layers and head counts of the 7B that the commands name, with the least widths that have them.
 DIMENSIONS = Qwen2VLDimensions(
     layers=28, hidden=56, heads=28, kv_groups=4, intermediate=32, vocab=64, tied=False,
     vision_layers=32, vision_width=32, vision_heads=16,
 )  # fmt: skip
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-
-
-def commands() -> list[str]:
-    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
-    return [line.partition("  #")[0].strip() for line in lines if line.strip()]
 
 
 JOBS = [command for command in commands() if "-m distconv" in command]
@@ -50,17 +41,18 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     write_safetensors(source / "model.safetensors", tensors)
     (source / "config.json").write_text(json.dumps(hugging_face_config(DIMENSIONS)))
+    write_source(directory / "Qwen3-VL-4B", load_case("qwen3vl__tied_pp1"))
     return directory
 
 
 def test_the_commands_are_those_expected():
-    assert [shlex.split(job)[0] for job in JOBS] == ["torchrun", "mpirun", "python", "python"]
+    assert [shlex.split(job)[0] for job in JOBS] == ["torchrun", "mpirun", "python", "python", "torchrun"]
     assert commands()[:2] == ["make demo", "make test"]
 
 
 @pytest.mark.parametrize("number", range(len(JOBS)))
 def test_job_runs(number, checkpoints):
-    """The jobs run in order; the third plans, the fourth verifies what the second has written."""
+    """In order; the third plans, the fourth verifies what the second has written, the fifth makes a DCP."""
     if number == 1:
         (checkpoints / "mm").rename(checkpoints / "mm-of-the-first-command")
     words = shlex.split(JOBS[number].replace("/ckpt", str(checkpoints)))
@@ -70,7 +62,8 @@ def test_job_runs(number, checkpoints):
     )
     assert job.returncode == 0, job.stderr
     assert "Traceback" not in job.stderr
-    assert (checkpoints / "mm" / "latest_checkpointed_iteration.txt").exists()
+    target = "dcp" if "target_format=dcp" in words else "mm"
+    assert (checkpoints / target / "latest_checkpointed_iteration.txt").exists()
 
 
 @pytest.mark.parametrize("command", [command for command in commands() if command.startswith("make")])

@@ -1,84 +1,29 @@
 """One process fails in the middle: all end soon, the cause is told once, and nothing looks finished.
 
-The failures are real ones. A shard of the source is a link to `/proc/self/cwd/shard`, so each rank sees the one in its
-own working directory: a good one, none, a shorter one, or a pipe that nobody writes to, on which the rank waits.
+The failures are real ones: see worlds.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
 from tests.checkpoints import load_case, write_source
 from tests.errors.damage import config, sparse
-from tests.processes.jobs import Job, Outcome, mpirun, run, single, torchrun
+from tests.processes.jobs import Job, mpirun, run, single, torchrun
+from tests.processes.worlds import OVER, SHARE, SOON, World, check_message
 
 CASE = "qwen2vl__tp2_pp2"
 SHARD = "model-00004-of-00005.safetensors"
-# Seconds in which the others must follow the one that failed, and the whole job must be over.
-SOON, OVER = 20, 60
-# Seconds after which a process that nothing holds has done its share, and waits for the other.
-SHARE = 3
 LAUNCHERS = pytest.mark.parametrize("launcher", [torchrun, mpirun])
-
-
-class World:
-    """A checkpoint `hf` with a shard that each of two ranks sees in its own way, and a target `mm`."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.target = directory / "mm"
-        self.views = [directory / str(rank) / "shard" for rank in range(2)]
-        self.own = {str(rank): {"directory": str(view.parent)} for rank, view in enumerate(self.views)}
-        shard = write_source(directory / "hf", load_case(CASE)) / SHARD
-        for view in self.views:
-            view.parent.mkdir()
-            shutil.copy(shard, view)
-        shard.unlink()
-        shard.symlink_to("/proc/self/cwd/shard")
-
-    def arguments(self, *options: str, source: str = "hf") -> list[str]:
-        paths = [f"source={self.directory / source}", f"target={self.target}"]
-        return ["+model=qwen2vl", *paths, "layout.tp=2", *options]
-
-    def hold(self, rank: int) -> None:
-        """Let a rank wait when it reads the shard."""
-        self.views[rank].unlink()
-        os.mkfifo(self.views[rank])
-
-    def release(self) -> None:
-        """Let ranks that wait go on: what they wanted to read is empty."""
-        for view in self.views:
-            # Nobody may be waiting.
-            with contextlib.suppress(OSError):
-                if view.is_fifo():
-                    os.close(os.open(view, os.O_WRONLY | os.O_NONBLOCK))
-
-    def staging(self) -> list[Path]:
-        return list(self.target.glob(".distconv-*"))
-
-    def results(self) -> list[Path]:
-        """All that looks like a result, or a part of one."""
-        return [path for path in self.target.glob("*") if not path.name.startswith(".")]
 
 
 @pytest.fixture
 def world(tmp_path):
-    return World(tmp_path)
-
-
-def check_message(outcome: Outcome, *fragments: str) -> None:
-    """The program spoke once, said this, and showed nothing of its inside; launchers may add words of their own."""
-    assert outcome.err.count("distconv: ") == 1, outcome.err
-    assert [fragment for fragment in fragments if fragment not in outcome.err] == [], outcome.err
-    assert not outcome.shows_its_inside
-    assert "wrote " not in outcome.out
+    return World(tmp_path, load_case(CASE), SHARD, "layout.tp=2")
 
 
 @LAUNCHERS

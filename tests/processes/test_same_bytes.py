@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import socket
 from contextlib import ExitStack
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from distconv.torch_archive import read_archive
-from tests.checkpoints import describe_result, load_case, overrides, write_source
+from tests.checkpoints import describe_result, hashes, load_case, overrides, write_source
 from tests.processes.jobs import Job, Outcome, mpirun, plain_mpirun, run, single, torchrun
 
 # Four files: more processes than files, fewer, and numbers that divide nothing.
@@ -37,15 +36,6 @@ class Expected:
         *plan, result = outcome.out.splitlines()
         assert plan == self.outcome.out.splitlines()[:-1]
         assert f"on {count} processes" in result
-
-
-def hashes(directory: Path) -> dict[str, str]:
-    """Every file of a directory, hidden ones too, with the sha256 of its bytes."""
-    return {
-        path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in directory.rglob("*")
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")

@@ -69,9 +69,9 @@ LAYERS: list[set[str]] = [
         "work",
     },
     {"dcp_blobs", "detection", "huggingface_files", "inspection", "megatron_files", "verification", "writing"},
-    {"dcp_files", "megatron_binding"},
-    {"results", "sources"},
-    {"planning"},
+    {"dcp_planner", "megatron_binding"},
+    {"dcp_files", "sources"},
+    {"planning", "results"},
     {"report"},
     {"job"},
     {"cli"},
@@ -82,6 +82,7 @@ THIRD_PARTY = {
     "catalogue": {"yaml"},
     "cli": {"hydra", "omegaconf"},
     "dcp_blobs": {"torch"},
+    "dcp_planner": {"torch"},
     "processes": {"mpi4py", "torch"},
     "pt_file": {"torch"},
     "report": {"tqdm"},
@@ -90,7 +91,7 @@ THIRD_PARTY = {
 }
 # Modules that are imported by whoever plans, on a machine with nothing but Python and small packages.
 HEAVY = {"torch", "mpi4py", "hydra", "omegaconf"}
-NEED_HEAVY = {"cli", "__main__", "dcp_blobs", "pt_file"}
+NEED_HEAVY = {"cli", "__main__", "dcp_blobs", "dcp_planner", "pt_file"}
 
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 

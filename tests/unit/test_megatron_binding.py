@@ -7,6 +7,7 @@ from math import prod
 
 import numpy as np
 import pytest
+from distconv.plan import make_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,6 @@ from distconv.errors import InputError
 from distconv.given_layout import GivenLayout
 from distconv.layout import Layout, StageRows
 from distconv.megatron_binding import MegatronBinding
-from distconv.plan import make_plan
 from distconv.replicas import Replica
 from distconv.tying import resolve_head
 from distconv.virtual import invert

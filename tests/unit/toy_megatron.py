@@ -9,13 +9,13 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from distconv.plan import make_plan
 
 from distconv.binding import Parameter
 from distconv.given_layout import GivenLayout
 from distconv.layout import Layout, StageRows
 from distconv.megatron_binding import MegatronBinding, bind_megatron
 from distconv.megatron_index import MegatronIndex, RankFile
-from distconv.plan import make_plan
 from distconv.sizes import Sizes
 from distconv.source import SourceFile, StoredTensor
 from distconv.torch_archive import ArchivedTensor

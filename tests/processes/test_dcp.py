@@ -1,0 +1,170 @@
+"""Processes that save one DCP together: the same bytes from any number of them, all or nothing, and constant memory."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import signal
+import time
+from math import prod
+
+import pytest
+
+from benchmarks.synthetic import hugging_face_config, lookalike, qwen2vl_tensors
+from distconv.errors import JobError
+from tests.checkpoints import describe_dcp, hashes, load_case, tensor_bytes, write_header, write_source
+from tests.errors.damage import config, sized, sparse
+from tests.processes.jobs import Job, mpirun, run, single, torchrun
+from tests.processes.worlds import OVER, SHARE, SOON, World, check_message
+
+CASE = "qwen2vl__tp1_pp1"
+SHARD = "model-00005-of-00005.safetensors"
+DCP = ("target_format=dcp", "io.fsync=false")
+PUBLISHED = (*DCP, "naming=hf", "name_prefix=module.")
+LAUNCHERS = pytest.mark.parametrize("launcher", [torchrun, mpirun])
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A checkpoint whose two largest tensors are several chunks each, and whose result is several files."""
+    case, rows = load_case(CASE), 3 * 10**6
+    config("vocab_size", rows)(case)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        sized(name, rows=rows)(case)
+    return case, write_source(tmp_path_factory.mktemp("large") / "hf", case)
+
+
+@pytest.fixture(scope="module")
+def expected(large, tmp_path_factory):
+    """The directories that one process makes of it, by its options."""
+    found = {}
+    for options in (DCP, PUBLISHED):
+        directory = tmp_path_factory.mktemp("alone")
+        outcome = run(single(f"source={large[1]}", "target=mm", *options), directory)
+        assert outcome.status == 0, outcome.err
+        found[options] = directory / "mm"
+    return found
+
+
+def test_one_process_writes_what_the_source_holds(large, expected):
+    """Read back by torch, from chunks in several files."""
+    stored = {
+        f"model.module.{name}": [dtype, shape, hashlib.sha256(tensor_bytes(name, dtype, shape)).hexdigest()]
+        for name, (dtype, shape, _) in large[0]["source_tensors"].items()
+    }
+
+    assert describe_dcp(expected[PUBLISHED] / "release") == {**stored, "checkpoint_version": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("launcher", "count", "options"),
+    [*((torchrun, count, PUBLISHED) for count in (1, 2, 3, 4)), (mpirun, 2, PUBLISHED), (torchrun, 3, DCP)],
+)
+def test_same_bytes(launcher, count, options, large, expected, tmp_path):
+    outcome = run(launcher(count, f"source={large[1]}", "target=mm", "report=report.json", *options), tmp_path)
+
+    assert outcome.status == 0, outcome.err
+    found = hashes(tmp_path / "mm")
+    assert found == hashes(expected[options])
+    files = [path for path in found if path.endswith(".distcp")]
+    assert f"wrote {len(files)} files" in outcome.out
+    assert len(files) >= count
+    shares = json.loads((tmp_path / "report.json").read_text())["processes"]
+    assert [bool(share["files"]) for share in shares] == [True] * count
+    stored = sum(path.stat().st_size for path in large[1].glob("*.safetensors"))
+    assert sum(share["bytes_read"] for share in shares) < stored
+
+
+@pytest.fixture
+def world(tmp_path):
+    """Rank 0 writes one file, rank 1 two; nothing is read but the shard that each rank sees in its own way."""
+    made = World(tmp_path, load_case(CASE), SHARD, *PUBLISHED)
+    for rank in made.own:
+        sparse(f"{rank}/shard", "lm_head.weight", 4 * 10**6)(tmp_path)
+    return made
+
+
+@LAUNCHERS
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_disk_is_full_for_one_process(launcher, rank, world):
+    """A limit on the size of files stands for a full disk."""
+    world.own[str(rank)]["limits"] = {"RLIMIT_FSIZE": 64 * 1024**2}
+
+    outcome = run(launcher(2, *world.arguments(), own=world.own), world.directory)
+
+    assert outcome.status == 1
+    assert outcome.seconds < OVER
+    check_message(outcome, f"distconv: rank {rank} on ", f"__{rank}_0.distcp", "File too large")
+    assert not world.target.exists()
+
+
+@LAUNCHERS
+def test_a_shard_is_cut_off_meanwhile(launcher, world):
+    whole = world.views[1].stat().st_size
+    os.truncate(world.views[1], 1000)
+
+    outcome = run(launcher(2, *world.arguments(), own=world.own), world.directory)
+
+    assert outcome.status == 1
+    assert outcome.seconds < OVER
+    check_message(outcome, "distconv: rank 1 on ", f"hf/{SHARD}", str(whole), "now 1000")
+    assert not world.target.exists()
+
+
+@LAUNCHERS
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_dies(launcher, victim, world):
+    """Nothing that looks like a result, nor `.metadata` anywhere, without which no program takes files for a DCP."""
+    world.hold(1)
+
+    with Job(launcher(2, *world.arguments(), own=world.own), world.directory) as job:
+        job.until(world.staging, "a staging directory")
+        time.sleep(SHARE)
+        job.send(signal.SIGKILL, victim)
+        killed = time.monotonic()
+        outcome = job.end(world.release)
+
+    assert time.monotonic() - killed < SOON
+    assert outcome.status != 0
+    assert not outcome.shows_its_inside
+    assert world.results() == []
+    assert list(world.directory.rglob(".metadata*")) == []
+
+
+def test_metadata_that_cannot_be_written_leave_nothing(tmp_path, monkeypatch, distconv):
+    """The disk becomes full at the very end."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/mm/.metadata")
+
+    monkeypatch.setattr("distconv.dcp_metadata.write_metadata", full)
+    source = write_source(tmp_path / "hf", load_case(CASE))
+
+    outcome = distconv(f"source={source}", f"target={tmp_path / 'mm'}", "target_format=dcp")
+
+    assert outcome.status == JobError.exit_status
+    assert outcome.err.splitlines()[-1].endswith("finishing /mm/.metadata: No space left on device")
+    assert not (tmp_path / "mm").exists()
+
+
+def test_memory_does_not_grow_with_the_checkpoint(tmp_path):
+    """Two processes; a checkpoint of no data, and one of a hundred times what memory may grow by."""
+    peaks = {}
+    for size in (5 * 10**6, 10**9):
+        dimensions = lookalike(size, tied=False)
+        source = tmp_path / str(size)
+        source.mkdir()
+        (source / "config.json").write_text(json.dumps(hugging_face_config(dimensions)))
+        stored = {name: ("bfloat16", list(shape)) for name, shape in qwen2vl_tensors(dimensions).items()}
+        write_header(source / "model.safetensors", stored)
+        options = [f"source={source}", f"target={tmp_path / 'mm'}", f"report={tmp_path / 'report.json'}", *DCP]
+        outcome = run(torchrun(2, *options, "overwrite=true", "io.threads=1", "io.buffer_mib=1"), tmp_path)
+        assert outcome.status == 0, outcome.err
+        shares = json.loads((tmp_path / "report.json").read_text())["processes"]
+        assert sum(share["bytes_written"] for share in shares) == 2 * sum(prod(shape) for _, shape in stored.values())
+        peaks[size] = max(share["peak_bytes"] for share in shares)
+
+    small, large = peaks.values()
+    assert large - small < 10 * 1024**2
