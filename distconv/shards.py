@@ -43,11 +43,17 @@ def cut_recipes(recipes: Iterable[Recipe], layout: Layout) -> dict[Recipe, Shard
         try:
             shards[recipe] = tuple(rule_of_cut.cut(recipe.tensor, size, unit))
         except ValueError as error:
-            problems[f"{at}: {error}; its sizes: {', '.join(dict.fromkeys(recipe.dims))}"] = None
+            problems[f"{at}: {error}; made of {' and '.join(_lengths(recipe, rule_of_cut.dim))}"] = None
             continue
         _prove(recipe, shards[recipe])
     raise_if(list(problems))
     return shards
+
+
+def _lengths(recipe: Recipe, dim: int) -> dict[str, None]:
+    """How messages speak of the sizes that run along a dim."""
+    along = ((recipe.dims[copy.operand], copy.dims[dim]) for copy in recipe.tensor.copies)
+    return dict.fromkeys(names[source_dim] for names, source_dim in along if source_dim is not None)
 
 
 def _prove(recipe: Recipe, shards: Shards) -> None:

@@ -18,12 +18,13 @@ Shards = list[VirtualTensor]
 
 @dataclass(frozen=True, kw_only=True)
 class TensorParallelRule:
-    """A way to cut: tensor, number of ranks, number of units → one shard per rank.
+    """A way to cut along `dim`: tensor, number of ranks, number of units → one shard per rank.
 
     `uneven`: the number of units need not divide; without a unit every row is one.
     """
 
     cut: Callable[[VirtualTensor, int, int | None], Shards]
+    dim: int = 0
     uneven: bool = False
 
 
@@ -108,11 +109,11 @@ TENSOR_PARALLEL_RULES: Mapping[str, TensorParallelRule] = MappingProxyType(
     {
         "replicated": TensorParallelRule(cut=replicated),
         "rows": TensorParallelRule(cut=rows),
-        "cols": TensorParallelRule(cut=cols),
+        "cols": TensorParallelRule(cut=cols, dim=1),
         "glu": TensorParallelRule(cut=glu),
         "rows3": TensorParallelRule(cut=rows3),
         "rows_uneven": TensorParallelRule(cut=rows_uneven, uneven=True),
         "rows3_uneven": TensorParallelRule(cut=rows3_uneven, uneven=True),
-        "cols_uneven": TensorParallelRule(cut=cols_uneven, uneven=True),
+        "cols_uneven": TensorParallelRule(cut=cols_uneven, dim=1, uneven=True),
     }
 )
