@@ -30,16 +30,17 @@ class Recipe:
     """A rule applied to sources of given shapes: one virtual tensor, shared by all layers that look alike.
 
     `unit` is the number of units (heads, groups) that a tensor-parallel cut must keep whole, with how messages speak
-    of it; `dims` is how they speak of the size of each dim of each source. `unused`: how many elements of each source
-    other recipes use (the other experts of a packed source), or nothing is to use (rows of a vocabulary). Compared and
-    hashed by identity, so that everything derived from a recipe is derived once.
+    of it; `dims` is how they speak of the sizes of the sources. `unused`: how many elements of each
+    source other recipes use (the other experts of a packed source), or nothing is to use (rows of a vocabulary).
+    Compared and hashed by identity, so that everything derived from a recipe is derived
+    once.
     """
 
     rule: Rule
     tensor: VirtualTensor
     source_shapes: tuple[tuple[int, ...], ...]
     unit: tuple[int, str] | None
-    dims: tuple[tuple[str, ...], ...]
+    dims: tuple[str, ...]
     unused: int = 0
 
 
@@ -292,6 +293,6 @@ def _recipe(rule: Rule, dtype: str, shapes: tuple[tuple[int, ...], ...], sizes: 
         given = ", ".join(sizes.origin(size) for size in rule.operator_sizes)
         raise InputError(f"{rule.target} ({rule.where}): operator {rule.operator} with {given}: {error}") from None
     unit = None if rule.unit is None else (sizes.get(rule.unit), sizes.origin(rule.unit))
-    dims = tuple(tuple(sizes.origin(dim) for dim in source.dims) for source in rule.sources)
+    dims = tuple(sizes.origin(dim) for source in rule.sources for dim in source.dims)
     others = 0 if expert is None else prod(shapes[0]) - prod(shapes[0]) // shapes[0][0]
     return Recipe(rule=rule, tensor=tensor, source_shapes=shapes, unit=unit, dims=dims, unused=others)

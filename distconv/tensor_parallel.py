@@ -18,13 +18,14 @@ Shards = list[VirtualTensor]
 
 @dataclass(frozen=True, kw_only=True)
 class TensorParallelRule:
-    """A way to cut along `dim`: tensor, number of ranks, number of units → one shard per rank.
+    """A way to cut: tensor, number of ranks, number of units → one shard per rank.
 
-    `uneven`: the number of units need not divide; without a unit every row is one.
+    `dim`: the dim that is cut; a tensor that does not have it is replicated. `uneven`: the number of units need not
+    divide; without a unit every row is one.
     """
 
     cut: Callable[[VirtualTensor, int, int | None], Shards]
-    dim: int = 0
+    dim: int | None = None
     uneven: bool = False
 
 
@@ -108,12 +109,12 @@ def _uneven(tensor: VirtualTensor, dim: int, size: int, unit: int | None) -> Sha
 TENSOR_PARALLEL_RULES: Mapping[str, TensorParallelRule] = MappingProxyType(
     {
         "replicated": TensorParallelRule(cut=replicated),
-        "rows": TensorParallelRule(cut=rows),
+        "rows": TensorParallelRule(cut=rows, dim=0),
         "cols": TensorParallelRule(cut=cols, dim=1),
-        "glu": TensorParallelRule(cut=glu),
-        "rows3": TensorParallelRule(cut=rows3),
-        "rows_uneven": TensorParallelRule(cut=rows_uneven, uneven=True),
-        "rows3_uneven": TensorParallelRule(cut=rows3_uneven, uneven=True),
+        "glu": TensorParallelRule(cut=glu, dim=0),
+        "rows3": TensorParallelRule(cut=rows3, dim=0),
+        "rows_uneven": TensorParallelRule(cut=rows_uneven, dim=0, uneven=True),
+        "rows3_uneven": TensorParallelRule(cut=rows3_uneven, dim=0, uneven=True),
         "cols_uneven": TensorParallelRule(cut=cols_uneven, dim=1, uneven=True),
     }
 )

@@ -35,10 +35,7 @@ def resize_vocabulary(binding: Binding, rows: int | None) -> Binding:
 
 
 def _resized(recipe: Recipe, rows: int) -> Recipe:
-    dims = tuple(
-        tuple(f"vocab_size={rows}" if each.startswith(f"{SIZE_NAME} ") else each for each in source)
-        for source in recipe.dims
-    )
+    dims = tuple(f"vocab_size={rows}" if each.startswith(f"{SIZE_NAME} ") else each for each in recipe.dims)
     recipe = replace(recipe, dims=dims)
     tensor = recipe.tensor
     old, *rest = tensor.shape

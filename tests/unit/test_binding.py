@@ -84,7 +84,7 @@ def test_a_recipe_knows_its_sources_its_unit_and_how_messages_speak_of_them():
     assert recipe.source_shapes == ((16, 16), (8, 16), (8, 16))
     assert recipe.tensor.shape == (32, 16)
     assert recipe.unit == (4, "groups (4, num_key_value_heads in config.json)")
-    assert recipe.dims[1] == ("kv_rows (8)", "hidden (16, hidden_size in config.json)")
+    assert recipe.dims[2:4] == ("kv_rows (8)", "hidden (16, hidden_size in config.json)")
 
 
 def test_sizes_in_bytes_are_of_the_unsplit_parameter():
