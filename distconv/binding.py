@@ -15,7 +15,7 @@ from math import prod
 
 from distconv.definition import FLOATING, Definition
 from distconv.dtypes import ITEM_SIZE
-from distconv.errors import InputError, named, raise_if
+from distconv.errors import InputError, counted, named, raise_if
 from distconv.matching import Choices, Explanations, filled
 from distconv.operators import OPERATORS
 from distconv.rules import ANY, Rule
@@ -149,7 +149,7 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
         elif not (unsized and explain.fits(name)):
             unknown.setdefault(explain.problem(name), []).append(stored[name].name)
     for what, names in unknown.items():
-        problems.append(f"{index.directory}: {len(names)} source tensors {what}: {named(names, 8)}")
+        problems.append(f"{index.directory}: {counted(len(names), 'source tensor')} {what}: {named(names, 8)}")
     raise_if(problems)
     return Binding(
         parameters=tuple(parameters),

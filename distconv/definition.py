@@ -234,8 +234,10 @@ class _Parser:
         if content.get("tied") is None:
             return None
         entry = self.mapping(content, "tied")
+        for problem in unknown_keys(entry, ("flag", "embedding", "head")):
+            self.complain("tied", problem)
         try:
-            flag = SizeSpec.parse(entry.get("flag"), entry.get("within"))
+            flag = SizeSpec.parse(entry.get("flag"))
         except ValueError as error:
             self.complain("tied.flag", error)
             return None

@@ -58,6 +58,11 @@ def named(names: Iterable[object], limit: int = 5) -> str:
     return ", ".join(everything[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """A number of things for a message: `1 tensor`, `2 tensors`."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
 def unknown_keys(content: Mapping[Any, Any], known: Collection[str]) -> list[str]:
     """A problem for each key that is not known, with the nearest one that is."""
     problems = []

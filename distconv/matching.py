@@ -78,7 +78,7 @@ class Explanations:
     def problem(self, name: str) -> str:
         """What is wrong with a tensor that is not left out on purpose."""
         if self.fits(name):
-            return "that fit a rule, but not the number of layers or experts in config.json, or what their layer is"
+            return "fitting a rule, but not the number of layers or experts in config.json, or what the layer is"
         return f"that no rule of model definition {self._definition} knows"
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from distconv.assignment import assign
 from distconv.commit import Target
 from distconv.config import JobConfig
-from distconv.errors import InputError, named
+from distconv.errors import InputError, counted, named
 from distconv.facts import Facts
 from distconv.layout import shown_stages
 from distconv.outputs import Plan
@@ -135,7 +135,9 @@ def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
         reasons.setdefault(each["reason"], []).append(each["name"])
     if reasons:
         lines += ["", "not converted"]
-        lines += [f"  {len(names)} tensors: {reason}: {named(names, 2)}" for reason, names in reasons.items()]
+        lines += [
+            f"  {counted(len(names), 'tensor')}: {reason}: {named(names, 2)}" for reason, names in reasons.items()
+        ]
     lines += ["", *(f"note: {note}" for note in report["notes"][:_FILES_SHOWN])] if report["notes"] else []
     if full:
         files = report["files"]
@@ -182,10 +184,10 @@ def result_text(report: Mapping[str, Any]) -> str:
     seconds = max(each["seconds"]["transfer"] for each in processes)
     peak = max(each["peak_bytes"] for each in processes)
     nbytes = sum(file["bytes"] for file in report["files"])
-    done = f"{len(report['files'])} files, {binary(nbytes)}"
+    done = f"{counted(len(report['files']), 'file')}, {binary(nbytes)}"
     done = f"verified: {done}, byte for byte what the source says" if report["action"] == "verify" else f"wrote {done}"
     return (
-        f"{done}; on {len(processes)} processes in {seconds:.1f} s "
+        f"{done}; on {counted(len(processes), 'process', 'processes')} in {seconds:.1f} s "
         f"({binary(nbytes / max(seconds, 1e-9))}/s; read {binary(read)}, wrote {binary(written)}; "
         f"peak memory {binary(peak)} per process)"
     )

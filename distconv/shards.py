@@ -7,6 +7,7 @@ layers share it. It places nothing and reads nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import accumulate
 
 from distconv.binding import Recipe
 from distconv.errors import JobError, raise_if
@@ -43,11 +44,19 @@ def cut_recipes(recipes: Iterable[Recipe], layout: Layout) -> dict[Recipe, Shard
         try:
             shards[recipe] = tuple(rule_of_cut.cut(recipe.tensor, size, unit))
         except ValueError as error:
-            problems[f"{at}: {error}; its sizes: {', '.join(dict.fromkeys(recipe.dims))}"] = None
+            assert rule_of_cut.dim is not None
+            problems[f"{at}: {error}; made of {' and '.join(_lengths(recipe, rule_of_cut.dim))}"] = None
             continue
         _prove(recipe, shards[recipe])
     raise_if(list(problems))
     return shards
+
+
+def _lengths(recipe: Recipe, dim: int) -> dict[str, None]:
+    """How messages speak of the sizes that run along a dim."""
+    starts = [0, *accumulate(map(len, recipe.source_shapes))]
+    along = ((starts[copy.operand], copy.dims[dim]) for copy in recipe.tensor.copies)
+    return dict.fromkeys(recipe.dims[start + source_dim] for start, source_dim in along if source_dim is not None)
 
 
 def _prove(recipe: Recipe, shards: Shards) -> None:

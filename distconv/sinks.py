@@ -10,6 +10,9 @@ import numpy as np
 
 from distconv.files import OpenFiles, copy_in_kernel, read_into, write_from
 
+# A block is compared in pieces of this many bytes, so that no third buffer is as large as the two.
+_PIECE = 1024 * 1024
+
 
 class Sink(Protocol):
     """What happens to finished bytes."""
@@ -82,7 +85,9 @@ class CompareSink:
 
     def put(self, path: str, offset: int, data: memoryview) -> None:
         """Compare bytes with those at their place."""
-        self._compare(path, offset, data, memoryview(bytearray(len(data))))
+        for start in range(0, len(data), _PIECE):
+            piece = data[start : start + _PIECE]
+            self._compare(path, offset + start, piece, memoryview(bytearray(len(piece))))
         self._counters.add(read=len(data), done=len(data))
 
     def _compare(self, path: str, offset: int, expected: memoryview, found: memoryview) -> None:

@@ -21,18 +21,16 @@ class SizeSpec:
     """Where a size comes from: fields of config.json, or other sizes.
 
     `path`: fields by dotted path, the first that is there counts; `default` where none is.
-    `within`: where config.json has this section, only the paths in it are looked at.
     `derivation`: product, sum or quotient of the sizes `of`, by name or as integers; a quotient must come out even.
     """
 
     path: tuple[str, ...] = ()
     default: int | bool | tuple[int, ...] | None = None
-    within: str | None = None
     derivation: str | None = None
     of: tuple[str | int, ...] = ()
 
     @staticmethod
-    def parse(value: Any, within: str | None = None, *, is_list: bool = False) -> SizeSpec:
+    def parse(value: Any, *, is_list: bool = False) -> SizeSpec:
         """The spec in a definition: paths and perhaps a default, or the name of a derivation and other sizes.
 
         It is a list in all cases because lists replace what they inherit, where mappings would be merged with it.
@@ -62,7 +60,7 @@ class SizeSpec:
             raise ValueError(f"expected a number as the default, found {last!r}")
         if not path or any(not isinstance(item, str) for item in path):
             raise ValueError(f"expected paths in config.json and at most one default, at the end; found {list(value)}")
-        return SizeSpec(path=tuple(path), default=default, within=within)
+        return SizeSpec(path=tuple(path), default=default)
 
 
 def _derivation(name: str, of: tuple[Any, ...]) -> SizeSpec:
@@ -117,15 +115,17 @@ class Sizes:
         return list(value)
 
     def flag(self, spec: SizeSpec) -> bool:
-        """The value of a field that is true or false.
+        """Whether one of the fields is true: versions differ in which of them they set.
 
         Raises:
-            InputError: it is something else, or missing without a default.
+            InputError: one is something else, or all are missing without a default.
         """
-        value, path = self._find("flag", spec)
-        if not isinstance(value, bool):
-            raise InputError(f"{self._where}: {path}: expected true or false, found {value!r}")
-        return value
+        found = [(value, path) for path in spec.path if (value := self._field(path)) is not None]
+        found = found or [self._find("flag", spec)]
+        for value, path in found:
+            if not isinstance(value, bool):
+                raise InputError(f"{self._where}: {path}: expected true or false, found {value!r}")
+        return any(value for value, _ in found)
 
     def origin(self, name: str | int) -> str:
         """How messages speak of a size: its name in the definition, its value, and its field."""
@@ -156,17 +156,17 @@ class Sizes:
         return number
 
     def _find(self, name: str, spec: SizeSpec) -> tuple[Any, str]:
-        section = None if spec.within is None else self._config.get(spec.within)
         for path in spec.path:
-            if isinstance(section, Mapping) and not path.startswith(f"{spec.within}."):
-                continue
-            value: Any = self._config
-            for part in path.split("."):
-                value = value.get(part) if isinstance(value, Mapping) else None
-            if value is not None:
+            if (value := self._field(path)) is not None:
                 return value, path
         if spec.default is None:
             raise InputError(
                 f"{self._where}: no field {' or '.join(spec.path)}; the model definition needs it as '{name}'"
             )
         return spec.default, spec.path[0]
+
+    def _field(self, path: str) -> Any:
+        value: Any = self._config
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from distconv.errors import InputError, named, raise_if
+from distconv.errors import InputError, counted, named, raise_if
 from distconv.jsonfile import read_object
 from distconv.safetensors_index import read_header
 from distconv.source import SourceIndex, StoredTensor
@@ -105,7 +105,9 @@ def _from_index(directory: Path, index_path: Path, read: Callable[[Path], list[S
             problems.append(f"{index_path}: names the tensor {name} in {shard}, but it is in {found}")
     extra = sorted(set(tensors) - set(weight_map))
     if extra:
-        problems.append(f"{index_path}: does not name {len(extra)} tensors that its shards hold: {named(extra)}")
+        problems.append(
+            f"{index_path}: does not name {counted(len(extra), 'tensor')} that its shards hold: {named(extra)}"
+        )
     raise_if(problems)
     return SourceIndex(directory=str(directory), tensors=tensors)
 

@@ -38,9 +38,7 @@ def read_state_dict(path: Path) -> list[StoredTensor]:
         raise InputError(f"{path}: entries that are no tensors: {named(strange)}; save a state dict of tensors alone")
     scattered = [name for name, tensor in tensors.items() if not tensor.is_contiguous]
     raise_if(
-        [f"{path}: {len(scattered)} tensors are not contiguous: {named(scattered)}; save their .contiguous()"]
-        if scattered
-        else []
+        [f"{path}: tensors that are not contiguous: {named(scattered)}; save their .contiguous()"] if scattered else []
     )
     file = SourceFile(str(path), path.stat().st_size)
     return [StoredTensor(name, tensor.dtype, tensor.shape, file, tensor.offset) for name, tensor in tensors.items()]

@@ -125,11 +125,17 @@ def qwen2_5_vision_fields(hidden: int, mlp: int) -> dict[str, Any]:
 
 
 def flat_and_nested(model_type: str, size: Text, vision: Config) -> tuple[Config, ...]:
-    """As the hub has it, and as transformers 4.57 saves it: a section for the text, which leaves out what is false."""
+    """As the hub has it, as transformers 4.57 saves it (without what is false), and as 5 does (the tie at the top)."""
     text = {key: value for key, value in size.fields().items() if value is not False}
     return (
         {"model_type": model_type, **size.fields(), "vision_config": vision},
         {"model_type": model_type, "text_config": text, "vision_config": vision},
+        {
+            "model_type": model_type,
+            "text_config": {key: value for key, value in text.items() if key != "tie_word_embeddings"},
+            "tie_word_embeddings": size.tied,
+            "vision_config": vision,
+        },
     )
 
 

@@ -147,7 +147,7 @@ def test_of_alternatives_of_which_none_is_complete_the_one_that_is_most_there_is
 
 def test_a_layer_that_has_both_alternatives_is_refused():
     (problem,) = problems(with_(model__layers__0__router__weight=(4, 16)))
-    assert "that fit a rule, but not" in problem
+    assert "fitting a rule, but not" in problem
     assert "model.layers.0.router.weight" in problem
 
 
@@ -193,15 +193,15 @@ def test_many_unknown_tensors_are_one_problem():
 def test_a_layer_or_expert_or_entry_of_a_list_beyond_the_config_is_refused(name):
     (problem,) = problems({**toy.shapes(), name: (16,)})
     assert problem == (
-        "/hf: 1 source tensors that fit a rule, but not the number of layers or experts in config.json, "
-        f"or what their layer is: {name}"
+        "/hf: 1 source tensor fitting a rule, but not the number of layers or experts in config.json, "
+        f"or what the layer is: {name}"
     )
 
 
 def test_fewer_layers_in_the_config_than_in_the_files_is_refused_with_the_names():
     (problem,) = problems(num_hidden_layers=2)
     beyond = len([name for name in toy.shapes() if name.startswith("model.layers.2.")])
-    assert problem.startswith(f"/hf: {beyond} source tensors that fit a rule, but not the number of layers")
+    assert problem.startswith(f"/hf: {beyond} source tensors fitting a rule, but not the number of layers")
 
 
 @pytest.mark.parametrize("shape", [(24, 5, 2), (24, 2, 5, 3), (23, 5, 2, 3), (24, 5, 2, 3, 1), ()])
@@ -367,7 +367,7 @@ def test_all_problems_are_reported_together():
         "model.norm.weight is missing",
         "visual.patch.weight has shape [1]",
         "no rule of model definition toy knows: other",
-        "that fit a rule, but not the number of layers or experts in config.json, or what their layer is: model.lay",
+        "fitting a rule, but not the number of layers or experts in config.json, or what the layer is: model.lay",
         "model.embed.weight is int8",
         "differ in element type",
     ):

@@ -115,6 +115,7 @@ def test_a_section_may_be_empty():
             put({"flag": "tie", "embedding": "text.embedding.weight", "head": "text.head.weight"}, "tied"),
             "tied.flag: expected [path",
         ),
+        (put("text_config", "tied", "within"), "tied: unknown key 'within'"),
         (put("text.haed.weight", "tied", "head"), "tied.head: no rule for the target text.haed.weight"),
         (put(["*.inv_freq"], "ignore"), "ignore[0]: expected {names: …, reason: …}, found '*.inv_freq'"),
         (put([{"names": "*.inv_freq"}], "ignore"), "ignore[0]: expected {names: …, reason: …}"),

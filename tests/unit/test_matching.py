@@ -94,7 +94,7 @@ def test_what_is_left_over_fits_a_wanted_rule_or_none():
     found = explanations(vision="not wanted")
     assert found.fits("model.layers.99.q.weight")
     assert not found.fits("visual.patch.weight")
-    assert found.problem("model.layers.99.q.weight").startswith("that fit a rule, but not the number of layers")
+    assert found.problem("model.layers.99.q.weight").startswith("fitting a rule, but not the number of layers")
     assert found.problem("model.layers.99.z.weight") == "that no rule of model definition toy knows"
 
 

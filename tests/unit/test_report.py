@@ -79,6 +79,9 @@ def test_the_text_of_a_plan_names_the_layout_and_what_is_left_out():
     assert "layout   tp=1 pp=1 vpp=1 ep=1" in text.splitlines()
     reason = "not selected: text (select=[vision]): lm_head.weight, model.embed.weight and 44 more"
     assert f"  46 tensors: {reason}" in text.splitlines()
+    one = {"reason": "not wanted", "name": "a"}
+    text = plan_text({**plan_report(CONFIG, plan(), "toy", ()), "not_converted": [one]}, full=False)
+    assert "  1 tensor: not wanted: a" in text.splitlines()
     assert "projected peak memory" not in text
 
 
@@ -117,7 +120,7 @@ def test_definitions_are_listed_by_family():
     assert "b1 (adapters: name it with +model)" in models_text(heads)
 
 
-@pytest.mark.parametrize(("action", "begin"), [("convert", "wrote 1 files, "), ("verify", "verified: 1 files, ")])
+@pytest.mark.parametrize(("action", "begin"), [("convert", "wrote 1 file, "), ("verify", "verified: 1 file, ")])
 def test_a_result_is_one_line(action, begin):
     report = plan_report(replace(CONFIG, action=action), plan(), "toy", ())
     done = {"bytes_written": 1024, "peak_bytes": 2048, "seconds": {"transfer": 2.0}}

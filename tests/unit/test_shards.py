@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from distconv import shards
-from distconv.binding import Recipe
+from distconv.binding import Recipe, bind
+from distconv.definition import parse_definition
 from distconv.errors import InputError, JobError
 from distconv.layout import Layout
 from distconv.shards import Shards, cut_recipes
+from distconv.sizes import Sizes
 from distconv.tensor_parallel import TensorParallelRule
 from distconv.virtual import narrow
 from tests.unit import toy
@@ -68,21 +70,47 @@ def test_a_cut_through_a_head_or_group_is_refused_even_where_the_rows_divide():
 def test_every_size_that_does_not_divide_is_reported_once_with_its_key_rule_and_sizes():
     with pytest.raises(InputError) as caught:
         cut(layout(tp=8, vision=3))
-    expected = [
-        ("layout.modality_tp.vision=3: does not divide vision_heads (8, vision_config.heads in config.json)", ""),
-        ("layout.modality_tp.vision=3: vision.projector.weight, tp rule rows: dim 0 of shape [16, 24]", "hidden (16"),
-        ("layout.tp=8: does not divide groups (4", ""),
-        ("layout.tp=8: text.layers.{layer}.mlp.fc1.weight, tp rule rows: dim 0 of shape [12, 16]", "mlp (12, inter"),
-        ("layout.tp=8: text.layers.{layer}.mlp.fc2.weight, tp rule cols: dim 1 of shape [16, 12]", "mlp (12"),
+    made_of = "does not divide into 8 equal pieces; made of"
+    mlp, ffn = "mlp (12, intermediate_size in config.json)", "ffn (20, moe_intermediate_size in config.json)"
+    assert caught.value.problems == [
         (
-            "layout.tp=8: text.layers.{layer}.experts.{expert}.fc1.weight, tp rule glu: dim 0 of shape [20, 16]",
-            "ffn (2",
+            "layout.modality_tp.vision=3: does not divide vision_heads (8, vision_config.heads in config.json): "
+            "vision attention is cut at whole heads"
         ),
-        ("layout.tp=8: text.layers.{layer}.experts.{expert}.fc2.weight, tp rule cols: dim 1 of shape [16, 20]", "ffn"),
+        (
+            "layout.modality_tp.vision=3: vision.projector.weight, tp rule rows: dim 0 of shape [16, 24] does not "
+            "divide into 3 equal pieces; made of hidden (16, hidden_size in config.json)"
+        ),
+        (
+            "layout.tp=8: does not divide groups (4, num_key_value_heads in config.json): "
+            "text attention is cut at whole heads"
+        ),
+        f"layout.tp=8: text.layers.{{layer}}.mlp.fc1.weight, tp rule rows: dim 0 of shape [12, 16] {made_of} {mlp}",
+        f"layout.tp=8: text.layers.{{layer}}.mlp.fc2.weight, tp rule cols: dim 1 of shape [16, 12] {made_of} {mlp}",
+        (
+            "layout.tp=8: text.layers.{layer}.experts.{expert}.fc1.weight, tp rule glu: "
+            f"dim 0 of shape [20, 16] {made_of} {ffn}"
+        ),
+        # The last of three dims of a source of which the first is the experts, exchanged with the one before.
+        (
+            "layout.tp=8: text.layers.{layer}.experts.{expert}.fc2.weight, tp rule cols: "
+            f"dim 1 of shape [16, 20] {made_of} {ffn}"
+        ),
     ]
-    for problem, (start, sizes) in zip(caught.value.problems, expected, strict=True):
-        assert problem.startswith(start)
-        assert sizes in problem
+
+
+def test_sizes_that_are_joined_along_the_cut_dim_are_all_named():
+    content = toy.content()
+    (qkv,) = [rule for rule in content["rules"]["text"]["attention"] if rule["target"].endswith("qkv.{weight,bias}")]
+    qkv["tp"] = "rows"
+    definition = parse_definition("toy", content)
+    sizes = Sizes(definition.sizes, toy.config(), "/hf/config.json")
+    recipes = [each.recipe for each in bind(definition, sizes, toy.index(), lambda _: None).parameters]
+    with pytest.raises(InputError) as caught:
+        cut_recipes(recipes, layout(tp=3))
+    problems = [problem for problem in caught.value.problems if "qkv.weight" in problem]
+    (problem,) = [problem for problem in problems if problem.startswith("layout.tp")]
+    assert problem.endswith("; made of hidden (16, hidden_size in config.json) and kv_rows (8)")
 
 
 def test_an_uneven_rule_may_divide_anything():

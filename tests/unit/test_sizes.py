@@ -54,22 +54,24 @@ TIE = ["text_config.tie", "tie", False]
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        # Without a text_config the field at the top counts.
-        ({"tie": True}, True),
-        # Where there is one, its field counts, and its absence too.
-        ({"text_config": {"tie": True}, "tie": False}, True),
-        ({"text_config": {}, "tie": True}, False),
-        ({"text_config": {"tie": None}, "tie": True}, False),
-        ({"text_config": None, "tie": True}, True),
         ({}, False),
+        ({"tie": True}, True),
+        ({"text_config": {"tie": True}}, True),
+        ({"text_config": {"tie": True}, "tie": False}, True),
+        ({"text_config": {"tie": False}, "tie": True}, True),
+        ({"text_config": {}, "tie": True}, True),
+        ({"text_config": {"tie": None}, "tie": False}, False),
+        ({"text_config": {"tie": False}, "tie": None}, False),
     ],
 )
-def test_within_a_section_that_is_there_nothing_else_is_looked_at(config, expected):
-    assert sizes(config).flag(SizeSpec.parse(TIE, "text_config")) is expected
+def test_a_flag_holds_where_one_of_its_fields_is_true(config, expected):
+    assert sizes(config).flag(SizeSpec.parse(TIE)) is expected
 
 
-def test_without_a_section_all_paths_are_looked_at():
-    assert sizes({"text_config": {}, "tie": True}).flag(SizeSpec.parse(TIE)) is True
+@pytest.mark.parametrize("config", [{"tie": "yes"}, {"tie": True, "text_config": {"tie": 1}}])
+def test_a_flag_that_is_no_truth_value_is_refused(config):
+    with pytest.raises(InputError, match="tie: expected true or false, found"):
+        sizes(config).flag(SizeSpec.parse(TIE))
 
 
 def test_products_sums_and_quotients_are_of_other_sizes_and_of_integers():
@@ -171,7 +173,7 @@ def test_messages_name_a_size_with_its_value_and_the_field_it_came_from():
 def test_a_spec_is_a_list_of_paths_with_a_default_or_a_derivation():
     assert SizeSpec.parse(["a.b", "c"]) == SizeSpec(path=("a.b", "c"))
     assert SizeSpec.parse(["a.b", "c", 3]) == SizeSpec(path=("a.b", "c"), default=3)
-    assert SizeSpec.parse(["a", False], "a") == SizeSpec(path=("a",), default=False, within="a")
+    assert SizeSpec.parse(["a", False]) == SizeSpec(path=("a",), default=False)
     assert SizeSpec.parse(["a", [1, 2]], is_list=True) == SizeSpec(path=("a",), default=(1, 2))
     assert SizeSpec.parse(["quotient", "a", 2]) == SizeSpec(derivation="quotient", of=("a", 2))
 

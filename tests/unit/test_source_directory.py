@@ -92,7 +92,7 @@ def test_a_missing_shard_is_named_with_the_remedy(tmp_path):
             {"a": "2.safetensors", "b": "2.safetensors", "x": "1.safetensors"},
             "names the tensor a in 2.safetensors, but it is in 1.safetensors",
         ),
-        ({"a": "1.safetensors", "b": "2.safetensors"}, "does not name 1 tensors that its shards hold: x"),
+        ({"a": "1.safetensors", "b": "2.safetensors"}, "does not name 1 tensor that its shards hold: x"),
     ],
 )
 def test_an_index_that_disagrees_with_its_shards_is_refused(tmp_path, weight_map, message):

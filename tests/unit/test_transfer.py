@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distconv import files, steps, transfer
+from distconv import files, sinks, steps, transfer
 from distconv.dtypes import ITEM_SIZE
 from distconv.errors import JobError, StoppedError
 from distconv.files import OpenFiles
@@ -134,6 +134,16 @@ def test_a_byte_that_differs_is_found(tmp_path, run_bytes):
         ((path, offset),) = different
         assert path == str(tmp_path / "target")
         assert offset <= START + 61 < offset + 20
+
+
+def test_a_block_is_compared_in_pieces(tmp_path):
+    work = work_for(tmp_path, [whole(DTYPE, (50,))], stored(tmp_path, [numbered((50,))]))
+    transferred([work])
+    content = bytearray((tmp_path / "target").read_bytes())
+    content[START + 61] ^= 1
+    (tmp_path / "target").write_bytes(content)
+    with patch.object(sinks, "_PIECE", 10):
+        assert transferred([work], compare=True)[1] == {(str(tmp_path / "target"), START + 60)}
 
 
 def test_a_byte_that_differs_from_zeros_is_found(tmp_path):
