@@ -190,9 +190,11 @@ class _Comparison:
         if tensor.shape != entry.tensor.shape:
             rule = entry.parameter.recipe.rule
             sizes = ", ".join(dict.fromkeys(entry.parameter.recipe.dims))
+            pieces = len(set(map(id, self.plan.shards[entry.parameter.recipe])))
+            part = f", one of {pieces} pieces" if pieces > 1 else ""
             self.problems.append(
-                f"{at} has shape {list(tensor.shape)}, expected {list(entry.tensor.shape)}, one of "
-                f"{self.plan.layout.tensor_parallel_size(rule.modality)} pieces ({rule.where}); its sizes: {sizes}"
+                f"{at} has shape {list(tensor.shape)}, expected {list(entry.tensor.shape)}{part} ({rule.where}); its "
+                f"sizes: {sizes}"
             )
             return
         if tensor.dtype != entry.tensor.dtype:
