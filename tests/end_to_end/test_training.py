@@ -221,8 +221,8 @@ def changed(**tensors: torch.Tensor | None) -> Rewrite:
         (
             {FC1: torch.ones(8, HIDDEN, dtype=torch.bfloat16)},
             (
-                f"model/{FC1} has shape [8, {HIDDEN}], expected [{MLP}, {HIDDEN}], one of 2 pieces (rule text.mlp_input); "
-                "its sizes: mlp ("
+                f"model/{FC1} has shape [8, {HIDDEN}], expected [{MLP}, {HIDDEN}], one of 2 pieces (rule "
+                "text.mlp_input); its sizes: mlp ("
             ),
         ),
         ({NORM: torch.ones(HIDDEN)}, f"model/{NORM} is float32, but other pieces of the parameter are bfloat16"),
