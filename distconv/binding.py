@@ -221,6 +221,7 @@ def _apply(
     experts: Iterable[int | None] = (None,)
     if "expert" in rule.placeholders:
         experts = range(_experts(definition, sizes))
+    packed = rule.packs_experts
     expected = [tuple(None if dim == ANY else sizes.get(dim) for dim in source.dims) for source in rule.sources]
     recipes: dict[tuple[object, ...], Recipe] = {}
     for (item, layer), expert in product(used, experts):
@@ -228,16 +229,16 @@ def _apply(
         present = [stored[name] for name in names if name in stored]
         applied.used.update(name for name in names if name in stored)
         if len(present) < len(names):
-            if not rule.packs_experts or expert == 0:
+            if not packed or expert == 0:
                 needed_for = f"{target_name(rule, layer, expert)} is made from it ({rule.where})"
                 absent = [name for name in names if name not in stored]
                 applied.missing += [f"source tensor {name} is missing: {needed_for}" for name in absent]
             continue
-        wrong = list(_unexpected(rule, present, expected, sizes)) if not rule.packs_experts or expert == 0 else []
+        wrong = list(_unexpected(rule, present, expected, sizes)) if not packed or expert == 0 else []
         applied.wrong += wrong
         if wrong or applied.wrong:
             continue
-        slice_of = expert if rule.packs_experts else None
+        slice_of = expert if packed else None
         shapes = tuple(tensor.shape for tensor in present)
         key = (present[0].dtype, shapes, slice_of)
         if key not in recipes:
