@@ -17,7 +17,7 @@ from distconv.composition import renumbered, strided, substitute
 from distconv.definition import FLOATING, Definition
 from distconv.detection import detect
 from distconv.errors import InputError, named, raise_if
-from distconv.given_layout import GivenLayout
+from distconv.given_layout import FUSED_QKV, GivenLayout
 from distconv.holdings import take_stock
 from distconv.layout import TEXT, Layout
 from distconv.matching import filled
@@ -32,9 +32,6 @@ from distconv.targets import Targets
 from distconv.torch_archive import ArchivedTensor
 from distconv.tying import resolve_head
 from distconv.virtual import VirtualTensor, invert, whole
-
-# The operator of a fused qkv that the training side has by head, and once had as it is published.
-FUSED_QKV = "qkv_heads"
 
 
 @dataclass(frozen=True, kw_only=True)

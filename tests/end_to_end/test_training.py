@@ -15,12 +15,15 @@ import pytest
 import torch
 
 from distconv.errors import InputError
+from distconv.files import OpenFiles
 from distconv.given_layout import GivenLayout
 from distconv.megatron_binding import MegatronBinding, bind_megatron
 from distconv.megatron_index import read_megatron
+from distconv.sinks import CompareSink, Counters
 from distconv.sizes import Sizes
+from distconv.transfer import run
 from tests.checkpoints import load_case, overrides, write_source
-from tests.megatron_sources import as_array, definition, elements, stored
+from tests.megatron_sources import definition, elements, stored
 
 CASE = load_case("qwen2vl__tp2_pp2")
 FILE = "model_optim_rng.pt"
@@ -238,16 +241,20 @@ def test_pieces_of_a_vocabulary_that_differ_between_ranks(checkpoint):
     assert f"mp_rank_01_000/{FILE}: model/{EMBEDDING} has shape [50, {HIDDEN}]" in refused(checkpoint)
 
 
-def test_a_replica_that_differs_is_seen_where_it_is_compared(checkpoint):
+@pytest.mark.parametrize("change", [views_of_one_buffer, transposed, columns_of_wider_rows])
+def test_a_replica_that_differs_is_seen_where_it_is_compared(checkpoint, change):
     rewrite(checkpoint, changed(**{NORM: torch.zeros(HIDDEN, dtype=torch.bfloat16)}), "mp_rank_01_000")
-    different = []
-    for replica in bound(checkpoint).replicas:
-        for shard in replica.work().shards:
-            found = Path(shard.path).read_bytes()[shard.offset : shard.offset + shard.tensor.elements * 2]
-            made = stored(replica.sources[0]).reshape(shard.tensor.shape)
-            if not np.array_equal(made, as_array(shard.tensor.dtype, shard.tensor.shape, found)):
-                different.append((shard.path, replica.copy.stored.name))
-    assert different == [(f"{checkpoint}/release/mp_rank_01_000/{FILE}", NORM)]
+    rewrite(checkpoint, change)
+    found = bound(checkpoint)
+    counters = Counters(lambda _: None)
+    with OpenFiles(os.O_RDONLY) as sources, OpenFiles(os.O_RDONLY) as targets:
+        sink = CompareSink(targets, counters)
+        work = [replica.work() for replica in found.replicas]
+        run(work, sink, sources, counters, threads=2, buffer_bytes=1 << 16, must_stop=lambda: False)
+    copies = [replica.copy.stored for replica in found.replicas if replica.copy.stored.name == NORM]
+    (norm,) = (copy for copy in copies if copy.file.path == f"{checkpoint}/release/mp_rank_01_000/{FILE}")
+    assert {path for path, _ in sink.different} == {norm.file.path}
+    assert all(norm.offset <= offset < norm.offset + norm.nbytes for _, offset in sink.different)
 
 
 def test_a_truncated_file(checkpoint):

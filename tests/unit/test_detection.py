@@ -97,6 +97,7 @@ def test_an_encoder_that_could_be_written_shorter_is_what_is_given():
                 "placement sequential"
             ),
         ),
+        ({"vision_qkv": "q"}, "source_layout.vision_qkv=q: expected one of heads, fused"),
         (
             {"stages": {"audio": ((1,),)}, "modality_tp": {"speech": 1}},
             "source_layout.stages.audio: this model has no audio modality; it has text, vision",
@@ -105,6 +106,12 @@ def test_an_encoder_that_could_be_written_shorter_is_what_is_given():
 )
 def test_what_is_given_and_not_so_is_refused(given, message):
     assert refused(source(layout(((1, 2),), tp=2)), GivenLayout(**given))[0] == message
+
+
+def test_a_qkv_that_no_rule_fuses_is_not_an_option():
+    assert refused(source(layout()), GivenLayout(vision_qkv="fused"), model=canonical()) == [
+        "source_layout.vision_qkv=fused: model definition toy has no qkv that training stores by head; leave it out"
+    ]
 
 
 def test_ranks_that_differ_are_of_the_pipeline_and_ranks_with_parts_of_the_experts_are_expert_parallel():
