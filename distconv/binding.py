@@ -221,6 +221,7 @@ def _apply(
     experts: Iterable[int | None] = (None,)
     if "expert" in rule.placeholders:
         experts = range(_experts(definition, sizes))
+    packed = rule.packs_experts
     expected = [tuple(None if dim == ANY else sizes.get(dim) for dim in source.dims) for source in rule.sources]
     packed = rule.packs_experts
     recipes: dict[tuple[object, ...], Recipe] = {}

@@ -113,11 +113,11 @@ class _Drawing:
     def add(self, rule: Rule, *, optional: bool) -> None:
         """Add the sources of a rule, for all the layers and experts that have it."""
         uses = [use for use in self._uses(rule) if self._choices.uses(rule, use[1])]
-        held = self._holdings.pieces
+        held, packed = self._holdings.pieces, rule.packs_experts
         if optional and not any((rule.target, layer, expert) in held for _, layer, expert in uses):
             return
         for item, layer, expert in uses:
-            if rule.packs_experts and expert:
+            if packed and expert:
                 continue
             place = (rule.target, layer, expert)
             model = place if place in held else self._holdings.examples.get(rule.target, place)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from distconv.definition import Definition
 from distconv.errors import InputError, raise_if
-from distconv.given_layout import GivenLayout
+from distconv.given_layout import FUSED_QKV, VISION_QKV, GivenLayout
 from distconv.layout import PLACEMENTS, TEXT, Layout, StageRows, check_layout, shown_stages
 from distconv.megatron_index import MegatronIndex
 from distconv.piece_sizes import tensor_parallel_sizes
@@ -37,7 +37,7 @@ def detect(
         InputError: what cannot be told and has to be given, by key; what was given and is not so; files that no layout
             explains.
     """
-    raise_if(_unknown_modalities(definition, given))
+    raise_if([*_unknown_modalities(definition, given), *_wrong_qkv(definition, given)])
     experts = None if definition.experts is None else sizes.get(definition.experts)
     grid = arrange(index, targets, experts, given)
     vpp = len(index.dictionaries)
@@ -86,6 +86,15 @@ def _unknown_modalities(definition: Definition, given: GivenLayout) -> list[str]
         for modality in entries
         if modality not in definition.modalities
     ]
+
+
+def _wrong_qkv(definition: Definition, given: GivenLayout) -> list[str]:
+    key = f"source_layout.vision_qkv={given.vision_qkv}"
+    if given.vision_qkv not in VISION_QKV:
+        return [f"{key}: expected one of {', '.join(VISION_QKV)}"]
+    if given.vision_qkv == "fused" and not any(rule.operator == FUSED_QKV for rule in definition.rules):
+        return [f"{key}: model definition {definition.name} has no qkv that training stores by head; leave it out"]
+    return []
 
 
 def _survey(grid: RankGrid, index: MegatronIndex, targets: Targets) -> Mapping[str, _Modality]:

@@ -11,19 +11,18 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
-from distconv.binding import Binding, Parameter, Recipe, bind, make_recipe
+from distconv.binding import Binding, Parameter, Recipe, bind, make_recipe, target_name
 from distconv.blueprint import draw, unless_absent
 from distconv.composition import renumbered, strided, substitute
 from distconv.definition import FLOATING, Definition
 from distconv.detection import detect
 from distconv.errors import InputError, named, raise_if
-from distconv.given_layout import GivenLayout
+from distconv.given_layout import FUSED_QKV, GivenLayout
 from distconv.holdings import take_stock
 from distconv.layout import TEXT, Layout
 from distconv.matching import filled
 from distconv.megatron_index import MegatronIndex
-from distconv.megatron_plan import MegatronPlan, make_plan
-from distconv.outputs import Entry
+from distconv.megatron_plan import MegatronPlan, expert_owner, make_plan
 from distconv.rank_grid import RankGrid
 from distconv.replicas import Piece, Replica
 from distconv.rules import Rule
@@ -33,9 +32,6 @@ from distconv.targets import Targets
 from distconv.torch_archive import ArchivedTensor
 from distconv.tying import resolve_head
 from distconv.virtual import VirtualTensor, invert, whole
-
-# The operator of a fused qkv that the training side has by head, and once had as it is published.
-FUSED_QKV = "qkv_heads"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,9 +162,10 @@ class _Comparison:
         self.replicas: list[Replica] = []
         self.pieces: dict[int, dict[int, Piece]] = {}
         self._views: dict[tuple[object, ...], tuple[tuple[int, ...], VirtualTensor]] = {}
+        entries = [_entries(plan, pp_rank) for pp_rank in range(plan.layout.pp)]
         for output in plan.files:
             file = grid.files[output.tp_rank, output.pp_rank, output.ep_rank]
-            expected = {(entry.key, entry.name): (entry, parameter) for entry, parameter in plan.placed_entries(output)}
+            expected = entries[output.pp_rank][None] | entries[output.pp_rank].get(output.ep_rank, {})
             unknown: dict[str, list[str]] = {}
             for key, name in sorted(file.tensors.keys() - expected.keys()):
                 local = targets.find(name)
@@ -182,37 +179,58 @@ class _Comparison:
             missing = [f"{key}/{name}" for key, name in expected if (key, name) not in file.tensors]
             if missing:
                 self.problems.append(f"{file.file.path}: {len(missing)} tensors are missing: {named(missing, 8)}")
-            for place, (entry, parameter) in expected.items():
+            for place, parameter in expected.items():
                 if (tensor := file.tensors.get(place)) is not None:
-                    self._take(entry, parameter, tensor, file.file)
+                    pieces = plan.shards[parameter.recipe]
+                    self._take(place, parameter, pieces[output.tp_rank % len(pieces)], tensor, file.file)
 
-    def _take(self, entry: Entry, parameter: Parameter, tensor: ArchivedTensor, file: SourceFile) -> None:
-        at = f"{file.path}: {entry.key}/{entry.name}"
-        if tensor.shape != entry.tensor.shape:
-            rule = parameter.recipe.rule
-            sizes = ", ".join(dict.fromkeys(parameter.recipe.dims))
-            self.problems.append(
-                f"{at} has shape {list(tensor.shape)}, expected {list(entry.tensor.shape)}, one of "
-                f"{self.plan.layout.tensor_parallel_size(rule.modality)} pieces ({rule.where}); its sizes: {sizes}"
-            )
-            return
-        if tensor.dtype != entry.tensor.dtype:
-            self.problems.append(f"{at} is {tensor.dtype}, but other pieces of the parameter are {entry.tensor.dtype}")
+    def _take(
+        self,
+        place: tuple[str, str],
+        parameter: Parameter,
+        shard: VirtualTensor,
+        tensor: ArchivedTensor,
+        file: SourceFile,
+    ) -> None:
+        if (tensor.shape, tensor.dtype) != (shard.shape, shard.dtype):
+            self.problems.append(f"{file.path}: {'/'.join(place)} {self._mismatch(parameter, shard, tensor)}")
             return
         form = (tensor.dtype, tensor.shape, tensor.strides)
         if form not in self._views:
             contiguous = tensor.shape, whole(tensor.dtype, tensor.shape)
             self._views[form] = contiguous if tensor.is_contiguous else strided(*form)
         shape, view = self._views[form]
-        piece = Piece(StoredTensor(entry.name, tensor.dtype, shape, file, tensor.offset), view)
-        first = self.pieces.setdefault(id(parameter), {}).setdefault(id(entry.tensor), piece)
+        piece = Piece(StoredTensor(place[1], tensor.dtype, shape, file, tensor.offset), view)
+        first = self.pieces.setdefault(id(parameter), {}).setdefault(id(shard), piece)
         if first is not piece:
             self.replicas.append(Replica((first.stored,), first.view, piece))
+
+    def _mismatch(self, parameter: Parameter, shard: VirtualTensor, tensor: ArchivedTensor) -> str:
+        if tensor.shape == shard.shape:
+            return f"is {tensor.dtype}, but other pieces of the parameter are {shard.dtype}"
+        recipe = parameter.recipe
+        pieces = len(set(map(id, self.plan.shards[recipe])))
+        return (
+            f"has shape {list(tensor.shape)}, expected {list(shard.shape)}"
+            + (f", one of {pieces} pieces" if pieces > 1 else "")
+            + f" ({recipe.rule.where}); its sizes: {', '.join(dict.fromkeys(recipe.dims))}"
+        )
 
     def pieces_of(self, parameter: Parameter) -> list[Piece]:
         """The pieces of a parameter, in the order of its distinct shards."""
         held = self.pieces[id(parameter)]
         return [held[number] for number in dict.fromkeys(map(id, self.plan.shards[parameter.recipe]))]
+
+
+def _entries(plan: MegatronPlan, pp_rank: int) -> dict[int | None, dict[tuple[str, str], Parameter]]:
+    """What a pipeline rank holds, by key and name: on each expert parallel rank, and under `None` on all of them."""
+    entries: dict[int | None, dict[tuple[str, str], Parameter]] = {None: {}}
+    for virtual_stage, key in enumerate(plan.dictionaries):
+        for parameter, layer in plan.placed[virtual_stage * plan.layout.pp + pp_rank]:
+            owner, expert = expert_owner(parameter, plan.binding.experts, plan.layout.ep)
+            name = target_name(parameter.recipe.rule, layer, expert)
+            entries.setdefault(owner, {})[key, name] = parameter
+    return entries
 
 
 def _parameters(found: _Comparison, published: Binding, sizes: Sizes) -> Iterator[Parameter]:

@@ -6,9 +6,9 @@ Owns the names of directories and the tracker file. Opens no checkpoint file, an
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import islice
 from pathlib import Path
 
 from distconv.errors import InputError, named, raise_if
@@ -128,11 +128,11 @@ def _ranks(directory: Path) -> Mapping[tuple[int, ...], Path]:
             f"{directory}: {ranks[shortest]} and {ranks[longest]} have different numbers of ranks in their names: they "
             "are of two checkpoints"
         )
-    missing = (rank for rank in _grid(ranks) if rank not in ranks)
-    last = _spelled(tuple(map(max, zip(*ranks, strict=True))))
+    last = tuple(map(max, zip(*ranks, strict=True)))
+    missing = (rank for rank in _grid(last) if rank not in ranks)
     raise_if(
         [
-            f"{directory}: {_spelled(rank)} is missing, although there are ranks up to {last}"
+            f"{directory}: {_spelled(rank)} is missing, although there are ranks up to {_spelled(last)}"
             for rank in islice(missing, _MISSING_NAMED)
         ]
     )
@@ -146,8 +146,13 @@ def _ranks(directory: Path) -> Mapping[tuple[int, ...], Path]:
     return {rank: directory / ranks[rank] / FILE_NAME for rank in sorted(ranks)}
 
 
-def _grid(ranks: Iterable[tuple[int, ...]]) -> Iterable[tuple[int, ...]]:
-    return product(*(range(max(numbers) + 1) for numbers in zip(*ranks, strict=True)))
+def _grid(last: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """All ranks up to the last one, none of them made before it is asked for."""
+    if not last:
+        yield ()
+        return
+    for number in range(last[0] + 1):
+        yield from ((number, *rest) for rest in _grid(last[1:]))
 
 
 def _spelled(rank: tuple[int, ...]) -> str:

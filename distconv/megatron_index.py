@@ -159,7 +159,7 @@ def _read(path: Path) -> _Content:
         )
     keys = sorted(name for name in content if isinstance(name, str) and _DICTIONARY.fullmatch(name))
     virtual = [f"model{number}" for number in range(len(keys))]
-    if keys != ["model"] and sorted(virtual) != keys:
+    if not keys or (keys != ["model"] and keys != sorted(virtual)):
         expected = "model, or model0, model1 … for virtual stages"
         raise InputError(f"{path}: expected {expected}; found {', '.join(keys) or named(content)}")
     iteration = content.get("iteration")

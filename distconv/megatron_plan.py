@@ -73,10 +73,6 @@ class MegatronPlan:
 
     def entries(self, file: OutputFile) -> Iterator[Entry]:
         """The tensors of a file in the order in which it stores them."""
-        return (entry for entry, _ in self.placed_entries(file))
-
-    def placed_entries(self, file: OutputFile) -> Iterator[tuple[Entry, Parameter]]:
-        """The tensors of a file, each with the parameter that it is a piece of."""
         assert isinstance(file, RankFile)
         for virtual_stage, key in enumerate(self.dictionaries):
             for parameter, layer in self.placed[virtual_stage * self.layout.pp + file.pp_rank]:
@@ -84,7 +80,7 @@ class MegatronPlan:
                 if owner is None or owner == file.ep_rank:
                     name = target_name(parameter.recipe.rule, layer, expert)
                     pieces = self.shards[parameter.recipe]
-                    yield Entry(key, name, parameter.sources, pieces[file.tp_rank % len(pieces)]), parameter
+                    yield Entry(key, name, parameter.sources, pieces[file.tp_rank % len(pieces)])
 
     def summary(self) -> dict[str, Any]:
         """The layout and what is on each stage."""

@@ -53,6 +53,21 @@ def test_a_result_is_read_back(name, tmp_path, distconv):
         assert held_alike(replica)
 
 
+def test_adapters_alone_of_a_model_that_holds_both(tmp_path, distconv):
+    case = load_case("videoalign__peft_canonical_pp1")
+    options = [*overrides(case), "lora_only=true", "layout.stages.text=[2,4]", "layout.stages.vision=[5,0]"]
+    assert distconv(*options, f"source={write_source(tmp_path / 'hf', case)}", f"target={tmp_path / 'mm'}").status == 0
+    model = definition("videoalign_canonical")
+    sizes = Sizes(model.sizes, case["hf_config"], "config.json")
+    given = GivenLayout(stages={"text": ((2, 4),)})
+    found = bind_megatron(model, sizes, read_megatron(tmp_path / "mm", None), given, lambda _: None)
+    source = source_arrays(case, model)
+    published = published_arrays(found)
+    assert published.keys() == {name for name in source if ".lora_" in name}
+    for tensor, array in published.items():
+        np.testing.assert_array_equal(array, source[tensor], tensor)
+
+
 def check_layout(found: MegatronBinding, case: Mapping[str, Any]) -> None:
     asked, layout = case["layout"], found.layout
     assert (layout.pp, layout.vpp) == (len(asked["llm_pp_layers"][0]), len(asked["llm_pp_layers"]))

@@ -97,6 +97,7 @@ def test_an_encoder_that_could_be_written_shorter_is_what_is_given():
                 "placement sequential"
             ),
         ),
+        ({"vision_qkv": "q"}, "source_layout.vision_qkv=q: expected one of heads, fused"),
         (
             {"stages": {"audio": ((1,),)}, "modality_tp": {"speech": 1}},
             "source_layout.stages.audio: this model has no audio modality; it has text, vision",
@@ -105,6 +106,12 @@ def test_an_encoder_that_could_be_written_shorter_is_what_is_given():
 )
 def test_what_is_given_and_not_so_is_refused(given, message):
     assert refused(source(layout(((1, 2),), tp=2)), GivenLayout(**given))[0] == message
+
+
+def test_a_qkv_that_no_rule_fuses_is_not_an_option():
+    assert refused(source(layout()), GivenLayout(vision_qkv="fused"), model=canonical()) == [
+        "source_layout.vision_qkv=fused: model definition toy has no qkv that training stores by head; leave it out"
+    ]
 
 
 def test_ranks_that_differ_are_of_the_pipeline_and_ranks_with_parts_of_the_experts_are_expert_parallel():
@@ -129,8 +136,10 @@ def test_where_the_files_do_not_tell_the_kind_of_rank_it_is_asked_for():
     files = only(source(layout(((2, 1),), ((2,),))), "vision.")
     assert refused(files) == [
         (
-            f"{DIRECTORY}: the second number of names such as mp_rank_00_001 may be the pipeline or the expert parallel "
-            "rank: all ranks hold tensors of the same names, and no experts; give source_layout.pp=2 or source_layout.ep=2"
+            f"{DIRECTORY}: the second number of names such as mp_rank_00_001 may be the pipeline or the expert "
+            "parallel "
+            "rank: all ranks hold tensors of the same names, and no experts; give source_layout.pp=2 or "
+            "source_layout.ep=2"
         )
     ]
     assert found(files, GivenLayout(pp=2)).pp == 2
@@ -228,7 +237,8 @@ def test_into_how_many_pieces_adapters_of_two_modalities_are_cut_is_asked_for():
     planned = layout(((1, 2),), ((2, 0),), tp=2, modality_tp={"vision": 1})
     files = adapters(planned, "text", "vision")
     assert refused(files, model=canonical()) == [
-        f"{DIRECTORY}: there are 2 tensor parallel ranks, and nothing tells whether the {modality} tensors are cut into "
+        f"{DIRECTORY}: there are 2 tensor parallel ranks, and nothing tells whether the {modality} tensors are cut "
+        "into "
         f"as many pieces; give {key}"
         for modality, key in (("vision", "source_layout.modality_tp.vision"), ("text", "source_layout.tp"))
     ]

@@ -213,3 +213,13 @@ def test_the_default_of_a_list_is_a_list_of_layer_numbers(default):
 
 def test_a_list_is_never_derived():
     assert SizeSpec.parse(["product", "sum"], is_list=True) == SizeSpec(path=("product", "sum"))
+
+
+def test_a_size_can_be_another_than_that_of_the_configuration():
+    config = {"vocab_size": 100, "hidden": 4}
+    found = sizes(config, vocabulary=["vocab_size"], hidden=["hidden"], elements=["product", "vocabulary", "hidden"])
+    assert found.get("elements") == 400
+    changed = found.having(vocabulary=128)
+    assert (changed.get("vocabulary"), changed.get("elements")) == (128, 512)
+    assert changed.origin("vocabulary") == "vocabulary (128)"
+    assert found.get("vocabulary") == 100

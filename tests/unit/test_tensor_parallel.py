@@ -149,3 +149,13 @@ def test_the_registry_says_which_rules_are_uneven():
         "rows3_uneven": True,
         "cols_uneven": True,
     }
+
+
+@pytest.mark.parametrize("rule", TENSOR_PARALLEL_RULES)
+@pytest.mark.parametrize("shape", [(12,), (12, 12), (12, 12, 12)])
+def test_the_pieces_differ_from_the_whole_in_the_dim_that_is_cut_and_in_no_other(rule, shape):
+    rule_of_cut = TENSOR_PARALLEL_RULES[rule]
+    for shard in rule_of_cut.cut(whole("float32", shape), 2, None):
+        changed = [dim for dim, length in enumerate(shard.shape) if length != shape[dim]]
+        is_cut = rule_of_cut.dim is not None and rule_of_cut.dim < len(shape)
+        assert changed == ([rule_of_cut.dim] if is_cut else [])

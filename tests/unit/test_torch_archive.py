@@ -320,6 +320,16 @@ def storage_pickle(
     return stream.getvalue()
 
 
+def test_a_tensor_that_was_on_an_npu(tmp_path):
+    """Saved as the function of torch_npu, with the format on the device as one argument more."""
+    data = storage_pickle(rebuild=(0, (2, 3), (3, 1), False, OrderedDict(), 2)).replace(
+        b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch_npu.utils.storage\n_rebuild_npu_tensor\n"
+    )
+    assert b"torch_npu" in data
+    found = read_archive(archive(tmp_path / "f", data, data__0=bytes(24)))
+    assert (found["x"].dtype, found["x"].shape, found["x"].strides) == ("float32", (2, 3), (3, 1))
+
+
 def test_the_pickle_of_the_next_tests_is_valid(tmp_path):
     found = read_archive(archive(tmp_path / "f", storage_pickle(), data__0=bytes(24)))
     assert (found["x"].shape, found["x"].strides) == ((2, 3), (3, 1))
