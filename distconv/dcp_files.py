@@ -1,6 +1,6 @@
 """The files of a DCP result: chunks as `torch.save` blobs, one after the other, and `.metadata` beside them.
 
-Owns their structure; the blobs are the business of `dcp_blobs` and `torch_archive`, the metadata of `dcp_metadata`.
+Owns their structure; the blobs are the business of `dcp_blobs` and `torch_archive`, the metadata of `dcp_planner`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class DcpFormat:
 
     def finish(self, directory: Path, details: Mapping[str, Any]) -> Mapping[str, int]:
         """Write `.metadata`."""
-        from distconv.dcp_metadata import write_metadata  # noqa: PLC0415 - as above; its checkpoint package takes another
+        from distconv.dcp_planner import write_metadata  # noqa: PLC0415 - as above; its checkpoint package takes another
 
         path = write_metadata(directory, self._plan, details)
         return {path.name: path.stat().st_size}

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import PreTrainedModel, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 TEXT = {
     "vocab_size": 128,
@@ -77,6 +77,7 @@ def save_state_dict(model: Qwen2VLForConditionalGeneration, directory: Path) -> 
 
 
 def random_model(*, tied: bool) -> Qwen2VLForConditionalGeneration:
+    """A model in which every parameter matters: the usual initialisation has zero biases and norms that are all one."""
     config = Qwen2VLConfig(  # type: ignore[no-untyped-call]
         text_config={**TEXT, "tie_word_embeddings": tied},
         vision_config=VISION,
@@ -84,12 +85,6 @@ def random_model(*, tied: bool) -> Qwen2VLForConditionalGeneration:
         **SPECIAL_TOKENS,
     )
     model = Qwen2VLForConditionalGeneration(config)  # type: ignore[no-untyped-call]
-    randomise(model)
-    return model
-
-
-def randomise(model: PreTrainedModel) -> None:
-    """Make every parameter matter: the usual initialisation has zero biases and norms that are all one."""
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -99,6 +94,7 @@ def randomise(model: PreTrainedModel) -> None:
             else:
                 values = 0.3 * values + (0.0 if name.endswith("bias") else 1.0)
             parameter.copy_(values)
+    return model
 
 
 def random_inputs(config: Qwen2VLConfig) -> dict[str, torch.Tensor]:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_qwen2vl import randomise
 from transformers import (
     AutoModelForImageTextToText,
+    PreTrainedModel,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
@@ -76,6 +76,19 @@ def main(directory: Path) -> None:
         model = AutoModelForImageTextToText.from_pretrained(directory / name / "hf").eval()
         with torch.inference_mode():
             torch.save(model(**inputs).logits, directory / name / "expected.pt")
+
+
+def randomise(model: PreTrainedModel) -> None:
+    """Make every parameter matter: the usual initialisation has zero biases and norms that are all one."""
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            values = torch.randn(parameter.shape, generator=random)
+            if parameter.ndim > 1:
+                values /= parameter[0].numel() ** 0.5
+            else:
+                values = 0.3 * values + (0.0 if name.endswith("bias") else 1.0)
+            parameter.copy_(values)
 
 
 def random_inputs() -> dict[str, torch.Tensor]:

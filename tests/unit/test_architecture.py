@@ -36,7 +36,7 @@ LAYERS: list[set[str]] = [
     {"balance", "facts", "outputs", "shards", "tying", "vocabulary"},
     {"assignment", "config", "dcp_plan", "formats", "megatron_plan", "published", "work"},
     {"dcp_blobs", "megatron_files", "planning"},
-    {"dcp_metadata"},
+    {"dcp_planner"},
     {"dcp_files"},
     {"results"},
     {"inspection", "report", "verification", "writing"},
@@ -48,7 +48,7 @@ LAYERS: list[set[str]] = [
 THIRD_PARTY = {
     "cli": {"hydra", "omegaconf"},
     "dcp_blobs": {"torch"},
-    "dcp_metadata": {"torch"},
+    "dcp_planner": {"torch"},
     "processes": {"mpi4py", "torch"},
     "pt_file": {"torch"},
     "report": {"tqdm"},
@@ -57,7 +57,7 @@ THIRD_PARTY = {
 }
 # Modules that are imported by whoever plans, on a machine with nothing but Python and small packages.
 HEAVY = {"torch", "mpi4py", "hydra", "omegaconf"}
-NEED_HEAVY = {"cli", "__main__", "dcp_blobs", "dcp_metadata", "pt_file"}
+NEED_HEAVY = {"cli", "__main__", "dcp_blobs", "dcp_planner", "pt_file"}
 
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
