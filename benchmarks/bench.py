@@ -237,9 +237,9 @@ def compare(arguments: argparse.Namespace, work: Path) -> int:
         made = {case.name: summaries[case.name] for case in cases if case.makes == makes}
         print(f"{makes}\n{comparison(made, summaries[cases[0].name], baseline)}\n")
     print(
-        "work: wall time after start-up and imports, of dcp.save without reading the source; peak: largest resident size "
-        "of one\nprocess; above torch: of it, what an import of torch does not take; all processes: sum of the peaks, "
-        "launcher included;\nread, written: as each process counted."
+        "work: wall time after start-up and imports, of dcp.save without reading the source; peak: largest resident "
+        "size of one\nprocess; above torch: of it, what an import of torch does not take; all processes: sum of the "
+        "peaks, launcher included;\nread, written: as each process counted."
     )
     return 0
 

@@ -3,7 +3,7 @@
     python benchmarks/fingerprint.py DIRECTORY
 
 Two directories have the same fingerprint when they hold the same files with the same top-level keys, tensor names,
-dtypes, shapes and bits, and the same tracker; of a DCP, whose files are its own affair, only the content counts. How the
+dtypes, shapes and bits, and the same tracker; of a DCP, whose files are its own affair, only the content counts. How
 files store tensors does not count: torch writes the same ones in more than one way. This module never compares with an
 expected result; the golden tests do that.
 """
