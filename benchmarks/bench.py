@@ -1,4 +1,4 @@
-"""Measure distconv beside `cp -r` and a plain load-everything converter, on the same checkpoint, in one run.
+"""Measure distconv beside `cp -r`, a plain load-everything converter and `dcp.save`, on one checkpoint, in one run.
 
     python benchmarks/bench.py                    Qwen2-VL-2B, 4.4 GB
     python benchmarks/bench.py --size-mb 400      a smaller lookalike
@@ -6,8 +6,8 @@
 
 The cases take turns, and another one begins each round, so that a drift of the machine hits all alike; one round warms
 up and does not count; medians are quoted. The page cache is warm and nothing is synchronised to the disk within the
-timed part, so the ratios compare the programs and not the disk. In the warm-up round the results of all converters are
-compared by content. All files it makes are in one directory that it removes.
+timed part, so the ratios compare the programs and not the disk. In the warm-up round results of one format are compared
+by content. All files it makes are in one directory that it removes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,17 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
-from cases import HERE, Case, Details, Layout, copy_case, distconv_case, plain_case
+from cases import (
+    HERE,
+    Case,
+    Details,
+    Layout,
+    copy_case,
+    dcp_save_case,
+    distconv_dcp_case,
+    distconv_megatron_case,
+    plain_case,
+)
 from measure import CommandError, Measurement, measure
 from synthetic import PRESETS, Qwen2VLDimensions, checkpoint_bytes, lookalike, write_checkpoint
 
@@ -67,7 +77,7 @@ def even_stages(layers: int, stages: int) -> tuple[int, ...]:
 def run_rounds(cases: Sequence[Case], target: Path, repeat: int) -> dict[str, list[Run]]:
     """Run all cases in turns: one round that does not count, then `repeat` rounds."""
     runs: dict[str, list[Run]] = {case.name: [] for case in cases}
-    contents: dict[str, str] = {}
+    contents: dict[str, dict[str, str]] = {case.makes: {} for case in cases if case.makes is not None}
     for turn in range(repeat + 1):
         first = turn % len(cases)
         for case in (*cases[first:], *cases[:first]):
@@ -75,11 +85,12 @@ def run_rounds(cases: Sequence[Case], target: Path, repeat: int) -> dict[str, li
             measurement = measure(case.command, directory=CHECKOUT)
             if turn:
                 runs[case.name].append(Run(measurement=measurement, details=case.details(measurement)))
-            elif case.converts:
-                contents[case.name] = content_of(target)
+            elif case.makes is not None:
+                contents[case.makes][case.name] = content_of(target)
             remove(target)
-    if len(set(contents.values())) > 1:
-        raise CommandError(f"the results differ: {contents}")
+    for makes, digests in contents.items():
+        if len(set(digests.values())) > 1:
+            raise CommandError(f"the results of {makes} differ: {digests}")
     return runs
 
 
@@ -113,9 +124,9 @@ def torch_alone() -> Summary:
     return summarise([Run(measurement=measurement, details=Details(work=0.0)) for measurement in measurements])
 
 
-def comparison(summaries: dict[str, Summary], baseline: Summary) -> str:
-    """The table of a comparison with the first two cases, `cp -r` and the plain converter."""
-    copy, plain, *_ = summaries.values()
+def comparison(summaries: dict[str, Summary], copy: Summary, baseline: Summary) -> str:
+    """The table of a comparison with `cp -r` and with the first case, the plain program."""
+    plain, *_ = summaries.values()
     rows = [
         (
             "case",
@@ -133,7 +144,7 @@ def comparison(summaries: dict[str, Summary], baseline: Summary) -> str:
             "written MB",
         )
     ]
-    for name, summary in summaries.items():
+    for name, summary in {"cp -r": copy, **summaries}.items():
         rows.append(
             (
                 name,
@@ -213,17 +224,22 @@ def compare(arguments: argparse.Namespace, work: Path) -> int:
     cases = [
         copy_case(source, target),
         plain_case(source, target, layout),
-        *(distconv_case(source, target, layout, processes, overrides(arguments)) for processes in arguments.processes),
+        *(distconv_megatron_case(source, target, layout, count, overrides(arguments)) for count in arguments.processes),
+        dcp_save_case(source, target),
+        *(distconv_dcp_case(source, target, count, overrides(arguments)) for count in arguments.processes),
     ]
     runs = run_rounds(cases, target, arguments.repeat)
     baseline = torch_alone()
     print(f"{size / 1e6:.0f} MB, {layout}, medians of {arguments.repeat}\n{machine()}, load before {load:.1f}")
     print(f"import torch alone: {baseline.wall:.2f} s, {baseline.largest_peak / MIB:.0f} MiB\n")
-    print(comparison({name: summarise(measured) for name, measured in runs.items()}, baseline))
+    summaries = {name: summarise(measured) for name, measured in runs.items()}
+    for makes in ("megatron", "dcp"):
+        made = {case.name: summaries[case.name] for case in cases if case.makes == makes}
+        print(f"{makes}\n{comparison(made, summaries[cases[0].name], baseline)}\n")
     print(
-        "\nwork: wall time after start-up and imports; peak: largest resident size of one process; above torch: of it, "
-        "what an\nimport of torch does not take; all processes: sum of the peaks, launcher included; read, written: as "
-        "each process counted."
+        "work: wall time after start-up and imports, of dcp.save without reading the source; peak: largest resident "
+        "size of one\nprocess; above torch: of it, what an import of torch does not take; all processes: sum of the "
+        "peaks, launcher included;\nread, written: as each process counted."
     )
     return 0
 
@@ -242,7 +258,7 @@ def check_memory(arguments: argparse.Namespace, work: Path) -> int:
             text=even_stages(dimensions.layers, 4),
             vision=(dimensions.vision_layers, 0, 0, 0),
         )
-        case = distconv_case(source, target, layout, 1, overrides(arguments))
+        case = distconv_megatron_case(source, target, layout, 1, overrides(arguments))
         peak = measure(case.command, directory=CHECKOUT).peaks[0]
         peaks.append((peak - baseline.largest_peak) / MIB)
         rows.append((f"{checkpoint_bytes(dimensions) / 1e6:.0f}", f"{peak / MIB:.0f}", f"{peaks[-1]:.0f}"))

@@ -39,12 +39,12 @@ class Details:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One contender: its command, and where the details of a run are found."""
+    """One contender: its command, and where the details of a run are found; cases of one `makes` make the same."""
 
     name: str
     command: tuple[str, ...]
     details: Callable[[Measurement], Details]
-    converts: bool = True
+    makes: str | None = None
 
 
 def copy_case(source: Path, target: Path) -> Case:
@@ -53,7 +53,6 @@ def copy_case(source: Path, target: Path) -> Case:
         name="cp -r",
         command=("cp", "-r", str(source), str(target)),
         details=lambda measurement: Details(work=measurement.wall),
-        converts=False,
     )
 
 
@@ -70,24 +69,52 @@ def plain_case(source: Path, target: Path, layout: Layout) -> Case:
             f"--text-stages={','.join(map(str, layout.text))}",
             f"--vision-stages={','.join(map(str, layout.vision))}",
         ),
-        details=lambda measurement: Details(work=plain_seconds(measurement.output)),
+        details=lambda measurement: Details(work=printed_seconds(measurement.output, "converted")),
+        makes="megatron",
     )
 
 
-def plain_seconds(output: str) -> float:
-    """Find the seconds after start-up in what the plain converter printed."""
-    found = re.search(r"^converted in ([\d.]+) s$", output, re.MULTILINE)
+def dcp_save_case(source: Path, target: Path) -> Case:
+    """The yardstick for a DCP: `dcp.save` of the same state dict; its work is the saving alone, not the loading."""
+    return Case(
+        name="dcp.save",
+        command=(sys.executable, str(HERE / "plain_saver.py"), str(source), str(target)),
+        details=lambda measurement: Details(work=printed_seconds(measurement.output, "saved")),
+        makes="dcp",
+    )
+
+
+def printed_seconds(output: str, done: str) -> float:
+    """Find the seconds after start-up in what a plain program printed."""
+    found = re.search(rf"^{done} in ([\d.]+) s$", output, re.MULTILINE)
     if not found:
-        raise CommandError(f"the plain converter did not say how long it took: {output}")
+        raise CommandError(f"the program did not say how long it took: {output}")
     return float(found[1])
 
 
-def distconv_case(source: Path, target: Path, layout: Layout, processes: int, overrides: Sequence[str]) -> Case:
-    """Distconv on a number of processes."""
+def distconv_megatron_case(
+    source: Path, target: Path, layout: Layout, processes: int, overrides: Sequence[str]
+) -> Case:
+    """Distconv on a number of processes, to a Megatron directory."""
+    options = (
+        f"layout.tp={layout.tp}",
+        f"layout.stages.text=[{','.join(map(str, layout.text))}]",
+        f"layout.stages.vision=[{','.join(map(str, layout.vision))}]",
+    )
+    return _distconv_case("megatron", source, target, processes, (*options, *overrides))
+
+
+def distconv_dcp_case(source: Path, target: Path, processes: int, overrides: Sequence[str]) -> Case:
+    """Distconv on a number of processes, to a DCP with published names."""
+    options = ("target_format=dcp", "naming=hf")
+    return _distconv_case("dcp", source, target, processes, (*options, *overrides))
+
+
+def _distconv_case(makes: str, source: Path, target: Path, processes: int, overrides: Sequence[str]) -> Case:
     launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
-    report = target.with_name(f"report-{processes}.json")
+    report = target.with_name(f"report-{makes}-{processes}.json")
     return Case(
-        name=f"distconv, {processes} process{'es' if processes > 1 else ''}",
+        name=f"distconv to {makes}, {processes} process{'es' if processes > 1 else ''}",
         command=(
             sys.executable,
             *(launcher if processes > 1 else ()),
@@ -97,12 +124,10 @@ def distconv_case(source: Path, target: Path, layout: Layout, processes: int, ov
             f"source={source}",
             f"target={target}",
             f"report={report}",
-            f"layout.tp={layout.tp}",
-            f"layout.stages.text=[{','.join(map(str, layout.text))}]",
-            f"layout.stages.vision=[{','.join(map(str, layout.vision))}]",
             *overrides,
         ),
         details=lambda _: read_report(report),
+        makes=makes,
     )
 
 

@@ -1,10 +1,11 @@
-"""Print one digest of the content of a Megatron checkpoint directory.
+"""Print one digest of the content of a Megatron checkpoint directory, or of a DCP.
 
     python benchmarks/fingerprint.py DIRECTORY
 
 Two directories have the same fingerprint when they hold the same files with the same top-level keys, tensor names,
-dtypes, shapes and bits, and the same tracker. How the files store them does not count: torch.save writes the same
-tensors in more than one way. This module never compares with an expected result; the golden tests do that.
+dtypes, shapes and bits, and the same tracker; of a DCP, whose files are its own affair, only the content counts. How
+files store tensors does not count: torch writes the same ones in more than one way. This module never compares with an
+expected result; the golden tests do that.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ import sys
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 
 def fingerprint(directory: Path) -> str:
     """Digest everything that a reader of the checkpoint gets to see."""
     digest = sha256((directory / "latest_checkpointed_iteration.txt").read_bytes())
-    for path in sorted(directory.rglob("*.pt")):
-        digest.update(str(path.relative_to(directory)).encode())
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    for name, content in contents(directory):
+        digest.update(name.encode())
         for key, value in flatten(content):
             digest.update(key.encode())
             if isinstance(value, torch.Tensor):
@@ -32,6 +36,19 @@ def fingerprint(directory: Path) -> str:
             else:
                 digest.update(repr(value).encode())
     return digest.hexdigest()
+
+
+def contents(directory: Path) -> Iterator[tuple[str, object]]:
+    """Yield what can be loaded, with its name."""
+    for path in sorted(directory.rglob(".metadata")):
+        loaded: dict[str, Any] = {}
+        _load_state_dict(
+            loaded, storage_reader=FileSystemReader(path.parent), planner=_EmptyStateDictLoadPlanner(), no_dist=True
+        )
+        yield str(path.parent.relative_to(directory)), loaded
+    for path in sorted(directory.rglob("*.pt")):
+        loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        yield str(path.relative_to(directory)), loaded
 
 
 def flatten(value: object, key: str = "") -> Iterator[tuple[str, object]]:

@@ -1,6 +1,6 @@
 """The files of a DCP result: chunks as `torch.save` blobs, one after the other, and `.metadata` beside them.
 
-Owns their structure; the blobs are the business of `dcp_blobs` and `torch_archive`, the metadata of `dcp_metadata`.
+Owns their structure; the blobs are the business of `dcp_blobs` and `torch_archive`, the metadata of `dcp_planner`.
 """
 
 from __future__ import annotations

@@ -190,6 +190,9 @@ def _convert(config: JobConfig, plan: Plan, target: Target, share: _Share, recor
             staging.commit(written.sizes, durable=config.io.fsync)
 
         on_first(processes, commit)
+        if processes.rank == 0:
+            # To finish a result can take more than to write files.
+            measured[0]["peak_bytes"] = peak_resident_bytes()
     except BaseException:
         if staging is not None:
             with undisturbed():

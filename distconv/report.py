@@ -25,6 +25,8 @@ from distconv.planning import Planned
 
 # Resident set of an interpreter that has imported torch and numpy (CPU build of torch 2.13), measured.
 _INTERPRETER_BYTES = 240 * 1024**2
+# What the checkpoint package of torch adds to it on rank 0, measured.
+_METADATA_BYTES = {"dcp": 64 * 1024**2}
 _FILES_SHOWN = 16
 _LOG_SECONDS = 10
 
@@ -106,7 +108,9 @@ def planned_processes(plan: Plan, count: int, config: JobConfig, reads: Iterable
             "bytes_read": read,
             "bytes_written": sum(file.nbytes for file in files),
             "buffer_bytes": buffers,
-            "projected_peak_bytes": _INTERPRETER_BYTES + buffers,
+            "projected_peak_bytes": _INTERPRETER_BYTES
+            + buffers
+            + (0 if rank else _METADATA_BYTES.get(config.target_format, 0)),
         }
         for rank, (files, read) in enumerate(zip(assign(plan.files, count), reads, strict=True))
     ]
@@ -257,8 +261,8 @@ def _runs_of_equal(processes: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping
     return runs
 
 
-def _load(process: Mapping[str, Any]) -> tuple[int, int, int]:
-    return len(process["files"]), process["bytes_read"], process["bytes_written"]
+def _load(process: Mapping[str, Any]) -> tuple[int, int, int, int]:
+    return len(process["files"]), process["bytes_read"], process["bytes_written"], process["projected_peak_bytes"]
 
 
 def _table(rows: Sequence[Sequence[str]], align: Callable[[str, int], str] = str.rjust) -> str:

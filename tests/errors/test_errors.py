@@ -307,6 +307,49 @@ OPTIONS = {
     ),
 }
 
+DCP = {"target_format": "dcp"}
+PUBLISHED = {**DCP, "naming": "hf"}
+DCPS = {
+    "unknown target format": Refusal(
+        options={"target_format": "safetensors"}, says=["target_format=safetensors", "dcp"]
+    ),
+    "unknown naming": Refusal(options={**DCP, "naming": "huggingface"}, says=["naming=huggingface", "megatron, hf"]),
+    "unknown choice for packed experts": Refusal(
+        options={**PUBLISHED, "packed_experts": "split"}, says=["packed_experts=split", "auto, flatten, keep"]
+    ),
+    "a prefix that is no text": Refusal(options={**DCP, "name_prefix": "[model.]"}, says=["name_prefix=", "text"]),
+    "a layout for whole tensors": Refusal(
+        options={**DCP, "layout.tp": "2", "layout.stages.text": "[3,3]"},
+        says=["layout.tp: ", "layout.stages: ", "holds whole tensors", "leave it out", "target_format=dcp"],
+    ),
+    "names for a Megatron directory": Refusal(options={"naming": "hf"}, says=["naming: goes with target_format=dcp"]),
+    "packed experts under Megatron names": Refusal(
+        options={**DCP, "packed_experts": "keep"}, says=["packed_experts: goes with target_format=dcp and naming=hf"]
+    ),
+    "another vocabulary under published names": Refusal(
+        options={**PUBLISHED, "vocab_size": "128"}, says=["vocab_size: "]
+    ),
+    "a head written for an untied model, published names": Refusal(
+        options={**PUBLISHED, "tied_head": "write"}, says=["tied_head=write", "tied"]
+    ),
+    "a head of an untied model left out, published names": Refusal(
+        options={**PUBLISHED, "tied_head": "omit"}, says=["tied_head=omit", "tied"]
+    ),
+    "a head of an untied model left out, Megatron names": Refusal(
+        options={**DCP, "tied_head": "omit"}, says=["tied_head=omit", "not tied"]
+    ),
+    "a tied model without the embedding that its head is written from": Refusal(
+        model=[config("tie_word_embeddings", True), without("model.embed_tokens.weight"), without("lm_head.weight")],
+        options={**PUBLISHED, "tied_head": "write"},
+        says=["source tensor model.embed_tokens.weight is missing", "head"],
+    ),
+    "tensors that no rule knows, under Megatron names": Refusal(
+        model=[with_tensors("model.layers.0.mlp.extra.weight")],
+        options=DCP,
+        says=["model.layers.0.mlp.extra.weight", "no rule", "qwen2vl"],
+    ),
+}
+
 # These are found after planning.
 TARGETS = {
     "the target is the source": Refusal(options={"target": "hf"}, says=["target=hf", "source=hf"]),
@@ -327,6 +370,11 @@ TARGETS = {
     "another result is there already": Refusal(
         files=[written("mm/latest_checkpointed_iteration.txt", "1000")],
         says=["target=mm: latest_checkpointed_iteration.txt is already there", "overwrite=true"],
+    ),
+    "a DCP is there already": Refusal(
+        files=[written("mm/release/.metadata", "kept")],
+        options=DCP,
+        says=["target=mm: release is already there", "overwrite=true"],
     ),
     "nothing to verify": Refusal(options={"action": "verify"}, says=["target=mm: holds no release to verify"]),
     "the disk is too small": Refusal(
@@ -383,7 +431,7 @@ def rows(table: Mapping[str, Refusal]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("row", table.values(), ids=table)
 
 
-@rows({**SOURCES, **MODELS, **LAYOUTS, **OPTIONS})
+@rows({**SOURCES, **MODELS, **LAYOUTS, **OPTIONS, **DCPS})
 def test_refused_before_anything_is_said(row, refused):
     assert refused(row) == ""
 

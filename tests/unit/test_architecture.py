@@ -15,7 +15,14 @@ PACKAGE = Path(distconv.__file__).parent
 
 # From the bottom to the top: a module imports only from layers above its own line in this list.
 LAYERS: list[set[str]] = [
-    {"dtypes", "errors", "interruption", "measurement", "partition", "virtual"},
+    {
+        "dtypes",
+        "errors",
+        "interruption",
+        "measurement",
+        "partition",
+        "virtual",
+    },
     {
         "catalogue",
         "composition",
@@ -38,7 +45,6 @@ LAYERS: list[set[str]] = [
         "agreement",
         "commit",
         "config_reader",
-        "dcp_metadata",
         "given_layout",
         "megatron_directory",
         "pt_file",
@@ -49,11 +55,36 @@ LAYERS: list[set[str]] = [
         "torch_blobs",
         "torch_index",
     },
-    {"adapters", "megatron_index", "source_directory", "targets", "transfer"},
-    {"dcp_index", "definition", "rank_grid", "replicas"},
-    {"facts", "holdings", "matching"},
-    {"binding", "known_names", "reference"},
-    {"balance", "outputs", "shards", "tying", "vocabulary"},
+    {
+        "adapters",
+        "megatron_index",
+        "source_directory",
+        "targets",
+        "transfer",
+    },
+    {
+        "dcp_index",
+        "definition",
+        "rank_grid",
+        "replicas",
+    },
+    {
+        "facts",
+        "holdings",
+        "matching",
+    },
+    {
+        "binding",
+        "known_names",
+        "reference",
+    },
+    {
+        "balance",
+        "outputs",
+        "shards",
+        "tying",
+        "vocabulary",
+    },
     {
         "assignment",
         "blueprint",
@@ -68,14 +99,39 @@ LAYERS: list[set[str]] = [
         "reversal",
         "work",
     },
-    {"dcp_blobs", "detection", "huggingface_files", "inspection", "megatron_files", "verification", "writing"},
-    {"dcp_planner", "megatron_binding"},
-    {"dcp_files", "sources"},
-    {"planning", "results"},
-    {"report"},
-    {"job"},
-    {"cli"},
-    {"__main__"},
+    {
+        "dcp_blobs",
+        "detection",
+        "huggingface_files",
+        "inspection",
+        "megatron_files",
+        "verification",
+        "writing",
+    },
+    {
+        "dcp_planner",
+        "megatron_binding",
+    },
+    {
+        "dcp_files",
+        "sources",
+    },
+    {
+        "planning",
+        "results",
+    },
+    {
+        "report",
+    },
+    {
+        "job",
+    },
+    {
+        "cli",
+    },
+    {
+        "__main__",
+    },
 ]
 # Everything outside of the standard library. Modules that are not here need nothing.
 THIRD_PARTY = {
