@@ -45,6 +45,7 @@ LAYERS: list[set[str]] = [
         "agreement",
         "commit",
         "config_reader",
+        "dcp_metadata",
         "given_layout",
         "megatron_directory",
         "pt_file",
