@@ -17,14 +17,20 @@ from tests.unit.reference import evaluate
 
 
 @functools.cache
-def definition(name: str) -> Definition:
-    """A model definition of `conf/model`: always the same object."""
+def definition_content(name: str) -> Mapping[str, Any]:
+    """The composed content of a model definition of `conf/model`."""
     from hydra import compose, initialize_config_module  # noqa: PLC0415 - unit tests do without it
     from omegaconf import OmegaConf  # noqa: PLC0415
 
     with initialize_config_module("distconv.conf", version_base="1.3"):
         content: Any = OmegaConf.to_container(compose("config", [f"+model={name}"]).model)
-    return parse_definition(name, content)
+    return content
+
+
+@functools.cache
+def definition(name: str) -> Definition:
+    """A model definition of `conf/model`: always the same object."""
+    return parse_definition(name, definition_content(name))
 
 
 def element_type(dtype: str) -> np.dtype:

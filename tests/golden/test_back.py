@@ -15,6 +15,7 @@ from distconv.megatron_index import MegatronIndex, read_megatron
 from distconv.sizes import Sizes
 from distconv.virtual import invert
 from tests.checkpoints import case_names, load_case, overrides, tensor_bytes, write_source
+from tests.here import run_here
 from tests.megatron_sources import as_array, definition, element_type, elements, stored
 from tests.unit.reference import evaluate
 
@@ -22,13 +23,13 @@ CASES = [name for name in case_names() if "files" in load_case(name)]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_result_is_read_back(name, tmp_path, distconv):
+def test_a_result_is_read_back(name, tmp_path):
     case = load_case(name)
     options = overrides(case)
-    arguments = [*options, f"source={write_source(tmp_path / 'hf', case)}", f"target={tmp_path / 'mm'}"]
+    changes = {"source": str(write_source(tmp_path / "hf", case)), "target": str(tmp_path / "mm")}
     if "llm" in case:
-        arguments.append(f"text_source={write_source(tmp_path / 'llm', case['llm'])}")
-    assert distconv(*arguments).status == 0
+        changes["text_source"] = str(write_source(tmp_path / "llm", case["llm"]))
+    run_here(*options, **changes)
     model = definition(options[0].removeprefix("+model="))
     index = read_megatron(tmp_path / "mm", None)
     assert MegatronIndex.from_json(index.to_json()).to_json() == index.to_json()

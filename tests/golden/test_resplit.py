@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import case_names, describe_result, load_case, overrides, write_source
+from tests.here import run_here
 
 # A head that differs from the embedding it is tied to: one of the two is lost where the head is a copy.
 CASES = [name for name in case_names() if "files" in load_case(name) and name != "qwen2vl__tied_with_head_pp2"]
@@ -34,14 +35,10 @@ def test_a_result_moves_to_every_other_layout(name, others, tmp_path, distconv):
     assert distconv(*overrides(case), f"source={source}", f"target={tmp_path / 'mm'}").status == 0
     for other in others:
         expected = load_case(other)
-        target = tmp_path / other
         # The model is remembered; the layout of the source is found.
-        arguments = [*overrides(expected)[1:], f"source={tmp_path / 'mm'}", f"target={target}", "io.fsync=false"]
-
-        outcome = distconv(*arguments)
-
-        assert outcome.status == 0, outcome.err
-        assert describe_result(target) == expected["files"], other
+        options = overrides(expected)[1:]
+        run_here(*options, source=str(tmp_path / "mm"), target=str(tmp_path / other), io__fsync=False)
+        assert describe_result(tmp_path / other) == expected["files"], other
 
 
 def test_the_iteration_is_kept_and_another_one_can_be_chosen(tmp_path, distconv):

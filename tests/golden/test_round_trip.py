@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
+from distconv.errors import InputError
 from tests.checkpoints import case_names, load_case, overrides, write_source
+from tests.here import run_here
 
 CASES = [name for name in case_names() if load_case(name)["expect"] == "match"]
 # What the Megatron side does not hold, and cannot give back.
@@ -44,25 +46,28 @@ def tensors(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in LOST])
-def test_a_case_comes_back(name, tmp_path, distconv):
+def test_a_case_comes_back(name, tmp_path):
     case = load_case(name)
     source = write_source(tmp_path / "hf", case)
     (source / "tokenizer.json").write_text("{}")
-    assert distconv(*overrides(case), f"source={source}", f"target={tmp_path / 'trained'}").status == 0
-    arguments = [f"source={tmp_path / 'trained'}", f"target={tmp_path / 'back'}", "target_format=hf"]
-
-    outcome = distconv(*arguments)
-
+    run_here(*overrides(case), source=str(source), target=str(tmp_path / "trained"))
+    options = {
+        "source": str(tmp_path / "trained"),
+        "target": str(tmp_path / "back"),
+        "target_format": "hf",
+        "report": str(tmp_path / "report.json"),
+    }
     left_out = set(case.get("not_converted", ()))
     if left_out:
         # Nothing is filled in silently.
-        assert outcome.status == 2, outcome
-        assert f"names {len(left_out)} tensors that the source does not have" in outcome.err
+        with pytest.raises(InputError, match=f"names {len(left_out)} tensors that the source does not have"):
+            run_here(**options)
         assert not (tmp_path / "back").exists()
-        arguments.append("fill_from_reference=true")
-        outcome = distconv(*arguments, f"report={tmp_path / 'report.json'}")
-        report = json.loads((tmp_path / "report.json").read_text())
-        assert set(report["hf"]["filled_from_reference"]) == left_out
-    assert outcome.status == 0, outcome.err
+        options["fill_from_reference"] = True
+
+    run_here(**options)
+
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert set(report["hf"]["filled_from_reference"]) == left_out
     assert contents(tmp_path / "back") == contents(source)
-    assert distconv(*arguments, "action=verify").status == 0
+    run_here(**options, action="verify")
