@@ -25,7 +25,7 @@ PROJECTOR_CHOICES = ("auto", "keep", "omit")
 _KEYS = (
     "action", "source", "target", "target_format", "reference", "fill_from_reference", "naming", "name_prefix",
     "packed_experts", "layout", "source_layout", "select", "text_source", "projector", "tied_head", "vocab_size",
-    "lora_only", "iteration", "overwrite", "io", "report", "processes", "model",
+    "lora_only", "merge_lora", "lora_alpha", "iteration", "overwrite", "io", "report", "processes", "model",
 )  # fmt: skip
 
 
@@ -59,6 +59,8 @@ class JobConfig:
     tied_head: str
     vocab_size: int | None
     lora_only: bool
+    merge_lora: bool
+    lora_alpha: float | None
     iteration: str | None
     overwrite: bool
     io: InputOutput
@@ -116,6 +118,8 @@ def parse_config(content: Mapping[str, Any]) -> JobConfig:
         tied_head=reader.choice(content, "tied_head", TIED_HEAD),
         vocab_size=reader.optional_size(content, "vocab_size"),
         lora_only=reader.truth(content, "lora_only"),
+        merge_lora=reader.truth(content, "merge_lora"),
+        lora_alpha=reader.optional_number(content, "lora_alpha"),
         iteration=reader.iteration(content, "iteration"),
         overwrite=reader.truth(content, "overwrite"),
         io=InputOutput(
@@ -154,6 +158,11 @@ def _contradictions(config: JobConfig) -> Iterator[str]:
             {"vocab_size": config.vocab_size is not None},
             not published,
             "the published names have the vocabulary of the published model; leave it out",
+        ),
+        (
+            {"merge_lora": config.merge_lora, "lora_alpha": config.lora_alpha is not None},
+            config.target_format == "hf",
+            "goes with target_format=hf",
         ),
         (
             {"fill_from_reference": config.fill_from_reference},

@@ -79,6 +79,14 @@ class Reader:
             self._wrong(key, value, "true or false")
         return value is True
 
+    def optional_number(self, content: Mapping[str, Any], key: str) -> float | None:
+        """A positive number, or nothing."""
+        value = content.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0):
+            self._wrong(key, value, "a positive number")
+            return None
+        return value
+
     def optional_text(self, content: Mapping[str, Any], key: str) -> str | None:
         """Text, or nothing."""
         value = content.get(key)

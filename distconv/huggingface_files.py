@@ -50,13 +50,12 @@ class HuggingFaceFormat:
         sizes = {}
         for name, text in self._plan.texts.items():
             sizes[name] = (directory / name).write_bytes(text.encode())
-        for name in self._copied():
-            sizes[name] = copy_side_file(Path(self._plan.reference), name, directory)
+        for reference, name in self._copied():
+            sizes[name] = copy_side_file(reference, name, directory)
         return sizes
 
     def check(self, directory: Path) -> list[str]:
         """The texts and side files that are missing or differ."""
-        reference = Path(self._plan.reference)
         expected = [(name, text.encode()) for name, text in self._plan.texts.items()]
         differences = [
             f"{directory / name}: is missing, or not what it should be"
@@ -65,14 +64,18 @@ class HuggingFaceFormat:
         ]
         return differences + [
             f"{directory / name}: is not as in {reference}"
-            for name in self._copied()
+            for reference, name in self._copied()
             if _bytes(directory / name) != _bytes(reference / name)
         ]
 
-    def _copied(self) -> Iterator[str]:
-        yield from (name for name in side_files(Path(self._plan.reference)) if name not in self._plan.texts)
+    def _copied(self) -> Iterator[tuple[Path, str]]:
+        """What is copied, and from where."""
+        if self._plan.reference is None:
+            return
+        reference = Path(self._plan.reference)
+        yield from ((reference, name) for name in side_files(reference) if name not in self._plan.texts)
         if self._plan.index_name is not None:
-            yield self._plan.index_name
+            yield reference, self._plan.index_name
 
 
 def _bytes(path: Path) -> bytes | None:

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from distconv.binding import Unconverted
@@ -38,11 +39,11 @@ class HuggingFacePlan:
     filled: tuple[str, ...]
     texts: Mapping[str, str]
     index_name: str | None
-    reference: str
+    reference: str | None
 
     def entries(self, file: OutputFile) -> Iterator[Entry]:
         """The tensors of a file."""
-        return (Entry("", each.name, each.sources, each.tensor) for each in self.shards[file.path])
+        return (Entry("", each.name, each.sources, each.tensor, each.low_rank) for each in self.shards[file.path])
 
     def summary(self) -> dict[str, Any]:
         """How many tensors there are, and which come from the reference."""
@@ -54,8 +55,12 @@ def make_huggingface_plan(
     unconverted: tuple[Unconverted, ...],
     filled: tuple[str, ...],
     reference: Reference,
+    texts: Mapping[str, str] = MappingProxyType({}),
 ) -> HuggingFacePlan:
-    """The plan for tensors in the files of the reference; in numbered ones of its own size where it names none."""
+    """The plan for tensors in the files of the reference; in numbered ones of its own size where it names none.
+
+    With `texts`, other files by name, nothing else is copied from the reference.
+    """
     shard_of = reference.shards
     if shard_of is None:
         shard_of = _own_shards(tensors, _stem(reference))
@@ -74,7 +79,9 @@ def make_huggingface_plan(
     index = _index(tensors, shard_of, reference)
     name = f"{_stem(reference)}.safetensors.index.json"
     copied = index is not None and index == reference.index_content
-    texts = _config_text(tensors, reference)
+    texts, copied_from = dict(texts), None if texts else reference.directory
+    if copied_from is not None:
+        texts |= _config_text(tensors, reference)
     if index is not None and not copied:
         texts[name] = _json(index)
     return HuggingFacePlan(
@@ -84,7 +91,7 @@ def make_huggingface_plan(
         filled=filled,
         texts=texts,
         index_name=name if copied else None,
-        reference=reference.directory,
+        reference=copied_from,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from distconv.binding import Unconverted
 from distconv.dtypes import ITEM_SIZE
+from distconv.low_rank import LowRank
 from distconv.source import StoredTensor
 from distconv.virtual import VirtualTensor
 
@@ -30,7 +31,7 @@ class OutputFile:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tensor of a file: the key of its group in the file, its name there, and what it is made of.
+    """A tensor of a file: the key of its group in the file, its name there, what it is made of, what is added to it.
 
     Entries of one parameter have the same tuple of sources, and entries that look alike the same tensor.
     """
@@ -39,6 +40,7 @@ class Entry:
     name: str
     sources: tuple[StoredTensor, ...]
     tensor: VirtualTensor
+    low_rank: LowRank | None = None
 
 
 class Plan(Protocol):
@@ -66,6 +68,7 @@ class NamedTensor:
     name: str
     sources: tuple[StoredTensor, ...]
     tensor: VirtualTensor
+    low_rank: LowRank | None = None
 
     @property
     def nbytes(self) -> int:

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from distconv.adapters import CONFIG_NAME
 from distconv.balance import complete_layout
 from distconv.config import JobConfig
 from distconv.dcp_plan import make_dcp_plan
 from distconv.definition import Definition, parse_definition
-from distconv.facts import Facts
+from distconv.errors import InputError
+from distconv.facts import Facts, Reference
 from distconv.following import Followed, follow
 from distconv.huggingface_plan import make_huggingface_plan
+from distconv.lora import as_peft, merged_beside, merged_into
 from distconv.megatron_plan import make_plan
 from distconv.outputs import NamedTensor, Plan
 from distconv.partition import balanced_parts
@@ -71,22 +74,37 @@ def _plan_parameters(config: JobConfig, definition: Definition, origin: Origin) 
 
 def _plan_published(config: JobConfig, facts: Facts, definition: Definition | None, origin: Origin) -> Plan:
     published = origin.published()
+    reference = facts.reference
+    tensors: Sequence[NamedTensor] = published.tensors
     followed = Followed(tensors=published.tensors, left_out=(), filled=())
-    if facts.reference is not None:
+    if reference is not None:
         assert definition is not None
+        if definition.adapters == "only" and not reference.is_adapter:
+            return _plan_adapters(config, definition, reference, tensors)
+        if config.merge_lora:
+            tensors, reference = merged_beside(tensors, reference, config.lora_alpha)
         tied = definition.tied_sources() if published.tied else None
-        followed = follow(
-            published.tensors, definition.spelled, facts.reference, tied=tied, fill=config.fill_from_reference
-        )
+        followed = follow(tensors, definition.spelled, reference, tied=tied, fill=config.fill_from_reference)
     left_out = published.left_out + followed.left_out
     if config.target_format == "hf":
-        assert facts.reference is not None
-        return make_huggingface_plan(followed.tensors, left_out, followed.filled, facts.reference)
-    tensors: Sequence[NamedTensor] = followed.tensors
-    tensors, head = with_tied_head(tensors, definition, facts.sizes(definition), config.tied_head)
+        assert reference is not None
+        return make_huggingface_plan(followed.tensors, left_out, followed.filled, reference)
+    tensors, head = with_tied_head(followed.tensors, definition, facts.sizes(definition), config.tied_head)
     if config.packed_experts == "flatten" or (config.packed_experts == "auto" and config.name_prefix):
         tensors = flattened(tensors, definition)
     return make_dcp_plan(_prefixed(tensors, config), left_out + head, config.naming)
+
+
+def _plan_adapters(config: JobConfig, definition: Definition, base: Reference, tensors: Sequence[NamedTensor]) -> Plan:
+    """Adapters whose reference is the model that they are for."""
+    if config.target_format != "hf":
+        raise InputError("naming=hf: adapters alone need reference=DIR with an adapter_config.json")
+    if config.merge_lora:
+        merged = merged_into(tensors, definition.spelled, base, config.lora_alpha)
+        return make_huggingface_plan(merged, (), (), base)
+    adapter = as_peft(tensors, definition.spelled, base, config.lora_alpha, definition.name)
+    own = replace(base, is_adapter=True, index=None, shards=None, index_content=None)
+    return make_huggingface_plan(adapter.tensors, (), (), own, {CONFIG_NAME: adapter.config})
 
 
 def _prefixed(tensors: Sequence[NamedTensor], config: JobConfig) -> list[NamedTensor]:

@@ -94,3 +94,20 @@ class CompareSink:
         read_into(self._files.get(path), offset, found)
         if not np.array_equal(np.frombuffer(expected, np.uint8), np.frombuffer(found, np.uint8)):
             self.different.add((path, offset))
+
+
+class MemorySink:
+    """Keeps finished bytes in memory; there is one path."""
+
+    def __init__(self, data: bytearray, counters: Counters) -> None:
+        self._data = memoryview(data)
+        self._counters = counters
+
+    def copy(self, source: int, source_offset: int, path: str, offset: int, nbytes: int, scratch: memoryview) -> None:  # noqa: ARG002 - of the interface
+        """Read bytes of an open file."""
+        read_into(source, source_offset, self._data[offset : offset + nbytes])
+        self._counters.add(read=nbytes)
+
+    def put(self, path: str, offset: int, data: memoryview) -> None:  # noqa: ARG002
+        """Keep bytes."""
+        self._data[offset : offset + len(data)] = data

@@ -16,16 +16,19 @@ import numpy as np
 from distconv.dtypes import ITEM_SIZE
 from distconv.errors import JobError, StoppedError
 from distconv.files import OpenFiles, read_into
-from distconv.sinks import Counters, Sink
+from distconv.low_rank import LowRank, as_bytes, numbers
+from distconv.sinks import Counters, MemorySink, Sink
 from distconv.source import StoredTensor
 from distconv.steps import CopyRun, Gather, Move, lower
-from distconv.virtual import VirtualTensor
+from distconv.virtual import VirtualTensor, narrow
 
 _ALARM_SECONDS = 0.5
 # In-kernel copies go in pieces of this many bytes, so that progress and a stop are seen in between.
 _RUN_PIECE = 32 * 1024 * 1024
 # Rows of a transposition at a time; three times as fast as all at once (measured with 2-byte elements).
 _STRIP = 32
+# Bytes that an element of a sum takes while it is made.
+_WIDE_ITEM = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +42,14 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Shards of one parameter that are produced together, and the stored tensors that they are made from."""
+    """Shards of one parameter that are produced together, and the stored tensors that they are made from.
+
+    With `low_rank` there is one shard, of two dims, and that is added to it.
+    """
 
     sources: tuple[StoredTensor, ...]
     shards: tuple[Shard, ...]
+    low_rank: LowRank | None = None
 
     @property
     def nbytes(self) -> int:
@@ -121,6 +128,9 @@ class _Engine:
         self._memory = np.empty(2 * buffer_bytes, np.uint8).data
 
     def produce(self, work: Work) -> None:
+        if work.low_rank is not None:
+            self._produce_sum(work, work.low_rank)
+            return
         shapes = [source.shape for source in work.sources]
         for step in lower([shard.tensor for shard in work.shards], shapes, self._buffer_bytes):
             if self._stop.is_set():
@@ -129,6 +139,35 @@ class _Engine:
                 self._copy(step, work)
             else:
                 self._gather(step, work)
+
+    def _produce_sum(self, work: Work, low_rank: LowRank) -> None:
+        """Rows at a time: what is there is collected, the product added, and the sum handed on."""
+        (shard,) = work.shards
+        dtype, (rows, columns) = shard.tensor.dtype, shard.tensor.shape
+        b, a = (
+            numbers(self._collected(each.sources, each.tensor), each.tensor.dtype, each.tensor.shape)
+            for each in (low_rank.b, low_rank.a)
+        )
+        # The numbers of a block are there several times, some of them wider than they are stored.
+        count = max(self._buffer_bytes // (_WIDE_ITEM * columns), 1)
+        for start in range(0, rows, count):
+            block = narrow(shard.tensor, 0, start, min(count, rows - start))
+            data = self._collected(work.sources, block)
+            total = numbers(data, dtype, block.shape) + low_rank.scaling * (b[start : start + count] @ a)
+            try:
+                self._sink.put(shard.path, shard.offset + start * columns * ITEM_SIZE[dtype], as_bytes(total, dtype))
+            except OSError as error:
+                raise _failure(f"writing {shard.path}", error) from error
+
+    def _collected(self, sources: tuple[StoredTensor, ...], tensor: VirtualTensor) -> bytearray:
+        """The bytes of a tensor, in memory."""
+        data = bytearray(tensor.elements * ITEM_SIZE[tensor.dtype])
+        sink, self._sink = self._sink, MemorySink(data, self._counters)
+        try:
+            self.produce(Work(sources, (Shard(tensor, "", 0),)))
+        finally:
+            self._sink = sink
+        return data
 
     def _copy(self, step: CopyRun, work: Work) -> None:
         stored, shard = work.sources[step.operand], work.shards[step.shard]

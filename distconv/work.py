@@ -34,6 +34,7 @@ class Batch:
             Work(
                 group[0][1].sources,
                 tuple(Shard(entry.tensor, paths[file], offsets[file, entry.key, entry.name]) for file, entry in group),
+                group[0][1].low_rank,
             )
             for group in self.together()
         ]
@@ -58,6 +59,7 @@ def planned_reads(plan: Plan, shares: Iterable[Sequence[OutputFile]], buffer_byt
         if key not in known:
             shapes = [source.shape for source in group[0][1].sources]
             known[key] = bytes_read(list(lower(tensors, shapes, buffer_bytes)))
-        return known[key]
+        low_rank = group[0][1].low_rank
+        return known[key] + (0 if low_rank is None else low_rank.nbytes)
 
     return [sum(of_group(group) for batch in batches(plan, files) for group in batch.together()) for files in shares]
