@@ -156,6 +156,11 @@ def _contradictions(config: JobConfig) -> Iterator[str]:
             "the published names have the vocabulary of the published model; leave it out",
         ),
         (
+            {"tied_head": config.tied_head != TIED_HEAD[0]},
+            config.target_format != "hf",
+            "the result has a head where the reference has one; leave it out",
+        ),
+        (
             {"fill_from_reference": config.fill_from_reference},
             published,
             "goes with target_format=hf, or dcp and naming=hf",

@@ -265,6 +265,7 @@ HF = {**DCP, "target_format": "hf"}
         ({**HF, "packed_experts": "flatten"}, ["packed_experts"]),
         ({**DCP, "naming": "hf", "vocab_size": 8}, ["vocab_size"]),
         ({**HF, "vocab_size": 8}, ["vocab_size"]),
+        ({**HF, "tied_head": "write"}, ["tied_head"]),
         ({"fill_from_reference": True}, ["fill_from_reference"]),
         ({**DCP, "fill_from_reference": True}, ["fill_from_reference"]),
     ],
