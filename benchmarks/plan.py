@@ -129,8 +129,9 @@ def measure_here(directory: Path, model: str, processes: int, *, balance: bool) 
 
     from distconv.assignment import assign  # noqa: PLC0415
     from distconv.config import parse_config  # noqa: PLC0415
+    from distconv.facts import Checkpoint, Facts  # noqa: PLC0415
     from distconv.measurement import peak_resident_bytes  # noqa: PLC0415
-    from distconv.planning import Checkpoint, Facts, plan_job  # noqa: PLC0415
+    from distconv.planning import plan_job  # noqa: PLC0415
     from distconv.source_directory import read_directory  # noqa: PLC0415
     from distconv.work import planned_reads  # noqa: PLC0415
 
@@ -149,10 +150,12 @@ def measure_here(directory: Path, model: str, processes: int, *, balance: bool) 
     index = timed("headers", lambda: read_directory(directory))
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     checkpoint = Checkpoint(index=index, config=config)
-    facts = Facts(source=checkpoint, text_source=None, model=model, definition=definition)
+    facts = Facts(
+        source=checkpoint, text_source=None, reference=None, model=model, definition=definition, iteration="release"
+    )
     shared = timed("telling", lambda: json.dumps(facts.to_json()))
     facts = timed("hearing", lambda: Facts.from_json(json.loads(shared)))
-    plan = timed("planning", lambda: plan_job(job, facts))
+    plan = timed("planning", lambda: plan_job(job, facts).plan)
     shares = timed("assigning", lambda: assign(plan.files, processes))
     timed("own share", lambda: planned_reads(plan, shares[:1], job.io.buffer_bytes))
     peak = peak_resident_bytes()

@@ -149,7 +149,11 @@ class LayoutReader:
             content, key, ("tp", "ep", "stages", "pp", "vpp", "modality_tp", "placement", *more)
         )
 
-    def axis(self, name: str) -> int | None:
+    def axis(self, name: str) -> int:
+        """The size of an axis."""
+        return self._reader.axis(self._group, f"{self._key}.{name}")
+
+    def optional_axis(self, name: str) -> int | None:
         """The size of an axis, or nothing."""
         return self._reader.optional_axis(self._group, f"{self._key}.{name}")
 

@@ -135,11 +135,19 @@ def _config_text(tensors: Sequence[NamedTensor], reference: Reference) -> dict[s
     for tensor in tensors:
         if tensor.tensor.dtype in FLOATING:
             weights[tensor.tensor.dtype] += tensor.nbytes
-    said = next((reference.config[key] for key in _DTYPE_KEYS if key in reference.config), None)
+    said = next(_dtypes(reference.config), None)
     dtype = max(weights, key=lambda each: weights[each], default=said)
     if reference.is_adapter or said is None or said == dtype:
         return {}
     return {MODEL_CONFIG: _json(_with_dtype(reference.config, said, dtype))}
+
+
+def _dtypes(config: Mapping[str, Any]) -> Iterator[str]:
+    """The element types that a configuration names, the model's before those of its parts, which may have it alone."""
+    yield from (config[key] for key in _DTYPE_KEYS if isinstance(config.get(key), str))
+    for part in config.values():
+        if isinstance(part, Mapping):
+            yield from _dtypes(part)
 
 
 def _with_dtype(value: Any, old: str, new: str | None) -> Any:

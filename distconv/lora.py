@@ -1,7 +1,7 @@
 """LoRA adapters on the way back: as PEFT has them, or merged into their base.
 
-Owns the names of PEFT, the configuration that it needs, and which factors belong to which weight. What a merge computes is
-`low_rank`'s. Reads nothing.
+Owns the names of PEFT, the configuration that it needs, and which factors belong to which weight. What a merge computes
+is the business of `low_rank`. Reads nothing.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def as_peft(
     """
     if alpha is None:
         raise InputError(
-            "lora_alpha is missing: the source does not say it, and adapter_config.json needs it; give lora_alpha=N as in "
-            "training, or reference=DIR with an adapter_config.json"
+            "lora_alpha is missing: the source does not say it, and adapter_config.json needs it; give lora_alpha=N as "
+            "in training, or reference=DIR with an adapter_config.json"
         )
     modules = _modules(base, spelled)
     factors = _factors(tensors)

@@ -54,15 +54,15 @@ def numbers(data: bytes | bytearray, dtype: str, shape: tuple[int, ...]) -> Numb
     if dtype == "bfloat16":
         wide = np.frombuffer(data, np.uint16).astype(np.uint32) << np.uint32(16)
         return wide.view(np.float32).reshape(shape)
-    found = np.frombuffer(data, _PLAIN[dtype]).reshape(shape)
-    return found.astype(np.float64 if dtype == "float64" else np.float32)
+    found: Numbers = np.frombuffer(data, _PLAIN[dtype]).reshape(shape)
+    return found if dtype == "float64" else found.astype(np.float32)
 
 
 def as_bytes(values: Numbers, dtype: str) -> memoryview:
     """The bytes of a tensor of these numbers, each rounded to the nearest that the element type has, ties to even."""
     if dtype != "bfloat16":
-        return np.ascontiguousarray(values, _PLAIN[dtype]).data.cast("B")
+        return memoryview(np.ascontiguousarray(values, _PLAIN[dtype]).tobytes())
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = (bits + _HALF + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     cut = (bits >> np.uint32(16)).astype(np.uint16)
-    return np.where(np.isnan(values), cut | _QUIET, rounded.astype(np.uint16)).data.cast("B")
+    return memoryview(np.where(np.isnan(values), cut | _QUIET, rounded.astype(np.uint16)).tobytes())

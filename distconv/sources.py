@@ -80,6 +80,7 @@ class _HuggingFace:
 
     def published(self) -> Published:
         """The tensors as they are."""
+        _check_taken_whole(self._config)
         tables: dict[tuple[str, tuple[int, ...]], NamedTensor] = {}
         tensors = []
         for stored in self._source.index.tensors.values():
@@ -185,6 +186,7 @@ class _PublishedDcp:
 
     def published(self) -> Published:
         """The tensors over their chunks."""
+        _check_taken_whole(self._config)
         definition = self._definition
         tensors = (
             NamedTensor(definition.spelled(each.name), each.parts, each.tensor) for each in self._tensors.values()
@@ -279,6 +281,12 @@ def _selection(config: JobConfig, definition: Definition) -> Callable[[Rule], st
         return None
 
     return selected
+
+
+def _check_taken_whole(config: JobConfig) -> None:
+    defaults = {"select": None, "text_source": None, "projector": "auto", "lora_only": False}
+    why = "tensors that have their published names are all written as they are; leave it out"
+    raise_if([f"{key}: {why}" for key, default in defaults.items() if getattr(config, key) != default])
 
 
 def _not_carried(source: DcpSource) -> tuple[str, ...]:

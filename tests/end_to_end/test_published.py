@@ -18,10 +18,12 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
+from distconv.catalogue import Definitions
 from distconv.config import parse_config
+from distconv.facts import Checkpoint, Facts
 from distconv.inspection import _recognised
 from distconv.megatron_plan import MegatronPlan
-from distconv.planning import Checkpoint, Facts, plan_job
+from distconv.planning import plan_job
 from distconv.source import SourceFile, SourceIndex, StoredTensor
 from tests.published import PUBLISHED, Config, Layout, Published
 from tests.published_towers import EVERY, FIRST, LAST, WHOLE, Cut, Tensor, Units
@@ -45,15 +47,23 @@ def planned() -> PlanOf:
         definitions = {
             name: plain(compose("config", [f"+model={name}"]).model) for name in names if not name.startswith("_")
         }
+    known = Definitions(heads=lambda: definitions, compose=definitions.__getitem__)
     indices: dict[str, SourceIndex] = {}
 
     def plan(published: Published, config: Config, layout: Layout) -> tuple[str, MegatronPlan]:
         if published.name not in indices:
             indices[published.name] = index_of(published.tensors())
         checkpoint = Checkpoint(index=indices[published.name], config=config)
-        name = _recognised(checkpoint, definitions)
-        job = parse_config(as_configured(defaults, layout))
-        return name, plan_job(job, Facts(source=checkpoint, text_source=None, model=name, definition=definitions[name]))
+        chosen = _recognised(config, "published", known, needed=True)
+        assert chosen is not None
+        name, definition = chosen
+        facts = Facts(
+            source=checkpoint, text_source=None, reference=None, model=name, definition=definition, iteration="release"
+        )
+        found = plan_job(parse_config(as_configured(defaults, layout)), facts)
+        assert found.copies == found.notes == ()
+        assert isinstance(found.plan, MegatronPlan)
+        return name, found.plan
 
     return plan
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,48 +11,22 @@ from distconv.balance import LayoutRequest
 from distconv.config import ACTIONS, InputOutput, JobConfig, parse_config
 from distconv.config_reader import shown
 from distconv.errors import InputError
-
-VALID: dict[str, Any] = {
-    "action": "convert",
-    "source": "/hf",
-    "target": "/mm",
-    "target_format": "megatron",
-    "naming": "megatron",
-    "name_prefix": "",
-    "packed_experts": "auto",
-    "layout": {
-        "tp": 2,
-        "ep": 1,
-        "stages": {"text": [[1, 2]], "vision": [2, 0], "audio": None},
-        "pp": None,
-        "vpp": None,
-        "modality_tp": {"vision": 4, "audio": None},
-        "placement": "sequential",
-    },
-    "select": None,
-    "text_source": None,
-    "projector": "auto",
-    "tied_head": "auto",
-    "vocab_size": None,
-    "lora_only": False,
-    "iteration": "release",
-    "overwrite": False,
-    "io": {"fsync": True, "threads": 2, "buffer_mib": 4},
-    "report": None,
-    "processes": None,
-}
+from distconv.given_layout import GivenLayout
+from tests import configuration
 
 
 def content(**changes: Any) -> dict[str, Any]:
-    """A valid configuration with some values changed; `layout__tp` is `layout.tp`."""
-    result = copy.deepcopy(VALID)
-    for key, value in changes.items():
-        *groups, last = key.split("__")
-        group = result
-        for name in groups:
-            group = group[name]
-        group[last] = value
-    return result
+    """A valid configuration with some values changed."""
+    valid = {
+        "source": "/hf",
+        "target": "/mm",
+        "layout__tp": 2,
+        "layout__stages": {"text": [[1, 2]], "vision": [2, 0], "audio": None},
+        "layout__modality_tp__vision": 4,
+        "iteration": "release",
+        "io__buffer_mib": 4,
+    }
+    return configuration.content(**{**valid, **changes})
 
 
 def problems(**changes: Any) -> list[str]:
@@ -69,8 +42,11 @@ def test_a_configuration_is_read_as_it_is_written():
         target=Path("/mm"),
         target_format="megatron",
         naming="megatron",
-        name_prefix="",
+        name_prefix=None,
         packed_experts="auto",
+        reference=None,
+        fill_from_reference=False,
+        source_layout=GivenLayout(),
         layout=LayoutRequest(
             tp=2,
             ep=1,
@@ -111,6 +87,7 @@ def test_a_configuration_is_read_as_it_is_written():
         ("iteration", 1000, {"iteration": "1000"}),
         ("iteration", None, {"iteration": None}),
         ("name_prefix", "", {"name_prefix": ""}),
+        ("reference", "~/hf", {"reference": Path.home() / "hf"}),
         ("overwrite", True, {"overwrite": True}),
         ("report", "plan.json", {"report": Path("plan.json")}),
         ("source", "~/hf", {"source": Path.home() / "hf"}),
@@ -166,9 +143,16 @@ NO_SIZES = [0, -1, 1.5, 2.0, "2", True, [2], {}]
         ("layout__placement", ["u-shape", 1, None], "one of sequential, u_shape"),
         ("select", ["vision", [], ["video"], ["vision", 3], {}, [["vision"]]],
          "a list of modalities out of text, vision, audio, such as [vision]"),
-        ("target_format", ["safetensors", None], "one of megatron, dcp"),
+        ("target_format", ["safetensors", None], "one of megatron, dcp, hf"),
         ("naming", ["mm", None], "one of megatron, hf"),
-        ("name_prefix", [None, 1], "text; the empty text is written ''"),
+        ("name_prefix", [1, True, ["model."], {}], "text; the empty text is written ''"),
+        ("reference", [3, True, ["/hf"], {}, ""], "a path"),
+        ("fill_from_reference", ["yes", 1, None], "true or false"),
+        ("source_layout__tp", NO_SIZES, AXIS),
+        ("source_layout__stages__vision", [4, [[1], []]], STAGES),
+        ("source_layout__modality_tp__vision", NO_SIZES, AXIS),
+        ("source_layout__placement", ["u-shape", 1], "one of sequential, u_shape"),
+        ("source_layout__vision_qkv", ["canonical", None], "one of heads, fused"),
         ("packed_experts", ["drop", None], "one of auto, flatten, keep"),
         ("projector", ["drop", True, None], "one of auto, keep, omit"),
         ("tied_head", ["copy", False, None], "one of auto, write, omit"),
@@ -216,7 +200,9 @@ def test_an_unknown_key_is_reported_with_the_nearest_one(key, message):
     assert any(problem.startswith(message) for problem in problems(**{key: 1}))
 
 
-@pytest.mark.parametrize("key", ["layout", "layout__stages", "layout__modality_tp", "io"])
+@pytest.mark.parametrize(
+    "key", ["layout", "layout__stages", "layout__modality_tp", "source_layout", "source_layout__stages", "io"]
+)
 def test_a_group_that_is_none_is_reported(key):
     name = key.replace("__", ".")
     (problem,) = problems(**{key: 3})
@@ -263,19 +249,25 @@ def test_all_problems_are_reported_together():
         assert any(problem.startswith(starts) for problem in found), name
 
 
-DCP = {"target_format": "dcp", "layout": {**VALID["layout"], "tp": 1, "stages": {}, "modality_tp": {}}}
+DCP = {"target_format": "dcp", "layout__tp": 1, "layout__stages": {}, "layout__modality_tp": {}}
+HF = {**DCP, "target_format": "hf"}
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({"target_format": "dcp"}, ["layout.tp", "layout.stages", "layout.modality_tp"]),
+        ({"target_format": "hf", "layout__pp": 2}, ["layout.tp", "layout.pp", "layout.stages", "layout.modality_tp"]),
         ({"naming": "hf"}, ["naming"]),
-        ({"name_prefix": "model."}, ["name_prefix"]),
+        ({**HF, "naming": "hf"}, ["naming"]),
+        ({"packed_experts": "keep"}, ["packed_experts"]),
         ({**DCP, "packed_experts": "keep"}, ["packed_experts"]),
-        ({**DCP, "naming": "hf", "select": ["vision"], "vocab_size": 8}, ["select", "vocab_size"]),
-        ({**DCP, "naming": "hf", "lora_only": True}, ["lora_only"]),
-        ({**DCP, "naming": "hf", "text_source": "/llm", "projector": "keep"}, ["text_source", "projector"]),
+        ({**HF, "packed_experts": "flatten"}, ["packed_experts"]),
+        ({**DCP, "naming": "hf", "vocab_size": 8}, ["vocab_size"]),
+        ({**HF, "vocab_size": 8}, ["vocab_size"]),
+        ({**HF, "tied_head": "write"}, ["tied_head"]),
+        ({"fill_from_reference": True}, ["fill_from_reference"]),
+        ({**DCP, "fill_from_reference": True}, ["fill_from_reference"]),
     ],
 )  # fmt: skip
 def test_keys_that_say_nothing_about_the_job_are_refused(changes, expected):
@@ -283,5 +275,21 @@ def test_keys_that_say_nothing_about_the_job_are_refused(changes, expected):
 
 
 def test_a_dcp_may_have_either_names():
-    assert parse_config(content(**DCP, name_prefix="x.")).name_prefix == "x."
+    assert parse_config(content(**DCP, name_prefix="x.", vocab_size=8)).name_prefix == "x."
     assert parse_config(content(**DCP, naming="hf", packed_experts="keep")).packed_experts == "keep"
+    assert parse_config(content(**DCP, naming="hf", fill_from_reference=True)).fill_from_reference
+
+
+def test_a_hugging_face_directory_has_no_layout():
+    assert parse_config(content(**HF, fill_from_reference=True)).layout == LayoutRequest()
+
+
+def test_the_layout_of_a_source_is_read_like_that_of_a_target():
+    given = {
+        "tp": 2, "ep": 4, "pp": 3, "vpp": 2, "stages": {"text": [0, 3], "vision": None, "audio": None},
+        "modality_tp": {"vision": 1, "audio": None}, "placement": "u_shape", "vision_qkv": "fused",
+    }  # fmt: skip
+    assert parse_config(content(source_layout=given)).source_layout == GivenLayout(
+        tp=2, ep=4, pp=3, vpp=2, stages={"text": ((0, 3),)}, modality_tp={"vision": 1}, placement="u_shape",
+        vision_qkv="fused",
+    )  # fmt: skip

@@ -12,8 +12,8 @@ import pytest
 from distconv.catalogue import Definitions
 from distconv.config import JobConfig
 from distconv.errors import InputError
+from distconv.facts import Facts
 from distconv.inspection import inspect
-from distconv.planning import Facts
 from tests.unit.safetensors_files import shard
 from tests.unit.test_planning import CONFIG
 

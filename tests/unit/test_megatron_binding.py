@@ -7,7 +7,6 @@ from math import prod
 
 import numpy as np
 import pytest
-from distconv.plan import make_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from distconv.errors import InputError
 from distconv.given_layout import GivenLayout
 from distconv.layout import Layout, StageRows
 from distconv.megatron_binding import MegatronBinding
+from distconv.megatron_plan import make_plan
 from distconv.replicas import Replica
 from distconv.tying import resolve_head
 from distconv.virtual import invert
@@ -139,11 +139,11 @@ def test_a_source_plans_under_any_other_layout(before, after):
     files = source(before)
     found = bound(files)
     wanted = source(after)
-    plan = make_plan(resolve_head(found.parameters, toy.definition(), after, "auto"), after, "release")
+    plan = make_plan(resolve_head(found.parameters, toy.definition(), after, "auto"), after)
     for file in plan.files:
         names = set()
         for entry in plan.entries(file):
-            operands = [files.stored(each) for each in entry.parameter.sources]
+            operands = [files.stored(each) for each in entry.sources]
             made = evaluate(entry.tensor, operands, np.dtype(np.int64))
             np.testing.assert_array_equal(made, wanted.files[file.path][entry.key][entry.name])
             names.add((entry.key, entry.name))
@@ -155,7 +155,7 @@ def test_the_vocabulary_is_resized_over_pieces(rows):
     files = source(layout(tp=4))
     files.store = spaced
     found = resize_vocabulary(bound(files).parameters, rows)
-    make_plan(found, layout(tp=2), "release")
+    make_plan(found, layout(tp=2))
     embedding = next(each for each in found.parameters if each.name == EMBEDDING)
     expected = np.zeros((rows, toy.HIDDEN), np.int64)
     original = toy.arrays()["model.embed.weight"][:rows]

@@ -3,40 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from distconv.balance import LayoutRequest
-from distconv.config import InputOutput, JobConfig
+from distconv.config import InputOutput
 from distconv.errors import InputError
 from distconv.facts import Checkpoint, Facts
 from distconv.megatron_plan import MegatronPlan
-from distconv.planning import plan_job
+from distconv.planning import Planned, plan_job
+from tests import configuration
 from tests.unit import toy
 
-CONFIG = JobConfig(
-    action="plan",
-    source=Path("/hf"),
-    target=Path("/mm"),
-    target_format="megatron",
-    naming="megatron",
-    name_prefix="",
-    packed_experts="auto",
-    layout=LayoutRequest(),
-    select=None,
-    text_source=None,
-    projector="auto",
-    tied_head="auto",
-    vocab_size=None,
-    lora_only=False,
-    iteration=None,
-    overwrite=False,
-    io=InputOutput(fsync=True, threads=1, buffer_bytes=1024),
-    report=None,
-    processes=None,
-)
+CONFIG = replace(configuration.job(action="plan"), io=InputOutput(fsync=True, threads=1, buffer_bytes=1024))
 
 
 def facts(shapes: dict[str, tuple[int, ...]] | None = None, *, text: bool = False, **definition: Any) -> Facts:
@@ -44,13 +26,21 @@ def facts(shapes: dict[str, tuple[int, ...]] | None = None, *, text: bool = Fals
     return Facts(
         source=checkpoint,
         text_source=Checkpoint(index=toy.index(), config=toy.config()) if text else None,
+        reference=None,
         model="toy",
         definition={**toy.content(), **definition},
+        iteration="release",
     )
 
 
+def planned(known: Facts | None = None, **changes: Any) -> Planned:
+    return plan_job(replace(CONFIG, **changes), known or facts())
+
+
 def plan(known: Facts | None = None, **changes: Any) -> MegatronPlan:
-    return plan_job(JobConfig(**{**vars(CONFIG), **changes}), known or facts())
+    found = planned(known, **changes).plan
+    assert isinstance(found, MegatronPlan)
+    return found
 
 
 def names(found: MegatronPlan) -> set[str]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from distconv.commit import Target
+from distconv.config import JobConfig
 from distconv.errors import InputError
+from distconv.planning import Planned
 from distconv.report import (
     Reporter,
     binary,
@@ -20,7 +24,13 @@ from distconv.report import (
     result_text,
     write_report,
 )
-from tests.unit.test_planning import CONFIG, plan
+from tests.unit.test_planning import CONFIG, facts, planned
+
+TARGET = Target(directory=Path("/mm"), iteration="release")
+
+
+def report_of(config: JobConfig, found: Planned) -> dict[str, Any]:
+    return plan_report(config, found, facts(), TARGET)
 
 
 @pytest.mark.parametrize(
@@ -56,15 +66,16 @@ def test_only_the_first_process_speaks(capsys):
 
 
 def test_the_report_is_the_plan_as_plain_data():
-    found = plan(select=("vision",))
-    report = json.loads(json.dumps(plan_report(CONFIG, found, "toy", ())))
+    found = planned(select=("vision",))
+    report = json.loads(json.dumps(report_of(CONFIG, found)))
+    (nbytes,) = [file.nbytes for file in found.plan.files]
     assert report["layout"] == {
         "tp": 1, "pp": 1, "vpp": 1, "ep": 1, "modality_tp": {}, "placement": "sequential", "stages": {"vision": [[2]]},
     }  # fmt: skip
     (file,), (stage,) = report["files"], report["stages"]
-    assert file == {"path": "release/mp_rank_00/model_optim_rng.pt", "bytes": found.nbytes}
-    assert stage["bytes"] == found.nbytes
-    assert stage["parameters"] * 2 == found.nbytes
+    assert file == {"path": "release/mp_rank_00/model_optim_rng.pt", "bytes": nbytes}
+    assert stage["bytes"] == nbytes
+    assert stage["parameters"] * 2 == nbytes
     left_out = {each["name"]: each for each in report["not_converted"]}
     assert left_out["model.norm.weight"] == {
         "directory": "/hf", "name": "model.norm.weight", "bytes": 32, "reason": "not selected: text (select=[vision])",
@@ -73,7 +84,7 @@ def test_the_report_is_the_plan_as_plain_data():
 
 def test_the_text_of_a_plan_names_the_layout_and_what_is_left_out():
     config = replace(CONFIG, text_source=Path("/llm"))
-    text = plan_text(plan_report(config, plan(select=("vision",)), "toy", ()), full=False)
+    text = plan_text(report_of(config, planned(select=("vision",))), full=False)
     for line in ("model    toy", "text     /llm", "target   /mm/release", "stages   vision=[2]"):
         assert line in text.splitlines()
     assert "layout   tp=1 pp=1 vpp=1 ep=1" in text.splitlines()
@@ -86,24 +97,26 @@ def test_the_text_of_a_plan_names_the_layout_and_what_is_left_out():
 
 
 def test_processes_that_do_the_same_share_a_line():
-    found = plan()
-    processes = planned_processes(found, 3, CONFIG, [7, 0, 0])
+    found = planned()
+    processes = planned_processes(found.plan, 3, CONFIG, [7, 0, 0])
     assert [each["rank"] for each in processes] == [0, 1, 2]
     assert processes[0]["bytes_read"] == 7
-    assert processes[0]["bytes_written"] == found.nbytes
+    assert processes[0]["bytes_written"] == sum(file.nbytes for file in found.plan.files)
     # One thread with two buffers of 1 KiB.
     assert processes[0]["buffer_bytes"] == 2048
-    text = plan_text(plan_report(CONFIG, found, "toy", processes), full=True)
+    text = plan_text({**report_of(CONFIG, found), "processes": processes}, full=True)
     table = [line.split()[:2] for line in text.splitlines()[-2:]]
     assert table == [["0", "1"], ["1-2", "0"]]
 
 
 def test_many_files_are_not_all_shown():
-    found = plan(layout=replace(CONFIG.layout, tp=4, ep=4, modality_tp={"vision": 8}))
-    text = plan_text(plan_report(CONFIG, found, "toy", planned_processes(found, 1, CONFIG, [0])), full=True)
-    assert f"files    {len(found.files)}" in text
+    found = planned(layout=replace(CONFIG.layout, tp=4, ep=4, modality_tp={"vision": 8}))
+    files = found.plan.files
+    processes = planned_processes(found.plan, 1, CONFIG, [0])
+    text = plan_text({**report_of(CONFIG, found), "processes": processes}, full=True)
+    assert f"files    {len(files)}" in text
     assert text.count("model_optim_rng.pt") == 16
-    assert f"… and {len(found.files) - 16} more" in text
+    assert f"… and {len(files) - 16} more" in text
 
 
 def test_definitions_are_listed_by_family():
@@ -122,7 +135,7 @@ def test_definitions_are_listed_by_family():
 
 @pytest.mark.parametrize(("action", "begin"), [("convert", "wrote 1 file, "), ("verify", "verified: 1 file, ")])
 def test_a_result_is_one_line(action, begin):
-    report = plan_report(replace(CONFIG, action=action), plan(), "toy", ())
+    report = report_of(replace(CONFIG, action=action), planned())
     done = {"bytes_written": 1024, "peak_bytes": 2048, "seconds": {"transfer": 2.0}}
     report["processes"] = [{**done, "bytes_read": 1024}, {**done, "bytes_read": 2048, "peak_bytes": 1024}]
     text = result_text(report)

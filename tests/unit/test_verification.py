@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from distconv.plan import Plan
 
 from distconv.config import InputOutput
 from distconv.errors import InputError
-from distconv.pt_file import lay_out
+from distconv.megatron_files import MegatronFormat
+from distconv.megatron_plan import MegatronPlan
 from distconv.sinks import Counters
 from distconv.verification import compare_files
 from distconv.writing import write_files
@@ -24,17 +24,19 @@ QKV = "text.layers.0.qkv.weight"
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> Plan:
+def plan(tmp_path: Path) -> MegatronPlan:
     """With a result beside it."""
     found = planned(tmp_path, tp=2)
     (tmp_path / "release").mkdir()
-    write_files(found, found.files, tmp_path / "release", IO, Counters(lambda _: None), lambda: False, lay_out)
+    form = MegatronFormat(found.dictionaries)
+    write_files(found, found.files, tmp_path / "release", form, IO, Counters(lambda _: None), lambda: False)
     return found
 
 
-def differences(plan: Plan, directory: Path) -> list[str]:
+def differences(plan: MegatronPlan, directory: Path) -> list[str]:
     counters = Counters(lambda _: None)
-    found = compare_files(plan, plan.files, directory / "release", IO, counters, lambda: False)
+    form = MegatronFormat(plan.dictionaries)
+    found = compare_files(plan, plan.files, directory / "release", form, IO, counters, lambda: False)
     assert counters.written == 0
     return [line.replace(f"{directory}/release/", "") for line in found]
 

@@ -3,29 +3,49 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
-from distconv.plan import OutputFile, Plan
 
 from distconv import writing
 from distconv.config import InputOutput
 from distconv.errors import JobError
+from distconv.formats import LaidOut
+from distconv.jsonfile import read_object
+from distconv.megatron_plan import MegatronPlan
+from distconv.outputs import OutputFile
+from distconv.record import Record
 from distconv.sinks import Counters
-from distconv.writing import write_files
-from tests.unit.toy_files import START, expected, lay_out, planned
+from distconv.writing import Written, finish, write_files
+from tests.unit.toy_files import START, Unmarked, expected, planned
 
 IO = InputOutput(fsync=True, threads=2, buffer_bytes=4096)
 
 
-def written(plan: Plan, directory: Path, files: tuple[OutputFile, ...] | None = None, **changes: Any) -> dict[str, int]:
-    options = {"must_stop": lambda: False, "lay_out": lay_out, "io": IO, **changes}
-    io, must_stop, layer = options["io"], options["must_stop"], options["lay_out"]
+class WithMetadata(Unmarked):
+    """Beside its files such a result has one that says what became of them."""
+
+    def finish(self, directory: Path, details: Mapping[str, Any]) -> Mapping[str, int]:
+        return {"details": (directory / "details").write_text(str(sorted(details.values())))}
+
+
+def written(
+    plan: MegatronPlan, directory: Path, files: tuple[OutputFile, ...] | None = None, **changes: Any
+) -> dict[str, int]:
+    return _written(plan, directory, files, **{"form": Unmarked(plan.dictionaries), **changes}).sizes
+
+
+def _written(
+    plan: MegatronPlan, directory: Path, files: tuple[OutputFile, ...] | None = None, **changes: Any
+) -> Written:
+    options = {"must_stop": lambda: False, "io": IO, **changes}
     counters = Counters(lambda _: None)
-    return write_files(plan, plan.files if files is None else files, directory, io, counters, must_stop, layer)
+    files = plan.files if files is None else files
+    return write_files(plan, files, directory, options["form"], options["io"], counters, options["must_stop"])
 
 
 def test_files_hold_the_converted_tensors(tmp_path):
@@ -65,11 +85,12 @@ def test_a_directory_that_another_machine_made_elsewhere_is_named(tmp_path):
 def test_a_file_that_cannot_be_laid_out_is_named(tmp_path):
     (tmp_path / "out").mkdir()
 
-    def full(*_: object) -> dict[tuple[str, str], int]:
-        raise OSError(28, os.strerror(28))
+    class Full(Unmarked):
+        def lay_out(self, *_: object) -> LaidOut:
+            raise OSError(28, os.strerror(28))
 
     with pytest.raises(JobError, match=f"creating {tmp_path}/out/mp_rank_00/model_optim_rng.pt: No space left"):
-        written(planned(tmp_path), tmp_path / "out", lay_out=full)
+        written(planned(tmp_path), tmp_path / "out", form=Full([]))
 
 
 def test_what_cannot_be_made_durable_is_an_error(tmp_path):
@@ -79,3 +100,34 @@ def test_what_cannot_be_made_durable_is_an_error(tmp_path):
         pytest.raises(JobError, match=f"making {tmp_path}/out durable: Input/output error"),
     ):
         written(planned(tmp_path), tmp_path / "out")
+
+
+def test_what_the_format_and_the_record_add_is_a_part_of_the_result(tmp_path):
+    plan = planned(tmp_path, tp=2)
+    (tmp_path / "out").mkdir()
+    form = WithMetadata(plan.dictionaries)
+    found = _written(plan, tmp_path / "out", form=form)
+    assert {path: details[0] for path, details in found.details.items()} == {
+        file.path: file.path for file in plan.files
+    }
+    before = set(found.sizes)
+    with patch.object(writing, "synchronise", side_effect=lambda files: durable.extend(dict(files))):
+        durable: list[str] = []
+        finish(found, tmp_path / "out", form, Record(model="toy", reference="/hf"), durable=True)
+    assert found.sizes.keys() - before == {"details", "distconv.json"}
+    assert sorted(durable) == [str(tmp_path / "out" / name) for name in ("details", "distconv.json")]
+    for name in ("details", "distconv.json"):
+        assert found.sizes[name] == (tmp_path / "out" / name).stat().st_size
+    assert all(file.path in (tmp_path / "out" / "details").read_text() for file in plan.files)
+    assert read_object(tmp_path / "out" / "distconv.json", "") == {"model": "toy", "reference": "/hf"}
+
+
+def test_what_need_not_be_durable_is_not_and_a_result_may_have_no_record(tmp_path):
+    with patch.object(writing, "synchronise", side_effect=AssertionError):
+        finish(Written(sizes={}, details={}), tmp_path, Unmarked([]), None, durable=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_beside_the_tensors_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(JobError, match=f"finishing {tmp_path}/none/details: No such file"):
+        finish(Written(sizes={}, details={}), tmp_path / "none", WithMetadata([]), None, durable=True)

@@ -1,26 +1,28 @@
-"""The toy model on disk, and a stand-in for the layout of `.pt` files that needs no torch."""
+"""The toy model on disk, and a stand-in for a format of files that needs no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from distconv.plan import Plan, make_plan
 
 from distconv.balance import LayoutRequest, complete_layout
 from distconv.dtypes import ITEM_SIZE
+from distconv.formats import LaidOut
+from distconv.megatron_files import MegatronFormat
+from distconv.megatron_plan import MegatronPlan, make_plan
+from distconv.outputs import Entry, OutputFile
 from distconv.source import SourceFile
 from tests.unit import toy
 
-# Where the data of a file starts that `lay_out` made.
+# Where the data of a file starts that `Unmarked` laid out.
 START = 24
 
 
-def planned(directory: Path, **request: Any) -> Plan:
+def planned(directory: Path, **request: Any) -> MegatronPlan:
     """The plan for the toy's elements, which are written to a file."""
     path = directory / "source"
     path.write_bytes(b"".join(array.astype("u2").tobytes() for array in toy.arrays().values()))
@@ -31,25 +33,24 @@ def planned(directory: Path, **request: Any) -> Plan:
         for each in binding.parameters
     ]
     binding = replace(binding, parameters=tuple(parameters))
-    return make_plan(binding, complete_layout(LayoutRequest(**request), binding, toy.definition()), "release")
+    return make_plan(binding, complete_layout(LayoutRequest(**request), binding, toy.definition()))
 
 
-def lay_out(
-    path: Path, keys: Iterable[str], tensors: Iterable[tuple[str, str, str, tuple[int, ...]]], extra: Mapping[str, Any]
-) -> dict[tuple[str, str], int]:
-    """Tensors one after the other, without anything that says what they are."""
-    assert extra == {"checkpoint_version": 3.0}
-    offsets, end, known = {}, START, set(keys)
-    for key, name, dtype, shape in tensors:
-        assert key in known
-        offsets[key, name] = end
-        end += prod(shape) * ITEM_SIZE[dtype]
-    path.write_bytes(bytes(end))
-    return offsets
+class Unmarked(MegatronFormat):
+    """Files of tensors one after the other, without anything that says what they are."""
+
+    def lay_out(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> LaidOut:
+        """A file that reads as zeros; the details are its number of tensors."""
+        offsets, end = {}, START
+        for entry in entries:
+            offsets[entry.key, entry.name] = end
+            end += entry.tensor.elements * ITEM_SIZE[entry.tensor.dtype]
+        path.write_bytes(bytes(end))
+        return LaidOut(offsets=offsets, details=[file.path, len(offsets)])
 
 
-def expected(plan: Plan, path: str) -> bytes:
-    """The tensors of a file as `lay_out` orders them, converted by hand."""
+def expected(plan: MegatronPlan, path: str) -> bytes:
+    """The tensors of a file as `Unmarked` orders them, converted by hand."""
     contents = toy.converted(toy.arrays(), plan.layout)[path]
     (file,) = [each for each in plan.files if each.path == path]
     return b"".join(contents[entry.key][entry.name].astype("u2").tobytes() for entry in plan.entries(file))

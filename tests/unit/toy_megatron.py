@@ -9,13 +9,13 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from distconv.plan import make_plan
 
 from distconv.binding import Parameter
 from distconv.given_layout import GivenLayout
 from distconv.layout import Layout, StageRows
 from distconv.megatron_binding import MegatronBinding, bind_megatron
 from distconv.megatron_index import MegatronIndex, RankFile
+from distconv.megatron_plan import make_plan
 from distconv.sizes import Sizes
 from distconv.source import SourceFile, StoredTensor
 from distconv.torch_archive import ArchivedTensor
@@ -115,12 +115,12 @@ def source(
     """The files that the toy model is converted to under a layout; `given` are arguments of `toy.bound`."""
     arrays = toy.arrays(shapes)
     binding = resolve_head(toy.bound(shapes, **given), toy.definition(given.get("model")), found, tied_head)
-    plan = make_plan(binding, found, "release")
+    plan = make_plan(binding, found)
     files: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     for file in plan.files:
         dictionaries: dict[str, dict[str, np.ndarray]] = {key: {} for key in plan.dictionaries}
         for entry in plan.entries(file):
-            operands = [arrays[each.name] for each in entry.parameter.sources]
+            operands = [arrays[each.name] for each in entry.sources]
             dictionaries[entry.key][entry.name] = evaluate(entry.tensor, operands, np.dtype(np.int64))
         files[file.path] = dictionaries
     return Source(files=files)
