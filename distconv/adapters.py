@@ -35,17 +35,20 @@ def rules_with_adapters(rules: Iterable[Rule]) -> Iterator[Rule]:
             yield from (replace(factor, choice=(group, "adapted")) for factor in _factors(rule))
 
 
-def rules_of_adapters(rules: Iterable[Rule]) -> Iterator[Rule]:
+def rules_of_adapters(rules: Iterable[Rule], *, sized: bool) -> Iterator[Rule]:
     """The rules for a checkpoint of adapters alone: of each layer, a module has both factors or none.
 
-    Nothing but the adapters' own configuration is at hand, so neither widths nor heads are known.
+    Not `sized`: nothing but the adapters' own configuration is at hand, so neither widths nor heads are known.
     """
     for rule in rules:
         if _is_adaptable(rule):
             for factor in _factors(rule):
-                sources = tuple(SourcePattern(name=each.name, dims=(ANY, ANY)) for each in factor.sources)
                 choice = (f"adapter of {_stem(rule)}", "adapted")
-                yield replace(factor, sources=sources, unit=None, choice=choice, may_be_absent=True)
+                adapted = replace(factor, choice=choice, may_be_absent=True)
+                if not sized:
+                    sources = tuple(SourcePattern(name=each.name, dims=(ANY, ANY)) for each in factor.sources)
+                    adapted = replace(adapted, sources=sources, unit=None)
+                yield adapted
 
 
 def canonical_factor(name: str) -> str:

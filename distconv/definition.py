@@ -79,8 +79,8 @@ class Definition:
         return name if self.adapters is None else canonical_factor(name)
 
 
-def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
-    """The definition in a composed YAML file.
+def parse_definition(name: str, content: Mapping[str, Any], *, sized: bool = False) -> Definition:
+    """The definition in a composed YAML file; `sized`: adapters alone come with the `config.json` of their base.
 
     Raises:
         InputError: every problem of the file together, each with the rule it is in.
@@ -103,7 +103,7 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
     renamed_prefixes = parser.renamed_prefixes(content)
     raise_if(parser.problems)
     if adapters is not None:
-        rules = list(rules_with_adapters(rules) if adapters == "beside" else rules_of_adapters(rules))
+        rules = list(rules_with_adapters(rules) if adapters == "beside" else rules_of_adapters(rules, sized=sized))
     return Definition(
         name=name,
         model_types=model_types,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from distconv.binding import Unconverted
-from distconv.errors import named, raise_if
+from distconv.errors import counted, named, raise_if
 from distconv.facts import Reference
 from distconv.outputs import NamedTensor
 from distconv.virtual import whole
@@ -63,14 +63,14 @@ def follow(
     problems = []
     if unknown:
         problems.append(
-            f"reference={reference.directory}: does not name {len(unknown)} tensors of the source: {named(unknown)}; "
-            "is it the model that training began with?"
+            f"reference={reference.directory}: does not name {counted(len(unknown), 'tensor')} of the source: "
+            f"{named(unknown)}; is it the model that training began with?"
         )
     lacking = [name for name in absent if name not in filled]
     if lacking:
-        advice = "it has no weights to fill them from" if fill else "fill_from_reference=true takes them from there"
+        advice = "it has no weights to fill in from" if fill else "fill_from_reference=true fills in from there"
         problems.append(
-            f"reference={reference.directory}: names {len(lacking)} tensors that the source does not have: "
+            f"reference={reference.directory}: names {counted(len(lacking), 'tensor')} that the source does not have: "
             f"{named(lacking)}; {advice}"
         )
     problems += _shape_problems(found, reference)

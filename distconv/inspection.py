@@ -127,7 +127,7 @@ def _trained(config: JobConfig, kind: str, chosen: Chosen | None, definitions: D
     if kind == "megatron":
         source = index
     else:
-        definition = parse_definition(*chosen)
+        definition = parse_definition(*chosen, sized=not reference.is_adapter)
         tensors = known_tensors(definition, reference)
         parameters = known_parameters(definition, reference)
         given = config.name_prefix if config.target_format != "dcp" else None

@@ -53,9 +53,12 @@ def numbers(data: bytes | bytearray, dtype: str, shape: tuple[int, ...]) -> Numb
     """The numbers in the bytes of a tensor."""
     if dtype == "bfloat16":
         wide = np.frombuffer(data, np.uint16).astype(np.uint32) << np.uint32(16)
-        return wide.view(np.float32).reshape(shape)
-    found: Numbers = np.frombuffer(data, _PLAIN[dtype]).reshape(shape)
-    return found if dtype == "float64" else found.astype(np.float32)
+        single: NDArray[np.float32] = wide.view(np.float32)
+        return single.reshape(shape)
+    if dtype == "float64":
+        return np.frombuffer(data, np.float64).reshape(shape)
+    narrow = np.frombuffer(data, np.float16 if dtype == "float16" else np.float32)
+    return narrow.astype(np.float32).reshape(shape)
 
 
 def as_bytes(values: Numbers, dtype: str) -> memoryview:

@@ -89,9 +89,9 @@ def _evidence(grid: RankGrid, targets: Targets, sizes: Sizes) -> Mapping[str, _E
     candidates = [size for size in range(1, ranks + 1) if ranks % size == 0]
 
     @cache
-    def pieces(rule: Rule) -> Mapping[int, list[Shape]] | None:
-        """The shapes of the pieces for each size; nothing for a rule of unknown size."""
-        full = _full(rule, sizes)
+    def pieces(rule: Rule, found: Shape) -> Mapping[int, list[Shape]] | None:
+        """The shapes of the pieces for each size, one being found; nothing for a rule of unknown size."""
+        full = _full(rule, sizes, found)
         if full is None:
             return None
         unit = None if rule.unit is None else sizes.get(rule.unit)
@@ -118,7 +118,7 @@ def _evidence(grid: RankGrid, targets: Targets, sizes: Sizes) -> Mapping[str, _E
             if not rules:
                 continue
             seen = evidence.setdefault(rules[0].modality, _Evidence())
-            known = [by_size for rule in rules if (by_size := pieces(rule)) is not None]
+            known = [by_size for rule in rules if (by_size := pieces(rule, tensor.shape)) is not None]
             seen.known += bool(known)
             seen.unknown += not known
             seen.fitting.update({size for by_size in known for size, expected in by_size.items() if expected == shapes})
@@ -130,12 +130,17 @@ def _is_cut(rule: Rule, shape: Shape) -> bool:
     return dim is not None and dim < len(shape)
 
 
-def _full(rule: Rule, sizes: Sizes) -> VirtualTensor | None:
-    """The unsplit parameter of a rule, if config.json tells its size."""
-    if any(dim in (ANY, SIZE_NAME) for source in rule.sources for dim in source.dims):
+def _full(rule: Rule, sizes: Sizes, found: Shape) -> VirtualTensor | None:
+    """The unsplit parameter of a rule, if config.json tells its size; a piece of it tells the dims that are not cut."""
+    cut = TENSOR_PARALLEL_RULES[rule.tensor_parallel].dim
+    unknown = {number for source in rule.sources for number, dim in enumerate(source.dims) if dim in (ANY, SIZE_NAME)}
+    if cut in unknown or (unknown and (rule.operator != "rename" or len(found) != len(rule.sources[0].dims))):
         return None
     try:
-        shapes = tuple(tuple(sizes.get(dim) for dim in source.dims) for source in rule.sources)
+        shapes = tuple(
+            tuple(found[number] if number in unknown else sizes.get(dim) for number, dim in enumerate(source.dims))
+            for source in rule.sources
+        )
         recipe = make_recipe(rule, "uint8", shapes, sizes, 0 if rule.packs_experts else None)
     except InputError:
         return None

@@ -50,7 +50,10 @@ def plan_job(config: JobConfig, facts: Facts) -> Planned:
     Raises:
         InputError: everything that is wrong with the source, the definition or the layout, one kind at a time.
     """
-    definition = None if facts.model is None else parse_definition(facts.model, facts.definition)
+    definition = None
+    if facts.model is not None:
+        sized = facts.reference is not None and not facts.reference.is_adapter
+        definition = parse_definition(facts.model, facts.definition, sized=sized)
     origin = origin_of(config, facts, definition)
     if config.target_format == "hf" or (config.target_format == "dcp" and config.naming == "hf"):
         plan = _plan_published(config, facts, definition, origin)

@@ -153,7 +153,8 @@ class _Engine:
         for start in range(0, rows, count):
             block = narrow(shard.tensor, 0, start, min(count, rows - start))
             data = self._collected(work.sources, block)
-            total = numbers(data, dtype, block.shape) + low_rank.scaling * (b[start : start + count] @ a)
+            with np.errstate(over="ignore", invalid="ignore"):
+                total = numbers(data, dtype, block.shape) + low_rank.scaling * (b[start : start + count] @ a)
             try:
                 self._sink.put(shard.path, shard.offset + start * columns * ITEM_SIZE[dtype], as_bytes(total, dtype))
             except OSError as error:

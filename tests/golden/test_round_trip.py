@@ -60,7 +60,7 @@ def test_a_case_comes_back(name, tmp_path):
     left_out = set(case.get("not_converted", ()))
     if left_out:
         # Nothing is filled in silently.
-        with pytest.raises(InputError, match=f"names {len(left_out)} tensors that the source does not have"):
+        with pytest.raises(InputError, match=rf"names {len(left_out)} tensors? that the source does not have"):
             run_here(**options)
         assert not (tmp_path / "back").exists()
         options["fill_from_reference"] = True

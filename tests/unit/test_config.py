@@ -62,6 +62,8 @@ def test_a_configuration_is_read_as_it_is_written():
         tied_head="auto",
         vocab_size=None,
         lora_only=False,
+        merge_lora=False,
+        lora_alpha=None,
         iteration="release",
         overwrite=False,
         io=InputOutput(fsync=True, threads=2, buffer_bytes=4 * 1024 * 1024),

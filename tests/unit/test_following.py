@@ -69,7 +69,7 @@ def test_a_reference_without_shards_is_followed_by_anything():
 def test_what_only_one_of_the_two_has_is_named_both_ways_at_once():
     assert refused({"a": (1,), "x": (1,), "y": (1,)}, reference({"a": (1,), "b": (1,)})) == [
         "reference=/hf: does not name 2 tensors of the source: x, y; is it the model that training began with?",
-        "reference=/hf: names 1 tensors that the source does not have: b; fill_from_reference=true takes them from there",
+        "reference=/hf: names 1 tensor that the source does not have: b; fill_from_reference=true fills in from there",
     ]
 
 
@@ -87,10 +87,10 @@ def test_what_is_missing_comes_from_the_reference_if_that_is_wished():
 
 def test_filling_adds_and_never_forgives():
     assert refused({"x": (1,)}, reference({"b": (1,)}), fill=True) == [
-        "reference=/hf: does not name 1 tensors of the source: x; is it the model that training began with?"
+        "reference=/hf: does not name 1 tensor of the source: x; is it the model that training began with?"
     ]
     assert refused({"a": (1,)}, reference({"a": (1,), "b": (1,)}, weights=False), fill=True) == [
-        "reference=/hf: names 1 tensors that the source does not have: b; it has no weights to fill them from"
+        "reference=/hf: names 1 tensor that the source does not have: b; it has no weights to fill in from"
     ]
 
 
@@ -110,7 +110,7 @@ def test_the_head_is_where_the_reference_has_it(tied, stored, published):
     if not tied and stored != published:
         (problem,) = refused(source, known)
         assert HEAD in problem
-        assert ("names 1 tensors that the source does not have" in problem) == published
+        assert ("names 1 tensor that the source does not have" in problem) == published
         return
     found = followed(source, known, tied=tied)
     assert [each.name for each in found.tensors] == [EMBEDDING, *([HEAD] if published else [])]

@@ -91,7 +91,7 @@ def test_the_text_of_a_plan_names_the_layout_and_what_is_left_out():
     reason = "not selected: text (select=[vision]): lm_head.weight, model.embed.weight and 44 more"
     assert f"  46 tensors: {reason}" in text.splitlines()
     one = {"reason": "not wanted", "name": "a"}
-    text = plan_text({**plan_report(CONFIG, plan(), "toy", ()), "not_converted": [one]}, full=False)
+    text = plan_text({**report_of(CONFIG, planned()), "not_converted": [one]}, full=False)
     assert "  1 tensor: not wanted: a" in text.splitlines()
     assert "projected peak memory" not in text
 

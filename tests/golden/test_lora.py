@@ -1,0 +1,154 @@
+"""LoRA on the way back: adapters as PEFT has them, from the base model alone, and merged into the base."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distconv.errors import InputError
+from distconv.low_rank import as_bytes, numbers
+from tests.checkpoints import load_case, overrides, write_source
+from tests.here import run_here
+
+ALPHA = 24
+
+
+@pytest.fixture
+def trained(tmp_path) -> Path:
+    """Adapters of Qwen2.5-VL in Megatron ranks, which remember nothing."""
+    case = load_case("qwen2_5vl__lora_oldnames_pp2")
+    run_here(
+        *overrides(case), "layout.tp=2", source=str(write_source(tmp_path / "peft", case)), target=str(tmp_path / "mm")
+    )
+    (tmp_path / "mm" / "release" / "distconv.json").unlink()
+    return tmp_path / "mm"
+
+
+@pytest.fixture
+def base(tmp_path) -> Path:
+    """The model that they are for."""
+    return write_source(tmp_path / "base", load_case("qwen2_5vl__canonical_pp1"))
+
+
+def back(trained: Path, base: Path, target: Path, *options: str) -> None:
+    run_here(
+        "+model=qwen2_5vl_lora", "target_format=hf", *options,
+        source=str(trained), reference=str(base), target=str(target),
+    )  # fmt: skip
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for path in directory.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+def test_adapters_go_back_to_peft_without_an_example(trained, base, tmp_path):
+    back(trained, base, tmp_path / "back", f"lora_alpha={ALPHA}")
+
+    assert {path.name for path in (tmp_path / "back").iterdir()} == {
+        "adapter_model.safetensors", "adapter_config.json"
+    }  # fmt: skip
+    expected = weights(tmp_path / "peft")
+    found = weights(tmp_path / "back")
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert name.startswith("base_model.model.")
+        assert torch.equal(tensor.view(torch.uint8), expected[name].view(torch.uint8))
+    config = json.loads((tmp_path / "back" / "adapter_config.json").read_text())
+    published = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["peft_type"]) == (published["r"], ALPHA, "LORA")
+    run_here(
+        "+model=qwen2_5vl_lora", source=str(tmp_path / "back"), target=str(tmp_path / "again"), layout__tp=1
+    )  # fmt: skip
+
+
+def test_adapters_are_merged_into_their_base_in_float32_and_cast_once(trained, base, tmp_path):
+    options = (f"lora_alpha={ALPHA}", "merge_lora=true")
+    back(trained, base, tmp_path / "merged", *options)
+
+    before, merged, adapters = weights(base), weights(tmp_path / "merged"), weights(tmp_path / "peft")
+    assert merged.keys() == before.keys()
+    modules = {name.removesuffix(".lora_A.weight") for name in adapters if name.endswith(".lora_A.weight")}
+    touched = set()
+    for module in modules:
+        name = module.removeprefix("base_model.model.") + ".weight"
+        a, b = (adapters[f"{module}.lora_{factor}.weight"].float() for factor in "AB")
+        expected = before[name].float() + ALPHA / len(a) * (b @ a)
+        touched.add(name)
+        assert merged[name].dtype == before[name].dtype
+        torch.testing.assert_close(merged[name], expected.to(before[name].dtype), rtol=1e-2, atol=0, equal_nan=True)
+    for name in before.keys() - touched:
+        assert torch.equal(merged[name].view(torch.uint8), before[name].view(torch.uint8))
+    assert touched
+    assert (tmp_path / "merged" / "config.json").read_bytes() == (base / "config.json").read_bytes()
+    back(trained, base, tmp_path / "merged", *options, "action=verify")
+
+
+def test_base_weights_beside_the_adapters_take_them_up(tmp_path):
+    case = load_case("videoalign__peft_canonical_pp1")
+    source = write_source(tmp_path / "hf", case)
+    run_here(*overrides(case), source=str(source), target=str(tmp_path / "mm"))
+
+    run_here(
+        "merge_lora=true",
+        "lora_alpha=4",
+        source=str(tmp_path / "mm"),
+        target=str(tmp_path / "back"),
+        target_format="hf",
+    )
+
+    found, before = weights(tmp_path / "back"), weights(source)
+    assert found.keys() == {
+        name.removeprefix("base_model.model.").replace(".base_layer.", ".") for name in before if ".lora_" not in name
+    }
+    module = next(name for name in before if name.endswith((".lora_A.default.weight", ".lora_A.weight")))
+    stem, _, ending = module.partition(".lora_A.")
+    a, b = before[module].float(), before[f"{stem}.lora_B.{ending}"].float()
+    plain = stem.removeprefix("base_model.model.") + ".weight"
+    expected = (before[f"{stem}.base_layer.weight"].float() + 4 / len(a) * (b @ a)).to(found[plain].dtype)
+    torch.testing.assert_close(found[plain], expected, rtol=1e-2, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "lora_alpha is missing"),
+        (("merge_lora=true",), "lora_alpha is missing"),
+        (("lora_alpha=0",), "lora_alpha=0: expected a positive number"),
+    ],
+)
+def test_what_is_not_known_is_asked_for(trained, base, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        back(trained, base, tmp_path / "back", *options)
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_merge_needs_adapters(tmp_path):
+    case = load_case("qwen2vl__tp1_pp1")
+    run_here(*overrides(case), source=str(write_source(tmp_path / "hf", case)), target=str(tmp_path / "mm"))
+    with pytest.raises(InputError, match="merge_lora=true: the source holds no adapters"):
+        run_here(
+            "merge_lora=true",
+            "lora_alpha=1",
+            source=str(tmp_path / "mm"),
+            target=str(tmp_path / "x"),
+            target_format="hf",
+        )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_numbers_are_cast_as_torch_casts_them(dtype):
+    wide = np.float64 if dtype == "float64" else np.float32
+    bits = np.random.default_rng(0).integers(0, 2**32, 100_000, dtype=np.uint32)
+    values = bits.view(np.float32).astype(wide)
+    with np.errstate(over="ignore"):
+        data = as_bytes(values, dtype)
+    kind = getattr(torch, dtype)
+    found = torch.frombuffer(bytearray(data), dtype=kind)
+    torch.testing.assert_close(found, torch.from_numpy(values).to(kind), rtol=0, atol=0, equal_nan=True)
+    again = numbers(bytearray(data), dtype, (100_000,))
+    np.testing.assert_array_equal(again, found.to(torch.float64 if dtype == "float64" else torch.float32).numpy())
