@@ -69,7 +69,10 @@ def test_a_reference_without_shards_is_followed_by_anything():
 def test_what_only_one_of_the_two_has_is_named_both_ways_at_once():
     assert refused({"a": (1,), "x": (1,), "y": (1,)}, reference({"a": (1,), "b": (1,)})) == [
         "reference=/hf: does not name 2 tensors of the source: x, y; is it the model that training began with?",
-        "reference=/hf: names 1 tensors that the source does not have: b; fill_from_reference=true takes them from there",
+        (
+            "reference=/hf: names 1 tensors that the source does not have: b; "
+            "fill_from_reference=true takes them from there"
+        ),
     ]
 
 
