@@ -144,8 +144,9 @@ def test_a_merge_needs_adapters(tmp_path):
 def test_numbers_are_cast_as_torch_casts_them(dtype):
     wide = np.float64 if dtype == "float64" else np.float32
     bits = np.random.default_rng(0).integers(0, 2**32, 100_000, dtype=np.uint32)
-    values = bits.view(np.float32).astype(wide)
-    with np.errstate(over="ignore"):
+    with np.errstate(invalid="ignore"):
+        values = bits.view(np.float32).astype(wide)
+    with np.errstate(over="ignore", invalid="ignore"):
         data = as_bytes(values, dtype)
     kind = getattr(torch, dtype)
     found = torch.frombuffer(bytearray(data), dtype=kind)

@@ -137,9 +137,8 @@ def test_where_the_files_do_not_tell_the_kind_of_rank_it_is_asked_for():
     assert refused(files) == [
         (
             f"{DIRECTORY}: the second number of names such as mp_rank_00_001 may be the pipeline or the expert "
-            "parallel "
-            "rank: all ranks hold tensors of the same names, and no experts; give source_layout.pp=2 or "
-            "source_layout.ep=2"
+            "parallel rank: all ranks hold tensors of the same names, and no experts; "
+            "give source_layout.pp=2 or source_layout.ep=2"
         )
     ]
     assert found(files, GivenLayout(pp=2)).pp == 2
@@ -238,8 +237,7 @@ def test_into_how_many_pieces_adapters_of_two_modalities_are_cut_is_asked_for():
     files = adapters(planned, "text", "vision")
     assert refused(files, model=canonical()) == [
         f"{DIRECTORY}: there are 2 tensor parallel ranks, and nothing tells whether the {modality} tensors are cut "
-        "into "
-        f"as many pieces; give {key}"
+        f"into as many pieces; give {key}"
         for modality, key in (("vision", "source_layout.modality_tp.vision"), ("text", "source_layout.tp"))
     ]
     given = GivenLayout(tp=2, modality_tp={"vision": 1})
