@@ -20,7 +20,7 @@ from distconv.definition import parse_definition
 from distconv.errors import InputError, raise_if
 from distconv.facts import MODEL_CONFIG, Checkpoint, DcpSource, Facts, Reference, Source
 from distconv.given_layout import GivenLayout
-from distconv.iterations import RELEASE
+from distconv.iterations import RELEASE, iteration_of
 from distconv.jsonfile import read_object
 from distconv.known_names import known_parameters, known_tensors
 from distconv.megatron_index import read_megatron
@@ -73,7 +73,7 @@ def _kind(directory: Path) -> str:
     """The format of the checkpoint in a directory: hf, megatron or dcp."""
     if any((directory / name).exists() for name in (MODEL_CONFIG, CONFIG_NAME)):
         return "hf"
-    iterations = [path for path in directory.glob("*") if path.name == RELEASE or path.match("iter_*")]
+    iterations = [path for path in directory.glob("*") if iteration_of(path) is not None]
     for each in (directory, *iterations):
         if next(each.glob("mp_rank_*"), None) is not None:
             return "megatron"
@@ -112,8 +112,7 @@ def _trained(config: JobConfig, kind: str, chosen: Chosen | None, definitions: D
     else:
         opened = open_dcp(config.source, config.iteration)
         directory = opened.directory
-        iteration = directory.resolve().name.removeprefix("iter_").lstrip("0")
-        iteration = iteration if iteration.isdecimal() else RELEASE
+        iteration = iteration_of(directory.resolve()) or RELEASE
     record = read_record(directory)
     reference = _reference(config, record.reference, directory)
     if chosen is None and record.model is not None and record.model in definitions.heads():

@@ -6,6 +6,7 @@ Formats: `megatron/training/checkpointing.py`; MindSpeed-MM keeps DCP in the sam
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from distconv.errors import InputError, named
@@ -14,6 +15,7 @@ TRACKER_NAME = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
 # What Megatron calls the meaning of a fused qkv; it refuses or reinterprets another one.
 CHECKPOINT_VERSION = 3.0
+_NAME = re.compile(r"iter_(\d{7,})")
 
 
 def iteration_name(iteration: str) -> str | None:
@@ -23,28 +25,43 @@ def iteration_name(iteration: str) -> str | None:
     return iteration if iteration == RELEASE else None
 
 
+def iteration_of(directory: Path) -> str | None:
+    """The iteration that the name of a directory says: `release`, a number, or none."""
+    match = _NAME.fullmatch(directory.name)
+    return str(int(match[1])) if match else RELEASE if directory.name == RELEASE else None
+
+
 def iteration_directory(directory: Path, iteration: str | None, key: str) -> Path:
-    """The directory of an iteration in the one that configuration key `key` names; given None, the tracker decides.
+    """The directory of an iteration in the one that configuration key `key` names.
+
+    Given none, the tracker decides, and without a tracker there must be one only.
 
     Raises:
         InputError: nothing says which iteration, or it is not there.
     """
-    saved = sorted(path.name for path in directory.glob("*") if path.name == RELEASE or path.match("iter_*"))
-    there = f"{key}={directory} holds {named(saved)}" if saved else f"{key}={directory} holds no iteration"
-    if iteration is None:
-        tracker = directory / TRACKER_NAME
+    there = sorted(path.name for path in directory.glob("*") if path.is_dir() and iteration_of(path) is not None)
+    holds = f"it holds {named(there)}" if there else "it holds no iteration"
+    tracker = directory / TRACKER_NAME
+    if iteration is not None:
+        says = f"iteration={iteration}"
+    elif tracker.exists():
         try:
-            iteration = tracker.read_text(errors="replace").strip()
-        except FileNotFoundError:
-            raise InputError(f"{key}={directory}: is no checkpoint, and has no {TRACKER_NAME}; {there}") from None
+            iteration = tracker.read_text(encoding="utf-8", errors="replace").strip()
         except OSError as error:
             raise InputError(f"{tracker}: cannot be read: {error.strerror}") from None
-        said = f"{tracker}: says {iteration[:40]!r}"
+        says = str(tracker)
+    elif len(there) == 1:
+        return directory / there[0]
+    elif there:
+        raise InputError(
+            f"{key}={directory}: holds {len(there)} iterations ({named(there)}) and no {TRACKER_NAME} that says which "
+            f"is the latest; give iteration={RELEASE} or iteration=NUMBER"
+        )
     else:
-        said = f"iteration={iteration}"
+        raise InputError(f"{key}={directory}: is no checkpoint; expected {TRACKER_NAME}, {RELEASE}/ or iter_*/ in it")
     name = iteration_name(iteration)
     if name is None:
-        raise InputError(f"{said}; expected release or the number of an iteration; {there}")
-    if not (directory / name).is_dir():
-        raise InputError(f"{said}, but there is no {directory / name}; {there}")
+        raise InputError(f"{says}: expected {RELEASE} or the number of an iteration, found {iteration[:40]!r}")
+    if name not in there:
+        raise InputError(f"{says}: names {name}, which is not in {directory}; {holds}")
     return directory / name

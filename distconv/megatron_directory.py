@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from distconv.errors import InputError, named, raise_if
-from distconv.iterations import RELEASE, TRACKER_NAME
+from distconv.errors import InputError, raise_if
+from distconv.iterations import iteration_directory, iteration_of
 
 FILE_NAME = "model_optim_rng.pt"
 # A stray name may have any number in it.
 _MISSING_NAMED = 1000
 _RANK_PREFIX = "mp_rank_"
 _RANK = re.compile(_RANK_PREFIX + r"(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
-_ITERATION = re.compile(r"iter_(\d{7,})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,62 +44,23 @@ def find_ranks(directory: Path, iteration: str | None, key: str) -> RankDirector
     try:
         if _rank_names(directory):
             return _only_iteration(directory, iteration, key)
-        chosen = _chosen(directory, iteration, key)
+        chosen = iteration_directory(directory, iteration, key)
         if not _rank_names(chosen):
             raise InputError(f"{chosen}: holds no {_RANK_PREFIX}* directory")
-        return RankDirectories(directory=chosen, iteration=_iteration_of(chosen), paths=_ranks(chosen))
+        return RankDirectories(directory=chosen, iteration=iteration_of(chosen), paths=_ranks(chosen))
     except OSError as error:
         raise InputError(f"{key}={directory}: cannot be read: {error.strerror}") from None
 
 
 def _only_iteration(directory: Path, iteration: str | None, key: str) -> RankDirectories:
     """A directory that is an iteration itself."""
-    found = _iteration_of(directory.resolve())
+    found = iteration_of(directory.resolve())
     if iteration is not None and found not in (None, iteration):
         raise InputError(
             f"iteration={iteration}: {key}={directory} is the directory of iteration {found} itself; leave iteration "
             "out, or give the directory above"
         )
     return RankDirectories(directory=directory, iteration=found or iteration, paths=_ranks(directory))
-
-
-def _chosen(directory: Path, iteration: str | None, key: str) -> Path:
-    """The directory of the iteration below a checkpoint directory."""
-    there = sorted(path.name for path in directory.iterdir() if path.is_dir() and _iteration_of(path) is not None)
-    holds = f"it holds {named(there)}" if there else "it holds none"
-    tracker = directory / TRACKER_NAME
-    if iteration is not None:
-        wanted, says = _directory_name(iteration), f"iteration={iteration}"
-    elif tracker.exists():
-        text = tracker.read_text(encoding="utf-8", errors="replace").strip()
-        if text != RELEASE and not (text.isascii() and text.isdigit()):
-            raise InputError(f"{tracker}: expected {RELEASE} or the number of an iteration, found {text[:40]!r}")
-        wanted, says = _directory_name(text), str(tracker)
-    elif len(there) == 1:
-        return directory / there[0]
-    elif there:
-        raise InputError(
-            f"{key}={directory}: holds {len(there)} iterations ({named(there)}) and no {TRACKER_NAME} that says which "
-            f"is the latest; give iteration={RELEASE} or iteration=NUMBER"
-        )
-    else:
-        raise InputError(
-            f"{key}={directory}: is no Megatron checkpoint; expected {TRACKER_NAME}, {RELEASE}/, iter_*/ or "
-            f"{_RANK_PREFIX}*/ in it"
-        )
-    if wanted not in there:
-        raise InputError(f"{says}: names {wanted}, which is not in {directory}; {holds}")
-    return directory / wanted
-
-
-def _directory_name(iteration: str) -> str:
-    return RELEASE if iteration == RELEASE else f"iter_{int(iteration):07d}"
-
-
-def _iteration_of(directory: Path) -> str | None:
-    """The iteration that the name of a directory says."""
-    match = _ITERATION.fullmatch(directory.name)
-    return str(int(match[1])) if match else RELEASE if directory.name == RELEASE else None
 
 
 def _rank_names(directory: Path) -> list[str]:

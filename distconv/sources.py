@@ -6,7 +6,7 @@ knows no result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
@@ -17,8 +17,8 @@ from distconv.binding import Binding, Parameter, Recipe, Unconverted, bind
 from distconv.blueprint import NOWHERE
 from distconv.composition import renumbered, split_dim, substitute
 from distconv.config import JobConfig
-from distconv.definition import PROJECTOR, Definition
-from distconv.errors import InputError, raise_if
+from distconv.definition import Definition
+from distconv.errors import raise_if
 from distconv.facts import Checkpoint, DcpSource, Facts, Reference
 from distconv.given_layout import GivenLayout
 from distconv.layout import TEXT
@@ -28,7 +28,8 @@ from distconv.megatron_index import MegatronIndex, RankFile
 from distconv.outputs import NamedTensor
 from distconv.reversal import restore, with_vocabulary
 from distconv.rules import Rule
-from distconv.source import AssembledTensor, SourceIndex, StoredTensor
+from distconv.selection import selection
+from distconv.source import AssembledTensor, SourceFile, SourceIndex, StoredTensor
 from distconv.torch_archive import ArchivedTensor
 from distconv.transfer import Work
 from distconv.virtual import whole
@@ -94,7 +95,7 @@ class _HuggingFace:
         """The parameters that the rules of the definition make."""
         config, definition, source, text_source = self._config, self._definition, self._source, self._text_source
         assert definition is not None
-        selected = _selection(config, definition)
+        selected = selection(config, definition)
 
         def from_source(rule: Rule) -> str | None:
             if text_source is not None and rule.modality == TEXT:
@@ -201,7 +202,7 @@ class _PublishedDcp:
             for name, each in self._tensors.items()
         }
         index = SourceIndex(directory=self._directory, tensors=stored)
-        selected = _selection(self._config, self._definition)
+        selected = selection(self._config, self._definition)
         return over(bind(self._definition, self._sizes, index, selected), self._tensors)
 
 
@@ -226,10 +227,15 @@ def over(binding: Binding, assembled: Mapping[str, AssembledTensor]) -> Binding:
         parts = tuple(part for tensor in tensors for part in tensor.parts)
         parameters.append(Parameter(recipes[key], parts, each.layer, each.expert))
     unconverted = tuple(
-        replace(each, tensor=replace(each.tensor, file=assembled[each.tensor.name].parts[0].file))
+        replace(each, tensor=replace(each.tensor, file=_first_file(assembled[each.tensor.name])))
         for each in binding.unconverted
     )
     return replace(binding, parameters=tuple(parameters), unconverted=unconverted)
+
+
+def _first_file(tensor: AssembledTensor) -> SourceFile:
+    """Where a tensor begins; one without elements is nowhere."""
+    return tensor.parts[0].file if tensor.parts else NOWHERE
 
 
 def _over(recipe: Recipe, tensors: list[AssembledTensor]) -> Recipe:
@@ -250,43 +256,9 @@ def _over(recipe: Recipe, tensors: list[AssembledTensor]) -> Recipe:
 def _bound(
     config: JobConfig, index: MegatronIndex, reference: Reference, definition: Definition, given: GivenLayout
 ) -> MegatronBinding:
-    selected = _selection(config, definition)
+    selected = selection(config, definition)
     names = reference.shards or ()
     return bind_megatron(definition, reference.sizes(definition), index, given, selected, names)
-
-
-def _selection(config: JobConfig, definition: Definition) -> Callable[[Rule], str | None]:
-    """Why a rule is not wanted, if the configuration says that it is not.
-
-    Raises:
-        InputError: it names what the definition does not have.
-    """
-    for modality in config.select or ():
-        if modality not in definition.modalities:
-            raise InputError(
-                f"select: {definition.name} has no {modality} modality; it has {', '.join(definition.modalities)}"
-            )
-    if config.lora_only and definition.adapters != "beside":
-        raise InputError(f"lora_only=true: {definition.name} is not for sources that hold adapters beside base weights")
-    keep_projector = config.projector == "keep" or (config.projector == "auto" and config.text_source is None)
-
-    def selected(rule: Rule) -> str | None:
-        if config.select is not None and rule.modality not in config.select:
-            return f"not selected: {rule.modality} (select=[{','.join(config.select)}])"
-        if config.lora_only and not rule.is_adapter:
-            return "not an adapter (lora_only=true)"
-        if rule.section == PROJECTOR and not keep_projector:
-            why = "omit" if config.projector == "omit" else "auto, with text_source"
-            return f"projector left out (projector={why}); projector=keep keeps it"
-        return None
-
-    return selected
-
-
-def _check_taken_whole(config: JobConfig) -> None:
-    defaults = {"select": None, "text_source": None, "projector": "auto", "lora_only": False}
-    why = "tensors that have their published names are all written as they are; leave it out"
-    raise_if([f"{key}: {why}" for key, default in defaults.items() if getattr(config, key) != default])
 
 
 def _not_carried(source: DcpSource) -> tuple[str, ...]:

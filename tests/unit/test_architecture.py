@@ -108,6 +108,7 @@ LAYERS: list[set[str]] = [
         "huggingface_files",
         "inspection",
         "megatron_files",
+        "selection",
         "verification",
         "writing",
     },

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from distconv.errors import InputError
-from distconv.megatron_directory import FILE_NAME, TRACKER_NAME, find_ranks
+from distconv.iterations import TRACKER_NAME
+from distconv.megatron_directory import FILE_NAME, find_ranks
 
 
 def checkpoint(root: Path, *ranks: str, iteration: str | None = "release", tracker: str | None = None) -> Path:
@@ -118,11 +119,7 @@ def test_a_tracker_that_names_no_iteration_is_refused(tmp_path, text):
 
 def test_a_directory_without_ranks_is_refused(tmp_path):
     assert refused(tmp_path) == [
-        (
-            f"source={tmp_path}: is no Megatron checkpoint; expected latest_checkpointed_iteration.txt, release/, "
-            "iter_*/ or "
-            "mp_rank_*/ in it"
-        )
+        f"source={tmp_path}: is no checkpoint; expected latest_checkpointed_iteration.txt, release/ or iter_*/ in it"
     ]
     (tmp_path / "release").mkdir()
     assert refused(tmp_path) == [f"{tmp_path}/release: holds no mp_rank_* directory"]
