@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from distconv.config import JobConfig
 from distconv.definition import PROJECTOR, Definition
-from distconv.errors import InputError
+from distconv.errors import InputError, raise_if
 from distconv.rules import Rule
 
 
@@ -38,7 +38,8 @@ def selection(config: JobConfig, definition: Definition) -> Callable[[Rule], str
     return selected
 
 
-def _check_taken_whole(config: JobConfig) -> None:
+def check_taken_whole(config: JobConfig) -> None:
+    """Raise `InputError` if a part is asked for of what is only taken whole."""
     defaults = {"select": None, "text_source": None, "projector": "auto", "lora_only": False}
     why = "tensors that have their published names are all written as they are; leave it out"
     raise_if([f"{key}: {why}" for key, default in defaults.items() if getattr(config, key) != default])

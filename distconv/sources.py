@@ -28,7 +28,7 @@ from distconv.megatron_index import MegatronIndex, RankFile
 from distconv.outputs import NamedTensor
 from distconv.reversal import restore, with_vocabulary
 from distconv.rules import Rule
-from distconv.selection import selection
+from distconv.selection import check_taken_whole, selection
 from distconv.source import AssembledTensor, SourceFile, SourceIndex, StoredTensor
 from distconv.torch_archive import ArchivedTensor
 from distconv.transfer import Work
@@ -81,7 +81,7 @@ class _HuggingFace:
 
     def published(self) -> Published:
         """The tensors as they are."""
-        _check_taken_whole(self._config)
+        check_taken_whole(self._config)
         tables: dict[tuple[str, tuple[int, ...]], NamedTensor] = {}
         tensors = []
         for stored in self._source.index.tensors.values():
@@ -187,7 +187,7 @@ class _PublishedDcp:
 
     def published(self) -> Published:
         """The tensors over their chunks."""
-        _check_taken_whole(self._config)
+        check_taken_whole(self._config)
         definition = self._definition
         tensors = (
             NamedTensor(definition.spelled(each.name), each.parts, each.tensor) for each in self._tensors.values()
