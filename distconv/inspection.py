@@ -71,14 +71,15 @@ def _facts(config: JobConfig, source: Source, text_source: Checkpoint | None, ch
 
 def _kind(directory: Path) -> str:
     """The format of the checkpoint in a directory: hf, megatron or dcp."""
-    if any((directory / name).exists() for name in (MODEL_CONFIG, CONFIG_NAME)):
-        return "hf"
     iterations = [path for path in directory.glob("*") if iteration_of(path) is not None]
     for each in (directory, *iterations):
         if next(each.glob("mp_rank_*"), None) is not None:
             return "megatron"
         if (each / METADATA).exists() or any(next(each.glob(name), None) for name in ("*.distcp", "__*.metadata")):
             return "dcp"
+    # A configuration may have been put beside a checkpoint of training, never one of training beside a published model.
+    if any((directory / name).exists() for name in (MODEL_CONFIG, CONFIG_NAME)):
+        return "hf"
     return "megatron" if iterations else "hf"
 
 
