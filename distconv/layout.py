@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 from distconv.errors import raise_if
 
@@ -40,6 +41,14 @@ class Layout:
     def stage_count(self) -> int:
         """Number of stages over all virtual stages."""
         return self.pp * self.vpp
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the report."""
+        return {
+            **vars(self),
+            "modality_tp": dict(self.modality_tp),
+            "stages": {modality: [list(row) for row in rows] for modality, rows in self.stages.items()},
+        }
 
     def tensor_parallel_size(self, modality: str) -> int:
         """Into how many pieces the tensors of a modality are cut; rank `r` holds piece `r mod size`."""

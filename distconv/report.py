@@ -76,6 +76,7 @@ def plan_report(config: JobConfig, planned: Planned, facts: Facts, target: Targe
         "target": str(target.directory),
         "target_format": config.target_format,
         "source_format": facts.kind,
+        "source_layout": None if planned.source_layout is None else planned.source_layout.to_json(),
         "reference": None if facts.reference is None else facts.reference.directory,
         "model": facts.model,
         "iteration": None if target.iteration is None else target.result.name,
@@ -123,11 +124,13 @@ def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
         f"model    {report['model'] or 'any; every tensor is written as it is'}",
         f"source   {report['source']}",
         *([f"text     {report['text_source']}"] if report["text_source"] else []),
+        *([f"found    {' '.join(_layout_words(report['source_layout']))}"] if report["source_layout"] else []),
         *([f"follows  {report['reference']}"] if report["reference"] else []),
         f"target   {result}",
     ]
     if "layout" in report:
-        lines += [*_layout_lines(report["layout"]), "", _stage_table(report)]
+        sizes, *stages = _layout_words(report["layout"])
+        lines += [f"layout   {sizes}", *(f"stages   {each}" for each in stages), "", _stage_table(report)]
     if "dcp" in report:
         lines.append(_dcp_line(report))
     if "hf" in report:
@@ -153,13 +156,14 @@ def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
     return "\n".join(lines)
 
 
-def _layout_lines(layout: Mapping[str, Any]) -> list[str]:
-    sizes = f"layout   tp={layout['tp']} pp={layout['pp']} vpp={layout['vpp']} ep={layout['ep']}"
+def _layout_words(layout: Mapping[str, Any]) -> list[str]:
+    """The sizes of a layout, then its stages by modality."""
+    sizes = f"tp={layout['tp']} pp={layout['pp']} vpp={layout['vpp']} ep={layout['ep']}"
     sizes += "".join(f" {modality} tp={size}" for modality, size in layout["modality_tp"].items())
     if layout["placement"] != "sequential":
         sizes += f" placement={layout['placement']}"
     stages = layout["stages"].items()
-    return [sizes, *(f"stages   {modality}={shown_stages(tuple(map(tuple, rows)))}" for modality, rows in stages)]
+    return [sizes, *(f"{modality}={shown_stages(tuple(map(tuple, rows)))}" for modality, rows in stages)]
 
 
 def _dcp_line(report: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from distconv.definition import Definition
 from distconv.errors import raise_if
 from distconv.facts import Checkpoint, DcpSource, Facts, Reference
 from distconv.given_layout import GivenLayout
-from distconv.layout import TEXT
+from distconv.layout import TEXT, Layout
 from distconv.matching import pattern_of
 from distconv.megatron_binding import MegatronBinding, bind_megatron
 from distconv.megatron_index import MegatronIndex, RankFile
@@ -46,10 +46,14 @@ class Published:
 
 
 class Origin(Protocol):
-    """A source. `copies`: stored tensors that must be what is made of others; `notes`: what is said of the source."""
+    """A source. `copies`: stored tensors that must be what is made of others; `notes`: what is said of the source.
+
+    `layout`: what was found of it, if it has one.
+    """
 
     copies: tuple[Work, ...]
     notes: tuple[str, ...]
+    layout: Layout | None
 
     def parameters(self) -> Binding:
         """The Megatron-side parameters."""
@@ -73,6 +77,7 @@ def origin_of(config: JobConfig, facts: Facts, definition: Definition | None) ->
 class _HuggingFace:
     copies: tuple[Work, ...] = ()
     notes: tuple[str, ...] = ()
+    layout: Layout | None = None
 
     def __init__(self, config: JobConfig, facts: Facts, definition: Definition | None) -> None:
         assert isinstance(facts.source, Checkpoint)
@@ -119,6 +124,7 @@ class _Megatron:
     def __init__(self, config: JobConfig, index: MegatronIndex, reference: Reference, definition: Definition) -> None:
         self._reference, self._definition = reference, definition
         self._bound = _bound(config, index, reference, definition, config.source_layout)
+        self.layout: Layout | None = self._bound.layout
         self.copies = tuple(each.work() for each in self._bound.replicas)
         self.notes = (
             *(f"not carried over: {each.name}: {each.reason}" for each in self._bound.dropped),
@@ -138,6 +144,7 @@ class _MegatronDcp:
     """A DCP with Megatron names: one rank that holds whole parameters, which lie in chunks."""
 
     copies: tuple[Work, ...] = ()
+    layout: Layout | None = None
 
     def __init__(self, config: JobConfig, source: DcpSource, reference: Reference, definition: Definition) -> None:
         self._reference, self._definition = reference, definition
@@ -169,6 +176,7 @@ class _PublishedDcp:
     """A DCP with published names, as FSDP2 training saves them."""
 
     copies: tuple[Work, ...] = ()
+    layout: Layout | None = None
 
     def __init__(self, config: JobConfig, source: DcpSource, reference: Reference, definition: Definition) -> None:
         self._config, self._reference, self._definition = config, reference, definition
