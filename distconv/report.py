@@ -39,9 +39,15 @@ class Reporter:
         self._bar: tqdm[NoReturn] | None = None
 
     def say(self, text: str) -> None:
-        """Print to standard output."""
-        if self._speaks:
+        """Print to standard output; a reader that has left, such as `head`, misses the rest."""
+        if not self._speaks:
+            return
+        try:
             print(text, flush=True)
+        except BrokenPipeError:
+            # What is still buffered goes nowhere, too, or the interpreter would complain when it ends.
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
     def complain(self, text: str) -> None:
         """Print to standard error."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -156,3 +159,14 @@ def test_a_report_is_written_and_refused_before_anything_is_done(tmp_path):
             check_report(wrong)
         with pytest.raises(InputError, match=f"report={wrong}: cannot be written"):
             write_report(wrong, {})
+
+
+def test_a_reader_that_has_left_misses_the_rest():
+    code = "from distconv.report import Reporter; r = Reporter(0); r.say('x' * 10**6); r.say('y'); r.complain('done')"
+    read, write = os.pipe()
+    os.close(read)
+    finished = subprocess.run(
+        [sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+    )
+    os.close(write)
+    assert (finished.returncode, finished.stderr) == (0, "done\n")
