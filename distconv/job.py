@@ -94,29 +94,32 @@ class _Share:
         self.files = files
         self.counters = Counters(reporter.progress)
         self._reporter = reporter
-        self._planning = planning
+        self._seconds = {"planning": planning}
 
     @property
     def nbytes(self) -> int:
         """Tensor data of its files in bytes."""
         return sum(file.nbytes for file in self.files)
 
-    def transfer(self, what: str, nbytes: int, phase: Callable[[], Any]) -> tuple[list[Any], list[Any]]:
+    def transfer(
+        self, what: str, nbytes: int, phase: Callable[[], Any], *, counted_as: str = "transfer"
+    ) -> tuple[list[Any], list[Any]]:
         """Run the phase on every process, under a progress bar; everyone's values, and everyone's measurements.
 
-        `nbytes` is what this process has to do, in bytes.
+        `nbytes` is what this process has to do, in bytes; `counted_as` the name of the phase in the measurements.
         """
         start, cpu = time.monotonic(), cpu_seconds()
         self._reporter.start_progress(what if self.processes.size == 1 else f"{what} (rank 0's share)", nbytes)
 
         def told(value: Any) -> dict[str, Any]:
+            self._seconds[counted_as] = time.monotonic() - start
             return {
                 "value": value,
                 "rank": self.processes.rank,
                 "files": [file.path for file in self.files],
                 "bytes_read": self.counters.read,
                 "bytes_written": self.counters.written,
-                "seconds": {"planning": self._planning, "transfer": time.monotonic() - start},
+                "seconds": self._seconds,
                 "cpu_seconds": {"transfer": cpu_seconds() - cpu},
                 "peak_bytes": peak_resident_bytes(),
             }
@@ -156,6 +159,7 @@ def _check_copies(planned: Planned, config: JobConfig, share: _Share) -> None:
         "comparing copies in the source",
         sum(work.nbytes for work in copies),
         lambda: compare_copies(copies, config.io, share.counters, alarmed),
+        counted_as="comparing",
     )
     raise_if([line for value in values for line in value])
 

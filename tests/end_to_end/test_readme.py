@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from math import prod
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors import safe_open
 
 from benchmarks.synthetic import Qwen2VLDimensions, hugging_face_config, qwen2vl_tensors
-from tests.checkpoints import load_case, write_safetensors, write_source
+from tests.checkpoints import load_case, overrides, write_safetensors, write_source
+from tests.here import run_here
 from tests.readme import README, blocks, commands
 
 ROOT = Path(__file__).parents[2]
@@ -42,28 +45,63 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_safetensors(source / "model.safetensors", tensors)
     (source / "config.json").write_text(json.dumps(hugging_face_config(DIMENSIONS)))
     write_source(directory / "Qwen3-VL-4B", load_case("qwen3vl__tied_pp1"))
+    write_source(directory / "Qwen2.5-VL-7B", load_case("qwen2_5vl__tp1_pp1"))
+    adapters = load_case("qwen2_5vl__lora_pp1")
+    write_source(directory / "hf-adapters", adapters)
+    run_here(*overrides(adapters), source=str(directory / "hf-adapters"), target=str(directory / "adapters"))
     return directory
 
 
+def save(result: Path, directory: Path) -> None:
+    """What training saves that began with a result: an iteration, and nothing of distconv's."""
+    shutil.copytree(result / "release", directory / "iter_0001000", ignore=shutil.ignore_patterns("distconv.json"))
+    (directory / "latest_checkpointed_iteration.txt").write_text("1000")
+
+
+def tensors(directory: Path) -> dict[str, tuple[str, list[int], bytes]]:
+    """All tensors of a Hugging Face directory."""
+    found = {}
+    for path in directory.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it is no mapping
+                tensor = file.get_tensor(name)
+                found[name] = (str(tensor.dtype), list(tensor.shape), bytes(tensor.untyped_storage()))
+    return found
+
+
 def test_the_commands_are_those_expected():
-    assert [shlex.split(job)[0] for job in JOBS] == ["torchrun", "mpirun", "python", "python", "torchrun"]
+    assert [shlex.split(job)[0] for job in JOBS] == [
+        "torchrun", "mpirun", "python", "python", "python", "torchrun", "torchrun", "mpirun", "torchrun", "python",
+    ]  # fmt: skip
     assert commands()[:2] == ["make demo", "make test"]
 
 
 @pytest.mark.parametrize("number", range(len(JOBS)))
 def test_job_runs(number, checkpoints):
-    """In order; the third plans, the fourth verifies what the second has written, the fifth makes a DCP."""
+    """In order: some read what others have written."""
     if number == 1:
         (checkpoints / "mm").rename(checkpoints / "mm-of-the-first-command")
     words = shlex.split(JOBS[number].replace("/ckpt", str(checkpoints)))
+    options = dict(word.split("=", 1) for word in words if "=" in word)
+    if options["source"].endswith("/save") and not Path(options["source"]).exists():
+        save(checkpoints / "mm", checkpoints / "save")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     job = subprocess.run(
         words, cwd=checkpoints, env=environment, capture_output=True, text=True, timeout=240, check=False
     )
     assert job.returncode == 0, job.stderr
     assert "Traceback" not in job.stderr
-    target = "dcp" if "target_format=dcp" in words else "mm"
-    assert (checkpoints / target / "latest_checkpointed_iteration.txt").exists()
+    target = Path(options["target"])
+    if options.get("target_format") != "hf":
+        assert (target / "latest_checkpointed_iteration.txt").read_text() == "release"
+    elif "merge_lora" in options:
+        base, merged = tensors(Path(options["reference"])), tensors(target)
+        changed = {name for name in base if merged[name] != base[name]}
+        assert base.keys() == merged.keys()
+        assert "model.layers.0.mlp.down_proj.weight" in changed
+        assert "model.embed_tokens.weight" not in changed
+    else:
+        assert tensors(target) == tensors(target.with_name(target.name.removesuffix("-mine")))
 
 
 @pytest.mark.parametrize("command", [command for command in commands() if command.startswith("make")])
