@@ -26,11 +26,11 @@ from distconv.matching import pattern_of
 from distconv.megatron_binding import MegatronBinding, bind_megatron
 from distconv.megatron_index import MegatronIndex, RankFile
 from distconv.outputs import NamedTensor
+from distconv.replicas import Replica
 from distconv.reversal import restore, with_vocabulary
 from distconv.rules import Rule
 from distconv.source import AssembledTensor, SourceIndex, StoredTensor
 from distconv.torch_archive import ArchivedTensor
-from distconv.transfer import Work
 from distconv.virtual import whole
 from distconv.vocabulary import SIZE_NAME
 
@@ -47,7 +47,7 @@ class Published:
 class Origin(Protocol):
     """A source. `copies`: stored tensors that must be what is made of others; `notes`: what is said of the source."""
 
-    copies: tuple[Work, ...]
+    copies: tuple[Replica, ...]
     notes: tuple[str, ...]
 
     def parameters(self) -> Binding:
@@ -70,7 +70,7 @@ def origin_of(config: JobConfig, facts: Facts, definition: Definition | None) ->
 
 
 class _HuggingFace:
-    copies: tuple[Work, ...] = ()
+    copies: tuple[Replica, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __init__(self, config: JobConfig, facts: Facts, definition: Definition | None) -> None:
@@ -118,7 +118,7 @@ class _Megatron:
     def __init__(self, config: JobConfig, index: MegatronIndex, reference: Reference, definition: Definition) -> None:
         self._reference, self._definition = reference, definition
         self._bound = _bound(config, index, reference, definition, config.source_layout)
-        self.copies = tuple(each.work() for each in self._bound.replicas)
+        self.copies = self._bound.replicas
         self.notes = (
             *(f"not carried over: {each.name}: {each.reason}" for each in self._bound.dropped),
             *self._bound.absent,
@@ -136,7 +136,7 @@ class _Megatron:
 class _MegatronDcp:
     """A DCP with Megatron names: one rank that holds whole parameters, which lie in chunks."""
 
-    copies: tuple[Work, ...] = ()
+    copies: tuple[Replica, ...] = ()
 
     def __init__(self, config: JobConfig, source: DcpSource, reference: Reference, definition: Definition) -> None:
         self._reference, self._definition = reference, definition
@@ -167,7 +167,7 @@ class _MegatronDcp:
 class _PublishedDcp:
     """A DCP with published names, as FSDP2 training saves them."""
 
-    copies: tuple[Work, ...] = ()
+    copies: tuple[Replica, ...] = ()
 
     def __init__(self, config: JobConfig, source: DcpSource, reference: Reference, definition: Definition) -> None:
         self._config, self._reference, self._definition = config, reference, definition
