@@ -236,6 +236,14 @@ def _located(directory: Path, entries: Mapping[str, Entry]) -> Located:
         path = directory / file_name
         try:
             file = SourceFile(str(path), path.stat().st_size)
+            beyond = [(place, name) for place, name, _, _ in chunks if place.offset + place.length > file.size]
+            if beyond:
+                end = max(place.offset + place.length for place, _ in beyond)
+                problems.append(
+                    f"{path}: truncated: it has {file.size} bytes, and {METADATA} places "
+                    f"{named((name for _, name in beyond), 3)} in it up to byte {end}"
+                )
+                continue
             with stored_within(path) as read:
                 for place, name, dtype, chunk in sorted(chunks, key=lambda each: each[0].offset):
                     try:
@@ -256,11 +264,6 @@ def _located(directory: Path, entries: Mapping[str, Entry]) -> Located:
 def _piece(
     read: Callable[[int, int], Any], file: SourceFile, place: Place, name: str, dtype: str, chunk: Chunk
 ) -> ArchivedTensor:
-    end = place.offset + place.length
-    if end > file.size:
-        raise InputError(
-            f"{file.path}: truncated: it has {file.size} bytes, and {METADATA} places {name} in it up to byte {end}"
-        )
     found = read(place.offset, place.length)
     where = f"{file.path}, {place.length} bytes from {place.offset}"
     if not isinstance(found, ArchivedTensor):

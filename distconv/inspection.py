@@ -25,11 +25,16 @@ from distconv.jsonfile import read_object
 from distconv.known_names import known_parameters, known_tensors
 from distconv.megatron_index import read_megatron
 from distconv.name_prefix import find_prefix, names_under
-from distconv.record import read_record
+from distconv.record import RECORD_NAME, read_record
 from distconv.reference import read_reference
 from distconv.source_directory import check_directory, read_directory
 
 Chosen = tuple[str, Mapping[str, Any]]
+_KINDS = {
+    "hf": "a Hugging Face directory",
+    "megatron": "a Megatron checkpoint",
+    "dcp": "a torch.distributed.checkpoint",
+}
 
 
 def inspect(config: JobConfig, chosen: Chosen | None, definitions: Definitions) -> Facts:
@@ -98,7 +103,8 @@ def _contradictions(config: JobConfig, kind: str) -> Iterator[str]:
         (published, kind == "hf", "a Hugging Face source"),
     ):
         if not allowed:
-            yield from (f"{key}: goes with {which}; source={config.source} is another" for key in keys if keys[key])
+            found = f"source={config.source} is {_KINDS[kind]}"
+            yield from (f"{key}: goes with {which}; {found}" for key in keys if keys[key])
     if kind == "hf" and config.target_format == "hf":
         yield f"target_format=hf: source={config.source} is a Hugging Face directory already"
     if config.text_source is not None and config.text_source.resolve() == config.source.resolve():
@@ -116,13 +122,16 @@ def _trained(config: JobConfig, kind: str, chosen: Chosen | None, definitions: D
         iteration = iteration_of(directory.resolve()) or RELEASE
     record = read_record(directory)
     reference = _reference(config, record.reference, directory)
-    if chosen is None and record.model is not None and record.model in definitions.heads():
+    remembered = chosen is None and record.model is not None and record.model in definitions.heads()
+    if remembered:
+        assert record.model is not None
         chosen = record.model, definitions.compose(record.model)
     if chosen is None:
         chosen = _recognised(reference.config, reference.directory, definitions, needed=True)
     assert chosen is not None
     if not reference.is_adapter:
-        _check_model_type(chosen, reference.config, reference.directory)
+        where = str(directory / RECORD_NAME) if remembered else None
+        _check_model_type(chosen, reference.config, reference.directory, where)
     source: Source
     if kind == "megatron":
         source = index
@@ -169,7 +178,10 @@ def _reference(config: JobConfig, recorded: str | None, directory: Path) -> Refe
         return read_reference(Path(recorded), "reference")
     except InputError as error:
         raise InputError(
-            [f"{directory} remembers this reference; give another one with reference=DIR", *error.problems]
+            [
+                f"{directory / RECORD_NAME}: the reference that it names cannot be used; give one with reference=DIR",
+                *error.problems,
+            ]
         ) from None
 
 
@@ -188,11 +200,19 @@ def _checkpoint(directory: Path, key: str) -> Checkpoint:
     return Checkpoint(index=read_directory(directory), config=config)
 
 
-def _check_model_type(chosen: Chosen | None, config: Mapping[str, Any], directory: str) -> None:
+def _check_model_type(
+    chosen: Chosen | None, config: Mapping[str, Any], directory: str, record: str | None = None
+) -> None:
+    """Whether config.json is of a model that the definition is for; `record`: the file that named the definition."""
     name, content = chosen or ("", {})
     expected = content.get("model_types") or []
     found = config.get("model_type")
     if expected and found not in expected:
+        if record is not None:
+            raise InputError(
+                f"{directory}/{MODEL_CONFIG}: says model_type {found!r}, but {record} says that the source is {name}, "
+                f"which is {', '.join(expected)}; give the reference of that model"
+            )
         raise InputError(
             f"{directory}/{MODEL_CONFIG}: says model_type {found!r}, but +model={name} is for {', '.join(expected)}; "
             f"leave +model out to have it chosen, or, if this is such a model, add model.model_types=[{found}]"

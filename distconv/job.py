@@ -157,7 +157,7 @@ def _check_copies(planned: Planned, config: JobConfig, share: _Share) -> None:
     alarmed = share.processes.alarmed
     values, _ = share.transfer(
         "comparing copies in the source",
-        sum(work.nbytes for work in copies),
+        sum(each.nbytes for each in copies),
         lambda: compare_copies(copies, config.io, share.counters, alarmed),
         counted_as="comparing",
     )
@@ -231,7 +231,7 @@ def _show_plan(config: JobConfig, planned: Planned, report: dict[str, Any], runn
     plan = planned.plan
     reads = planned_reads(plan, assign(plan.files, count), config.io.buffer_bytes)
     # Copies are compared with what they are copies of.
-    copied = (2 * sum(work.nbytes for work in planned.copies_of(rank, count)) for rank in range(count))
+    copied = (2 * sum(each.nbytes for each in planned.copies_of(rank, count)) for rank in range(count))
     report["processes"] = planned_processes(plan, count, config, map(sum, zip(reads, copied, strict=True)))
     if config.report is not None:
         write_report(config.report, report)

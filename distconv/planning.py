@@ -24,9 +24,9 @@ from distconv.megatron_plan import make_plan
 from distconv.outputs import NamedTensor, Plan
 from distconv.partition import balanced_parts
 from distconv.published import flattened, with_tied_head
+from distconv.replicas import Replica
 from distconv.shards import cut_recipes
 from distconv.sources import Origin, origin_of
-from distconv.transfer import Work
 from distconv.tying import resolve_head
 from distconv.vocabulary import resize_vocabulary
 
@@ -39,13 +39,13 @@ class Planned:
     """
 
     plan: Plan
-    copies: tuple[Work, ...]
+    copies: tuple[Replica, ...]
     notes: tuple[str, ...]
     source_layout: Layout | None = None
 
-    def copies_of(self, rank: int, processes: int) -> Sequence[Work]:
+    def copies_of(self, rank: int, processes: int) -> Sequence[Replica]:
         """The copies that one of so many processes compares."""
-        part = balanced_parts([work.nbytes for work in self.copies], processes)[rank]
+        part = balanced_parts([each.nbytes for each in self.copies], processes)[rank]
         return self.copies[part.start : part.stop]
 
 

@@ -34,6 +34,11 @@ class Replica:
     tensor: VirtualTensor
     copy: Piece
 
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes of what is stored once more."""
+        return self.tensor.elements * ITEM_SIZE[self.tensor.dtype]
+
     def work(self) -> Work:
         """The comparison, for a sink that compares what is made with what is there."""
         stored = self.copy.stored

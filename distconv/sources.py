@@ -26,12 +26,12 @@ from distconv.matching import pattern_of
 from distconv.megatron_binding import MegatronBinding, bind_megatron
 from distconv.megatron_index import MegatronIndex, RankFile
 from distconv.outputs import NamedTensor
+from distconv.replicas import Replica
 from distconv.reversal import restore, with_vocabulary
 from distconv.rules import Rule
 from distconv.selection import check_taken_whole, selection
 from distconv.source import AssembledTensor, SourceFile, SourceIndex, StoredTensor
 from distconv.torch_archive import ArchivedTensor
-from distconv.transfer import Work
 from distconv.virtual import whole
 from distconv.vocabulary import SIZE_NAME
 
@@ -51,7 +51,7 @@ class Origin(Protocol):
     `layout`: what was found of it, if it has one.
     """
 
-    copies: tuple[Work, ...]
+    copies: tuple[Replica, ...]
     notes: tuple[str, ...]
     layout: Layout | None
 
@@ -75,7 +75,7 @@ def origin_of(config: JobConfig, facts: Facts, definition: Definition | None) ->
 
 
 class _HuggingFace:
-    copies: tuple[Work, ...] = ()
+    copies: tuple[Replica, ...] = ()
     notes: tuple[str, ...] = ()
     layout: Layout | None = None
 
@@ -125,7 +125,7 @@ class _Megatron:
         self._reference, self._definition = reference, definition
         self._bound = _bound(config, index, reference, definition, config.source_layout)
         self.layout: Layout | None = self._bound.layout
-        self.copies = tuple(each.work() for each in self._bound.replicas)
+        self.copies = self._bound.replicas
         self.notes = (
             *(f"not carried over: {each.name}: {each.reason}" for each in self._bound.dropped),
             *self._bound.absent,
@@ -143,7 +143,7 @@ class _Megatron:
 class _MegatronDcp:
     """A DCP with Megatron names: one rank that holds whole parameters, which lie in chunks."""
 
-    copies: tuple[Work, ...] = ()
+    copies: tuple[Replica, ...] = ()
     layout: Layout | None = None
 
     def __init__(self, config: JobConfig, source: DcpSource, reference: Reference, definition: Definition) -> None:
@@ -175,7 +175,7 @@ class _MegatronDcp:
 class _PublishedDcp:
     """A DCP with published names, as FSDP2 training saves them."""
 
-    copies: tuple[Work, ...] = ()
+    copies: tuple[Replica, ...] = ()
     layout: Layout | None = None
 
     def __init__(self, config: JobConfig, source: DcpSource, reference: Reference, definition: Definition) -> None:

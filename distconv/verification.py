@@ -14,8 +14,9 @@ from distconv.config import InputOutput
 from distconv.files import OpenFiles
 from distconv.formats import Format
 from distconv.outputs import Entry, OutputFile, Plan
+from distconv.replicas import Replica
 from distconv.sinks import CompareSink, Counters
-from distconv.transfer import Work, run
+from distconv.transfer import run
 from distconv.work import Batch, batches
 
 
@@ -64,17 +65,18 @@ def compare_files(
 
 
 def compare_copies(
-    copies: Sequence[Work], io: InputOutput, counters: Counters, must_stop: Callable[[], bool]
+    copies: Sequence[Replica], io: InputOutput, counters: Counters, must_stop: Callable[[], bool]
 ) -> list[str]:
     """Compare stored copies of the source with what they are copies of; the differences.
 
     Raises:
         JobError: a read failed.
     """
+    work = [each.work() for each in copies]
     with OpenFiles(os.O_RDONLY) as sources, OpenFiles(os.O_RDONLY) as targets:
         sink = CompareSink(targets, counters)
         run(
-            copies,
+            work,
             sink,
             sources,
             counters,
@@ -82,14 +84,22 @@ def compare_copies(
             buffer_bytes=io.buffer_bytes,
             must_stop=must_stop,
         )
-    starts = sorted(
-        (shard.path, shard.offset, work.sources[0].name, work.sources[0].file.path)
-        for work in copies
-        for shard in work.shards
+    starts = {
+        (shard.path, shard.offset): each for each, part in zip(copies, work, strict=True) for shard in part.shards
+    }
+    positions = sorted(starts)
+    differing = {positions[bisect_right(positions, place) - 1] for place in sink.different}
+    return list(dict.fromkeys(_difference(starts[place]) for place in sorted(differing)))
+
+
+def _difference(copy: Replica) -> str:
+    stored, first = copy.copy.stored, copy.sources[0]
+    if stored.name == first.name:
+        return (
+            f"{stored.file.path}: its copy of {first.name} differs from the one in {first.file.path}; ranks that hold "
+            "the same parameter must agree"
+        )
+    return (
+        f"{stored.file.path}: {stored.name} differs from {first.name} in {first.file.path}, to which config.json ties "
+        "it (tie_word_embeddings): they must be one"
     )
-    positions = [(path, offset) for path, offset, _, _ in starts]
-    differing = {starts[bisect_right(positions, place) - 1] for place in sink.different}
-    return [
-        f"{path}: its copy of {name} differs from the one in {first}; ranks that hold the same parameter must agree"
-        for path, _, name, first in sorted(differing)
-    ]
