@@ -23,6 +23,8 @@ from distconv.source_directory import check_directory, find_index, read_director
 _WEIGHTS = frozenset(
     {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".distcp", ".npz"}
 )
+# The voices of Qwen2.5-Omni, without which transformers does not load it: no weights, whatever the name says.
+_SIDE_FILES = frozenset({"spk_dict.pt"})
 _INDEX_SUFFIX = ".index.json"
 
 
@@ -46,7 +48,7 @@ def read_reference(directory: Path, key: str) -> Reference:
         # Without its weights it still says what the result looks like, if its index is there, or if nothing is.
         if index_file is not None:
             shards = read_weight_map(index_file)
-        elif any(path.suffix in _WEIGHTS for path in directory.iterdir()):
+        elif any(map(_is_weight, directory.iterdir())):
             raise
     content = read_object(index_file, "the shards of the result") if index_file is not None else None
     return Reference(
@@ -74,9 +76,13 @@ def side_files(directory: Path) -> Iterator[str]:
         directories[:] = sorted(name for name in directories if not name.startswith(".") and name != "__pycache__")
         for name in sorted(names):
             found = Path(path, name)
-            is_weight = found.suffix.lower() in _WEIGHTS or name.endswith(_INDEX_SUFFIX)
+            is_weight = _is_weight(found) or name.endswith(_INDEX_SUFFIX)
             if not name.startswith(".") and not is_weight and found.is_file():
                 yield found.relative_to(directory).as_posix()
+
+
+def _is_weight(path: Path) -> bool:
+    return path.suffix.lower() in _WEIGHTS and path.name not in _SIDE_FILES
 
 
 def copy_side_file(directory: Path, name: str, target: Path) -> int:

@@ -105,7 +105,10 @@ def test_what_is_no_hugging_face_directory_is_named_by_its_key(tmp_path):
         read_reference(tmp_path, "reference")
 
 
-SIDE = ("chat_template.jinja", "config.json", "merges.txt", "modeling_x.py", "sub/vocab.json", "tokenizer.json")
+SIDE = (
+    "chat_template.jinja", "config.json", "merges.txt", "modeling_x.py", "spk_dict.pt", "sub/vocab.json",
+    "tokenizer.json",
+)  # fmt: skip
 WEIGHTS = (
     "model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin", "a.pt", "a.pth", "tf_model.h5",
     "flax_model.msgpack", "onnx/model.onnx", "x.gguf", "MODEL.SAFETENSORS", "sub/more.bin", INDEX_NAME,
