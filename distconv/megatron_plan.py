@@ -86,15 +86,7 @@ class MegatronPlan:
         """The layout and what is on each stage."""
         layout = self.layout
         return {
-            "layout": {
-                "tp": layout.tp,
-                "pp": layout.pp,
-                "vpp": layout.vpp,
-                "ep": layout.ep,
-                "modality_tp": dict(layout.modality_tp),
-                "placement": layout.placement,
-                "stages": {modality: [list(row) for row in rows] for modality, rows in layout.stages.items()},
-            },
+            "layout": layout.to_json(),
             "stages": [
                 {
                     "virtual_stage": each.stage // layout.pp,

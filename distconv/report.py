@@ -18,7 +18,7 @@ from distconv.assignment import assign
 from distconv.commit import Target
 from distconv.config import JobConfig
 from distconv.errors import InputError, counted, named
-from distconv.facts import Facts
+from distconv.facts import DcpSource, Facts
 from distconv.layout import shown_stages
 from distconv.outputs import Plan
 from distconv.planning import Planned
@@ -76,6 +76,10 @@ def plan_report(config: JobConfig, planned: Planned, facts: Facts, target: Targe
         "target": str(target.directory),
         "target_format": config.target_format,
         "source_format": facts.kind,
+        "source_layout": None if planned.source_layout is None else planned.source_layout.to_json(),
+        "source_names": {"naming": facts.source.naming, "prefix": facts.source.prefix}
+        if isinstance(facts.source, DcpSource)
+        else None,
         "reference": None if facts.reference is None else facts.reference.directory,
         "model": facts.model,
         "iteration": None if target.iteration is None else target.result.name,
@@ -122,6 +126,7 @@ def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
     lines = [
         f"model    {report['model'] or 'any; every tensor is written as it is'}",
         f"source   {report['source']}",
+        *_found_lines(report),
         *([f"text     {report['text_source']}"] if report["text_source"] else []),
         *([f"follows  {report['reference']}"] if report["reference"] else []),
         f"target   {result}",
@@ -160,6 +165,17 @@ def _layout_lines(layout: Mapping[str, Any]) -> list[str]:
         sizes += f" placement={layout['placement']}"
     stages = layout["stages"].items()
     return [sizes, *(f"stages   {modality}={shown_stages(tuple(map(tuple, rows)))}" for modality, rows in stages)]
+
+
+def _found_lines(report: Mapping[str, Any]) -> list[str]:
+    """What a source was found to be."""
+    if report["source_layout"] is not None:
+        sizes, *stages = (line.split(maxsplit=1)[1] for line in _layout_lines(report["source_layout"]))
+        return [f"found    {' '.join((sizes, *stages))}"]
+    if report["source_names"] is not None:
+        names, prefix = report["source_names"]["naming"], report["source_names"]["prefix"]
+        return [f"found    {names} names" + (f" with the prefix {prefix}" if prefix else "")]
+    return []
 
 
 def _dcp_line(report: Mapping[str, Any]) -> str:
