@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 from distconv.errors import raise_if
 
@@ -66,18 +65,6 @@ class Layout:
             first = (occupied[0] // self.pp * self.pp,)
             last = ((self.vpp - 1) * self.pp,)
         return Placement(of_layer=of_layer, first=first, last=last, every=tuple(range(self.stage_count)))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for a report."""
-        return {
-            "tp": self.tp,
-            "pp": self.pp,
-            "vpp": self.vpp,
-            "ep": self.ep,
-            "modality_tp": dict(self.modality_tp),
-            "placement": self.placement,
-            "stages": {modality: [list(row) for row in rows] for modality, rows in self.stages.items()},
-        }
 
     def keeps_separate_head(self) -> bool:
         """Whether the training side has a head parameter of its own although the model's embedding is tied.

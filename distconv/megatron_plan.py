@@ -86,7 +86,15 @@ class MegatronPlan:
         """The layout and what is on each stage."""
         layout = self.layout
         return {
-            "layout": layout.to_json(),
+            "layout": {
+                "tp": layout.tp,
+                "pp": layout.pp,
+                "vpp": layout.vpp,
+                "ep": layout.ep,
+                "modality_tp": dict(layout.modality_tp),
+                "placement": layout.placement,
+                "stages": {modality: [list(row) for row in rows] for modality, rows in layout.stages.items()},
+            },
             "stages": [
                 {
                     "virtual_stage": each.stage // layout.pp,

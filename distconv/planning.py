@@ -18,7 +18,6 @@ from distconv.errors import InputError
 from distconv.facts import Facts, Reference
 from distconv.following import Followed, follow
 from distconv.huggingface_plan import make_huggingface_plan
-from distconv.layout import Layout
 from distconv.lora import as_peft, merged_beside, merged_into
 from distconv.megatron_plan import make_plan
 from distconv.outputs import NamedTensor, Plan
@@ -33,15 +32,11 @@ from distconv.vocabulary import resize_vocabulary
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A plan, the stored copies that must agree with what it takes, and what is to be said of the source.
-
-    `source_layout` is the layout of a Megatron source.
-    """
+    """A plan, the stored copies that must agree with what it takes, and what is to be said of the source."""
 
     plan: Plan
     copies: tuple[Replica, ...]
     notes: tuple[str, ...]
-    source_layout: Layout | None
 
     def copies_of(self, rank: int, processes: int) -> Sequence[Replica]:
         """The copies that one of so many processes compares."""
@@ -65,7 +60,7 @@ def plan_job(config: JobConfig, facts: Facts) -> Planned:
     else:
         assert definition is not None
         plan = _plan_parameters(config, definition, origin)
-    return Planned(plan=plan, copies=origin.copies, notes=origin.notes, source_layout=origin.layout)
+    return Planned(plan=plan, copies=origin.copies, notes=origin.notes)
 
 
 def _plan_parameters(config: JobConfig, definition: Definition, origin: Origin) -> Plan:

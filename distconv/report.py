@@ -76,10 +76,6 @@ def plan_report(config: JobConfig, planned: Planned, facts: Facts, target: Targe
         "target": str(target.directory),
         "target_format": config.target_format,
         "source_format": facts.kind,
-        "source_layout": None if planned.source_layout is None else planned.source_layout.to_json(),
-        "source_names": {"naming": facts.source.naming, "prefix": facts.source.prefix}
-        if isinstance(facts.source, DcpSource)
-        else None,
         "reference": None if facts.reference is None else facts.reference.directory,
         "model": facts.model,
         "iteration": None if target.iteration is None else target.result.name,
@@ -98,6 +94,9 @@ def plan_report(config: JobConfig, planned: Planned, facts: Facts, target: Targe
             for each in plan.unconverted
         ],
         "notes": list(planned.notes),
+        "source_names": {"naming": facts.source.naming, "prefix": facts.source.prefix}
+        if isinstance(facts.source, DcpSource)
+        else None,
         "processes": [],
     }
 
@@ -126,7 +125,6 @@ def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
     lines = [
         f"model    {report['model'] or 'any; every tensor is written as it is'}",
         f"source   {report['source']}",
-        *_found_lines(report),
         *([f"text     {report['text_source']}"] if report["text_source"] else []),
         *([f"follows  {report['reference']}"] if report["reference"] else []),
         f"target   {result}",
@@ -139,6 +137,9 @@ def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
         lines.append(f"hf       {report['hf']['tensors']} tensors in {len(report['files'])} files")
         if filled := report["hf"]["filled_from_reference"]:
             lines.append(f"filled   {len(filled)} tensors come from the reference: {named(filled, 3)}")
+    if names := report["source_names"]:
+        prefix = f" with the prefix {names['prefix']}" if names["prefix"] else ""
+        lines.insert(2, f"found    {names['naming']} names{prefix}")
     reasons: dict[str, list[str]] = {}
     for each in report["not_converted"]:
         reasons.setdefault(each["reason"], []).append(each["name"])
@@ -165,17 +166,6 @@ def _layout_lines(layout: Mapping[str, Any]) -> list[str]:
         sizes += f" placement={layout['placement']}"
     stages = layout["stages"].items()
     return [sizes, *(f"stages   {modality}={shown_stages(tuple(map(tuple, rows)))}" for modality, rows in stages)]
-
-
-def _found_lines(report: Mapping[str, Any]) -> list[str]:
-    """What a source was found to be."""
-    if report["source_layout"] is not None:
-        sizes, *stages = (line.split(maxsplit=1)[1] for line in _layout_lines(report["source_layout"]))
-        return [f"found    {' '.join((sizes, *stages))}"]
-    if report["source_names"] is not None:
-        names, prefix = report["source_names"]["naming"], report["source_names"]["prefix"]
-        return [f"found    {names} names" + (f" with the prefix {prefix}" if prefix else "")]
-    return []
 
 
 def _dcp_line(report: Mapping[str, Any]) -> str:

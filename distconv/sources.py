@@ -21,7 +21,7 @@ from distconv.definition import PROJECTOR, Definition
 from distconv.errors import InputError, raise_if
 from distconv.facts import Checkpoint, DcpSource, Facts, Reference
 from distconv.given_layout import GivenLayout
-from distconv.layout import TEXT, Layout
+from distconv.layout import TEXT
 from distconv.matching import pattern_of
 from distconv.megatron_binding import MegatronBinding, bind_megatron
 from distconv.megatron_index import MegatronIndex, RankFile
@@ -45,15 +45,10 @@ class Published:
 
 
 class Origin(Protocol):
-    """A source.
+    """A source. `copies`: stored tensors that must be what is made of others; `notes`: what is said of the source."""
 
-    `copies`: stored tensors that must be what is made of others; `notes`: what is said of the source; `layout`: that of
-    its files, where they have one.
-    """
-
-    copies: tuple[Replica, ...] = ()
-    notes: tuple[str, ...] = ()
-    layout: Layout | None = None
+    copies: tuple[Replica, ...]
+    notes: tuple[str, ...]
 
     def parameters(self) -> Binding:
         """The Megatron-side parameters."""
@@ -74,7 +69,10 @@ def origin_of(config: JobConfig, facts: Facts, definition: Definition | None) ->
     return _MegatronDcp(config, facts.source, facts.reference, definition)
 
 
-class _HuggingFace(Origin):
+class _HuggingFace:
+    copies: tuple[Replica, ...] = ()
+    notes: tuple[str, ...] = ()
+
     def __init__(self, config: JobConfig, facts: Facts, definition: Definition | None) -> None:
         assert isinstance(facts.source, Checkpoint)
         self._config, self._source, self._text_source = config, facts.source, facts.text_source
@@ -116,11 +114,11 @@ class _HuggingFace(Origin):
         return binding
 
 
-class _Megatron(Origin):
+class _Megatron:
     def __init__(self, config: JobConfig, index: MegatronIndex, reference: Reference, definition: Definition) -> None:
         self._reference, self._definition = reference, definition
         self._bound = _bound(config, index, reference, definition, config.source_layout)
-        self.copies, self.layout = self._bound.replicas, self._bound.layout
+        self.copies = self._bound.replicas
         self.notes = (
             *(f"not carried over: {each.name}: {each.reason}" for each in self._bound.dropped),
             *self._bound.absent,
@@ -135,8 +133,10 @@ class _Megatron(Origin):
         return _restored(self._bound.published, self.parameters(), self._reference, self._definition)
 
 
-class _MegatronDcp(Origin):
+class _MegatronDcp:
     """A DCP with Megatron names: one rank that holds whole parameters, which lie in chunks."""
+
+    copies: tuple[Replica, ...] = ()
 
     def __init__(self, config: JobConfig, source: DcpSource, reference: Reference, definition: Definition) -> None:
         self._reference, self._definition = reference, definition
@@ -164,8 +164,10 @@ class _MegatronDcp(Origin):
         return _restored(self._bound.published, self._parameters, self._reference, self._definition)
 
 
-class _PublishedDcp(Origin):
+class _PublishedDcp:
     """A DCP with published names, as FSDP2 training saves them."""
+
+    copies: tuple[Replica, ...] = ()
 
     def __init__(self, config: JobConfig, source: DcpSource, reference: Reference, definition: Definition) -> None:
         self._config, self._reference, self._definition = config, reference, definition
