@@ -30,6 +30,8 @@ from distconv.reference import read_reference
 from distconv.source_directory import check_directory, read_directory
 
 Chosen = tuple[str, Mapping[str, Any]]
+# An entry that says how to read the model, and is no state of training.
+_VERSION = "checkpoint_version"
 _KINDS = {
     "hf": "a Hugging Face directory",
     "megatron": "a Megatron checkpoint",
@@ -145,7 +147,7 @@ def _trained(config: JobConfig, kind: str, chosen: Chosen | None, definitions: D
         wanted = {full: bare for bare, full in names.items()}
         located = locate(opened, wanted.__contains__)
         naming = "hf" if len(tensors & names.keys()) >= len(parameters & names.keys()) else "megatron"
-        others = sorted({*opened.metadata.others, *(opened.metadata.tensors.keys() - wanted.keys())})
+        others = sorted({*opened.metadata.others, *(opened.metadata.tensors.keys() - wanted.keys())} - {_VERSION})
         source = DcpSource(index=located.renamed(wanted), naming=naming, prefix=prefix, others=_summarised(others))
     return Facts(
         source=source,

@@ -18,7 +18,7 @@ from distconv.assignment import assign
 from distconv.commit import Target
 from distconv.config import JobConfig
 from distconv.errors import InputError, counted, named
-from distconv.facts import Facts
+from distconv.facts import DcpSource, Facts
 from distconv.layout import shown_stages
 from distconv.outputs import Plan
 from distconv.planning import Planned
@@ -101,6 +101,9 @@ def plan_report(config: JobConfig, planned: Planned, facts: Facts, target: Targe
             for each in plan.unconverted
         ],
         "notes": list(planned.notes),
+        "source_names": {"naming": facts.source.naming, "prefix": facts.source.prefix}
+        if isinstance(facts.source, DcpSource)
+        else None,
         "processes": [],
     }
 
@@ -143,6 +146,9 @@ def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
         lines.append(f"hf       {report['hf']['tensors']} tensors in {len(report['files'])} files")
         if filled := report["hf"]["filled_from_reference"]:
             lines.append(f"filled   {len(filled)} tensors come from the reference: {named(filled, 3)}")
+    if names := report["source_names"]:
+        prefix = f" with the prefix {names['prefix']}" if names["prefix"] else ""
+        lines.insert(2, f"found    {names['naming']} names{prefix}")
     reasons: dict[str, list[str]] = {}
     for each in report["not_converted"]:
         reasons.setdefault(each["reason"], []).append(each["name"])

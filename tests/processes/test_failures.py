@@ -23,7 +23,8 @@ LAUNCHERS = pytest.mark.parametrize("launcher", [torchrun, mpirun])
 
 @pytest.fixture
 def world(tmp_path):
-    return World(tmp_path, load_case(CASE), SHARD, "layout.tp=2")
+    write_source(tmp_path / "hf", load_case(CASE))
+    return World(tmp_path, f"hf/{SHARD}", "mm", "layout.tp=2")
 
 
 @LAUNCHERS

@@ -1,6 +1,6 @@
-"""Checkpoints in which a rank sees its own version of a shard, and what every failure must look like.
+"""Checkpoints in which a rank sees its own version of a file, and what every failure must look like.
 
-Such a shard is a link to `/proc/self/cwd/shard`, so each rank sees the one in its own working directory: a good one,
+Such a file is a link to `/proc/self/cwd/shard`, so each rank sees the one in its own working directory: a good one,
 none, a shorter one, or a pipe that nobody writes to, on which the rank waits.
 """
 
@@ -9,11 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from tests.checkpoints import write_source
 from tests.processes.jobs import Outcome
 
 # Seconds in which the others must follow the one that failed, and the whole job must be over.
@@ -23,23 +20,27 @@ SHARE = 3
 
 
 class World:
-    """A checkpoint `hf` with a shard that each of two ranks sees in its own way, and a target `mm`."""
+    """A checkpoint with a file that each of two ranks sees in its own way, and a target beside it.
 
-    def __init__(self, directory: Path, case: Mapping[str, Any], shard: str, *options: str) -> None:
+    `file` is its path below the directory; the first part of it is the source.
+    """
+
+    def __init__(self, directory: Path, file: str, target: str, *options: str) -> None:
         self.directory = directory
-        self.target = directory / "mm"
+        self.source = file.partition("/")[0]
+        self.target = directory / target
         self.options = options
         self.views = [directory / str(rank) / "shard" for rank in range(2)]
         self.own = {str(rank): {"directory": str(view.parent)} for rank, view in enumerate(self.views)}
-        path = write_source(directory / "hf", case) / shard
+        path = directory / file
         for view in self.views:
             view.parent.mkdir()
             shutil.copy(path, view)
         path.unlink()
         path.symlink_to("/proc/self/cwd/shard")
 
-    def arguments(self, *options: str, source: str = "hf") -> list[str]:
-        paths = [f"source={self.directory / source}", f"target={self.target}"]
+    def arguments(self, *options: str, source: str | None = None) -> list[str]:
+        paths = [f"source={self.directory / (source or self.source)}", f"target={self.target}"]
         return ["+model=qwen2vl", *paths, *self.options, *options]
 
     def hold(self, rank: int) -> None:
@@ -56,7 +57,8 @@ class World:
                     os.close(os.open(view, os.O_WRONLY | os.O_NONBLOCK))
 
     def staging(self) -> list[Path]:
-        return list(self.target.glob(".distconv-*"))
+        """In the target, or beside one that is the result itself."""
+        return [*self.target.glob(".distconv-*"), *self.directory.glob(".distconv-*")]
 
     def results(self) -> list[Path]:
         """All that looks like a result, or a part of one."""
