@@ -37,7 +37,7 @@ test: check     ## Lint, types and all tests but those of test-clients
 test-clients: $(READY) ## Load results into the programs that train from them
 	$(BIN)/python -m pytest tests/clients
 
-bench: $(READY) ## Measure against cp -r, a plain converter and dcp.save (make bench BENCH='--size-mb 1000')
+bench: $(READY) ## Measure there and back against cp -r, a plain converter and dcp.save (make bench BENCH='--size-mb 1000 --only back')
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 bench-plan: $(READY) ## Measure planning for models of 235 and 671 billion parameters

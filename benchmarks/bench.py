@@ -2,12 +2,14 @@
 
     python benchmarks/bench.py                    Qwen2-VL-2B, 4.4 GB
     python benchmarks/bench.py --size-mb 400      a smaller lookalike
+    python benchmarks/bench.py --only back        from Megatron to Hugging Face alone; megatron, dcp, resplit
     python benchmarks/bench.py --check-memory     does memory depend on the size of the model?
 
 The cases take turns, and another one begins each round, so that a drift of the machine hits all alike; one round warms
 up and does not count; medians are quoted. The page cache is warm and nothing is synchronised to the disk within the
 timed part, so the ratios compare the programs and not the disk. In the warm-up round results of one format are compared
-by content. All files it makes are in one directory that it removes.
+by content; what comes back, with what it was made from; what is split anew, with a conversion straight to that
+layout. All files it makes are in one directory that it removes.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -34,8 +36,10 @@ from cases import (
     Layout,
     copy_case,
     dcp_save_case,
+    distconv_back_case,
     distconv_dcp_case,
     distconv_megatron_case,
+    distconv_resplit_case,
     plain_case,
 )
 from measure import CommandError, Measurement, measure
@@ -43,6 +47,7 @@ from synthetic import PRESETS, Qwen2VLDimensions, checkpoint_bytes, lookalike, w
 
 CHECKOUT = HERE.parent
 MIB = 2**20
+MAKES = ("megatron", "dcp", "back", "resplit")
 MEMORY_SIZES_MB = (1000, 4000)
 MEMORY_LIMIT_MIB = 100
 MEMORY_GROWTH_MIB = 10  # tables for more tensors; the bytes of the tensors must not show
@@ -74,10 +79,17 @@ def even_stages(layers: int, stages: int) -> tuple[int, ...]:
     return tuple(layers * (stage + 1) // stages - layers * stage // stages for stage in range(stages))
 
 
-def run_rounds(cases: Sequence[Case], target: Path, repeat: int) -> dict[str, list[Run]]:
-    """Run all cases in turns: one round that does not count, then `repeat` rounds."""
+def run_rounds(cases: Sequence[Case], target: Path, repeat: int, expected: Mapping[str, str]) -> dict[str, list[Run]]:
+    """Run all cases in turns: one round that does not count, then `repeat` rounds.
+
+    `expected` are the digests of what is made, where they are known.
+    """
     runs: dict[str, list[Run]] = {case.name: [] for case in cases}
-    contents: dict[str, dict[str, str]] = {case.makes: {} for case in cases if case.makes is not None}
+    contents: dict[str, dict[str, str]] = {
+        case.makes: {"expected": expected[case.makes]} if case.makes in expected else {}
+        for case in cases
+        if case.makes is not None
+    }
     for turn in range(repeat + 1):
         first = turn % len(cases)
         for case in (*cases[first:], *cases[:first]):
@@ -88,9 +100,9 @@ def run_rounds(cases: Sequence[Case], target: Path, repeat: int) -> dict[str, li
             elif case.makes is not None:
                 contents[case.makes][case.name] = content_of(target)
             remove(target)
-    for makes, digests in contents.items():
-        if len(set(digests.values())) > 1:
-            raise CommandError(f"the results of {makes} differ: {digests}")
+        for makes, digests in contents.items():
+            if len(set(digests.values())) > 1:
+                raise CommandError(f"the results of {makes} differ: {digests}")
     return runs
 
 
@@ -124,9 +136,8 @@ def torch_alone() -> Summary:
     return summarise([Run(measurement=measurement, details=Details(work=0.0)) for measurement in measurements])
 
 
-def comparison(summaries: dict[str, Summary], copy: Summary, baseline: Summary) -> str:
-    """The table of a comparison with `cp -r` and with the first case, the plain program."""
-    plain, *_ = summaries.values()
+def comparison(summaries: dict[str, Summary], copy: Summary, baseline: Summary, plain: Summary | None) -> str:
+    """The table of a comparison with `cp -r` and, where there is one, with the plain program."""
     rows = [
         (
             "case",
@@ -135,8 +146,7 @@ def comparison(summaries: dict[str, Summary], copy: Summary, baseline: Summary) 
             "CPU s",
             "wall / cp",
             "work / cp",
-            "wall / plain",
-            "work / plain",
+            *(("wall / plain", "work / plain") if plain else ()),
             "peak MiB",
             "above torch",
             "all processes",
@@ -153,8 +163,7 @@ def comparison(summaries: dict[str, Summary], copy: Summary, baseline: Summary) 
                 f"{summary.cpu:.2f}",
                 f"{summary.wall / copy.wall:.2f}",
                 f"{summary.work / copy.work:.2f}",
-                f"{summary.wall / plain.wall:.2f}",
-                f"{summary.work / plain.work:.2f}",
+                *((f"{summary.wall / plain.wall:.2f}", f"{summary.work / plain.work:.2f}") if plain else ()),
                 f"{summary.largest_peak / MIB:.0f}",
                 "" if summary is copy else f"{(summary.largest_peak - baseline.largest_peak) / MIB:.0f}",
                 f"{summary.sum_of_peaks / MIB:.0f}",
@@ -206,7 +215,7 @@ def require_space(directory: Path, needed: int) -> None:
 
 
 def compare(arguments: argparse.Namespace, work: Path) -> int:
-    """Measure all cases on one checkpoint and print the table."""
+    """Measure all cases on one checkpoint and print the tables."""
     load, *_ = os.getloadavg()
     source = arguments.source
     if source is None:
@@ -215,33 +224,69 @@ def compare(arguments: argparse.Namespace, work: Path) -> int:
     size = read_through(source)
     require_space(work, round(1.5 * size))
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    layers, depth = config["num_hidden_layers"], config["vision_config"]["depth"]
     layout = Layout(
         tp=arguments.tp,
-        text=arguments.text_stages or even_stages(config["num_hidden_layers"], 4),
-        vision=arguments.vision_stages or (config["vision_config"]["depth"], 0, 0, 0),
+        text=arguments.text_stages or even_stages(layers, 4),
+        vision=arguments.vision_stages or (depth, 0, 0, 0),
     )
-    target = work / "target"
-    cases = [
-        copy_case(source, target),
-        plain_case(source, target, layout),
-        *(distconv_megatron_case(source, target, layout, count, overrides(arguments)) for count in arguments.processes),
-        dcp_save_case(source, target),
-        *(distconv_dcp_case(source, target, count, overrides(arguments)) for count in arguments.processes),
-    ]
-    runs = run_rounds(cases, target, arguments.repeat)
     baseline = torch_alone()
     print(f"{size / 1e6:.0f} MB, {layout}, medians of {arguments.repeat}\n{machine()}, load before {load:.1f}")
     print(f"import torch alone: {baseline.wall:.2f} s, {baseline.largest_peak / MIB:.0f} MiB\n")
-    summaries = {name: summarise(measured) for name, measured in runs.items()}
-    for makes in ("megatron", "dcp"):
-        made = {case.name: summaries[case.name] for case in cases if case.makes == makes}
-        print(f"{makes}\n{comparison(made, summaries[cases[0].name], baseline)}\n")
+    more = 2 * len(layout.text)
+    other = Layout(tp=1, text=even_stages(layers, more), vision=(depth, *[0] * (more - 1)))
+    for cases, expected in comparisons(arguments, work, source, layout, other):
+        print_tables(cases, run_rounds(cases, work / "target", arguments.repeat, expected), baseline)
     print(
         "work: wall time after start-up and imports, of dcp.save without reading the source; peak: largest resident "
         "size of one\nprocess; above torch: of it, what an import of torch does not take; all processes: sum of the "
         "peaks, launcher included;\nread, written: as each process counted."
     )
     return 0
+
+
+def comparisons(
+    arguments: argparse.Namespace, work: Path, source: Path, layout: Layout, other: Layout
+) -> Iterator[tuple[list[Case], dict[str, str]]]:
+    """The cases that take turns, a copy of their source first, and the digests that are known of what they make."""
+    target, only, options = work / "target", arguments.only, overrides(arguments)
+    there = []
+    if "megatron" in only:
+        there.append(plain_case(source, target, layout))
+        there += [distconv_megatron_case(source, target, layout, count, options) for count in arguments.processes]
+    if "dcp" in only:
+        there.append(dcp_save_case(source, target))
+        there += [distconv_dcp_case(source, target, count, options) for count in arguments.processes]
+    if there:
+        yield [copy_case(source, target), *there], {}
+    trained = work / "megatron"
+    back = []
+    expected = {}
+    if "back" in only:
+        back += [distconv_back_case(trained, target, count, options) for count in arguments.processes]
+        expected["back"] = content_of(source)
+    if "resplit" in only:
+        back += [distconv_resplit_case(trained, target, other, count, options) for count in arguments.processes]
+        measure(distconv_megatron_case(source, target, other, 1, options).command, directory=CHECKOUT)
+        expected["resplit"] = content_of(target)
+        remove(target)
+    if back:
+        require_space(work, round(2.5 * read_through(source)))
+        measure(distconv_megatron_case(source, trained, layout, 1, options).command, directory=CHECKOUT)
+        os.sync()
+        print(f"back, and resplit: from {layout}\nto {other}\n")
+        yield [copy_case(trained, target), *back], expected
+
+
+def print_tables(cases: Sequence[Case], runs: Mapping[str, Sequence[Run]], baseline: Summary) -> None:
+    """One table for each thing that was made."""
+    summaries = {name: summarise(measured) for name, measured in runs.items()}
+    copy, *_ = summaries.values()
+    for makes in dict.fromkeys(case.makes for case in cases if case.makes is not None):
+        made = {case.name: summaries[case.name] for case in cases if case.makes == makes}
+        first = next(iter(made))
+        plain = None if first.startswith("distconv") else made[first]
+        print(f"{makes}\n{comparison(made, copy, baseline, plain)}\n", flush=True)
 
 
 def check_memory(arguments: argparse.Namespace, work: Path) -> int:
@@ -322,6 +367,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--vision-stages", type=numbers, metavar="N,N,...", help="default: all on the first stage")
     parser.add_argument("--processes", type=numbers, default=(1, 2, 4), metavar="N,N,...", help="of distconv (1,2,4)")
     parser.add_argument("--repeat", type=int, default=3, help="rounds that count (default 3)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=MAKES,
+        default=MAKES,
+        help="what to measure (default: all); resplit: to no tensor parallelism and twice the stages",
+    )
     parser.add_argument("--work", type=absolute, help="where to make the temporary directory (default: the system's)")
     parser.add_argument("--check-memory", action="store_true", help="measure memory on two sizes instead")
     parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE", help="a setting of distconv")

@@ -16,7 +16,6 @@ from typing import Any
 from measure import CommandError, Measurement
 
 HERE = Path(__file__).resolve().parent
-WORK_PHASES = ("planning", "transfer")  # of distconv's report: what is neither start-up nor imports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +25,15 @@ class Layout:
     tp: int
     text: tuple[int, ...]
     vision: tuple[int, ...]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """It as distconv is told."""
+        return (
+            f"layout.tp={self.tp}",
+            f"layout.stages.text=[{','.join(map(str, self.text))}]",
+            f"layout.stages.vision=[{','.join(map(str, self.vision))}]",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +104,7 @@ def distconv_megatron_case(
     source: Path, target: Path, layout: Layout, processes: int, overrides: Sequence[str]
 ) -> Case:
     """Distconv on a number of processes, to a Megatron directory."""
-    options = (
-        f"layout.tp={layout.tp}",
-        f"layout.stages.text=[{','.join(map(str, layout.text))}]",
-        f"layout.stages.vision=[{','.join(map(str, layout.vision))}]",
-    )
-    return _distconv_case("megatron", source, target, processes, (*options, *overrides))
+    return _distconv_case("megatron", source, target, processes, (*layout.options, *overrides))
 
 
 def distconv_dcp_case(source: Path, target: Path, processes: int, overrides: Sequence[str]) -> Case:
@@ -110,11 +113,21 @@ def distconv_dcp_case(source: Path, target: Path, processes: int, overrides: Seq
     return _distconv_case("dcp", source, target, processes, (*options, *overrides))
 
 
+def distconv_back_case(source: Path, target: Path, processes: int, overrides: Sequence[str]) -> Case:
+    """Distconv on a number of processes, from a Megatron directory of its own to the Hugging Face directory it was."""
+    return _distconv_case("back", source, target, processes, ("target_format=hf", *overrides))
+
+
+def distconv_resplit_case(source: Path, target: Path, layout: Layout, processes: int, overrides: Sequence[str]) -> Case:
+    """Distconv on a number of processes, from one Megatron directory to another."""
+    return _distconv_case("resplit", source, target, processes, (*layout.options, *overrides))
+
+
 def _distconv_case(makes: str, source: Path, target: Path, processes: int, overrides: Sequence[str]) -> Case:
     launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
     report = target.with_name(f"report-{makes}-{processes}.json")
     return Case(
-        name=f"distconv to {makes}, {processes} process{'es' if processes > 1 else ''}",
+        name=f"distconv {makes}, {processes} process{'es' if processes > 1 else ''}",
         command=(
             sys.executable,
             *(launcher if processes > 1 else ()),
@@ -132,10 +145,10 @@ def _distconv_case(makes: str, source: Path, target: Path, processes: int, overr
 
 
 def read_report(path: Path) -> Details:
-    """Read what distconv reports of itself."""
+    """Read what distconv reports of itself: the seconds of its phases are neither start-up nor imports."""
     processes: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["processes"]
     return Details(
-        work=max(sum(process["seconds"][phase] for phase in WORK_PHASES) for process in processes),
+        work=max(sum(process["seconds"].values()) for process in processes),
         read=tuple(process["bytes_read"] for process in processes),
         written=tuple(process["bytes_written"] for process in processes),
     )

@@ -1,11 +1,11 @@
-"""Print one digest of the content of a Megatron checkpoint directory, or of a DCP.
+"""Print one digest of the content of a checkpoint: Megatron directory, DCP, or Hugging Face directory.
 
     python benchmarks/fingerprint.py DIRECTORY
 
 Two directories have the same fingerprint when they hold the same files with the same top-level keys, tensor names,
-dtypes, shapes and bits, and the same tracker; of a DCP, whose files are its own affair, only the content counts. How
-files store tensors does not count: torch writes the same ones in more than one way. This module never compares with an
-expected result; the golden tests do that.
+dtypes, shapes and bits, and the same tracker; of a DCP, whose files are its own affair, only the content counts; of a
+Hugging Face directory also the JSON files. How files store tensors does not count: torch writes the same ones in more
+than one way. This module never compares with an expected result; the golden tests do that.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
@@ -25,7 +26,7 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 def fingerprint(directory: Path) -> str:
     """Digest everything that a reader of the checkpoint gets to see."""
-    digest = sha256((directory / "latest_checkpointed_iteration.txt").read_bytes())
+    digest = sha256(b"".join(path.read_bytes() for path in directory.glob("latest_checkpointed_iteration.txt")))
     for name, content in contents(directory):
         digest.update(name.encode())
         for key, value in flatten(content):
@@ -49,6 +50,11 @@ def contents(directory: Path) -> Iterator[tuple[str, object]]:
     for path in sorted(directory.rglob("*.pt")):
         loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         yield str(path.relative_to(directory)), loaded
+    shards = sorted(directory.glob("*.safetensors"))
+    for path in shards:
+        yield path.name, load_file(path)
+    for path in sorted(directory.glob("*.json")) if shards else ():
+        yield path.name, path.read_text(encoding="utf-8")
 
 
 def flatten(value: object, key: str = "") -> Iterator[tuple[str, object]]:
@@ -62,7 +68,7 @@ def flatten(value: object, key: str = "") -> Iterator[tuple[str, object]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Print one digest of the content of a Megatron checkpoint directory.")
+    parser = argparse.ArgumentParser(description="Print one digest of the content of a checkpoint.")
     parser.add_argument("directory", type=Path)
     print(fingerprint(parser.parse_args(argv).directory))
     return 0
