@@ -24,8 +24,8 @@ def find_prefix(found: Collection[str], known: Collection[str], given: str | Non
     """The prefix, mostly ending in a dot, that makes names of a model definition the names of a checkpoint.
 
     `found` are the names of the checkpoint, wrappers and optimizer included; `known` all names that the definition
-    knows, in every spelling. A `given` prefix is checked instead. Where two prefixes read the same tensors as different
-    spellings of the definition, the shorter one is taken.
+    knows, in every spelling. A `given` prefix, with wrappers or without, is checked instead. Where two
+    prefixes read the same tensors as different spellings of the definition, the shorter one is taken.
 
     Raises:
         InputError: no name is known under any prefix, or not under the given one, or the model is there twice.
@@ -33,7 +33,7 @@ def find_prefix(found: Collection[str], known: Collection[str], given: str | Non
     matches = _matches(found, set(known))
     best = max(matches, key=lambda prefix: (len(matches[prefix]), -len(prefix)), default=None)
     if given is not None:
-        if given not in matches:
+        if (clean := unwrapped(given)) not in matches:
             hint = (
                 "; the names are not those of this model" if best is None else f"; expected name_prefix={_shown(best)}"
             )
@@ -41,7 +41,7 @@ def find_prefix(found: Collection[str], known: Collection[str], given: str | Non
                 f"name_prefix={_shown(given)}: no tensor of the model has a name that begins so; the source holds "
                 f"{named(sorted(found), 3)}{hint}"
             )
-        return given
+        return clean
     if best is None:
         raise InputError(
             f"the source holds no tensor of this model under any prefix: it holds {named(sorted(found), 3)}, expected "

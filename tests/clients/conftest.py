@@ -51,6 +51,22 @@ def sources(run_program: Callable[..., None], tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
+def families(run_program: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoints that `tiny_families.py` describes. Not to be changed: tests share them."""
+    directory = tmp_path_factory.mktemp("families")
+    run_program(HERE / "tiny_families.py", directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def live_sources(run_program: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoints that `tiny_qwen3vl.py` describes. Not to be changed: tests share them."""
+    directory = tmp_path_factory.mktemp("live")
+    run_program(HERE / "tiny_qwen3vl.py", directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def converted(run_program: Callable[..., None], sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Convert:
     """The checkpoint of a layout, made when it is first asked for. Not to be changed: tests share it."""
     done: dict[str, Converted] = {}

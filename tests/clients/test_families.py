@@ -20,7 +20,6 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-HERE = Path(__file__).parent
 LAYERS_OF = re.compile(r"(?P<modality>text|image|audio)_(?:de|en)coder\..*?layers\.(?P<number>\d+)\.")
 EXPERT = re.compile(r"local_experts\.(\d+)\.")
 MODALITY_OF = {"text": "text", "image": "vision", "audio": "audio"}
@@ -58,14 +57,6 @@ FAMILIES = {
     "qwen3vl_moe": ("qwen3vl_moe", Layout(tp=2, ep=2, stages=STAGES)),
     "glm4_1v": ("glm4_1v", TP2_PP2),
 }
-
-
-@pytest.fixture(scope="session")
-def families(run_program: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoints that `tiny_families.py` describes. Not to be changed: tests share them."""
-    directory = tmp_path_factory.mktemp("families")
-    run_program(HERE / "tiny_families.py", directory)
-    return directory
 
 
 @pytest.fixture

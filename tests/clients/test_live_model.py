@@ -14,7 +14,6 @@ import torch
 
 from tests.readme import blocks, commands
 
-HERE = Path(__file__).parent
 COMPUTE = """
 import torch, torch.distributed as dist
 logits = model.eval()(**torch.load("{directory}/inputs.pt")).logits
@@ -26,14 +25,6 @@ ALL = "model.state_dict()"
 PREFIXED = '{"module." + name: tensor for name, tensor in model.state_dict().items()}'
 WITHOUT_HEAD = '{name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}'
 TIED = "tied_head=write"
-
-
-@pytest.fixture(scope="session")
-def live_sources(run_program: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoints that `tiny_qwen3vl.py` describes. Not to be changed: tests share them."""
-    directory = tmp_path_factory.mktemp("live")
-    run_program(HERE / "tiny_qwen3vl.py", directory)
-    return directory
 
 
 @pytest.mark.parametrize(

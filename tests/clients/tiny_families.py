@@ -149,6 +149,9 @@ def main(directory: Path) -> None:
 
 def write(directory: Path, model: PreTrainedModel) -> None:
     model.save_pretrained(directory / "hf", max_shard_size="100KB")
+    if isinstance(model, Qwen2_5OmniForConditionalGeneration):
+        # its voices, which the class wants to find, and does not save
+        torch.save({"Chelsie": {"bos_token": 1, "ref_mel": torch.ones(2)}}, directory / "hf" / "spk_dict.pt")
     if model._checkpoint_conversion_mapping:
         model.config.save_pretrained(directory / "hf_memory")
         # tied weights are one in memory, and each of their names gets a copy

@@ -80,6 +80,12 @@ def test_a_prefix_that_is_given_wins_and_is_checked():
         find_prefix({"net.weight"}, KNOWN, "")
 
 
+def test_a_prefix_may_be_given_as_it_stands_in_the_checkpoint():
+    found = {f"model._orig_mod.module.{name}" for name in SPELLINGS["old"]}
+    for given_prefix in ("model._orig_mod.module.", "model.module."):
+        assert find_prefix(found, KNOWN, given_prefix) == "model.module."
+
+
 def test_a_part_of_a_segment_is_no_prefix():
     with pytest.raises(InputError, match="no tensor of this model"):
         find_prefix({f"my{name}" for name in SPELLINGS["old tied"]}, KNOWN)
