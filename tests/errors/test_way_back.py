@@ -294,7 +294,7 @@ DCPS = {
         options={"reference": "moe_hf", "+model": "qwen3vl_moe"},
         says=["reference=moe_hf: does not name 141 tensors of the source", "is it the model that training began with?"],
     ),
-    "an iteration that is not there": Refusal(options={"iteration": "20"}, says=["iteration=20", "dcp holds release"]),
+    "an iteration that is not there": Refusal(options={"iteration": "20"}, says=["iteration=20", "it holds release"]),
     "nothing says what the model was": Refusal(
         files=[deleted("dcp/release/distconv.json")],
         options=NO_REFERENCE,

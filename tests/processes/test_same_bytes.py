@@ -35,7 +35,7 @@ class Expected:
         assert hashes(directory / "mm") == self.files
         *plan, result = outcome.out.splitlines()
         assert plan == self.outcome.out.splitlines()[:-1]
-        assert f"on {count} processes" in result
+        assert f"on {count} process{'es' if count > 1 else ''} " in result
 
 
 @pytest.fixture(scope="module")
