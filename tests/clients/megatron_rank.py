@@ -237,7 +237,8 @@ def read(job: Job, rank: int) -> list[dict[str, Tensor]]:
     """The tensors of each virtual stage of this rank."""
     tracker = (job.checkpoint / "latest_checkpointed_iteration.txt").read_text().strip()
     iteration = job.checkpoint / (tracker if tracker == "release" else f"iter_{int(tracker):07d}")
-    found = sorted(entry.name for entry in iteration.iterdir())
+    # files that lie beside the ranks' directories are nothing to training
+    found = sorted(entry.name for entry in iteration.iterdir() if entry.is_dir())
     if found != sorted(job.layout.directories):
         raise CheckpointError(f"{iteration} holds {found}, not {sorted(job.layout.directories)}")
     path = iteration / job.layout.directories[rank] / "model_optim_rng.pt"
