@@ -75,8 +75,9 @@ def follow(
         )
     problems += _shape_problems(found, reference)
     raise_if(problems)
+    complete = {**found, **filled}
     return Followed(
-        tensors=tuple({**found, **filled}[name] for name in reference.shards),
+        tensors=tuple(complete[name] for name in reference.shards),
         left_out=tuple(left_out),
         filled=tuple(filled),
     )

@@ -40,15 +40,16 @@ def restore(published: Binding, parameters: Binding) -> Restored:
         groups.setdefault(tuple(source.name for source in each.sources), []).append(number)
     tensors: list[NamedTensor] = []
     left_out: list[Unconverted] = []
-    known: dict[tuple[tuple[int, int], ...], list[VirtualTensor]] = {}
+    known: dict[tuple[tuple[int, int], ...], list[tuple[VirtualTensor, int]]] = {}
     for names, numbers in groups.items():
         members = [(published.parameters[number], parameters.parameters[number]) for number in numbers]
         key = tuple((id(one.recipe), id(other.recipe)) for one, other in members)
         if key not in known:
-            known[key] = _inverted([one.recipe for one, _ in members], [other.recipe for _, other in members])
+            tables = _inverted([one.recipe for one, _ in members], [other.recipe for _, other in members])
+            known[key] = [(table, gaps(table)) for table in tables]
         sources = tuple(source for _, other in members for source in other.sources)
-        for name, tensor in zip(names, known[key], strict=True):
-            if lost := gaps(tensor):
+        for name, (tensor, lost) in zip(names, known[key], strict=True):
+            if lost:
                 raise JobError(f"{name}: {lost} elements would have no source; nothing has been written")
             tensors.append(NamedTensor(name, sources, tensor))
         left_out += [surplus for one, other in members if (surplus := _surplus(one, other)) is not None]

@@ -1,0 +1,234 @@
+"""Measure planning of the way back of the largest models, from the index of a Megatron checkpoint alone.
+
+    python benchmarks/plan_back.py                       Qwen3-VL-235B-A22B, and DeepSeek-V3 with a vision encoder, 671B
+    python benchmarks/plan_back.py --models deepseekvl2  one of them
+
+The index of the Megatron checkpoint is that of the result that the way forward plans, for all layers, for half and for
+a quarter of them; no such file is made. What rank 0 would share of it is handed to a fresh process, which measures in
+itself what every process of a job does before bytes move: hearing, planning a Hugging Face directory, assigning, and
+deriving its own share. The exit status is 1 if planning takes more than is allowed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from bench import MIB, absolute, machine, table, work_directory
+from measure import CommandError, measure
+from plan import BYTES_PER_ELEMENT, CHECKOUT, EP, FRACTIONS, GROWTH_ALLOWED, HERE, MODELS, TP, write_files
+
+PP = 4
+SECONDS_ALLOWED = 5.0
+MIB_ALLOWED = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What a process said of itself: CPU seconds by phase, peak resident size, and how much there was to plan."""
+
+    seconds: Mapping[str, float]
+    peak_bytes: int
+    shared_bytes: int
+    files: int
+    pieces: int
+    copies: int
+    tensors: int
+
+
+def configured(*options: str) -> dict[str, Any]:
+    """The configuration as Hydra composes it."""
+    from hydra import compose, initialize_config_module  # noqa: PLC0415
+    from omegaconf import OmegaConf  # noqa: PLC0415
+
+    with initialize_config_module("distconv.conf", version_base="1.3"):
+        content: Any = OmegaConf.to_container(compose("config", list(options)))
+    return dict(content)
+
+
+def make_facts(directory: Path, model: str) -> None:
+    """Write what rank 0 shares of the Megatron checkpoint that a Hugging Face directory would become."""
+    from distconv.config import parse_config  # noqa: PLC0415
+    from distconv.facts import Checkpoint, Facts, Reference  # noqa: PLC0415
+    from distconv.megatron_index import MegatronIndex, RankFile  # noqa: PLC0415
+    from distconv.megatron_plan import MegatronPlan  # noqa: PLC0415
+    from distconv.planning import plan_job  # noqa: PLC0415
+    from distconv.source import SourceFile  # noqa: PLC0415
+    from distconv.source_directory import read_directory  # noqa: PLC0415
+    from distconv.torch_archive import ArchivedTensor  # noqa: PLC0415
+
+    layout = [f"layout.tp={TP}", f"layout.pp={PP}", f"layout.ep={EP}"]
+    content = configured(f"+model={model}", f"source={directory}", "target=unused", *layout)
+    definition = content.pop("model")
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    checkpoint = Checkpoint(index=read_directory(directory), config=config)
+    facts = Facts(
+        source=checkpoint, text_source=None, reference=None, model=model, definition=definition, iteration="release"
+    )
+    plan = plan_job(parse_config(content), facts).plan
+    assert isinstance(plan, MegatronPlan)
+
+    def tensors(entries: Iterator[Any]) -> dict[tuple[str, str], ArchivedTensor]:
+        found, offset = {}, 0
+        for entry in entries:
+            shape = entry.tensor.shape
+            strides = tuple(prod(shape[dim + 1 :]) for dim in range(len(shape)))
+            found[entry.key, entry.name] = ArchivedTensor(entry.tensor.dtype, shape, strides, offset)
+            offset += prod(shape) * BYTES_PER_ELEMENT
+        return found
+
+    files = tuple(
+        RankFile(
+            rank=(file.tp_rank, file.pp_rank, file.ep_rank),
+            file=SourceFile(file.path, file.nbytes),
+            tensors=tensors(plan.entries(file)),
+        )
+        for file in plan.files
+    )
+    index = MegatronIndex(
+        directory=str(directory), iteration="release", dictionaries=plan.dictionaries, files=files, others=()
+    )
+    shards = {name: Path(tensor.file.path).name for name, tensor in checkpoint.index.tensors.items()}
+    reference = Reference(
+        directory=str(directory),
+        config=config,
+        is_adapter=False,
+        index=checkpoint.index,
+        shards=shards,
+        index_content=None,
+    )
+    shared = json.dumps(replace(facts, source=index, reference=reference).to_json())
+    (directory / "facts.json").write_text(shared, encoding="utf-8")
+
+
+def measure_here(directory: Path) -> Costs:
+    """The costs of planning the way back in this process, which has done nothing else yet."""
+    from distconv.assignment import assign  # noqa: PLC0415
+    from distconv.config import parse_config  # noqa: PLC0415
+    from distconv.facts import Facts  # noqa: PLC0415
+    from distconv.measurement import peak_resident_bytes  # noqa: PLC0415
+    from distconv.megatron_index import MegatronIndex  # noqa: PLC0415
+    from distconv.planning import plan_job  # noqa: PLC0415
+    from distconv.work import planned_reads  # noqa: PLC0415
+
+    job = parse_config(configured(f"source={directory}", "target=unused", "target_format=hf"))
+    shared = (directory / "facts.json").read_text(encoding="utf-8")
+    seconds: dict[str, float] = {}
+
+    def timed(phase: str, work: Callable[[], Any]) -> Any:
+        begin = time.process_time()
+        result = work()
+        seconds[phase] = time.process_time() - begin
+        return result
+
+    facts = timed("hearing", lambda: Facts.from_json(json.loads(shared)))
+    planned = timed("planning", lambda: plan_job(job, facts))
+    shares = timed("assigning", lambda: assign(planned.plan.files, TP * PP * EP))
+    timed("own share", lambda: planned_reads(planned.plan, shares[:1], job.io.buffer_bytes))
+    peak = peak_resident_bytes()
+    assert "torch" not in sys.modules
+    assert isinstance(facts.source, MegatronIndex)
+    return Costs(
+        seconds=seconds,
+        peak_bytes=peak,
+        shared_bytes=len(shared),
+        files=len(facts.source.files),
+        pieces=sum(len(file.tensors) for file in facts.source.files),
+        copies=len(planned.copies),
+        tensors=planned.plan.summary()["hf"]["tensors"],
+    )
+
+
+def measured(directory: Path, repeat: int) -> Costs:
+    """The costs of planning, in processes of their own: the least of the seconds, disturbed least by other programs."""
+    command = (sys.executable, str(HERE / "plan_back.py"), "--one", str(directory))
+    runs = [Costs(**json.loads(measure(command, directory=CHECKOUT).output)) for _ in range(repeat)]
+    seconds = {phase: min(run.seconds[phase] for run in runs) for phase in runs[0].seconds}
+    return replace(runs[0], seconds=seconds, peak_bytes=max(run.peak_bytes for run in runs))
+
+
+def per_piece(cost: Costs) -> float:
+    """Seconds of planning for each piece in the files."""
+    return cost.seconds["planning"] / cost.pieces
+
+
+def costs_table(costs: Mapping[tuple[str, int], Costs]) -> str:
+    """Seconds by phase and memory, for each model and part of its layers."""
+    phases = next(iter(costs.values())).seconds
+    rows = [("model", "files", "pieces", "copies", "tensors", *phases, "us/piece", "peak MiB", "shared MB")]
+    for (name, divisor), cost in costs.items():
+        rows.append(
+            (
+                name if divisor == 1 else f"{name}, layers / {divisor}",
+                *map(str, (cost.files, cost.pieces, cost.copies, cost.tensors)),
+                *(f"{value:.3f}" for value in cost.seconds.values()),
+                f"{1e6 * per_piece(cost):.1f}",
+                f"{cost.peak_bytes / MIB:.0f}",
+                f"{cost.shared_bytes / 1e6:.1f}",
+            )
+        )
+    return table(rows)
+
+
+def verdict(costs: Mapping[tuple[str, int], Costs]) -> list[str]:
+    """What is more than allowed."""
+    problems = []
+    for (name, divisor), cost in costs.items():
+        if cost.seconds["planning"] > SECONDS_ALLOWED:
+            problems.append(f"{name}: planning took {cost.seconds['planning']:.2f} s, allowed are {SECONDS_ALLOWED}")
+        if cost.peak_bytes > MIB_ALLOWED * MIB:
+            problems.append(f"{name}: {cost.peak_bytes / MIB:.0f} MiB, allowed are {MIB_ALLOWED}")
+        growth = per_piece(cost) / per_piece(costs[name, FRACTIONS[0]])
+        if divisor == 1 and growth > GROWTH_ALLOWED:
+            problems.append(f"{name}: {growth:.1f} times the time per piece with all layers; it must not grow")
+    return problems
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Measure planning of the way back of the largest models.")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
+    parser.add_argument("--repeat", type=int, default=3, help="processes that measure each (default 3)")
+    parser.add_argument("--work", type=absolute, help="where to make the temporary directory (default: the system's)")
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--make", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.one is not None:
+        print(json.dumps(vars(measure_here(arguments.one))))
+        return 0
+    if arguments.make is not None:
+        make_facts(Path(arguments.make[0]), arguments.make[1])
+        return 0
+    costs: dict[tuple[str, int], Costs] = {}
+    with work_directory(arguments.work) as work:
+        try:
+            for model in arguments.models:
+                for divisor in FRACTIONS:
+                    published = MODELS[model](divisor)
+                    directory = work / f"{model}-{divisor}"
+                    write_files(directory, published)
+                    print(f"{published.name}, layers / {divisor}", file=sys.stderr, flush=True)
+                    make = (sys.executable, str(HERE / "plan_back.py"), "--make", str(directory), published.definition)
+                    measure(make, directory=CHECKOUT)
+                    costs[published.name, divisor] = measured(directory, arguments.repeat)
+        except CommandError as error:
+            print(error, file=sys.stderr)
+            return 1
+    print(f"back from TP {TP}, PP {PP}, EP {EP}, least of {arguments.repeat}\n{machine()}\n\n{costs_table(costs)}")
+    print(
+        "\nCPU seconds, of one thread, on every process. copies: pieces that are compared before anything is written.\n"
+    )
+    problems = verdict(costs)
+    print("\n".join(f"TOO MUCH: {problem}" for problem in problems) or "good")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
