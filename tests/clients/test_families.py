@@ -446,6 +446,9 @@ def stored_names(directory: Path) -> set[str]:
 
 
 def contents(directory: Path) -> dict[str, bytes]:
+    """What a result holds but the name of the source that it remembers."""
     return {
-        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file() and path.name != "distconv.json"
     }

@@ -41,8 +41,9 @@ def tensor_names(directory: Path) -> set[str]:
 
 
 def contents(directory: Path) -> dict[str, str]:
+    """What a result holds but the name of the source that it remembers."""
     return {
         path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in directory.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != "distconv.json"
     }
