@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from distconv.binding import Unconverted
 from distconv.errors import counted, named, raise_if
 from distconv.facts import Reference
-from distconv.outputs import NamedTensor
-from distconv.virtual import whole
+from distconv.outputs import NamedTensor, as_stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +85,7 @@ def follow(
 def _fillers(names: Sequence[str], reference: Reference) -> Mapping[str, NamedTensor]:
     if reference.index is None:
         return {}
-    stored = [reference.index.tensors[name] for name in names]
-    return {each.name: NamedTensor(each.name, (each,), whole(each.dtype, each.shape)) for each in stored}
+    return {each.name: each for each in as_stored(reference.index.tensors[name] for name in names)}
 
 
 def _shape_problems(found: Mapping[str, NamedTensor], reference: Reference) -> list[str]:

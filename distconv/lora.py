@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 from distconv.errors import InputError, named, raise_if
 from distconv.facts import Reference
 from distconv.low_rank import Factor, LowRank
-from distconv.outputs import NamedTensor
-from distconv.virtual import whole
+from distconv.outputs import NamedTensor, as_stored
 
 Spelled = Callable[[str], str]
 _FACTOR = re.compile(r"(.+)\.lora_([AB])\.default\.weight")
@@ -91,9 +90,9 @@ def merged_into(
         raise InputError(f"merge_lora=true: reference={base.directory} holds no weights to merge into")
     products = _products(tensors, alpha, base)
     result = []
-    for name, stored in base.index.tensors.items():
-        product = products.pop(spelled(name).removesuffix(".weight"), None)
-        result.append(NamedTensor(name, (stored,), whole(stored.dtype, stored.shape), product))
+    for each in as_stored(base.index.tensors.values()):
+        product = products.pop(spelled(each.name).removesuffix(".weight"), None)
+        result.append(replace(each, low_rank=product))
     _check(result, products, base)
     return result
 

@@ -5,15 +5,16 @@ Owns the records that assignment, transfer, verification and reports work with. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 from distconv.binding import Unconverted
 from distconv.dtypes import ITEM_SIZE
 from distconv.low_rank import LowRank
 from distconv.source import StoredTensor
-from distconv.virtual import VirtualTensor
+from distconv.virtual import VirtualTensor, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,3 +80,9 @@ class NamedTensor:
     def position(self) -> tuple[str, int]:
         """Where its first source lies: a job that takes tensors in this order reads sequentially."""
         return (self.sources[0].file.path, self.sources[0].offset) if self.sources else ("", 0)
+
+
+def as_stored(stored: Iterable[StoredTensor]) -> Iterator[NamedTensor]:
+    """Stored tensors as they are, under their names; those that look alike share one table."""
+    table = cache(whole)
+    return (NamedTensor(each.name, (each,), table(each.dtype, each.shape)) for each in stored)

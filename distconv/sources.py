@@ -25,14 +25,13 @@ from distconv.layout import TEXT, Layout
 from distconv.matching import pattern_of
 from distconv.megatron_binding import MegatronBinding, bind_megatron
 from distconv.megatron_index import MegatronIndex, RankFile
-from distconv.outputs import NamedTensor
+from distconv.outputs import NamedTensor, as_stored
 from distconv.replicas import Replica
 from distconv.reversal import restore, with_vocabulary
 from distconv.rules import Rule
 from distconv.selection import check_taken_whole, selection
 from distconv.source import AssembledTensor, SourceFile, SourceIndex, StoredTensor
 from distconv.torch_archive import ArchivedTensor
-from distconv.virtual import whole
 from distconv.vocabulary import SIZE_NAME
 
 
@@ -87,14 +86,7 @@ class _HuggingFace:
     def published(self) -> Published:
         """The tensors as they are."""
         check_taken_whole(self._config)
-        tables: dict[tuple[str, tuple[int, ...]], NamedTensor] = {}
-        tensors = []
-        for stored in self._source.index.tensors.values():
-            alike = tables.setdefault(
-                (stored.dtype, stored.shape), NamedTensor("", (), whole(stored.dtype, stored.shape))
-            )
-            tensors.append(NamedTensor(stored.name, (stored,), alike.tensor))
-        return Published(tensors=tuple(tensors))
+        return Published(tensors=tuple(as_stored(self._source.index.tensors.values())))
 
     def parameters(self) -> Binding:
         """The parameters that the rules of the definition make."""
