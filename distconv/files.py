@@ -28,14 +28,16 @@ class OpenFiles:
         """The descriptor of a file, which must have `size` bytes if that is given."""
         with self._lock:
             if path not in self._open:
-                descriptor = os.open(path, self._flags | os.O_CLOEXEC)
-                self._open[path] = descriptor
-                found = os.fstat(descriptor).st_size
-                if size is not None and found != size:
-                    raise JobError(
-                        f"{path}: was {size} bytes long when it was indexed, now {found}: it is being changed"
-                    )
+                self._open[path] = self._opened(path, size)
             return self._open[path]
+
+    def _opened(self, path: str, size: int | None) -> int:
+        descriptor = os.open(path, self._flags | os.O_CLOEXEC)
+        found = os.fstat(descriptor).st_size
+        if size is not None and found != size:
+            os.close(descriptor)
+            raise JobError(f"{path}: was {size} bytes long when it was indexed, now {found}: it is being changed")
+        return descriptor
 
     def items(self) -> Iterator[tuple[str, int]]:
         """Path and descriptor of each open file."""

@@ -168,6 +168,17 @@ def test_a_source_that_has_changed_since_it_was_indexed_is_named(tmp_path):
         transferred([work])
 
 
+def test_a_source_that_has_changed_is_refused_to_every_thread(tmp_path):
+    """The first thread that asks must not leave a descriptor to those that come after it."""
+    path = tmp_path / "shard"
+    path.write_bytes(bytes(50))
+    with OpenFiles(os.O_RDONLY) as sources:
+        for _ in range(2):
+            with pytest.raises(JobError, match="was 144 bytes long when it was indexed, now 50"):
+                sources.get(str(path), 144)
+        assert list(sources.items()) == []
+
+
 @pytest.mark.parametrize(("run_bytes", "doing"), [(1, "copying"), (64 * 1024, "reading")])
 def test_a_source_that_shrinks_while_it_is_read_is_named(tmp_path, run_bytes, doing):
     (source,) = stored(tmp_path, [numbered((50,))])
