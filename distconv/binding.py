@@ -16,7 +16,7 @@ from math import prod
 from distconv.definition import FLOATING, Definition
 from distconv.dtypes import ITEM_SIZE
 from distconv.errors import InputError, counted, named, raise_if
-from distconv.matching import Choices, Explanations, filled
+from distconv.matching import Choices, Explanations, by_sources, filled
 from distconv.operators import OPERATORS
 from distconv.rules import ANY, Rule
 from distconv.sizes import Sizes
@@ -121,7 +121,7 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
     parameters: list[Parameter] = []
     owners: dict[str, Rule] = {}
     unsized = False
-    chosen = Choices(definition.rules, stored)
+    chosen = Choices(definition.rules, by_sources(stored))
     for rule in wanted:
         try:
             applied = _apply(rule, definition, sizes, stored, chosen, counts)
