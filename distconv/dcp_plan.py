@@ -15,9 +15,9 @@ from typing import Any
 from distconv.binding import Unconverted
 from distconv.dtypes import ITEM_SIZE
 from distconv.errors import JobError, named
+from distconv.lowering import box_of, contiguous_blocks
 from distconv.outputs import Entry, NamedTensor, OutputFile
-from distconv.steps import contiguous_blocks
-from distconv.virtual import Index, VirtualTensor, narrow
+from distconv.virtual import Index, VirtualTensor
 
 # A reader takes whole chunks, so a chunk is no more than this where rows allow it.
 CHUNK_BYTES = 64 * 1024**2
@@ -125,8 +125,4 @@ def _cut(tensor: VirtualTensor) -> Iterator[tuple[Index, VirtualTensor]]:
         yield (0,) * len(tensor.shape), tensor
         return
     for start, lengths in contiguous_blocks(tensor.shape, CHUNK_BYTES // ITEM_SIZE[tensor.dtype]):
-        piece = tensor
-        for dim, (low, length) in enumerate(zip(start, lengths, strict=True)):
-            if length < tensor.shape[dim]:
-                piece = narrow(piece, dim, low, length)
-        yield start, piece
+        yield start, box_of(tensor, start, lengths)
