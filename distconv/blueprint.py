@@ -12,7 +12,7 @@ from distconv.definition import PROJECTOR, Definition
 from distconv.errors import InputError, raise_if
 from distconv.holdings import Holdings, Place
 from distconv.layout import Layout
-from distconv.matching import Choices, Score, filled
+from distconv.matching import Choices, Score, filled, layers_of
 from distconv.rules import ANY, Rule
 from distconv.sizes import Sizes
 from distconv.source import SourceFile, SourceIndex, StoredTensor
@@ -138,18 +138,14 @@ class _Drawing:
     def _uses(self, rule: Rule) -> Iterator[tuple[int | None, int | None, int | None]]:
         """Item, layer and expert of each parameter of a rule."""
         definition, sizes = self._definition, self.sizes
-        layers: Iterable[tuple[int | None, int | None]] = [(None, None)]
-        if "layer" in rule.placeholders:
-            if definition.adapters == "only":
-                count = sum(map(sum, self._layout.stages[rule.modality]))
-            else:
-                count = sizes.get(definition.modalities[rule.modality])
-            layers = [(None, layer) for layer in range(count)]
-            if rule.layers is not None:
-                layers = list(enumerate(sizes.numbers(definition.lists[rule.layers], count)))
+        if definition.adapters == "only":
+            count = sum(map(sum, self._layout.stages[rule.modality]))
+        else:
+            count = sizes.get(definition.modalities[rule.modality])
         experts: Iterable[int | None] = [None]
         if "expert" in rule.placeholders and definition.experts is not None:
             experts = range(sizes.get(definition.experts))
+        layers = layers_of(rule, definition, sizes, count)
         return ((item, layer, expert) for item, layer in layers for expert in experts)
 
 

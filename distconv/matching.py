@@ -21,6 +21,19 @@ def filled(pattern: str, layer: int | None, expert: int | None, item: int | None
     return pattern
 
 
+def layers_of(rule: Rule, definition: Definition, sizes: Sizes, count: int) -> Iterable[tuple[int | None, int | None]]:
+    """Item and layer of each parameter of a rule, of whose modality there are `count` layers.
+
+    Raises:
+        InputError: the list of layers in config.json does not go with that.
+    """
+    if rule.layers is not None:
+        return enumerate(sizes.numbers(definition.lists[rule.layers], count))
+    if "layer" in rule.placeholders:
+        return ((None, layer) for layer in range(count))
+    return ((None, None),)
+
+
 # Of the rules of an alternative and a layer: whether all that must be there is there, how much is, what else tells.
 Score = Callable[[Sequence[Rule], "int | None"], "tuple[int, ...]"]
 
