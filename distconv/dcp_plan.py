@@ -69,15 +69,19 @@ class DcpPlan:
         assert isinstance(file, PartFile)
         return self.parts[file.part]
 
+    def tensors(self) -> list[NamedTensor]:
+        """The tensors that the chunks make up, each once, in the order of their chunks."""
+        return list({chunk.whole.name: chunk.whole for part in self.parts for chunk in part}.values())
+
     def summary(self) -> dict[str, Any]:
         """How many tensors and chunks there are, and how they are named."""
-        chunks = [chunk for part in self.parts for chunk in part]
+        tensors = self.tensors()
         return {
             "dcp": {
                 "naming": self.naming,
-                "example": chunks[0].whole.name if chunks else None,
-                "tensors": len({chunk.whole.name for chunk in chunks}),
-                "chunks": len(chunks),
+                "example": tensors[0].name if tensors else None,
+                "tensors": len(tensors),
+                "chunks": sum(map(len, self.parts)),
             }
         }
 

@@ -20,7 +20,7 @@ from distconv.definition import parse_definition
 from distconv.errors import InputError, raise_if
 from distconv.facts import MODEL_CONFIG, Checkpoint, DcpSource, Facts, Reference, Source
 from distconv.given_layout import GivenLayout
-from distconv.iterations import RELEASE, iteration_of
+from distconv.iterations import RELEASE, VERSION_KEY, iteration_of
 from distconv.jsonfile import read_object
 from distconv.known_names import known_parameters, known_tensors
 from distconv.megatron_index import read_megatron
@@ -30,8 +30,6 @@ from distconv.reference import read_reference
 from distconv.source_directory import check_directory, read_directory
 
 Chosen = tuple[str, Mapping[str, Any]]
-# An entry that says how to read the model, and is no state of training.
-_VERSION = "checkpoint_version"
 _KINDS = {
     "hf": "a Hugging Face directory",
     "megatron": "a Megatron checkpoint",
@@ -147,7 +145,7 @@ def _trained(config: JobConfig, kind: str, chosen: Chosen | None, definitions: D
         wanted = {full: bare for bare, full in names.items()}
         located = locate(opened, wanted.__contains__)
         naming = "hf" if len(tensors & names.keys()) >= len(parameters & names.keys()) else "megatron"
-        others = sorted({*opened.metadata.others, *(opened.metadata.tensors.keys() - wanted.keys())} - {_VERSION})
+        others = sorted({*opened.metadata.others, *(opened.metadata.tensors.keys() - wanted.keys())} - {VERSION_KEY})
         source = DcpSource(index=located.renamed(wanted), naming=naming, prefix=prefix, others=_summarised(others))
     return Facts(
         source=source,
