@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Container, Iterable, Iterator,
 from distconv.definition import PROJECTOR, Definition
 from distconv.errors import InputError, raise_if
 from distconv.holdings import Holdings, Place
-from distconv.layout import Layout
+from distconv.layout import TEXT, Layout
 from distconv.matching import Choices, Score, filled, layers_of
 from distconv.rules import ANY, Rule
 from distconv.sizes import Sizes
@@ -67,7 +67,7 @@ def draw(
     """
     drawing = _Drawing(definition, sizes, layout, holdings, left_out, frozenset(map(definition.spelled, names)), where)
     head = None if definition.tied is None else definition.tied.head
-    tied = definition.tied is not None and "text" in layout.stages and sizes.flag(definition.tied.flag)
+    tied = TEXT in layout.stages and definition.is_tied(sizes)
     for rule in definition.rules:
         if left_out(rule) is None and not (rule.target == head and without_head):
             drawing.add(rule, optional=rule.optional or (tied and rule.target == head))

@@ -21,6 +21,7 @@ from distconv.definition import Definition
 from distconv.errors import raise_if
 from distconv.facts import Checkpoint, DcpSource, Facts, Reference
 from distconv.given_layout import GivenLayout
+from distconv.iterations import RELEASE
 from distconv.layout import TEXT, Layout
 from distconv.matching import pattern_of
 from distconv.megatron_binding import MegatronBinding, bind_megatron
@@ -146,7 +147,7 @@ class _MegatronDcp:
         }
         index = MegatronIndex(
             directory=source.index.directory,
-            iteration="release",
+            iteration=RELEASE,
             dictionaries=("model",),
             files=(RankFile(rank=(0,), file=NOWHERE, tensors=tensors),),
             others=(),
@@ -192,8 +193,7 @@ class _PublishedDcp:
         tensors = (
             NamedTensor(definition.spelled(each.name), each.parts, each.tensor) for each in self._tensors.values()
         )
-        tied = definition.tied is not None and self._sizes.flag(definition.tied.flag)
-        return Published(tensors=tuple(tensors), tied=tied)
+        return Published(tensors=tuple(tensors), tied=definition.is_tied(self._sizes))
 
     def parameters(self) -> Binding:
         """The parameters that the rules of the definition make of them."""
