@@ -16,7 +16,7 @@ from distconv.matching import Choices, Score, filled, layers_of
 from distconv.rules import ANY, Rule
 from distconv.sizes import Sizes
 from distconv.source import SourceFile, SourceIndex, StoredTensor
-from distconv.vocabulary import SIZE_NAME
+from distconv.vocabulary import SIZE_NAME, has_vocabulary
 
 Shape = tuple[int, ...]
 LeftOut = Callable[[Rule], str | None]
@@ -103,7 +103,7 @@ class _Drawing:
     def _vocabulary(self, rules: Iterable[Rule]) -> int | None:
         """The number of rows that the files have: it need not be that of config.json."""
         for rule in rules:
-            if SIZE_NAME in rule.sources[0].dims[:1]:
+            if has_vocabulary(rule):
                 size = self._layout.tensor_parallel_size(rule.modality)
                 place = self._holdings.examples.get(rule.target)
                 if place is not None and (full := self._holdings.full_shape(rule, place, size)):

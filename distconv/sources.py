@@ -33,7 +33,7 @@ from distconv.rules import Rule
 from distconv.selection import check_taken_whole, selection
 from distconv.source import AssembledTensor, SourceFile, SourceIndex, StoredTensor
 from distconv.torch_archive import ArchivedTensor
-from distconv.vocabulary import SIZE_NAME
+from distconv.vocabulary import SIZE_NAME, has_vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +209,7 @@ class _PublishedDcp:
 def _restored(published: Binding, parameters: Binding, reference: Reference, definition: Definition) -> Published:
     restored = restore(published, parameters)
     tensors = list(restored.tensors)
-    if any(each.recipe.rule.sources[0].dims[:1] == (SIZE_NAME,) for each in published.parameters):
+    if any(has_vocabulary(each.recipe.rule) for each in published.parameters):
         rows = reference.sizes(definition).get(SIZE_NAME)
         tensors = with_vocabulary(published, tensors, rows, f"reference={reference.directory}")
     return Published(tensors=tuple(tensors), left_out=restored.left_out, tied=published.tied)
