@@ -16,7 +16,6 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +76,9 @@ def make_facts(directory: Path, model: str) -> None:
     def tensors(entries: Iterator[Any]) -> dict[tuple[str, str], ArchivedTensor]:
         found, offset = {}, 0
         for entry in entries:
-            shape = entry.tensor.shape
-            strides = tuple(prod(shape[dim + 1 :]) for dim in range(len(shape)))
-            found[entry.key, entry.name] = ArchivedTensor(entry.tensor.dtype, shape, strides, offset)
-            offset += prod(shape) * BYTES_PER_ELEMENT
+            tensor = entry.tensor
+            found[entry.key, entry.name] = ArchivedTensor.contiguous(tensor.dtype, tensor.shape, offset)
+            offset += tensor.elements * BYTES_PER_ELEMENT
         return found
 
     files = tuple(

@@ -142,7 +142,7 @@ class _MegatronDcp:
     def __init__(self, config: JobConfig, source: DcpSource, reference: Reference, definition: Definition) -> None:
         self._reference, self._definition = reference, definition
         tensors = {
-            ("model", each.name): ArchivedTensor(each.tensor.dtype, each.tensor.shape, _strides(each.tensor.shape), 0)
+            ("model", each.name): ArchivedTensor.contiguous(each.tensor.dtype, each.tensor.shape, 0)
             for each in source.index.tensors.values()
         }
         index = MegatronIndex(
@@ -263,7 +263,3 @@ def _bound(
 
 def _not_carried(source: DcpSource) -> tuple[str, ...]:
     return tuple(f"not carried over: {name}: training state; only the model is converted" for name in source.others)
-
-
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(prod(shape[dim + 1 :]) for dim in range(len(shape)))
