@@ -27,6 +27,8 @@ from distconv.torch_blobs import stored_within
 from distconv.virtual import Copy, Index, VirtualTensor, gaps
 
 Located = Mapping[tuple[str, Index], tuple[SourceFile, ArchivedTensor]]
+# A chunk to be found: where the metadata says it is, and the name and element type of its tensor.
+_Sought = tuple[Place, str, str, Chunk]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +227,7 @@ def _table(entry: Entry, pieces: Sequence[ArchivedTensor]) -> tuple[VirtualTenso
 
 def _located(directory: Path, entries: Mapping[str, Entry]) -> Located:
     """Each chunk that is not empty, in its file."""
-    per_file = defaultdict(list)
+    per_file: dict[str, list[_Sought]] = defaultdict(list)
     for name, entry in entries.items():
         for chunk in entry.filled:
             per_file[chunk.places[0].file].append((chunk.places[0], name, entry.dtype, chunk))
@@ -234,21 +236,7 @@ def _located(directory: Path, entries: Mapping[str, Entry]) -> Located:
     for file_name, chunks in sorted(per_file.items()):
         path = directory / file_name
         try:
-            file = SourceFile(str(path), path.stat().st_size)
-            beyond = [(place, name) for place, name, _, _ in chunks if place.offset + place.length > file.size]
-            if beyond:
-                end = max(place.offset + place.length for place, _ in beyond)
-                problems.append(
-                    f"{path}: truncated: it has {file.size} bytes, and {METADATA} places "
-                    f"{named((name for _, name in beyond), 3)} in it up to byte {end}"
-                )
-                continue
-            with stored_within(path) as read:
-                for place, name, dtype, chunk in sorted(chunks, key=lambda each: each[0].offset):
-                    try:
-                        located[name, chunk.offsets] = file, _piece(read, file, place, name, dtype, chunk)
-                    except InputError as error:
-                        problems += error.problems
+            located |= _located_in(path, chunks)
         except FileNotFoundError:
             needs = named((name for _, name, _, _ in chunks), 3)
             problems.append(f"{path}: no such file; {METADATA} says that it holds {needs}")
@@ -256,6 +244,33 @@ def _located(directory: Path, entries: Mapping[str, Entry]) -> Located:
             problems.append(f"{path}: cannot be read: {error.strerror}")
         except InputError as error:
             problems += error.problems
+    raise_if(problems)
+    return located
+
+
+def _located_in(path: Path, chunks: Sequence[_Sought]) -> Located:
+    """The chunks that are in one file.
+
+    Raises:
+        InputError: the file is too short; every chunk that is not there.
+        OSError: the file cannot be read.
+    """
+    file = SourceFile(str(path), path.stat().st_size)
+    beyond = [(place, name) for place, name, _, _ in chunks if place.offset + place.length > file.size]
+    if beyond:
+        end = max(place.offset + place.length for place, _ in beyond)
+        raise InputError(
+            f"{path}: truncated: it has {file.size} bytes, and {METADATA} places "
+            f"{named((name for _, name in beyond), 3)} in it up to byte {end}"
+        )
+    located: dict[tuple[str, Index], tuple[SourceFile, ArchivedTensor]] = {}
+    problems: list[str] = []
+    with stored_within(path) as read:
+        for place, name, dtype, chunk in sorted(chunks, key=lambda each: each[0].offset):
+            try:
+                located[name, chunk.offsets] = file, _piece(read, file, place, name, dtype, chunk)
+            except InputError as error:
+                problems += error.problems
     raise_if(problems)
     return located
 
