@@ -1,4 +1,8 @@
-"""What the files of a Megatron source hold, by target and by global numbers of layer and expert. Pure."""
+"""What the files of a Megatron source hold, by target and by global numbers of layer and expert.
+
+Owns the way from numbers local to a file to global ones. Pure, and judges nothing: what is missing or wrong is found
+when the files are compared with a plan.
+"""
 
 from __future__ import annotations
 
