@@ -53,7 +53,7 @@ class MegatronFormat:
             if tensor is not None and wrong is None and not tensor.is_contiguous:
                 wrong = "is not contiguous"
             if wrong is not None:
-                differences.append(f"{path}: {entry.key}/{entry.name} {wrong}")
+                differences.append(f"{path}: {entry.title} {wrong}")
             elif tensor is not None:
                 offsets[entry.key, entry.name] = tensor.offset
         return Located(offsets=offsets, differences=differences)

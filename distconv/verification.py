@@ -47,8 +47,13 @@ def compare_files(
                 offsets |= {(file, key, name): offset for (key, name), offset in located.offsets.items()}
                 checked[file] = tuple(entry for entry in entries if (entry.key, entry.name) in located.offsets)
             work = Batch(files=checked).work(paths, offsets)
-            starts = sorted((paths[file], offset, f"{key}/{name}") for (file, key, name), offset in offsets.items())
-            names = {(path, offset): name for path, offset, name in starts}
+            # One without elements may begin where another does.
+            names = {
+                (paths[file], offsets[file, entry.key, entry.name]): entry.title
+                for file, entries in checked.items()
+                for entry in entries
+                if entry.tensor.elements
+            }
             differing = _differing(work, names, sources, io, counters, must_stop)
             differences += [f"{place[0]}: {names[place]} differs from the source" for place in differing]
     return differences
