@@ -8,9 +8,7 @@ Format: `torch/distributed/checkpoint/metadata.py`, and `_StorageInfo` in `files
 from __future__ import annotations
 
 import io
-import pickle
 import re
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -18,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from distconv.errors import InputError, named, raise_if
-from distconv.torch_archive import Inert
+from distconv.inert_pickle import Inert, InertUnpickler, StandIn
+from distconv.torch_archive import MOST_DIMS
 from distconv.virtual import Index
 
 METADATA = ".metadata"
@@ -127,7 +126,7 @@ def _load(path: Path) -> tuple[Any, list[str]]:
     return content, list(unpickler.foreign)
 
 
-class _Record:
+class _Record(StandIn):
     """What an object of torch becomes: keeps the state that the pickle gives it."""
 
     state: Any = None
@@ -167,6 +166,14 @@ class _StorageInfo(_Record):
     pass
 
 
+def _size(lengths: tuple[Any, ...]) -> tuple[Any, ...]:
+    return lengths
+
+
+def _dictionary() -> dict[Any, Any]:
+    return {}
+
+
 _CHECKPOINT = "torch.distributed.checkpoint"
 _CLASSES: Mapping[tuple[str, str], Any] = {
     **{
@@ -183,8 +190,8 @@ _CLASSES: Mapping[tuple[str, str], Any] = {
     (f"{_CHECKPOINT}.filesystem", "_StorageInfo"): _StorageInfo,
     # Before torch 2.3.
     ("torch.distributed._shard.sharded_tensor.metadata", "TensorProperties"): _TensorProperties,
-    ("torch", "Size"): tuple,
-    ("collections", "OrderedDict"): OrderedDict,
+    ("torch", "Size"): _size,
+    ("collections", "OrderedDict"): _dictionary,
 }
 # What torch writes besides, and planners of training programs: nothing of it is needed.
 _UNUSED = re.compile(
@@ -196,8 +203,8 @@ _UNUSED = re.compile(
 _DTYPE = re.compile(r"(b?float|complex|q?u?int|bits)\d\w*|bool")
 
 
-class _Unpickler(pickle.Unpickler):
-    """Reads the pickle as data: `find_class` never imports, so nothing that the file names is ever called."""
+class _Unpickler(InertUnpickler):
+    """What torch writes becomes records, everything else is inert, and the names of what is foreign are kept."""
 
     def __init__(self, stream: io.BytesIO) -> None:
         super().__init__(stream)
@@ -262,6 +269,8 @@ def _fields(record: object, *names: str, **optional: Any) -> list[Any]:
 def _index(value: Any) -> Index:
     if not isinstance(value, (tuple, list)) or not all(type(each) is int and each >= 0 for each in value):
         raise ValueError(f"expected whole numbers, found {type(value).__name__}")
+    if len(value) > MOST_DIMS:
+        raise ValueError(f"expected at most {MOST_DIMS} dims, found {len(value)}")
     return tuple(value)
 
 

@@ -15,10 +15,11 @@ from typing import Any
 
 from distconv.composition import strided
 from distconv.errors import InputError, named, raise_if
+from distconv.inert_pickle import Inert
 from distconv.iterations import CHECKPOINT_VERSION, RELEASE, VERSION_KEY
 from distconv.megatron_directory import find_ranks
 from distconv.source import SourceFile
-from distconv.torch_archive import ArchivedTensor, Inert, read_archive
+from distconv.torch_archive import ArchivedTensor, read_archive
 
 _DICTIONARY = re.compile(r"model\d*")
 _EXTRA_STATE = "_extra_state"
@@ -153,7 +154,7 @@ def _read(path: Path) -> _Content:
     version = content.get(VERSION_KEY)
     if version is not None and version != CHECKPOINT_VERSION:
         raise InputError(
-            f"{path}: {VERSION_KEY} is {version!r}, expected {CHECKPOINT_VERSION}: older ones order qkv in "
+            f"{path}: {VERSION_KEY} is {_shown(version)}, expected {CHECKPOINT_VERSION}: older ones order qkv in "
             "another way; load and save it with a current Megatron first"
         )
     keys = sorted(name for name in content if isinstance(name, str) and _DICTIONARY.fullmatch(name))
@@ -167,6 +168,11 @@ def _read(path: Path) -> _Content:
         tensors={key: _tensors(path, key, content[key]) for key in (keys if keys == ["model"] else virtual)},
         others=tuple(str(name) for name in content if name not in (*keys, *_READ)),
     )
+
+
+def _shown(value: Any) -> str:
+    """A value of a pickle for a message; lists of lists may have no end."""
+    return repr(value) if isinstance(value, (float, str)) or type(value) is int else type(value).__name__
 
 
 def _tensors(path: Path, key: str, entries: Any) -> Mapping[str, ArchivedTensor]:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import struct
 import zipfile
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from typing import IO, Any
 
 from distconv.dtypes import ITEM_SIZE
 from distconv.errors import InputError
+from distconv.inert_pickle import Inert, InertUnpickler
 
 _STORAGE_DTYPES = {
     "DoubleStorage": "float64",
@@ -35,6 +34,8 @@ _STORAGE_DTYPES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
+# The limit of torch itself.
+MOST_DIMS = 64
 _LOCAL_HEADER_BYTES = 30
 
 
@@ -68,28 +69,6 @@ class _DamagedError(Exception):
     """What is wrong inside a file; the name of the file comes in front of it."""
 
 
-class Inert:
-    """What a class or function of the pickle becomes: takes anything, keeps nothing, does nothing."""
-
-    def __init__(self, *_: object, **__: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-    def __setitem__(self, key: object, value: object) -> None:
-        pass
-
-    def append(self, item: object) -> None:
-        """Ignore an item of a list of a foreign class."""
-
-    def extend(self, items: object) -> None:
-        """Ignore items of a list of a foreign class."""
-
-    def add(self, item: object) -> None:
-        """Ignore an item of a set of a foreign class."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Storage:
     dtype: str | None
@@ -119,6 +98,8 @@ def archive_content(stream: IO[bytes], offset: int, length: int) -> Any:
         members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
         if "data.pkl" not in members:
             raise _DamagedError("not a file that torch.save wrote: it holds no data.pkl")
+        for name in members.keys() & {"data.pkl", "byteorder"}:
+            _check_stored(members[name], name)
         if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
             raise _DamagedError("written on a big-endian machine, which is not supported")
         return _Unpickler(archive.read(members["data.pkl"]), _Storages(stream, members, offset, length)).load()
@@ -144,6 +125,12 @@ def refusals(where: str) -> Iterator[None]:
         raise InputError(f"{where}: its pickle is damaged: {type(error).__name__}: {error}") from None
 
 
+def _check_stored(info: zipfile.ZipInfo, what: str) -> None:
+    """A few bytes that are compressed may stand for more than there is memory."""
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise _DamagedError(f"its {what} is compressed, which torch never does")
+
+
 class _Storages:
     """The storages of an archive by key, located and checked when something refers to them."""
 
@@ -157,8 +144,7 @@ class _Storages:
         info = self._members.get(f"data/{key}")
         if info is None:
             raise _DamagedError(f"its storage {key} is missing")
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise _DamagedError(f"its storage {key} is compressed, which torch never does")
+        _check_stored(info, f"storage {key}")
         self._stream.seek(info.header_offset)
         header = self._stream.read(_LOCAL_HEADER_BYTES)
         name_length, extra_length = struct.unpack("<HH", header[26:30])
@@ -168,8 +154,8 @@ class _Storages:
         return _Storage(dtype, self._offset + offset, info.file_size)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Reads the pickle as data: `find_class` never imports, so nothing that the file names is ever called."""
+class _Unpickler(InertUnpickler):
+    """Tensors and their storages become records, everything else is inert."""
 
     def __init__(self, text: bytes, storages: _Storages) -> None:
         super().__init__(io.BytesIO(text))
@@ -187,6 +173,8 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _, _ = pid
+        if not isinstance(kind, str):
+            raise TypeError("the kind of a reference is text")
         if kind != "storage" or not isinstance(key, str):
             raise _DamagedError(f"unknown reference {kind!r} in the pickle")
         # The storage of a type that is not known here, or that its tensor names, is bytes.
@@ -216,7 +204,9 @@ def _located(
     storage: _Storage, dtype: str, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
 ) -> ArchivedTensor:
     item_size = ITEM_SIZE[dtype]
-    if len(shape) != len(strides) or min((offset, *shape, *strides)) < 0:
+    if not all(type(each) is int for each in (offset, *shape, *strides)):
+        raise TypeError("shape, strides and offset of a tensor are whole numbers")
+    if not len(shape) == len(strides) <= MOST_DIMS or min((offset, *shape, *strides)) < 0:
         raise _DamagedError(f"a tensor has shape {list(shape)}, strides {list(strides)} and offset {offset}")
     extent = 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True)) if prod(shape) else 0
     if (offset + extent) * item_size > storage.nbytes:
@@ -226,6 +216,11 @@ def _located(
 
 def _parameter(data: ArchivedTensor | Inert, *_: object) -> ArchivedTensor | Inert:
     return data
+
+
+def _dictionary() -> dict[Any, Any]:
+    """What torch fills with entries afterwards."""
+    return {}
 
 
 def _attribute(*_: object) -> type[Inert]:
@@ -240,7 +235,7 @@ _FUNCTIONS: Mapping[tuple[str, str], Any] = {
     ("torch_npu.utils.storage", "_rebuild_npu_tensor"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _dictionary,
     ("__builtin__", "getattr"): _attribute,
     ("builtins", "getattr"): _attribute,
 }

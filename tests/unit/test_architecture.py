@@ -18,6 +18,7 @@ LAYERS: list[set[str]] = [
     {
         "dtypes",
         "errors",
+        "inert_pickle",
         "interruption",
         "measurement",
         "partition",

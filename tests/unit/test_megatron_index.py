@@ -11,10 +11,11 @@ import pytest
 
 from distconv import megatron_index
 from distconv.errors import InputError
+from distconv.inert_pickle import Inert
 from distconv.megatron_directory import FILE_NAME
 from distconv.megatron_index import MegatronIndex, read_megatron
 from distconv.source import SourceFile
-from distconv.torch_archive import ArchivedTensor, Inert
+from distconv.torch_archive import ArchivedTensor
 
 A = ArchivedTensor("bfloat16", (2, 3), (3, 1), 128)
 B = ArchivedTensor("float32", (4,), (1,), 256)
@@ -146,6 +147,10 @@ def test_ranks_of_different_dictionaries_are_refused(reading, tmp_path):
         (
             {"model": {"a": A}, "checkpoint_version": 2.0},
             "checkpoint_version is 2.0, expected 3.0: older ones order qkv",
+        ),
+        (
+            {"model": {"a": A}, "checkpoint_version": [2]},
+            "checkpoint_version is list, expected 3.0: older ones order qkv",
         ),
     ],
 )

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 
 from distconv.dtypes import ITEM_SIZE
 from distconv.errors import InputError
-from distconv.torch_archive import ArchivedTensor, Inert, read_archive
+from distconv.inert_pickle import Inert
+from distconv.torch_archive import ArchivedTensor, read_archive
 from tests.unit.attacks import CALLS
 
 
@@ -386,11 +387,16 @@ def test_a_tensor_outside_its_storage_is_refused_by_the_name_of_the_file(tmp_pat
     assert str(path) in str(caught.value)
 
 
-def test_a_compressed_storage_is_refused(tmp_path):
-    with zipfile.ZipFile(tmp_path / "f", "w", zipfile.ZIP_DEFLATED) as stream:
-        stream.writestr("archive/data.pkl", storage_pickle())
-        stream.writestr("archive/data/0", bytes(24))
-    with pytest.raises(InputError, match="its storage 0 is compressed, which torch never does"):
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [("data/0", "its storage 0"), ("data.pkl", "its data.pkl"), ("byteorder", "its byteorder")],
+)
+def test_what_is_compressed_is_refused(tmp_path, member, message):
+    with zipfile.ZipFile(tmp_path / "f", "w") as stream:
+        for name, data in {"data.pkl": storage_pickle(), "data/0": bytes(24), "byteorder": b"little"}.items():
+            how = zipfile.ZIP_DEFLATED if name == member else zipfile.ZIP_STORED
+            stream.writestr(f"archive/{name}", data, how)
+    with pytest.raises(InputError, match=f"{message} is compressed, which torch never does"):
         read_archive(tmp_path / "f")
 
 

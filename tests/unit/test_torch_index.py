@@ -10,8 +10,9 @@ import pytest
 
 from distconv import torch_index
 from distconv.errors import InputError
+from distconv.inert_pickle import Inert
 from distconv.source import SourceFile, StoredTensor
-from distconv.torch_archive import ArchivedTensor, Inert
+from distconv.torch_archive import ArchivedTensor
 from distconv.torch_index import read_state_dict
 
 A = ArchivedTensor("bfloat16", (2, 3), (3, 1), 128)

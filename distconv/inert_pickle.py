@@ -1,0 +1,99 @@
+"""Reading a pickle as data: a machine that builds plain values and stand-ins, whatever the pickle asks for.
+
+Owns that a pickle of strangers can only be read or be refused: nothing that it names is imported or called, and reading
+it takes time and memory like its length. `pickle.Unpickler` alone does not see to that: it makes room for as many
+remembered values as a number in the file says, and tuples of tuples as a key overflow its stack, or take for ever.
+What the stand-ins for known names are is the business of those who read a format.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+
+class StandIn:
+    """An object in place of one that a pickle describes; the only kind that is given a state."""
+
+    def __setstate__(self, state: object) -> None:
+        """Ignore the state."""
+
+
+class Inert(StandIn):
+    """What a class or function of the pickle becomes: takes anything, keeps nothing, does nothing."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __setitem__(self, key: object, value: object) -> None:
+        pass
+
+    def append(self, item: object) -> None:
+        """Ignore an item of a list of a foreign class."""
+
+    def extend(self, items: object) -> None:
+        """Ignore items of a list of a foreign class."""
+
+    def add(self, item: object) -> None:
+        """Ignore an item of a set."""
+
+
+# Written in Python, it remembers values in a dictionary, and lets single instructions be replaced.
+class InertUnpickler(pickle._Unpickler):  # noqa: SLF001 - public as pickle.Unpickler where there is no C
+    """`find_class`, and `persistent_load` where there are such references, are left to those who know the format."""
+
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
+    read: Callable[[int], bytes]
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The stand-in for what a pickle names."""
+        raise NotImplementedError
+
+    def _bytearray(self) -> None:
+        (length,) = struct.unpack("<Q", self.read(8))
+        self.stack.append(bytearray(self.read(length)))
+
+    def _empty_set(self) -> None:
+        self.stack.append(Inert())
+
+    def _frozen_set(self) -> None:
+        self.pop_mark()
+        self.stack.append(Inert())
+
+    def _dictionary(self) -> None:
+        items = self.pop_mark()
+        self.stack.append(dict(zip(map(_key, items[::2]), items[1::2], strict=True)))
+
+    def _item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.stack[-1][_key(key)] = value
+
+    def _items(self) -> None:
+        items = self.pop_mark()
+        target = self.stack[-1]
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[_key(key)] = value
+
+    def _build(self) -> None:
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], StandIn):
+            self.stack[-1].__setstate__(state)
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        **pickle._Unpickler.dispatch,  # noqa: SLF001 - as above
+        pickle.BYTEARRAY8[0]: _bytearray,
+        pickle.EMPTY_SET[0]: _empty_set,
+        pickle.FROZENSET[0]: _frozen_set,
+        pickle.DICT[0]: _dictionary,
+        pickle.SETITEM[0]: _item,
+        pickle.SETITEMS[0]: _items,
+        pickle.BUILD[0]: _build,
+    }
+
+
+def _key(key: Any) -> Any:
+    """A key of a dictionary; one whose hash may take for ever is no name of anything that is read."""
+    return Inert() if type(key) is tuple and any(isinstance(each, tuple) for each in key) else key
