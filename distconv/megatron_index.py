@@ -23,6 +23,8 @@ from distconv.torch_archive import ArchivedTensor, read_archive
 
 _DICTIONARY = re.compile(r"model\d*")
 _EXTRA_STATE = "_extra_state"
+# More than will be trained, and a number that a directory can have in its name.
+_LAST_ITERATION = 10**12
 # Top-level entries that a conversion keeps.
 _READ = (VERSION_KEY, "iteration")
 
@@ -163,6 +165,9 @@ def _read(path: Path) -> _Content:
         expected = "model, or model0, model1 … for virtual stages"
         raise InputError(f"{path}: expected {expected}; found {', '.join(keys) or named(content)}")
     iteration = content.get("iteration")
+    if type(iteration) is int and not 0 <= iteration <= _LAST_ITERATION:
+        found = "a negative" if iteration < 0 else "a larger"
+        raise InputError(f"{path}: expected an iteration from 0 to 10^12, found {found} one")
     return _Content(
         iteration=iteration if type(iteration) is int else None,
         tensors={key: _tensors(path, key, content[key]) for key in (keys if keys == ["model"] else virtual)},

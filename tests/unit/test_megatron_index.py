@@ -152,6 +152,8 @@ def test_ranks_of_different_dictionaries_are_refused(reading, tmp_path):
             {"model": {"a": A}, "checkpoint_version": [2]},
             "checkpoint_version is list, expected 3.0: older ones order qkv",
         ),
+        ({"model": {"a": A}, "iteration": -3}, "expected an iteration from 0 to 10^12, found a negative one"),
+        ({"model": {"a": A}, "iteration": 10**5000}, "expected an iteration from 0 to 10^12, found a larger one"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_by_name(reading, tmp_path, content, message):
