@@ -149,7 +149,7 @@ class _MegatronDcp:
             directory=source.index.directory,
             iteration=RELEASE,
             dictionaries=("model",),
-            files=(RankFile(rank=(0,), file=NOWHERE, tensors=tensors),),
+            files=(RankFile(rank=(0,), file=SourceFile(source.index.directory, 0), tensors=tensors),),
             others=(),
         )
         self._bound = _bound(config, index, reference, definition, GivenLayout())

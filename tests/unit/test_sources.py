@@ -161,6 +161,15 @@ def test_a_dcp_with_megatron_names_gives_both():
     assert found.notes == ("not carried over: optimizer (3 entries): training state; only the model is converted",)
 
 
+def test_what_a_dcp_with_megatron_names_lacks_is_said_with_its_directory():
+    arrays = made(toy.arrays())
+    name = next(name for name in arrays if ".1." in name)
+    del arrays[name]
+    with pytest.raises(InputError) as caught:
+        origin(dcp(Pieces(arrays, halves), "megatron"))
+    assert caught.value.problems == [f"/dcp: 1 tensors are missing: model/{name}"]
+
+
 def test_a_dcp_with_megatron_names_has_the_vocabulary_of_the_reference_when_it_is_published():
     arrays = toy.arrays()
     pieces = Pieces(made(arrays), halves)
