@@ -17,6 +17,7 @@ from typing import Any
 
 from distconv.errors import InputError, named, raise_if
 from distconv.inert_pickle import Inert, InertUnpickler, StandIn
+from distconv.source import is_file_name
 from distconv.torch_archive import MOST_DIMS
 from distconv.virtual import Index
 
@@ -99,7 +100,7 @@ def read_metadata(path: Path) -> Metadata:
         [
             f"{path}: refers to the file {file!r}, which is not a name in this directory; no such name is followed"
             for file in sorted({place.file for found in places.values() for place in found})
-            if re.fullmatch(r"\.{0,2}|.*[/\\\0].*", file, re.DOTALL)
+            if not is_file_name(file)
         ]
     )
     return Metadata(tensors=tensors, others=others)

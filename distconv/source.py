@@ -6,6 +6,7 @@ Owns the records that all later stages plan with. It knows nothing of file forma
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -13,6 +14,14 @@ from typing import Any
 
 from distconv.dtypes import ITEM_SIZE
 from distconv.virtual import VirtualTensor
+
+# A way out of the directory, and what no file system has in a name: half of a surrogate pair is no character.
+_NO_FILE_NAME = re.compile(r"\.{0,2}|.*[/\\\0\ud800-\udfff].*", re.DOTALL)
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a text that stands in a checkpoint is the name of a file in its directory, and leads nowhere else."""
+    return not _NO_FILE_NAME.fullmatch(text)
 
 
 @dataclass(frozen=True, slots=True)

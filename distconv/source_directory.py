@@ -15,7 +15,7 @@ from pathlib import Path
 from distconv.errors import InputError, counted, named, raise_if
 from distconv.jsonfile import read_object
 from distconv.safetensors_index import read_header
-from distconv.source import SourceIndex, StoredTensor
+from distconv.source import SourceIndex, StoredTensor, is_file_name
 from distconv.torch_index import read_state_dict
 
 
@@ -123,7 +123,7 @@ def read_weight_map(path: Path) -> Mapping[str, str]:
         raise InputError(f"{path}: expected an object 'weight_map' from tensor names to shard files")
     problems = []
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or os.path.basename(shard) != shard or shard in ("", ".", ".."):
+        if not isinstance(shard, str) or not is_file_name(shard):
             problems.append(f"{path}: tensor {name} is in {shard!r}, which is not the name of a file in this directory")
     raise_if(problems)
     return weight_map

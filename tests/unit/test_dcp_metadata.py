@@ -209,7 +209,7 @@ def test_metadata_that_is_not_as_torch_writes_it(tmp_path, content, message):
     assert message in refused(tmp_path, content)
 
 
-@pytest.mark.parametrize("file", ["/etc/passwd", "../x", "a/b", "..", ".", "", "a\\b", "a\0b", "a\n/b"])
+@pytest.mark.parametrize("file", ["/etc/passwd", "../x", "a/b", "..", ".", "", "a\\b", "a\0b", "a\n/b", "a\ud800"])
 def test_no_name_leads_out_of_the_directory(tmp_path, file):
     made = draft()
     made.boxes["model.a"][1].file = file

@@ -107,7 +107,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../x.safetensors", "/etc/passwd", "sub/x.safetensors", "", ".", "..", 3, None, ["x"]]
+    "name", ["../x.safetensors", "/etc/passwd", "sub/x.safetensors", "", ".", "..", 3, None, ["x"], "x\0", "x\ud800"]
 )
 def test_a_shard_name_that_leaves_the_directory_is_refused(tmp_path, name):
     directory = indexed(tmp_path / "hf", {"1.safetensors": ["a"]}, {"a": "1.safetensors", "b": name})
