@@ -45,10 +45,10 @@ def read_reference(directory: Path, key: str) -> Reference:
         index = read_directory(directory, adapter=adapter)
         shards = {name: os.path.basename(tensor.file.path) for name, tensor in index.tensors.items()}
     except InputError:
-        # Without its weights it still says what the result looks like, if its index is there, or if nothing is.
+        # Without its weights a model still says what the result looks like, if its index is there, or if nothing is.
         if index_file is not None:
             shards = read_weight_map(index_file)
-        elif any(map(_is_weight, directory.iterdir())):
+        elif adapter or any(map(_is_weight, directory.iterdir())):
             raise
     content = read_object(index_file, "the shards of the result") if index_file is not None else None
     return Reference(

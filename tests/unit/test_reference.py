@@ -86,6 +86,14 @@ def test_an_adapter_is_known_by_its_configuration(tmp_path):
     assert found.shards == {"a": "adapter_model.safetensors", "b": "adapter_model.safetensors"}
 
 
+def test_an_adapter_without_its_weights_does_not_say_how_they_are_called(tmp_path):
+    directory = configured(tmp_path / "hf", "adapter_config.json")
+    with pytest.raises(
+        InputError, match=f"{directory}: holds no checkpoint; expected one of adapter_model.safetensors"
+    ):
+        read_reference(directory, "reference")
+
+
 def test_a_model_with_an_adapter_beside_it_is_a_model(tmp_path):
     directory = configured(configured(tmp_path / "hf"), "adapter_config.json")
     shard(directory / "model.safetensors")
