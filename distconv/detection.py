@@ -6,13 +6,14 @@ the two is an error. Pure; whether each single tensor is as the layout has it is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from distconv.definition import Definition
 from distconv.errors import InputError, raise_if
 from distconv.given_layout import FUSED_QKV, VISION_QKV, GivenLayout
 from distconv.layout import PLACEMENTS, TEXT, Layout, StageRows, check_layout, shown_stages
+from distconv.matching import layers_named
 from distconv.megatron_index import MegatronIndex
 from distconv.piece_sizes import tensor_parallel_sizes
 from distconv.rank_grid import RankGrid, arrange
@@ -29,9 +30,14 @@ class _Modality:
 
 
 def detect(
-    definition: Definition, targets: Targets, sizes: Sizes, index: MegatronIndex, given: GivenLayout
+    definition: Definition,
+    targets: Targets,
+    sizes: Sizes,
+    index: MegatronIndex,
+    given: GivenLayout,
+    names: Collection[str] = (),
 ) -> tuple[Layout, RankGrid]:
-    """The layout of a source, and its ranks by coordinate; `sizes` are those of its reference model.
+    """The layout of a source, and its ranks by coordinate; `sizes` and `names` are those of its reference model.
 
     Raises:
         InputError: what cannot be told and has to be given, by key; what was given and is not so; files that no layout
@@ -52,12 +58,13 @@ def detect(
         raise InputError(
             f"{index.directory}: model definition {definition.name} knows no name in it; is this another model?"
         )
-    at_least = definition.adapters == "only"
-    layers = {} if at_least else {modality: sizes.get(definition.modalities[modality]) for modality in held}
+    layers, at_least = _layers(definition, sizes, held, names)
+    adapters = definition.adapters == "only"
     stages: dict[str, StageRows] = {}
     for modality, found in held.items():
+        known = layers.get(modality)
         try:
-            stages[modality] = _stages(modality, found.layers, layers.get(modality), grid.pp, vpp, given, index)
+            stages[modality] = _stages(modality, found.layers, known, grid.pp, vpp, given, index, adapters=adapters)
         except InputError as error:
             problems += error.problems
     raise_if(problems)
@@ -72,7 +79,7 @@ def detect(
         placement=given.placement or PLACEMENTS[0],
     )
     try:
-        check_layout(layout, layers, experts)
+        check_layout(layout, layers, experts, at_least=at_least)
     except InputError as error:
         raise InputError(f"{index.directory}: source_{problem}" for problem in error.problems) from None
     return _placed(layout, held, given, index), grid
@@ -118,6 +125,21 @@ def _survey(grid: RankGrid, index: MegatronIndex, targets: Targets) -> Mapping[s
     return held
 
 
+def _layers(
+    definition: Definition, sizes: Sizes, held: Collection[str], names: Collection[str]
+) -> tuple[Mapping[str, int], bool]:
+    """How many layers the modalities have, and whether it may be more.
+
+    An adapter as the reference does not say it, but for the last layer that it names.
+    """
+    try:
+        return {modality: sizes.get(definition.modalities[modality]) for modality in held}, False
+    except InputError:
+        if definition.adapters != "only":
+            raise
+    return layers_named(definition.rules, map(definition.spelled, names)), True
+
+
 def _stages(
     modality: str,
     found: list[int],
@@ -126,26 +148,38 @@ def _stages(
     vpp: int,
     given: GivenLayout,
     index: MegatronIndex,
+    *,
+    adapters: bool,
 ) -> StageRows:
-    """The stage list of a modality; `layers` is how many it has, `None` where that is unknown (adapters alone)."""
+    """The stage list of a modality; `layers` is how many it has, `None` where that is unknown.
+
+    `adapters`: the files hold adapters alone, which some layers may not have.
+    """
     rows = tuple(tuple(found[start : start + pp]) for start in range(0, len(found), pp))
     wanted = given.stages.get(modality)
     if wanted is not None:
         flat = [count for row in wanted for count in row]
         period = len(found) if given.placement == "u_shape" else len(flat)
         meant = [(flat + [0] * len(found))[stage % max(period, 1)] for stage in range(len(found))]
-        # Layers at the end of a stage may have no adapters.
-        if meant == found or (layers is None and all(most >= count for most, count in zip(meant, found, strict=True))):
+        if meant == found or (adapters and all(most >= count for most, count in zip(meant, found, strict=True))):
             return wanted
         raise InputError(
             f"source_layout.stages.{modality}={shown_stages(wanted)}: the stages in {index.directory} hold "
             f"{shown_stages(rows)} {modality} layers"
         )
-    if layers is None or sum(found) == layers:
+    if sum(found) == layers:
         return rows
     for period in range(1, pp if modality != TEXT and vpp == 1 else 1):
         if sum(found[:period]) == layers and all(count == found[stage % period] for stage, count in enumerate(found)):
             return (tuple(found[:period]),)
+    if adapters and len(found) == 1:
+        return ((max(*found, layers or 0),),)
+    if adapters and (layers is None or sum(found) < layers):
+        raise InputError(
+            f"{index.directory}: its stages hold adapters on {shown_stages(rows)} {modality} layers, and the reference "
+            f"has {'none' if layers is None else layers}: the last layers of a stage may have none; give "
+            f"source_layout.stages.{modality}"
+        )
     raise InputError(
         f"{index.directory}: its stages hold {shown_stages(rows)} {modality} layers, but config.json says that the "
         f"model has {layers}"

@@ -109,6 +109,22 @@ def pattern_of(rules: Iterable[Rule]) -> re.Pattern[str]:
     return re.compile("|".join(re.sub(r"\\{\w+\\}", r"\\d+", re.escape(name)) for name in names) or r"(?!)")
 
 
+def layers_named(rules: Iterable[Rule], names: Iterable[str]) -> dict[str, int]:
+    """By modality, how many layers there are at least for the names of its last one."""
+    patterns = {
+        re.compile(re.escape(source.name).replace(r"\{layer\}", r"(\d+)")): rule.modality
+        for rule in rules
+        for source in rule.sources
+        if rule.placeholders == {"layer"}
+    }
+    layers: dict[str, int] = {}
+    for name in names:
+        for pattern, modality in patterns.items():
+            if match := pattern.fullmatch(name):
+                layers[modality] = max(layers.get(modality, 0), int(match[1]) + 1)
+    return layers
+
+
 def _ignored(entry: Ignored, sizes: Sizes) -> re.Pattern[str]:
     """The pattern of names that an entry leaves out."""
     pattern = re.escape(entry.names).replace(r"\*", ".*")

@@ -77,7 +77,7 @@ def bind_megatron(
             unknown, or of the wrong shape or element type.
     """
     targets = Targets(definition.rules)
-    layout, grid = detect(definition, targets, sizes, index, given)
+    layout, grid = detect(definition, targets, sizes, index, given, names)
     raise_if(list(_wrong_types(index, targets)))
     experts = None if definition.experts is None else sizes.get(definition.experts)
     holdings = take_stock(index, grid, layout, targets, experts)

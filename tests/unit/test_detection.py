@@ -192,7 +192,7 @@ def test_names_that_no_rule_knows_are_another_model():
 def canonical(**changes: Any) -> dict[str, Any]:
     """The toy model whose adapters alone are converted."""
     model = toy.content()
-    model |= {"adapters": "only", "experts": None, "tied": None, "lists": {}}
+    model |= {"adapters": "only", "experts": None, "tied": None, "lists": {}, "ignore": []}
     model["rules"] = {
         "vision": {"blocks": model["rules"]["vision"]["blocks"][1:]},
         "text": {
@@ -249,12 +249,62 @@ def test_into_how_many_pieces_adapters_of_two_modalities_are_cut_is_asked_for():
     assert shapes["text.layers.2.q.lora_B.default.weight"] == (16, 4)
 
 
+def test_an_encoder_whose_adapters_are_on_every_stage():
+    planned = layout(((1, 2),), ((2,),))
+    assert found(adapters(planned, "text", "vision"), model=canonical()).stages == planned.stages
+
+
+def without_adapters(planned: Layout, stage: int, layer: int) -> Source:
+    """Text adapters, but for a layer of a stage."""
+    files = adapters(planned, "text")
+    name = "mp_rank_00" if planned.pp == 1 else f"mp_rank_00_{stage:03d}"
+    for factor in "AB":
+        del files.files[f"{name}/model_optim_rng.pt"]["model"][f"text.layers.{layer}.q.lora_{factor}.default.weight"]
+    return files
+
+
+# What an adapter's reference names where it has three layers, and no config.json of the model.
+NAMED = tuple(f"model.layers.{layer}.q.lora_A.default.weight" for layer in (0, 2))
+
+
+@pytest.mark.parametrize(
+    ("reference", "known"),
+    [
+        ({}, "3"),
+        ({"names": NAMED, "num_hidden_layers": None}, "3"),
+        ({"num_hidden_layers": None}, "none"),
+    ],
+)
+def test_at_which_stage_layers_have_no_adapters_is_asked_for(reference, known):
+    """The last layer of the first stage has none."""
+    files = without_adapters(layout(((2, 1),)), 0, 1)
+    (problem,) = refused(files, model=canonical(), **reference)
+    assert problem == (
+        f"{DIRECTORY}: its stages hold adapters on [1,1] text layers, and the reference has {known}: the last layers "
+        "of a stage may have none; give source_layout.stages.text"
+    )
+    files = without_adapters(layout(((2, 1),)), 0, 0)
+    if "names" in reference or not reference:
+        assert found(files, model=canonical(), **reference).stages == {"text": ((2, 1),)}
+
+
+def test_a_stage_list_that_is_given_for_adapters_has_as_many_layers_as_the_model():
+    files = without_adapters(layout(((2, 1),)), 0, 1)
+    problems = refused(files, GivenLayout(stages={"text": ((1, 1),)}), model=canonical())
+    assert problems == [
+        f"{DIRECTORY}: source_layout.stages.text=[1,1]: adds up to 2 layers, but the model has 3 text layers"
+    ]
+
+
+@pytest.mark.parametrize("layers", [3, None])
+def test_one_stage_has_all_layers_whether_they_have_adapters_or_not(layers):
+    files = without_adapters(layout(), 0, 2)
+    assert found(files, model=canonical(), num_hidden_layers=layers).stages == {"text": ((layers or 2,),)}
+
+
 def test_layers_without_adapters_are_given():
     """The last layer of the first stage has none."""
-    files = adapters(layout(((2, 1),)), "text")
-    first = files.files["mp_rank_00_000/model_optim_rng.pt"]["model"]
-    for factor in "AB":
-        del first[f"text.layers.1.q.lora_{factor}.default.weight"]
+    files = without_adapters(layout(((2, 1),)), 0, 1)
     result = bound(files, GivenLayout(stages={"text": ((2, 1),)}), model=canonical())
     assert [each.layer for each in result.parameters.parameters] == [0, 2, 0, 2]
     assert result.parameters.adapters
