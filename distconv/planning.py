@@ -89,6 +89,11 @@ def _plan_published(config: JobConfig, facts: Facts, definition: Definition | No
         assert definition is not None
         if definition.adapters == "only" and not reference.is_adapter:
             return _plan_adapters(config, definition, reference, tensors)
+        if config.lora_alpha is not None and not config.merge_lora:
+            raise InputError(
+                f"lora_alpha={config.lora_alpha:g}: goes with merge_lora=true, or with adapters whose reference is the "
+                f"base model; nothing of reference={reference.directory} needs it; leave it out"
+            )
         if config.merge_lora:
             tensors, reference = merged_beside(tensors, reference, config.lora_alpha)
         tied = definition.tied_sources() if published.tied else None

@@ -127,6 +127,14 @@ def test_what_is_not_known_is_asked_for(trained, base, tmp_path, options, messag
     assert not (tmp_path / "back").exists()
 
 
+def test_an_alpha_that_nothing_needs_is_refused(trained, tmp_path):
+    """The configuration of a reference is copied, with the alpha that it has."""
+    options = "source_layout.tp=2", "source_layout.modality_tp.vision=2", f"lora_alpha={ALPHA}"
+    with pytest.raises(InputError, match=f"lora_alpha={ALPHA}: goes with .* nothing of reference={tmp_path / 'peft'}"):
+        back(trained, tmp_path / "peft", tmp_path / "back", *options)
+    assert not (tmp_path / "back").exists()
+
+
 def test_a_merge_needs_adapters(tmp_path):
     case = load_case("qwen2vl__tp1_pp1")
     run_here(*overrides(case), source=str(write_source(tmp_path / "hf", case)), target=str(tmp_path / "mm"))
