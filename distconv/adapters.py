@@ -17,6 +17,7 @@ ADAPTERS = ("beside", "only")
 CONFIG_NAME = "adapter_config.json"
 _WEIGHT, _BIAS = ".weight", ".bias"
 _FACTOR = re.compile(r"\.lora_([AB])\.weight$")
+_FACTOR_IN_MEMORY = re.compile(r"\.lora_([AB])\.default\.weight$")
 
 
 def rules_with_adapters(rules: Iterable[Rule]) -> Iterator[Rule]:
@@ -54,6 +55,11 @@ def rules_of_adapters(rules: Iterable[Rule], *, sized: bool) -> Iterator[Rule]:
 def canonical_factor(name: str) -> str:
     """The name of a factor as a model in memory has it: adapters that PEFT saves leave out the adapter's own name."""
     return _FACTOR.sub(r".lora_\1.default.weight", name)
+
+
+def saved_factor(name: str) -> str:
+    """The name that PEFT saves a factor under; the inverse of `canonical_factor`."""
+    return _FACTOR_IN_MEMORY.sub(r".lora_\1.weight", name)
 
 
 def adapter_problems(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from distconv.adapters import saved_factor
 from distconv.definition import Definition
 from distconv.errors import InputError
 from distconv.facts import Reference
@@ -16,9 +17,13 @@ from distconv.sizes import Sizes
 
 
 def known_tensors(definition: Definition, reference: Reference) -> set[str]:
-    """The names of published tensors, in every spelling: those of the reference, or of the rules where it has none."""
+    """The names of published tensors, in every spelling: those of the reference, or of the rules where it has none.
+
+    The base model of adapters alone has none of theirs.
+    """
     sizes = reference.sizes(definition)
-    names: Iterable[str] = reference.shards or {
+    has_names = reference.is_adapter or definition.adapters != "only"
+    names: Iterable[str] = (has_names and reference.shards) or {
         filled(source.name, layer, expert, item)
         for rule in definition.rules
         for layer, expert, item in _numbers(rule, definition, sizes)
@@ -50,7 +55,10 @@ def _numbers(rule: Rule, definition: Definition, sizes: Sizes) -> Iterator[tuple
 
 
 def _spellings(definition: Definition, name: str) -> Iterator[str]:
-    yield name
-    for old, new in definition.renamed_prefixes:
-        if name.startswith(new):
-            yield old + name[len(new) :]
+    """The name, and what stands for the same tensor: a prefix renamed, a factor as in memory or as PEFT saves it."""
+    spelled = definition.spelled(name)
+    for each in {name, spelled, saved_factor(spelled)}:
+        yield each
+        for old, new in definition.renamed_prefixes:
+            if each.startswith(new) and not each.startswith(old):
+                yield old + each[len(new) :]

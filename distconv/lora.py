@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from distconv.binding import Unconverted
 from distconv.errors import InputError, named, raise_if
 from distconv.facts import Reference
 from distconv.low_rank import Factor, LowRank
@@ -118,6 +119,17 @@ def merged_beside(
     }
     content = reference.index_content and {**reference.index_content, "weight_map": shards}
     return result, replace(reference, shards=shards, index=None, index_content=content)
+
+
+def beside_adapters(tensors: Sequence[NamedTensor], name: str) -> tuple[Unconverted, ...]:
+    """The tensors that are no adapters, where the definition `name` converts adapters alone."""
+    reason = f"no adapter: +model={name} converts adapters alone"
+    return tuple(
+        Unconverted(tensor=source, reason=reason)
+        for each in tensors
+        if not _FACTOR.fullmatch(each.name)
+        for source in each.sources[:1]
+    )
 
 
 def _plain(name: str) -> str:

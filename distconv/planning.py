@@ -19,7 +19,7 @@ from distconv.facts import Facts, Reference
 from distconv.following import Followed, follow
 from distconv.huggingface_plan import make_huggingface_plan
 from distconv.layout import Layout
-from distconv.lora import as_peft, merged_beside, merged_into
+from distconv.lora import as_peft, beside_adapters, merged_beside, merged_into
 from distconv.megatron_plan import make_plan
 from distconv.outputs import NamedTensor, Plan
 from distconv.partition import balanced_parts
@@ -112,12 +112,13 @@ def _plan_adapters(config: JobConfig, definition: Definition, base: Reference, t
     """Adapters whose reference is the model that they are for."""
     if config.target_format != "hf":
         raise InputError("naming=hf: adapters alone need reference=DIR with an adapter_config.json")
+    left_out = beside_adapters(tensors, definition.name)
     if config.merge_lora:
         merged = merged_into(tensors, definition.spelled, base, config.lora_alpha)
-        return make_huggingface_plan(merged, (), (), base)
+        return make_huggingface_plan(merged, left_out, (), base)
     adapter = as_peft(tensors, definition.spelled, base, config.lora_alpha, definition.name)
     own = replace(base, is_adapter=True, index=None, shards=None, index_content=None)
-    return make_huggingface_plan(adapter.tensors, (), (), own, {CONFIG_NAME: adapter.config})
+    return make_huggingface_plan(adapter.tensors, left_out, (), own, {CONFIG_NAME: adapter.config})
 
 
 def _prefixed(tensors: Sequence[NamedTensor], config: JobConfig) -> list[NamedTensor]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 
 from distconv.errors import InputError
@@ -86,6 +89,48 @@ def test_adapters_are_merged_into_their_base_in_float32_and_cast_once(trained, b
     assert touched
     assert (tmp_path / "merged" / "config.json").read_bytes() == (base / "config.json").read_bytes()
     back(trained, base, tmp_path / "merged", *options, "action=verify")
+
+
+@pytest.fixture
+def in_memory(trained, base, tmp_path) -> dict[str, torch.Tensor]:
+    """The adapters under the names that they have in the memory of a training with FSDP2, and the adapted base."""
+    del trained
+    factors = weights(tmp_path / "peft")
+    modules = {name.partition(".lora_")[0] for name in factors}
+    state = {re.sub(r"\.lora_([AB])\.", r".lora_\1.default.", name): tensor for name, tensor in factors.items()}
+    for name, tensor in weights(base).items():
+        module, _, kind = f"base_model.model.{name}".rpartition(".")
+        state[f"{module}.base_layer.{kind}" if module in modules else f"{module}.{kind}"] = tensor
+    return state
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+@pytest.mark.parametrize("reference", ["peft", "base"])
+def test_adapters_of_a_dcp_are_known_by_their_names_in_memory(in_memory, tmp_path, prefix, reference):
+    factors = {prefix + name: tensor for name, tensor in in_memory.items() if ".lora_" in name}
+    save(factors, tmp_path / "dcp")
+    options = () if reference == "peft" else (f"lora_alpha={ALPHA}",)
+    back(tmp_path / "dcp", tmp_path / reference, tmp_path / "back", *options)
+    expected, found = weights(tmp_path / "peft"), weights(tmp_path / "back")
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert torch.equal(tensor.view(torch.uint8), expected[name].view(torch.uint8))
+
+
+@pytest.mark.parametrize("options", [(), ("merge_lora=true",)])
+def test_what_is_saved_beside_adapters_and_not_converted_is_listed(in_memory, base, tmp_path, options):
+    save(in_memory, tmp_path / "dcp")
+    report = tmp_path / "report.json"
+    back(tmp_path / "dcp", base, tmp_path / "back", f"lora_alpha={ALPHA}", f"report={report}", *options)
+    unconverted = json.loads(report.read_text())["not_converted"]
+    assert {each["name"] for each in unconverted} == {name for name in in_memory if ".lora_" not in name}
+    assert {each["reason"] for each in unconverted} == {"no adapter: +model=qwen2_5vl_lora converts adapters alone"}
+
+
+def save(state: dict[str, torch.Tensor], directory: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save(state, storage_writer=dcp.FileSystemWriter(directory), no_dist=True)
 
 
 def test_base_weights_beside_the_adapters_take_them_up(tmp_path):
