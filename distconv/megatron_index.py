@@ -168,10 +168,12 @@ def _read(path: Path) -> _Content:
     if type(iteration) is int and not 0 <= iteration <= _LAST_ITERATION:
         found = "a negative" if iteration < 0 else "a larger"
         raise InputError(f"{path}: expected an iteration from 0 to 10^12, found {found} one")
+    tensors = {key: _tensors(path, key, content[key]) for key in (keys if keys == ["model"] else virtual)}
+    states = any(_is_extra_state(name) and not _is_empty(entry) for key in keys for name, entry in content[key].items())
     return _Content(
         iteration=iteration if type(iteration) is int else None,
-        tensors={key: _tensors(path, key, content[key]) for key in (keys if keys == ["model"] else virtual)},
-        others=tuple(str(name) for name in content if name not in (*keys, *_READ)),
+        tensors=tensors,
+        others=(*(str(name) for name in content if name not in (*keys, *_READ)), *([_EXTRA_STATE] if states else [])),
     )
 
 
@@ -186,9 +188,7 @@ def _tensors(path: Path, key: str, entries: Any) -> Mapping[str, ArchivedTensor]
     tensors: dict[str, ArchivedTensor] = {}
     problems = []
     for name, entry in entries.items():
-        if isinstance(name, str) and name.endswith(_EXTRA_STATE) and isinstance(entry, (type(None), Inert)):
-            continue
-        if entry is None:
+        if _is_extra_state(name) or entry is None:
             continue
         if not isinstance(name, str) or not isinstance(entry, ArchivedTensor):
             problems.append(f"{path}: {key}/{name} is {type(entry).__name__}, expected a tensor")
@@ -201,6 +201,15 @@ def _tensors(path: Path, key: str, entries: Any) -> Mapping[str, ArchivedTensor]
         tensors[name] = entry
     raise_if(problems)
     return tensors
+
+
+def _is_extra_state(name: object) -> bool:
+    """Whether an entry is what a module of training keeps for itself, such as the scales of an arithmetic in 8 bits."""
+    return isinstance(name, str) and name.endswith(_EXTRA_STATE)
+
+
+def _is_empty(entry: object) -> bool:
+    return isinstance(entry, (type(None), Inert)) or (isinstance(entry, ArchivedTensor) and 0 in entry.shape)
 
 
 def _check_same(found: Mapping[Path, str], what: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,19 @@ def test_what_training_puts_beside_the_tensors_is_named_or_says_nothing(reading)
     index = reading(content)
     assert index.others == ("args", "optimizer", "rng_state", "7")
     assert list(index.files[0].tensors) == [("model", "a")]
+
+
+@pytest.mark.parametrize("state", [replace(A, dtype="uint8"), b"scales", {"scale": A}])
+def test_the_state_that_a_module_keeps_is_not_of_the_model_and_named_once(reading, state):
+    names = "a._extra_state", "b._extra_state"
+    index = reading({"model": {"a": A, **dict.fromkeys(names, state)}}, {"model": {"a": A, "b._extra_state": None}})
+    assert [list(file.tensors) for file in index.files] == [[("model", "a")]] * 2
+    assert index.others == ("_extra_state",)
+
+
+def test_a_state_without_content_is_not_named(reading):
+    empty = ArchivedTensor("uint8", (0,), (1,), 0)
+    assert reading({"model": {"a": A, "a._extra_state": empty}}).others == ()
 
 
 def test_plain_data_says_it_all_again(reading):
