@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from distconv.errors import InputError, named, raise_if
-from distconv.inert_pickle import Inert, InertUnpickler, StandIn
+from distconv.inert_pickle import Inert, InertUnpickler, StandIn, first_words
 from distconv.source import is_file_name
 from distconv.torch_archive import MOST_DIMS
 from distconv.virtual import Index
@@ -120,8 +120,7 @@ def _load(path: Path) -> tuple[Any, list[str]]:
     except Exception as error:  # noqa: BLE001 - a damaged pickle can fail in any way, and none of them is a defect here
         if not unpickler.foreign:
             raise InputError(
-                f"{path}: truncated, or not a pickle that torch.distributed.checkpoint wrote: "
-                f"{type(error).__name__}: {error}"
+                f"{path}: truncated, or not a pickle that torch.distributed.checkpoint wrote: {first_words(error)}"
             ) from None
         content = None
     return content, list(unpickler.foreign)

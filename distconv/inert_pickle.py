@@ -13,6 +13,8 @@ import struct
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+_WORDS = 200
+
 
 class StandIn:
     """An object in place of one that a pickle describes; the only kind that is given a state."""
@@ -92,6 +94,11 @@ class InertUnpickler(pickle._Unpickler):  # noqa: SLF001 - public as pickle.Unpi
         pickle.SETITEMS[0]: _items,
         pickle.BUILD[0]: _build,
     }
+
+
+def first_words(error: Exception) -> str:
+    """What is wrong with a pickle, for a message: some errors cite all that there is."""
+    return f"{type(error).__name__}: {error!s:.{_WORDS}}"
 
 
 def _key(key: Any) -> Any:

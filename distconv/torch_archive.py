@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from distconv.dtypes import ITEM_SIZE
 from distconv.errors import InputError
-from distconv.inert_pickle import Inert, InertUnpickler
+from distconv.inert_pickle import Inert, InertUnpickler, first_words
 
 _STORAGE_DTYPES = {
     "DoubleStorage": "float64",
@@ -122,7 +122,7 @@ def refusals(where: str) -> Iterator[None]:
     except _DamagedError as error:
         raise InputError(f"{where}: {error}") from None
     except Exception as error:  # noqa: BLE001 - a damaged pickle can fail in any way, and none of them is a defect here
-        raise InputError(f"{where}: its pickle is damaged: {type(error).__name__}: {error}") from None
+        raise InputError(f"{where}: its pickle is damaged: {first_words(error)}") from None
 
 
 def _check_stored(info: zipfile.ZipInfo, what: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from distconv.inert_pickle import Inert, InertUnpickler, StandIn
+from distconv.inert_pickle import Inert, InertUnpickler, StandIn, first_words
 
 MEBIBYTE = 1 << 20
 
@@ -104,3 +104,11 @@ def test_a_number_in_the_file_takes_no_memory(data):
 def test_tuples_of_tuples_as_keys_are_not_followed(key, entry):
     (found,) = read(b"\x80\x02" + entry % key)
     assert isinstance(found, Inert)
+
+
+def test_an_error_that_cites_the_file_is_cut_short():
+    with pytest.raises(ValueError, match="could not convert string to float") as caught:
+        read(b"F" + b"x" * MEBIBYTE + b"\n.")
+    words = first_words(caught.value)
+    assert words.startswith("ValueError: could not convert string to float: b'xxx")
+    assert len(words) < 250
