@@ -20,6 +20,8 @@ from distconv.files import synchronise_directory
 from distconv.iterations import TRACKER_NAME, iteration_name
 
 _PREFIX = ".distconv-"
+# Of which a result that is a directory of its own has one.
+_MODEL_FILES = ("config.json", "adapter_config.json")
 _DISCARD_ATTEMPTS = 10
 _DISCARD_PAUSE_SECONDS = 0.2
 
@@ -51,8 +53,8 @@ def check_target(target: Target, sources: Mapping[str, Path], *, overwrite: bool
     """Check that the result can be written, without touching anything. `needed` is in bytes.
 
     Raises:
-        InputError: the target is in a source or a source in it, exists without `overwrite`, cannot be written, or its
-            disk is too small.
+        InputError: the target is in a source or a source in it, exists without `overwrite`, is something else than a
+            result, cannot be written, or its disk is too small.
     """
     try:
         os.stat(target.directory)
@@ -72,6 +74,11 @@ def check_target(target: Target, sources: Mapping[str, Path], *, overwrite: bool
         raise InputError(f"target={target.directory}: exists and is not a directory")
     if not overwrite:
         check_absent(target)
+    elif target.iteration is None and directory.exists() and not (_is_empty(directory) or _is_model(directory)):
+        raise InputError(
+            f"target={target.directory}: holds no {' or '.join(_MODEL_FILES)}: it is no result, and all that is in it "
+            "would be deleted; choose another directory, or empty it"
+        )
     parent = next(path for path in (directory, *directory.parents) if path.exists())
     if not parent.is_dir():
         raise InputError(f"target={target.directory}: {parent} is not a directory")
@@ -98,6 +105,10 @@ def check_absent(target: Target) -> None:
 
 def _is_empty(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
+
+
+def _is_model(path: Path) -> bool:
+    return any((path / name).exists() for name in _MODEL_FILES)
 
 
 def leftovers(target: Target) -> list[Path]:

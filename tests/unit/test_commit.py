@@ -299,6 +299,18 @@ def test_an_existing_result_may_be_overwritten_if_that_is_wanted(tmp_path):
     check(tmp_path, overwrite=True)
 
 
+@pytest.mark.parametrize("name", ["config.json", "adapter_config.json", None])
+def test_only_a_directory_that_is_a_result_is_overwritten_as_a_whole(tmp_path, name):
+    found = Target(directory=tmp_path / "hf", iteration=None)
+    found.directory.mkdir()
+    if name is not None:
+        (found.directory / "thesis.txt").touch()
+        with pytest.raises(InputError, match=f"target={found.directory}: .* it is no result, and all that is in it"):
+            check_target(found, {}, overwrite=True, needed=1)
+        (found.directory / name).touch()
+    check_target(found, {}, overwrite=True, needed=1)
+
+
 def test_a_disk_that_is_too_small_is_refused_with_both_numbers(tmp_path):
     with pytest.raises(
         InputError, match=r"needs 4,611,686,018,427,387,904 bytes, but only [\d,]+ are free on its file"
