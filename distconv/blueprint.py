@@ -141,10 +141,10 @@ class _Drawing:
         if definition.adapters == "only":
             count = sum(map(sum, self._layout.stages[rule.modality]))
         else:
-            count = sizes.get(definition.modalities[rule.modality])
+            count = sizes.count(definition.modalities[rule.modality])
         experts: Iterable[int | None] = [None]
         if "expert" in rule.placeholders and definition.experts is not None:
-            experts = range(sizes.get(definition.experts))
+            experts = range(sizes.count(definition.experts))
         layers = layers_of(rule, definition, sizes, count)
         return ((item, layer, expert) for item, layer in layers for expert in experts)
 

@@ -44,7 +44,7 @@ def detect(
             explains.
     """
     raise_if([*_unknown_modalities(definition, given), *_wrong_qkv(definition, given)])
-    experts = None if definition.experts is None else sizes.get(definition.experts)
+    experts = None if definition.experts is None else sizes.count(definition.experts)
     grid = arrange(index, targets, experts, given)
     vpp = len(index.dictionaries)
     problems = [
@@ -133,7 +133,7 @@ def _layers(
     An adapter as the reference does not say it, but for the last layer that it names.
     """
     try:
-        return {modality: sizes.get(definition.modalities[modality]) for modality in held}, False
+        return {modality: sizes.count(definition.modalities[modality]) for modality in held}, False
     except InputError:
         if definition.adapters != "only":
             raise

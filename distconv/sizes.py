@@ -13,6 +13,8 @@ from typing import Any
 
 from distconv.errors import InputError
 
+# More layers, or experts, than any model has.
+_MOST = 4096
 DERIVATIONS = ("product", "sum", "quotient")
 
 
@@ -100,6 +102,17 @@ class Sizes:
         if name not in self._known:
             self._known[name] = self._derive(name, self._specs[name])
         return self._known[name]
+
+    def count(self, name: str | int) -> int:
+        """The value of a size that says how many layers or experts there are: names are spelled out for each.
+
+        Raises:
+            InputError: as `get` does, or it is more than any model has.
+        """
+        number = self.get(name)
+        if number > _MOST:
+            raise InputError(f"{self._where}: {self.origin(name)}: more than {_MOST} layers or experts are of no model")
+        return number
 
     def numbers(self, spec: SizeSpec, layers: int) -> list[int]:
         """The value of a field that is a list of layer numbers, counted from 0, of a modality with so many layers.

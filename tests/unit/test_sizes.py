@@ -109,6 +109,14 @@ def test_a_size_that_is_no_positive_integer_is_refused_with_its_field(value):
     )
 
 
+def test_a_number_of_layers_is_no_more_than_a_model_can_have():
+    found = sizes({"layers": 4096, "experts": 10**30}, layers=["layers"], experts=["experts"])
+    assert found.count("layers") == 4096
+    assert found.get("experts") == 10**30
+    with pytest.raises(InputError, match=rf"experts \({10**30}, experts in config.json\): more than 4096 layers or"):
+        found.count("experts")
+
+
 def test_a_field_that_is_nowhere_is_refused_with_every_place_looked_at():
     with pytest.raises(InputError) as caught:
         size({}, "text_config.hidden", "hidden")
