@@ -26,7 +26,7 @@ from distconv.known_names import known_parameters, known_tensors
 from distconv.megatron_index import read_megatron
 from distconv.name_prefix import find_prefix, names_under
 from distconv.record import RECORD_NAME, read_record
-from distconv.reference import read_reference
+from distconv.reference import check_side_files, read_reference
 from distconv.source_directory import check_directory, read_directory
 
 Chosen = tuple[str, Mapping[str, Any]]
@@ -122,6 +122,8 @@ def _trained(config: JobConfig, kind: str, chosen: Chosen | None, definitions: D
         iteration = iteration_of(directory.resolve()) or RELEASE
     record = read_record(directory)
     reference = _reference(config, record.reference, directory)
+    if config.target_format == "hf":
+        check_side_files(Path(reference.directory))
     remembered = chosen is None and record.model is not None and record.model in definitions.heads()
     if remembered:
         assert record.model is not None

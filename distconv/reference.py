@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from distconv.adapters import CONFIG_NAME
-from distconv.errors import InputError
+from distconv.errors import InputError, raise_if
 from distconv.facts import MODEL_CONFIG, Reference
+from distconv.iterations import TRACKER_NAME
 from distconv.jsonfile import read_object
 from distconv.source import SourceIndex
 from distconv.source_directory import check_directory, find_index, read_directory, read_weight_map
@@ -71,14 +72,34 @@ def _as_safetensors(shard: str) -> str:
 
 
 def side_files(directory: Path) -> Iterator[str]:
-    """The files of a directory that are copied, by path below it: no weights, nothing hidden."""
+    """The files of a directory that are copied, by path below it: no weights, nothing hidden, no other checkpoint."""
+    return (path.relative_to(directory).as_posix() for path in _beside_weights(directory) if path.is_file())
+
+
+def check_side_files(directory: Path) -> None:
+    """Raise `InputError` for every file that should be copied and cannot be, as what it links to was not downloaded."""
+    raise_if(
+        [
+            f"{path}: is a link to nothing, and the result needs a copy of it; download it again, or remove the link"
+            for path in _beside_weights(directory)
+            if path.is_symlink() and not path.exists()
+        ]
+    )
+
+
+def _beside_weights(directory: Path) -> Iterator[Path]:
     for path, directories, names in os.walk(directory):
-        directories[:] = sorted(name for name in directories if not name.startswith(".") and name != "__pycache__")
+        directories[:] = sorted(name for name in directories if _belongs_to_model(Path(path, name)))
         for name in sorted(names):
             found = Path(path, name)
-            is_weight = _is_weight(found) or name.endswith(_INDEX_SUFFIX)
-            if not name.startswith(".") and not is_weight and found.is_file():
-                yield found.relative_to(directory).as_posix()
+            if not name.startswith(".") and not name.endswith(_INDEX_SUFFIX) and not _is_weight(found):
+                yield found
+
+
+def _belongs_to_model(directory: Path) -> bool:
+    """Whether a directory in that of a model is a part of it: not what training has put there."""
+    hidden = directory.name.startswith(".") or directory.name == "__pycache__"
+    return not hidden and not (directory / TRACKER_NAME).exists()
 
 
 def _is_weight(path: Path) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from distconv.errors import InputError
-from distconv.reference import copy_side_file, read_reference, side_files
+from distconv.reference import check_side_files, copy_side_file, read_reference, side_files
 from tests.unit.safetensors_files import INDEX_NAME, indexed, shard
 
 
@@ -143,12 +143,23 @@ def test_links_of_the_cache_are_the_files_behind_them(tmp_path):
     (snapshot / "model.safetensors").symlink_to("../../blobs/3c")
     (snapshot / "lost.txt").symlink_to("../../blobs/none")
     assert list(side_files(snapshot)) == ["config.json", "sub/code.py"]
+    with pytest.raises(InputError, match=rf"^{snapshot}/lost.txt: is a link to nothing[^\n]*$"):
+        check_side_files(snapshot)
+    (snapshot / "lost.txt").unlink()
+    check_side_files(snapshot)
     (tmp_path / "out").mkdir()
     for name, content in (("config.json", "1a"), ("sub/code.py", "2b")):
         assert copy_side_file(snapshot, name, tmp_path / "out") == 2
         copied = tmp_path / "out" / name
         assert copied.read_text() == content
         assert not copied.is_symlink()
+
+
+def test_what_training_saves_beside_a_model_is_no_part_of_it(tmp_path):
+    (tmp_path / "save").mkdir()
+    for name in ("config.json", "save/latest_checkpointed_iteration.txt", "save/distconv.json"):
+        (tmp_path / name).write_text("{}")
+    assert list(side_files(tmp_path)) == ["config.json"]
 
 
 def test_a_linked_directory_is_not_followed(tmp_path):
