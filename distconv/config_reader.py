@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from distconv.errors import unknown_keys
-from distconv.layout import StageRows
+from distconv.layout import MODALITIES, StageRows
 
 # No parallel axis is longer, no vocabulary or number of threads larger; a typing error is.
 _LARGEST_AXIS, _LARGEST = 2**16, 2**24
-MODALITIES = ("text", "vision", "audio")
 
 
 class Reader:
