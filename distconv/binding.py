@@ -282,13 +282,13 @@ def make_recipe(
     operands = [whole(dtype, shape, number) for number, shape in enumerate(shapes)]
     if expert is not None:
         operands = [select(operand, 0, expert) for operand in operands]
-    arguments = [sizes.get(size) for size in rule.operator_sizes]
+    arguments = [sizes.divisor(size) for size in rule.operator_sizes]
     try:
         tensor = OPERATORS[rule.operator].apply(*operands, *arguments)
     except ValueError as error:
         given = ", ".join(sizes.origin(size) for size in rule.operator_sizes)
         raise InputError(f"{rule.target} ({rule.where}): operator {rule.operator} with {given}: {error}") from None
-    unit = None if rule.unit is None else (sizes.get(rule.unit), sizes.origin(rule.unit))
+    unit = None if rule.unit is None else (sizes.divisor(rule.unit), sizes.origin(rule.unit))
     dims = tuple(sizes.origin(dim) for source in rule.sources for dim in source.dims)
     others = 0 if expert is None else sum(prod(shape) - prod(shape) // shape[0] for shape in shapes)
     return Recipe(rule=rule, tensor=tensor, source_shapes=shapes, unit=unit, dims=dims, unused=others)

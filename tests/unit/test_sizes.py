@@ -223,3 +223,14 @@ def test_a_size_can_be_another_than_that_of_the_configuration():
     assert (changed.get("vocabulary"), changed.get("elements")) == (128, 512)
     assert changed.origin("vocabulary") == "vocabulary (128)"
     assert found.get("vocabulary") == 100
+
+
+def test_nothing_is_divided_by_nought():
+    found = sizes({}, heads=["num_heads", 0], width=["quotient", 8, "heads"], groups=["num_groups", 4])
+    assert found.divisor("groups") == 4
+    assert found.divisor(3) == 3
+    for name in ("heads", "width"):
+        with pytest.raises(
+            InputError, match=re.escape("nothing can be divided by heads (0, num_heads in config.json)")
+        ):
+            found.divisor(name)
