@@ -148,9 +148,12 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
             unconverted.append(Unconverted(tensor=stored[name], reason=reason))
         elif not (unsized and explain.fits(name)):
             unknown.setdefault(explain.problem(name), []).append(stored[name].name)
-    for what, names in unknown.items():
-        problems.append(f"{index.directory}: {counted(len(names), 'source tensor')} {what}: {named(names, 8)}")
-    raise_if(problems)
+    left_over = [
+        f"{index.directory}: {counted(len(names), 'source tensor')} {what}: {named(names, 8)}"
+        for what, names in unknown.items()
+    ]
+    # First, since what is missing in each of many layers would fill the screen.
+    raise_if(left_over + problems)
     return Binding(
         parameters=tuple(parameters),
         unconverted=tuple(unconverted),

@@ -173,7 +173,7 @@ class Sizes:
             raise InputError(
                 f"{self._where}: no field {' or '.join(spec.path)}; the model definition needs it as '{name}'"
             )
-        return spec.default, spec.path[0]
+        return spec.default, f"the default of {spec.path[0]}"
 
     def _field(self, path: str) -> Any:
         value: Any = self._config

@@ -231,6 +231,6 @@ def test_nothing_is_divided_by_nought():
     assert found.divisor(3) == 3
     for name in ("heads", "width"):
         with pytest.raises(
-            InputError, match=re.escape("nothing can be divided by heads (0, num_heads in config.json)")
+            InputError, match=re.escape("nothing can be divided by heads (0, the default of num_heads in config.json)")
         ):
             found.divisor(name)
