@@ -143,7 +143,8 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
     unconverted = []
     unknown: dict[str, list[str]] = {}
     for name in sorted(stored.keys() - owners.keys()):
-        reason = explain.reason(name)
+        # A user who leaves it out names it as the definition does, or as the checkpoint and messages do.
+        reason = explain.reason(name) or explain.reason(stored[name].name)
         if reason is not None:
             unconverted.append(Unconverted(tensor=stored[name], reason=reason))
         elif not (unsized and explain.fits(name)):
