@@ -235,7 +235,9 @@ def _apply(
         applied.used.update(name for name in names if name in stored)
         if len(present) < len(names):
             if not packed or expert == 0:
-                needed_for = f"{target_name(rule, layer, expert)} is made from it ({rule.where})"
+                unclear = chosen.unclear(rule, layer)
+                where = f"{rule.where}, one of {', '.join(unclear)}" if unclear else rule.where
+                needed_for = f"{target_name(rule, layer, expert)} is made from it ({where})"
                 absent = [name for name in names if name not in stored]
                 applied.missing += [f"source tensor {name} is missing: {needed_for}" for name in absent]
             continue

@@ -206,7 +206,7 @@ def _explained(error: Exception, overrides: Sequence[str]) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"a configuration file, such as the model definition, is not UTF-8: {error}"
     if isinstance(error, OSError) and not isinstance(error, HydraException):
-        return f"{error.filename}: cannot be read: {error.strerror}"
+        return f"{error.filename}: {error.strerror}"
     if isinstance(error, RecursionError):
         return "defaults: a model definition inherits from itself"
     if isinstance(error, InterpolationResolutionError):

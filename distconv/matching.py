@@ -46,6 +46,13 @@ class Choices:
             self._known[group, layer] = None if absent else best
         return self._known[group, layer] == name
 
+    def unclear(self, rule: Rule, layer: int | None) -> list[str]:
+        """The names of the alternatives, where the layer has nothing of any of them."""
+        if rule.choice is None:
+            return []
+        group = self._groups[rule.choice[0]]
+        return [] if any(self._score(rule.choice[0], name, layer)[1] for name in group) else list(group)
+
     def _score(self, group: str, name: str, layer: int | None) -> tuple[bool, int]:
         sources = [source for rule in self._groups[group][name] if not rule.optional for source in rule.sources]
         present = sum(filled(source.name, layer, 0, None) in self._stored for source in sources)

@@ -421,3 +421,14 @@ def test_the_language_model_of_another_binding():
     assert both.unconverted == vision.unconverted + text.unconverted
     assert both.layers == {"vision": 2, "text": 5}
     assert (both.experts, both.tied) == (toy.EXPERTS, True)
+
+
+def test_where_a_layer_has_nothing_of_any_alternative_all_of_them_are_named():
+    """What is missing are then the sources of the first, which is a guess."""
+    found = problems(
+        {name: shape for name, shape in toy.shapes().items() if not name.startswith("model.layers.0.mlp.")}
+    )
+    assert found
+    assert all(problem.endswith("(rule text.mlp, one of dense, experts)") for problem in found)
+    (problem,) = problems(without("model.layers.0.mlp.up.weight"))
+    assert problem.endswith("(rule text.mlp)")
