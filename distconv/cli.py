@@ -202,7 +202,7 @@ def _explained(error: Exception, overrides: Sequence[str]) -> str:
             hint = f"; did you mean +model={near[0]}?" if near else ""
             return f"+model={name}: no such model definition{hint}\nknown: {', '.join(options)}"
     if isinstance(error, yaml.YAMLError):
-        return f"not valid YAML (a name with {{ }} in it needs quotes): {error}"
+        return f"not valid YAML: {error}\na name with {{ }} in it needs quotes"
     if isinstance(error, UnicodeDecodeError):
         return f"a configuration file, such as the model definition, is not UTF-8: {error}"
     if isinstance(error, OSError) and not isinstance(error, HydraException):
