@@ -170,7 +170,7 @@ def _layer_count(
 ) -> int:
     """Number of layers: what the configuration says; adapters know no more than the layers they are on."""
     if definition.adapters != "only":
-        return sizes.get(definition.modalities[modality])
+        return sizes.count(definition.modalities[modality])
     names = [source.name for rule in rules if rule.modality == modality for source in rule.sources]
     pattern = re.compile("|".join(re.escape(name).replace(re.escape("{layer}"), r"(\d+)") for name in names))
     matches = [match for name in stored if (match := pattern.fullmatch(name))]
@@ -256,7 +256,7 @@ def _apply(
 
 def _experts(definition: Definition, sizes: Sizes) -> int:
     assert definition.experts is not None
-    return sizes.get(definition.experts)
+    return sizes.count(definition.experts)
 
 
 def _unexpected(

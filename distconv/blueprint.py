@@ -143,13 +143,13 @@ class _Drawing:
             if definition.adapters == "only":
                 count = sum(map(sum, self._layout.stages[rule.modality]))
             else:
-                count = sizes.get(definition.modalities[rule.modality])
+                count = sizes.count(definition.modalities[rule.modality])
             layers = [(None, layer) for layer in range(count)]
             if rule.layers is not None:
                 layers = list(enumerate(sizes.numbers(definition.lists[rule.layers], count)))
         experts: Iterable[int | None] = [None]
         if "expert" in rule.placeholders and definition.experts is not None:
-            experts = range(sizes.get(definition.experts))
+            experts = range(sizes.count(definition.experts))
         return ((item, layer, expert) for item, layer in layers for expert in experts)
 
 

@@ -38,7 +38,7 @@ def detect(
             explains.
     """
     raise_if([*_unknown_modalities(definition, given), *_wrong_qkv(definition, given)])
-    experts = None if definition.experts is None else sizes.get(definition.experts)
+    experts = None if definition.experts is None else sizes.count(definition.experts)
     grid = arrange(index, targets, experts, given)
     vpp = len(index.dictionaries)
     problems = [
@@ -53,7 +53,7 @@ def detect(
             f"{index.directory}: model definition {definition.name} knows no name in it; is this another model?"
         )
     at_least = definition.adapters == "only"
-    layers = {} if at_least else {modality: sizes.get(definition.modalities[modality]) for modality in held}
+    layers = {} if at_least else {modality: sizes.count(definition.modalities[modality]) for modality in held}
     stages: dict[str, StageRows] = {}
     for modality, found in held.items():
         try:

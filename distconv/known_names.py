@@ -39,8 +39,8 @@ def known_parameters(definition: Definition, reference: Reference) -> set[str]:
 def _numbers(rule: Rule, definition: Definition, sizes: Sizes) -> Iterator[tuple[int | None, int | None, int | None]]:
     """Layer, expert and item of each parameter that a rule may make; nothing where config.json does not say."""
     try:
-        layers = range(sizes.get(definition.modalities[rule.modality])) if "layer" in rule.placeholders else (None,)
-        experts = range(sizes.get(definition.experts or "")) if "expert" in rule.placeholders else (None,)
+        layers = range(sizes.count(definition.modalities[rule.modality])) if "layer" in rule.placeholders else (None,)
+        experts = range(sizes.count(definition.experts or "")) if "expert" in rule.placeholders else (None,)
     except (InputError, KeyError):
         return
     for layer in layers:

@@ -99,7 +99,7 @@ def _ignored(entry: Ignored, sizes: Sizes) -> re.Pattern[str]:
     """The pattern of names that an entry leaves out."""
     pattern = re.escape(entry.names).replace(r"\*", ".*")
     if entry.layers is not None:
-        first, count = (sizes.get(size) for size in entry.layers)
+        first, count = (sizes.count(size) for size in entry.layers)
         numbers = "|".join(str(layer) for layer in range(first, first + count))
         pattern = pattern.replace(re.escape("{layer}"), f"(?:{numbers})")
     return re.compile(pattern)

@@ -79,7 +79,7 @@ def bind_megatron(
     targets = Targets(definition.rules)
     layout, grid = detect(definition, targets, sizes, index, given)
     raise_if(list(_wrong_types(index, targets)))
-    experts = None if definition.experts is None else sizes.get(definition.experts)
+    experts = None if definition.experts is None else sizes.count(definition.experts)
     holdings = take_stock(index, grid, layout, targets, experts)
     reason = unless_absent(definition, holdings, left_out)
     tied = definition.tied is not None and TEXT in layout.stages and sizes.flag(definition.tied.flag)

@@ -14,6 +14,8 @@ from typing import Any
 from distconv.errors import InputError
 
 DERIVATIONS = ("product", "sum", "quotient")
+# No model has more layers or experts; a damaged configuration may say so.
+_LARGEST_COUNT = 2**12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,17 @@ class Sizes:
         if name not in self._known:
             self._known[name] = self._derive(name, self._specs[name])
         return self._known[name]
+
+    def count(self, name: str) -> int:
+        """The value of a size of which each one is looked at: a number of layers or experts.
+
+        Raises:
+            InputError: as `get`, or there are too many.
+        """
+        value = self.get(name)
+        if value > _LARGEST_COUNT:
+            raise InputError(f"{self._where}: {self.origin(name)}: expected at most {_LARGEST_COUNT}")
+        return value
 
     def divisor(self, name: str | int) -> int:
         """The value of a size that something is divided by or into.

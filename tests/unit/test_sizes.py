@@ -234,3 +234,9 @@ def test_nothing_is_divided_by_nought():
             InputError, match=re.escape("nothing can be divided by heads (0, the default of num_heads in config.json)")
         ):
             found.divisor(name)
+
+
+def test_what_is_counted_one_by_one_has_a_limit():
+    assert sizes({"layers": 61}, layers=["layers"]).count("layers") == 61
+    with pytest.raises(InputError, match=re.escape("layers (1000000000, n_layers in config.json): expected at most")):
+        sizes({"n_layers": 10**9}, layers=["n_layers"]).count("layers")
