@@ -2,8 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+TESTS := tests
+# Tests that run at a time: most wait for processes of their own, which are at least as many again.
+WORKERS := 2
 
-.PHONY: help setup demo fmt check test test-clients bench bench-plan clean
+.PHONY: help setup demo fmt check test bench bench-plan clean
 
 help:           ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -31,11 +34,8 @@ check: $(READY) ## Lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: check     ## Lint, types and all tests but those of test-clients
-	$(BIN)/python -m pytest tests --ignore=tests/clients
-
-test-clients: $(READY) ## Load results into the programs that train from them
-	$(BIN)/python -m pytest tests/clients
+test: check     ## Lint, types and all tests (make test TESTS=tests/unit WORKERS=1)
+	$(BIN)/python -m pytest $(TESTS) --numprocesses $(WORKERS) --dist worksteal
 
 bench: $(READY) ## Measure there and back against cp -r, a plain converter and dcp.save (make bench BENCH='--size-mb 1000 --only back')
 	$(BIN)/python benchmarks/bench.py $(BENCH)

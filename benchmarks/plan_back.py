@@ -14,74 +14,71 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
-from bench import MIB, absolute, machine, table, work_directory
+from bench import MIB, machine, table, work_directory
+from largest import (
+    BYTES_PER_ELEMENT,
+    CHECKOUT,
+    EP,
+    FRACTIONS,
+    HERE,
+    MODELS,
+    TP,
+    Costs,
+    Stopwatch,
+    command_line,
+    configured,
+    excesses,
+    growth_problems,
+    layout_options,
+    read_facts,
+    representative,
+    say_verdict,
+    write_files,
+)
 from measure import CommandError, measure
-from plan import BYTES_PER_ELEMENT, CHECKOUT, EP, FRACTIONS, GROWTH_ALLOWED, HERE, MODELS, TP, write_files
 
 PP = 4
 SECONDS_ALLOWED = 5.0
-MIB_ALLOWED = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class Costs:
-    """What a process said of itself: CPU seconds by phase, peak resident size, and how much there was to plan."""
+class Back(Costs):
+    """What there was to plan."""
 
-    seconds: Mapping[str, float]
-    peak_bytes: int
-    shared_bytes: int
     files: int
     pieces: int
     copies: int
     tensors: int
 
 
-def configured(*options: str) -> dict[str, Any]:
-    """The configuration as Hydra composes it."""
-    from hydra import compose, initialize_config_module  # noqa: PLC0415
-    from omegaconf import OmegaConf  # noqa: PLC0415
-
-    with initialize_config_module("distconv.conf", version_base="1.3"):
-        content: Any = OmegaConf.to_container(compose("config", list(options)))
-    return dict(content)
-
-
 def make_facts(directory: Path, model: str) -> None:
     """Write what rank 0 shares of the Megatron checkpoint that a Hugging Face directory would become."""
     from distconv.config import parse_config  # noqa: PLC0415
-    from distconv.facts import Checkpoint, Facts, Reference  # noqa: PLC0415
+    from distconv.facts import Checkpoint, Reference  # noqa: PLC0415
     from distconv.megatron_index import MegatronIndex, RankFile  # noqa: PLC0415
     from distconv.megatron_plan import MegatronPlan  # noqa: PLC0415
     from distconv.planning import plan_job  # noqa: PLC0415
     from distconv.source import SourceFile  # noqa: PLC0415
-    from distconv.source_directory import read_directory  # noqa: PLC0415
     from distconv.torch_archive import ArchivedTensor  # noqa: PLC0415
 
-    layout = [f"layout.tp={TP}", f"layout.pp={PP}", f"layout.ep={EP}"]
-    content = configured(f"+model={model}", f"source={directory}", "target=unused", *layout)
-    definition = content.pop("model")
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    checkpoint = Checkpoint(index=read_directory(directory), config=config)
-    facts = Facts(
-        source=checkpoint, text_source=None, reference=None, model=model, definition=definition, iteration="release"
-    )
+    content = configured(f"+model={model}", f"source={directory}", "target=unused", *layout_options(PP))
+    facts = read_facts(directory, model, content.pop("model"))
     plan = plan_job(parse_config(content), facts).plan
     assert isinstance(plan, MegatronPlan)
+    assert isinstance(facts.source, Checkpoint)
+    checkpoint = facts.source
 
     def tensors(entries: Iterator[Any]) -> dict[tuple[str, str], ArchivedTensor]:
         found, offset = {}, 0
         for entry in entries:
-            shape = entry.tensor.shape
-            strides = tuple(prod(shape[dim + 1 :]) for dim in range(len(shape)))
-            found[entry.key, entry.name] = ArchivedTensor(entry.tensor.dtype, shape, strides, offset)
-            offset += prod(shape) * BYTES_PER_ELEMENT
+            tensor = entry.tensor
+            found[entry.key, entry.name] = ArchivedTensor.contiguous(tensor.dtype, tensor.shape, offset)
+            offset += tensor.elements * BYTES_PER_ELEMENT
         return found
 
     files = tuple(
@@ -98,7 +95,7 @@ def make_facts(directory: Path, model: str) -> None:
     shards = {name: Path(tensor.file.path).name for name, tensor in checkpoint.index.tensors.items()}
     reference = Reference(
         directory=str(directory),
-        config=config,
+        config=checkpoint.config,
         is_adapter=False,
         index=checkpoint.index,
         shards=shards,
@@ -108,7 +105,7 @@ def make_facts(directory: Path, model: str) -> None:
     (directory / "facts.json").write_text(shared, encoding="utf-8")
 
 
-def measure_here(directory: Path) -> Costs:
+def measure_here(directory: Path) -> Back:
     """The costs of planning the way back in this process, which has done nothing else yet."""
     from distconv.assignment import assign  # noqa: PLC0415
     from distconv.config import parse_config  # noqa: PLC0415
@@ -120,23 +117,16 @@ def measure_here(directory: Path) -> Costs:
 
     job = parse_config(configured(f"source={directory}", "target=unused", "target_format=hf"))
     shared = (directory / "facts.json").read_text(encoding="utf-8")
-    seconds: dict[str, float] = {}
-
-    def timed(phase: str, work: Callable[[], Any]) -> Any:
-        begin = time.process_time()
-        result = work()
-        seconds[phase] = time.process_time() - begin
-        return result
-
-    facts = timed("hearing", lambda: Facts.from_json(json.loads(shared)))
-    planned = timed("planning", lambda: plan_job(job, facts))
-    shares = timed("assigning", lambda: assign(planned.plan.files, TP * PP * EP))
-    timed("own share", lambda: planned_reads(planned.plan, shares[:1], job.io.buffer_bytes))
+    watch = Stopwatch()
+    facts = watch.timed("hearing", lambda: Facts.from_json(json.loads(shared)))
+    planned = watch.timed("planning", lambda: plan_job(job, facts))
+    shares = watch.timed("assigning", lambda: assign(planned.plan.files, TP * PP * EP))
+    watch.timed("own share", lambda: planned_reads(planned.plan, shares[:1], job.io.buffer_bytes))
     peak = peak_resident_bytes()
     assert "torch" not in sys.modules
     assert isinstance(facts.source, MegatronIndex)
-    return Costs(
-        seconds=seconds,
+    return Back(
+        seconds=watch.seconds,
         peak_bytes=peak,
         shared_bytes=len(shared),
         files=len(facts.source.files),
@@ -146,20 +136,18 @@ def measure_here(directory: Path) -> Costs:
     )
 
 
-def measured(directory: Path, repeat: int) -> Costs:
+def measured(directory: Path, repeat: int) -> Back:
     """The costs of planning, in processes of their own: the least of the seconds, disturbed least by other programs."""
     command = (sys.executable, str(HERE / "plan_back.py"), "--one", str(directory))
-    runs = [Costs(**json.loads(measure(command, directory=CHECKOUT).output)) for _ in range(repeat)]
-    seconds = {phase: min(run.seconds[phase] for run in runs) for phase in runs[0].seconds}
-    return replace(runs[0], seconds=seconds, peak_bytes=max(run.peak_bytes for run in runs))
+    return representative([Back(**json.loads(measure(command, directory=CHECKOUT).output)) for _ in range(repeat)])
 
 
-def per_piece(cost: Costs) -> float:
+def per_piece(cost: Back) -> float:
     """Seconds of planning for each piece in the files."""
     return cost.seconds["planning"] / cost.pieces
 
 
-def costs_table(costs: Mapping[tuple[str, int], Costs]) -> str:
+def costs_table(costs: Mapping[tuple[str, int], Back]) -> str:
     """Seconds by phase and memory, for each model and part of its layers."""
     phases = next(iter(costs.values())).seconds
     rows = [("model", "files", "pieces", "copies", "tensors", *phases, "us/piece", "peak MiB", "shared MB")]
@@ -177,26 +165,19 @@ def costs_table(costs: Mapping[tuple[str, int], Costs]) -> str:
     return table(rows)
 
 
-def verdict(costs: Mapping[tuple[str, int], Costs]) -> list[str]:
+def verdict(costs: Mapping[tuple[str, int], Back]) -> list[str]:
     """What is more than allowed."""
-    problems = []
+    problems: list[str] = []
     for (name, divisor), cost in costs.items():
-        if cost.seconds["planning"] > SECONDS_ALLOWED:
-            problems.append(f"{name}: planning took {cost.seconds['planning']:.2f} s, allowed are {SECONDS_ALLOWED}")
-        if cost.peak_bytes > MIB_ALLOWED * MIB:
-            problems.append(f"{name}: {cost.peak_bytes / MIB:.0f} MiB, allowed are {MIB_ALLOWED}")
-        growth = per_piece(cost) / per_piece(costs[name, FRACTIONS[0]])
-        if divisor == 1 and growth > GROWTH_ALLOWED:
-            problems.append(f"{name}: {growth:.1f} times the time per piece with all layers; it must not grow")
+        problems += excesses(name, cost, SECONDS_ALLOWED)
+        if divisor == 1:
+            problems += growth_problems(name, per_piece(cost) / per_piece(costs[name, FRACTIONS[0]]), "piece")
     return problems
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Measure planning of the way back of the largest models.")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
-    parser.add_argument("--repeat", type=int, default=3, help="processes that measure each (default 3)")
-    parser.add_argument("--work", type=absolute, help="where to make the temporary directory (default: the system's)")
+    parser = command_line("Measure planning of the way back of the largest models.")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--make", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -206,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.make is not None:
         make_facts(Path(arguments.make[0]), arguments.make[1])
         return 0
-    costs: dict[tuple[str, int], Costs] = {}
+    costs: dict[tuple[str, int], Back] = {}
     with work_directory(arguments.work) as work:
         try:
             for model in arguments.models:
@@ -225,9 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         "\nCPU seconds, of one thread, on every process. copies: pieces that are compared before anything is written.\n"
     )
-    problems = verdict(costs)
-    print("\n".join(f"TOO MUCH: {problem}" for problem in problems) or "good")
-    return 1 if problems else 0
+    return say_verdict(verdict(costs))
 
 
 if __name__ == "__main__":

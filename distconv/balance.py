@@ -95,6 +95,7 @@ def _balanced_text(layout: Layout, binding: Binding, definition: Definition) -> 
     ends = {"first": 0, "last": 0}
     tied, embedding = definition.tied, 0
     targets = set()
+    placements = {modality: layout.placement_of(modality) for modality in layout.stages}
     for parameter in binding.parameters:
         rule = parameter.recipe.rule
         nbytes = parameter.nbytes * (layout.ep if parameter.expert is None else 1)
@@ -102,7 +103,7 @@ def _balanced_text(layout: Layout, binding: Binding, definition: Definition) -> 
         if tied is not None and rule.target == tied.embedding:
             embedding += nbytes
         if rule.modality != TEXT:
-            for stage, _ in layout.placement_of(rule.modality).stages(rule.stage, parameter.layer):
+            for stage, _ in placements[rule.modality].stages(rule.stage, parameter.layer):
                 carried[stage] += nbytes
         elif parameter.layer is not None:
             layers[parameter.layer] += nbytes

@@ -16,7 +16,7 @@ from math import prod
 from distconv.definition import FLOATING, Definition
 from distconv.dtypes import ITEM_SIZE
 from distconv.errors import InputError, counted, named, raise_if
-from distconv.matching import Choices, Explanations, filled
+from distconv.matching import Choices, Explanations, by_sources, filled, layers_of
 from distconv.operators import OPERATORS
 from distconv.rules import ANY, Rule
 from distconv.sizes import Sizes
@@ -121,7 +121,7 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
     parameters: list[Parameter] = []
     owners: dict[str, Rule] = {}
     unsized = False
-    chosen = Choices(definition.rules, stored)
+    chosen = Choices(definition.rules, by_sources(stored))
     for rule in wanted:
         try:
             applied = _apply(rule, definition, sizes, stored, chosen, counts)
@@ -210,22 +210,14 @@ def _apply(
     chosen: Choices,
     counts: Mapping[str, int],
 ) -> _Applied:
-    layers: Iterable[tuple[int | None, int | None]] = ((None, None),)
-    if rule.layers is not None:
-        layers = [
-            (item, layer)
-            for item, layer in enumerate(sizes.numbers(definition.lists[rule.layers], counts[rule.modality]))
-        ]
-    elif "layer" in rule.placeholders:
-        layers = ((None, layer) for layer in range(counts[rule.modality]))
     applied = _Applied()
+    layers = layers_of(rule, definition, sizes, counts[rule.modality])
     used = [(item, layer) for item, layer in layers if chosen.uses(rule, layer)]
     if not used:
         return applied
     experts: Iterable[int | None] = (None,)
     if "expert" in rule.placeholders:
         experts = range(_experts(definition, sizes))
-    packed = rule.packs_experts
     expected = [tuple(None if dim == ANY else sizes.get(dim) for dim in source.dims) for source in rule.sources]
     packed = rule.packs_experts
     recipes: dict[tuple[object, ...], Recipe] = {}
@@ -241,9 +233,9 @@ def _apply(
                 absent = [name for name in names if name not in stored]
                 applied.missing += [f"source tensor {name} is missing: {needed_for}" for name in absent]
             continue
-        wrong = list(_unexpected(rule, present, expected, sizes)) if not packed or expert == 0 else []
-        applied.wrong += wrong
-        if wrong or applied.wrong:
+        if not packed or expert == 0:
+            applied.wrong += _unexpected(rule, present, expected, sizes)
+        if applied.wrong:
             continue
         slice_of = expert if packed else None
         shapes = tuple(tensor.shape for tensor in present)

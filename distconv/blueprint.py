@@ -6,17 +6,17 @@ that config.json does not tell. Pure; binding the result, and comparing it with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 
 from distconv.definition import PROJECTOR, Definition
 from distconv.errors import InputError, raise_if
 from distconv.holdings import Holdings, Place
-from distconv.layout import Layout
-from distconv.matching import filled
+from distconv.layout import TEXT, Layout
+from distconv.matching import Choices, Score, filled, layers_of
 from distconv.rules import ANY, Rule
 from distconv.sizes import Sizes
 from distconv.source import SourceFile, SourceIndex, StoredTensor
-from distconv.vocabulary import SIZE_NAME
+from distconv.vocabulary import SIZE_NAME, has_vocabulary
 
 Shape = tuple[int, ...]
 LeftOut = Callable[[Rule], str | None]
@@ -67,7 +67,7 @@ def draw(
     """
     drawing = _Drawing(definition, sizes, layout, holdings, left_out, frozenset(map(definition.spelled, names)), where)
     head = None if definition.tied is None else definition.tied.head
-    tied = definition.tied is not None and "text" in layout.stages and sizes.flag(definition.tied.flag)
+    tied = TEXT in layout.stages and definition.is_tied(sizes)
     for rule in definition.rules:
         if left_out(rule) is None and not (rule.target == head and without_head):
             drawing.add(rule, optional=rule.optional or (tied and rule.target == head))
@@ -94,7 +94,7 @@ class _Drawing:
         self._layout = layout
         self._holdings = holdings
         self._where = where
-        self._choices = _Choices(definition.rules, holdings, names)
+        self._choices = Choices(definition.rules, _by_parameters(holdings, names))
         self._shapes: dict[tuple[Rule, Shape | None], tuple[Shape, ...] | None] = {}
         self.sizes = sizes
         if rows := self._vocabulary(rule for rule in definition.rules if left_out(rule) is None):
@@ -103,7 +103,7 @@ class _Drawing:
     def _vocabulary(self, rules: Iterable[Rule]) -> int | None:
         """The number of rows that the files have: it need not be that of config.json."""
         for rule in rules:
-            if SIZE_NAME in rule.sources[0].dims[:1]:
+            if has_vocabulary(rule):
                 size = self._layout.tensor_parallel_size(rule.modality)
                 place = self._holdings.examples.get(rule.target)
                 if place is not None and (full := self._holdings.full_shape(rule, place, size)):
@@ -138,54 +138,31 @@ class _Drawing:
     def _uses(self, rule: Rule) -> Iterator[tuple[int | None, int | None, int | None]]:
         """Item, layer and expert of each parameter of a rule."""
         definition, sizes = self._definition, self.sizes
-        layers: Iterable[tuple[int | None, int | None]] = [(None, None)]
-        if "layer" in rule.placeholders:
-            if definition.adapters == "only":
-                count = sum(map(sum, self._layout.stages[rule.modality]))
-            else:
-                count = sizes.count(definition.modalities[rule.modality])
-            layers = [(None, layer) for layer in range(count)]
-            if rule.layers is not None:
-                layers = list(enumerate(sizes.numbers(definition.lists[rule.layers], count)))
+        if definition.adapters == "only":
+            count = sum(map(sum, self._layout.stages[rule.modality]))
+        else:
+            count = sizes.count(definition.modalities[rule.modality])
         experts: Iterable[int | None] = [None]
         if "expert" in rule.placeholders and definition.experts is not None:
             experts = range(sizes.count(definition.experts))
+        layers = layers_of(rule, definition, sizes, count)
         return ((item, layer, expert) for item, layer in layers for expert in experts)
 
 
-class _Choices:
-    """Which alternative each layer is, for every `one_of`: the one that explains most of what there is."""
+def _by_parameters(holdings: Holdings, names: Container[str]) -> Score:
+    """The score of an alternative by how much it explains of what there is, then by its names in the reference."""
 
-    def __init__(self, rules: Iterable[Rule], holdings: Holdings, names: Collection[str]) -> None:
-        self._groups: dict[str, dict[str, list[Rule]]] = {}
-        for rule in rules:
-            if rule.choice is not None:
-                self._groups.setdefault(rule.choice[0], {}).setdefault(rule.choice[1], []).append(rule)
-        self._holdings = holdings
-        self._names = names
-        self._known: dict[tuple[str, int | None], str | None] = {}
-
-    def uses(self, rule: Rule, layer: int | None) -> bool:
-        """Whether the layer is the alternative that the rule belongs to; always, for a rule that is in none."""
-        if rule.choice is None:
-            return True
-        group, name = rule.choice
-        if (group, layer) not in self._known:
-            scores = {each: self._score(rules, layer) for each, rules in self._groups[group].items()}
-            best = max(scores, key=lambda each: scores[each])
-            self._known[group, layer] = None if rule.may_be_absent and not scores[best][1] else best
-        return self._known[group, layer] == name
-
-    def _score(self, rules: Iterable[Rule], layer: int | None) -> tuple[bool, int, int]:
-        """Whether all is there that must be, how much is there, and how many sources are called so in the reference."""
+    def score(rules: Sequence[Rule], layer: int | None) -> tuple[bool, int, int]:
         complete, present, called = True, 0, 0
         for rule in rules:
             place: Place = (rule.target, layer, 0 if "expert" in rule.placeholders else None)
-            there = place in self._holdings.pieces
+            there = place in holdings.pieces
             complete = complete and (there or rule.optional)
             present += there
-            called += sum(filled(source.name, layer, 0, None) in self._names for source in rule.sources)
+            called += sum(filled(source.name, layer, 0, None) in names for source in rule.sources)
         return complete, present, called
+
+    return score
 
 
 def source_shapes(rule: Rule, full: Shape | None, sizes: Sizes) -> tuple[Shape, ...] | None:

@@ -169,11 +169,12 @@ class Staging:
             rename(target.result, self._directory / "replaced")
         rename(self.path, target.result)
         tracker = self._directory / TRACKER_NAME
-        with tracker.open("w") as stream:
-            stream.write(str(target.iteration))
-            stream.flush()
-            if durable:
-                os.fsync(stream.fileno())
+        if target.iteration is not None:
+            with tracker.open("w") as stream:
+                stream.write(target.iteration)
+                stream.flush()
+                if durable:
+                    os.fsync(stream.fileno())
         settle(target.home)
         for created in self._created:
             settle(created.parent)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from distconv.virtual import Copy, Index, VirtualTensor, narrow, replaced
+from distconv.virtual import Copy, Index, VirtualTensor, dropped, narrow, replaced
 
 
 def substitute(tensor: VirtualTensor, operands: Sequence[VirtualTensor]) -> VirtualTensor:
@@ -79,7 +79,7 @@ def merge_dims(tensor: VirtualTensor, dim: int) -> VirtualTensor:
                     copy.operand,
                     source,
                     (*copy.target_start[:dim], start, *copy.target_start[dim + 2 :]),
-                    (*copy.shape[:dim], *copy.shape[dim + 1 :]),
+                    dropped(copy.shape, dim),
                     (*copy.dims[:dim], *copy.dims[dim + 1 :]),
                 )
             )

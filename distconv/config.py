@@ -85,7 +85,7 @@ def parse_config(content: Mapping[str, Any]) -> JobConfig:
         reader.problems.append("processes: goes with action=plan; otherwise the launcher says how many processes run")
     config = JobConfig(
         action=action,
-        source=reader.needed_path(content, "source", "the Hugging Face directory to convert", action),
+        source=reader.needed_path(content, "source", "the directory of the checkpoint to convert", action),
         target=reader.needed_path(content, "target", "the directory that gets the result", action),
         target_format=reader.choice(content, "target_format", TARGET_FORMATS),
         naming=reader.choice(content, "naming", NAMINGS),

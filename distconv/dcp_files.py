@@ -71,11 +71,7 @@ class DcpFormat:
 
     def check(self, directory: Path) -> list[str]:
         """What the metadata says of tensors that are not expected, or of another shape."""
-        expected = {
-            f"{MODEL_KEY}.{chunk.whole.name}": (chunk.whole.tensor.dtype, chunk.whole.tensor.shape)
-            for file in self._plan.files
-            for chunk in self._plan.chunks(file)
-        }
+        expected = {f"{MODEL_KEY}.{each.name}": (each.tensor.dtype, each.tensor.shape) for each in self._plan.tensors()}
         path = directory / METADATA
         found = {name: (entry.dtype, entry.shape) for name, entry in self._metadata(directory).tensors.items()}
         return [

@@ -27,6 +27,8 @@ from distconv.torch_blobs import stored_within
 from distconv.virtual import Copy, Index, VirtualTensor, gaps
 
 Located = Mapping[tuple[str, Index], tuple[SourceFile, ArchivedTensor]]
+# A chunk to be found: where the metadata says it is, and the name and element type of its tensor.
+_Sought = tuple[Place, str, str, Chunk]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +136,7 @@ def locate(checkpoint: DcpDirectory, wanted: Callable[[str], bool]) -> DcpIndex:
     tables: dict[object, tuple[VirtualTensor, list[Index]]] = {}
     tensors = {}
     for name, entry in entries.items():
-        pieces = [located[name, chunk.offsets] for chunk in entry.chunks if prod(chunk.sizes)]
+        pieces = [located[name, chunk.offsets] for chunk in entry.filled]
         strides = [None if piece.is_contiguous else piece.strides for _, piece in pieces]
         cut = _cut(entry), *strides
         if cut not in tables:
@@ -174,7 +176,7 @@ def _unsound(path: Path, entries: Mapping[str, Entry]) -> list[str]:
             cuts[cut] = _misfit(entry)
         if cuts[cut] is not None:
             problems.append(f"{where}: {cuts[cut]}")
-        for chunk in (each for each in entry.chunks if prod(each.sizes)):
+        for chunk in entry.filled:
             box = f"its chunk {list(chunk.sizes)} at {list(chunk.offsets)}"
             if len(chunk.places) > 1:
                 found = named(f"{place.file} at {place.offset}" for place in chunk.places)
@@ -191,11 +193,11 @@ def _unsound(path: Path, entries: Mapping[str, Entry]) -> list[str]:
 
 def _misfit(entry: Entry) -> str | None:
     """Why the chunks do not make up the tensor."""
-    for chunk in entry.chunks:
-        if prod(chunk.sizes) and any(map(gt, map(add, chunk.offsets, chunk.sizes), entry.shape)):
+    for chunk in entry.filled:
+        if any(map(gt, map(add, chunk.offsets, chunk.sizes), entry.shape)):
             return f"its chunk {list(chunk.sizes)} at {list(chunk.offsets)} leaves its shape {list(entry.shape)}"
     try:
-        missing = gaps(_whole(entry, [chunk for chunk in entry.chunks if prod(chunk.sizes)]))
+        missing = gaps(_whole(entry))
     except ValueError as error:
         return f"its chunks overlap: {error}"
     return (
@@ -205,17 +207,17 @@ def _misfit(entry: Entry) -> str | None:
     )
 
 
-def _whole(entry: Entry, chunks: Sequence[Chunk]) -> VirtualTensor:
-    """The tensor over its chunks."""
+def _whole(entry: Entry) -> VirtualTensor:
+    """The tensor over those of its chunks that hold elements."""
     dims = tuple(range(len(entry.shape)))
     origin = (0,) * len(dims)
-    copies = (Copy(number, origin, chunk.offsets, chunk.sizes, dims) for number, chunk in enumerate(chunks))
+    copies = (Copy(number, origin, chunk.offsets, chunk.sizes, dims) for number, chunk in enumerate(entry.filled))
     return VirtualTensor(entry.dtype, entry.shape, tuple(copies))
 
 
 def _table(entry: Entry, pieces: Sequence[ArchivedTensor]) -> tuple[VirtualTensor, list[Index]]:
     """The tensor over what is stored, and the shapes of that."""
-    whole = _whole(entry, [chunk for chunk in entry.chunks if prod(chunk.sizes)])
+    whole = _whole(entry)
     if all(piece.is_contiguous for piece in pieces):
         return whole, [piece.shape for piece in pieces]
     views = [strided(piece.dtype, piece.shape, piece.strides) for piece in pieces]
@@ -225,31 +227,16 @@ def _table(entry: Entry, pieces: Sequence[ArchivedTensor]) -> tuple[VirtualTenso
 
 def _located(directory: Path, entries: Mapping[str, Entry]) -> Located:
     """Each chunk that is not empty, in its file."""
-    per_file = defaultdict(list)
+    per_file: dict[str, list[_Sought]] = defaultdict(list)
     for name, entry in entries.items():
-        for chunk in entry.chunks:
-            if prod(chunk.sizes):
-                per_file[chunk.places[0].file].append((chunk.places[0], name, entry.dtype, chunk))
+        for chunk in entry.filled:
+            per_file[chunk.places[0].file].append((chunk.places[0], name, entry.dtype, chunk))
     located: dict[tuple[str, Index], tuple[SourceFile, ArchivedTensor]] = {}
     problems: list[str] = []
     for file_name, chunks in sorted(per_file.items()):
         path = directory / file_name
         try:
-            file = SourceFile(str(path), path.stat().st_size)
-            beyond = [(place, name) for place, name, _, _ in chunks if place.offset + place.length > file.size]
-            if beyond:
-                end = max(place.offset + place.length for place, _ in beyond)
-                problems.append(
-                    f"{path}: truncated: it has {file.size} bytes, and {METADATA} places "
-                    f"{named((name for _, name in beyond), 3)} in it up to byte {end}"
-                )
-                continue
-            with stored_within(path) as read:
-                for place, name, dtype, chunk in sorted(chunks, key=lambda each: each[0].offset):
-                    try:
-                        located[name, chunk.offsets] = file, _piece(read, file, place, name, dtype, chunk)
-                    except InputError as error:
-                        problems += error.problems
+            located |= _located_in(path, chunks)
         except FileNotFoundError:
             needs = named((name for _, name, _, _ in chunks), 3)
             problems.append(f"{path}: no such file; {METADATA} says that it holds {needs}")
@@ -257,6 +244,33 @@ def _located(directory: Path, entries: Mapping[str, Entry]) -> Located:
             problems.append(f"{path}: cannot be read: {error.strerror}")
         except InputError as error:
             problems += error.problems
+    raise_if(problems)
+    return located
+
+
+def _located_in(path: Path, chunks: Sequence[_Sought]) -> Located:
+    """The chunks that are in one file.
+
+    Raises:
+        InputError: the file is too short; every chunk that is not there.
+        OSError: the file cannot be read.
+    """
+    file = SourceFile(str(path), path.stat().st_size)
+    beyond = [(place, name) for place, name, _, _ in chunks if place.offset + place.length > file.size]
+    if beyond:
+        end = max(place.offset + place.length for place, _ in beyond)
+        raise InputError(
+            f"{path}: truncated: it has {file.size} bytes, and {METADATA} places "
+            f"{named((name for _, name in beyond), 3)} in it up to byte {end}"
+        )
+    located: dict[tuple[str, Index], tuple[SourceFile, ArchivedTensor]] = {}
+    problems: list[str] = []
+    with stored_within(path) as read:
+        for place, name, dtype, chunk in sorted(chunks, key=lambda each: each[0].offset):
+            try:
+                located[name, chunk.offsets] = file, _piece(read, file, place, name, dtype, chunk)
+            except InputError as error:
+                problems += error.problems
     raise_if(problems)
     return located
 

@@ -13,6 +13,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ class Entry:
     dtype: str
     shape: Index
     chunks: tuple[Chunk, ...]
+
+    @property
+    def filled(self) -> list[Chunk]:
+        """The chunks that hold elements; whether and where the others are stored does not matter."""
+        return [chunk for chunk in self.chunks if prod(chunk.sizes)]
 
 
 @dataclass(frozen=True, kw_only=True)

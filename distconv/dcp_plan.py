@@ -15,9 +15,9 @@ from typing import Any
 from distconv.binding import Unconverted
 from distconv.dtypes import ITEM_SIZE
 from distconv.errors import JobError, named
+from distconv.lowering import box_of, contiguous_blocks
 from distconv.outputs import Entry, NamedTensor, OutputFile
-from distconv.steps import contiguous_blocks
-from distconv.virtual import Index, VirtualTensor, narrow
+from distconv.virtual import Index, VirtualTensor
 
 # A reader takes whole chunks, so a chunk is no more than this where rows allow it.
 CHUNK_BYTES = 64 * 1024**2
@@ -69,15 +69,19 @@ class DcpPlan:
         assert isinstance(file, PartFile)
         return self.parts[file.part]
 
+    def tensors(self) -> list[NamedTensor]:
+        """The tensors that the chunks make up, each once, in the order of their chunks."""
+        return list({chunk.whole.name: chunk.whole for part in self.parts for chunk in part}.values())
+
     def summary(self) -> dict[str, Any]:
         """How many tensors and chunks there are, and how they are named."""
-        chunks = [chunk for part in self.parts for chunk in part]
+        tensors = self.tensors()
         return {
             "dcp": {
                 "naming": self.naming,
-                "example": chunks[0].whole.name if chunks else None,
-                "tensors": len({chunk.whole.name for chunk in chunks}),
-                "chunks": len(chunks),
+                "example": tensors[0].name if tensors else None,
+                "tensors": len(tensors),
+                "chunks": sum(map(len, self.parts)),
             }
         }
 
@@ -125,8 +129,4 @@ def _cut(tensor: VirtualTensor) -> Iterator[tuple[Index, VirtualTensor]]:
         yield (0,) * len(tensor.shape), tensor
         return
     for start, lengths in contiguous_blocks(tensor.shape, CHUNK_BYTES // ITEM_SIZE[tensor.dtype]):
-        piece = tensor
-        for dim, (low, length) in enumerate(zip(start, lengths, strict=True)):
-            if length < tensor.shape[dim]:
-                piece = narrow(piece, dim, low, length)
-        yield start, piece
+        yield start, box_of(tensor, start, lengths)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
@@ -21,9 +20,8 @@ from torch.distributed.checkpoint.storage import WriteResult
 from distconv.dcp_blobs import Span
 from distconv.dcp_metadata import METADATA
 from distconv.dcp_plan import MODEL_KEY, Chunk, DcpPlan
-from distconv.iterations import CHECKPOINT_VERSION
-
-_VERSION_KEY = "checkpoint_version"
+from distconv.iterations import CHECKPOINT_VERSION, VERSION_KEY
+from distconv.outputs import NamedTensor
 
 
 def write_metadata(directory: Path, plan: DcpPlan, spans: Mapping[str, Sequence[Span]]) -> Path:
@@ -33,7 +31,7 @@ def write_metadata(directory: Path, plan: DcpPlan, spans: Mapping[str, Sequence[
         OSError: it cannot be written.
     """
     planner = _Planner(plan)
-    state_dict = {MODEL_KEY: {each.name: _meta(each) for each in planner.tensors()}, _VERSION_KEY: CHECKPOINT_VERSION}
+    state_dict = {MODEL_KEY: {each.name: _meta(each) for each in plan.tensors()}, VERSION_KEY: CHECKPOINT_VERSION}
     planner.set_up_planner(state_dict, is_coordinator=True)
     plans, metadata = planner.create_global_plan([planner.create_local_plan()])
     places = [(file.path, span) for file in plan.files for span in spans[file.path]]
@@ -52,13 +50,9 @@ class _Planner(DefaultSavePlanner):
         super().__init__()
         self._plan = plan
 
-    def tensors(self) -> list[Any]:
-        """The tensors, each once."""
-        return list({chunk.whole.name: chunk.whole for part in self._plan.parts for chunk in part}.values())
-
     def create_local_plan(self) -> SavePlan:
         """An item for each span of each file, in order."""
-        items = [WriteItem(index=MetadataIndex(_VERSION_KEY), type=WriteItemType.BYTE_IO)]
+        items = [WriteItem(index=MetadataIndex(VERSION_KEY), type=WriteItemType.BYTE_IO)]
         items += [_item(chunk) for part in self._plan.parts for chunk in part]
         self.plan = SavePlan(items, planner_data=self.mappings)
         return self.plan
@@ -72,7 +66,7 @@ class _Writer(FileSystemWriter):
         return StorageMeta()
 
 
-def _meta(whole: Any) -> torch.Tensor:
+def _meta(whole: NamedTensor) -> torch.Tensor:
     return torch.empty(whole.tensor.shape, dtype=getattr(torch, whole.tensor.dtype), device="meta")
 
 

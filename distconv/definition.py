@@ -14,7 +14,7 @@ from distconv.adapters import ADAPTERS, canonical_factor, rules_of_adapters, rul
 from distconv.errors import InputError, raise_if, unknown_keys
 from distconv.layout import MODALITIES
 from distconv.rules import Rule, parse_rules
-from distconv.sizes import SizeSpec
+from distconv.sizes import Sizes, SizeSpec
 
 PROJECTOR = "projector"
 _KEYS = (
@@ -61,6 +61,14 @@ class Definition:
     tied: Tied | None
     rules: tuple[Rule, ...]
     ignored: tuple[Ignored, ...]
+
+    def is_tied(self, sizes: Sizes) -> bool:
+        """Whether the head of a model of these sizes equals its embedding.
+
+        Raises:
+            InputError: its config.json does not say it, or not with true or false.
+        """
+        return self.tied is not None and sizes.flag(self.tied.flag)
 
     def tied_sources(self) -> tuple[str, str]:
         """The source tensors of the head and of the embedding, for a definition with tied models."""

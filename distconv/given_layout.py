@@ -1,4 +1,7 @@
-"""What a user says about the layout of a Megatron source: the keys of `source_layout.*`."""
+"""What a user says about the layout of a Megatron source: the keys of `source_layout.*`.
+
+Owns the record alone: `config` checks the values, `detection` compares them with what the files say.
+"""
 
 from __future__ import annotations
 

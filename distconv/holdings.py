@@ -1,4 +1,8 @@
-"""What the files of a Megatron source hold, by target and by global numbers of layer and expert. Pure."""
+"""What the files of a Megatron source hold, by target and by global numbers of layer and expert.
+
+Owns the way from numbers local to a file to global ones. Pure, and judges nothing: what is missing or wrong is found
+when the files are compared with a plan.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from distconv.rules import Rule
 from distconv.targets import Targets
 from distconv.tensor_parallel import TENSOR_PARALLEL_RULES
 from distconv.torch_archive import ArchivedTensor
+from distconv.virtual import replaced
 
 # A target, and the global numbers of its layer and its expert.
 Place = tuple[str, int | None, int | None]
@@ -41,7 +46,7 @@ class Holdings:
         if dim is None or dim >= len(first) or any(len(shape) != len(first) for shape in shapes):
             return first
         shapes += [first] * (size - len(shapes))
-        return (*first[:dim], sum(shape[dim] for shape in shapes), *first[dim + 1 :])
+        return replaced(first, dim, sum(shape[dim] for shape in shapes))
 
 
 def take_stock(index: MegatronIndex, grid: RankGrid, layout: Layout, targets: Targets, experts: int | None) -> Holdings:

@@ -14,13 +14,13 @@ from typing import Any
 from distconv.adapters import CONFIG_NAME
 from distconv.catalogue import Definitions, Head, head_of
 from distconv.config import JobConfig
-from distconv.dcp_index import locate, open_dcp
+from distconv.dcp_index import DcpDirectory, locate, open_dcp
 from distconv.dcp_metadata import METADATA
-from distconv.definition import parse_definition
+from distconv.definition import Definition, parse_definition
 from distconv.errors import InputError, raise_if
 from distconv.facts import MODEL_CONFIG, Checkpoint, DcpSource, Facts, Reference, Source
 from distconv.given_layout import GivenLayout
-from distconv.iterations import RELEASE, iteration_of
+from distconv.iterations import RELEASE, VERSION_KEY, iteration_of
 from distconv.jsonfile import read_object
 from distconv.known_names import known_parameters, known_tensors
 from distconv.megatron_index import read_megatron
@@ -30,8 +30,6 @@ from distconv.reference import read_reference
 from distconv.source_directory import check_directory, read_directory
 
 Chosen = tuple[str, Mapping[str, Any]]
-# An entry that says how to read the model, and is no state of training.
-_VERSION = "checkpoint_version"
 _KINDS = {
     "hf": "a Hugging Face directory",
     "megatron": "a Megatron checkpoint",
@@ -139,16 +137,8 @@ def _trained(config: JobConfig, kind: str, chosen: Chosen | None, definitions: D
         source = index
     else:
         definition = parse_definition(*chosen, sized=not reference.is_adapter)
-        tensors = known_tensors(definition, reference)
-        parameters = known_parameters(definition, reference)
         given = config.name_prefix if config.target_format != "dcp" else None
-        prefix = find_prefix(list(opened.metadata.tensors), [*tensors, *parameters], given)
-        names = names_under(list(opened.metadata.tensors), prefix)
-        wanted = {full: bare for bare, full in names.items()}
-        located = locate(opened, wanted.__contains__)
-        naming = "hf" if len(tensors & names.keys()) >= len(parameters & names.keys()) else "megatron"
-        others = sorted({*opened.metadata.others, *(opened.metadata.tensors.keys() - wanted.keys())} - {_VERSION})
-        source = DcpSource(index=located.renamed(wanted), naming=naming, prefix=prefix, others=_summarised(others))
+        source = _dcp_source(opened, definition, reference, given)
     return Facts(
         source=source,
         text_source=None,
@@ -157,6 +147,20 @@ def _trained(config: JobConfig, kind: str, chosen: Chosen | None, definitions: D
         definition=chosen[1],
         iteration=iteration,
     )
+
+
+def _dcp_source(opened: DcpDirectory, definition: Definition, reference: Reference, given: str | None) -> DcpSource:
+    """What a DCP holds of the model, under names with the prefix that is `given`, or else recognised."""
+    tensors = known_tensors(definition, reference)
+    parameters = known_parameters(definition, reference)
+    found = opened.metadata.tensors
+    prefix = find_prefix(found, tensors | parameters, given)
+    names = names_under(found, prefix)
+    wanted = {full: bare for bare, full in names.items()}
+    located = locate(opened, wanted.__contains__)
+    naming = "hf" if len(tensors & names.keys()) >= len(parameters & names.keys()) else "megatron"
+    others = sorted({*opened.metadata.others, *(found.keys() - wanted.keys())} - {VERSION_KEY})
+    return DcpSource(index=located.renamed(wanted), naming=naming, prefix=prefix, others=_summarised(others))
 
 
 def _summarised(names: Collection[str]) -> tuple[str, ...]:

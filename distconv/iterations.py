@@ -13,8 +13,8 @@ from distconv.errors import InputError, named
 
 TRACKER_NAME = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
-# What Megatron calls the meaning of a fused qkv; it refuses or reinterprets another one.
-CHECKPOINT_VERSION = 3.0
+# What Megatron calls the meaning of a fused qkv, and where; it refuses or reinterprets another one.
+VERSION_KEY, CHECKPOINT_VERSION = "checkpoint_version", 3.0
 _NAME = re.compile(r"iter_(\d{7,})")
 
 

@@ -17,10 +17,11 @@ from distconv.sizes import Sizes
 
 def known_tensors(definition: Definition, reference: Reference) -> set[str]:
     """The names of published tensors, in every spelling: those of the reference, or of the rules where it has none."""
+    sizes = reference.sizes(definition)
     names: Iterable[str] = reference.shards or {
         filled(source.name, layer, expert, item)
         for rule in definition.rules
-        for layer, expert, item in _numbers(rule, definition, reference.sizes(definition))
+        for layer, expert, item in _numbers(rule, definition, sizes)
         for source in rule.sources
     }
     return {spelling for name in names for spelling in _spellings(definition, name)}

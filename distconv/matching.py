@@ -6,12 +6,11 @@ Owns the filling of placeholders and the patterns made of them. Decides nothing 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
 from distconv.definition import Definition, Ignored
 from distconv.rules import Rule
 from distconv.sizes import Sizes
-from distconv.source import StoredTensor
 
 
 def filled(pattern: str, layer: int | None, expert: int | None, item: int | None) -> str:
@@ -22,11 +21,28 @@ def filled(pattern: str, layer: int | None, expert: int | None, item: int | None
     return pattern
 
 
-class Choices:
-    """Which alternative each layer uses, for every `one_of`: the first whose sources are complete."""
+def layers_of(rule: Rule, definition: Definition, sizes: Sizes, count: int) -> Iterable[tuple[int | None, int | None]]:
+    """Item and layer of each parameter of a rule, of whose modality there are `count` layers.
 
-    def __init__(self, rules: Iterable[Rule], stored: Mapping[str, StoredTensor]) -> None:
-        self._stored = stored
+    Raises:
+        InputError: the list of layers in config.json does not go with that.
+    """
+    if rule.layers is not None:
+        return enumerate(sizes.numbers(definition.lists[rule.layers], count))
+    if "layer" in rule.placeholders:
+        return ((None, layer) for layer in range(count))
+    return ((None, None),)
+
+
+# Of the rules of an alternative and a layer: whether all that must be there is there, how much is, what else tells.
+Score = Callable[[Sequence[Rule], "int | None"], "tuple[int, ...]"]
+
+
+class Choices:
+    """Which alternative each layer uses, for every `one_of`: the first of those with the highest score."""
+
+    def __init__(self, rules: Iterable[Rule], score: Score) -> None:
+        self._score = score
         self._groups: dict[str, dict[str, list[Rule]]] = {}
         for rule in rules:
             if rule.choice is not None:
@@ -40,10 +56,9 @@ class Choices:
             return True
         group, name = rule.choice
         if (group, layer) not in self._known:
-            # The best is without a missing source; among those with some, the one of which most is there.
-            best = max(self._groups[group], key=lambda each: self._score(group, each, layer))
-            absent = rule.may_be_absent and self._score(group, best, layer)[1] == 0
-            self._known[group, layer] = None if absent else best
+            scores = {each: self._score(rules, layer) for each, rules in self._groups[group].items()}
+            best = max(scores, key=lambda each: scores[each])
+            self._known[group, layer] = None if rule.may_be_absent and not scores[best][1] else best
         return self._known[group, layer] == name
 
     def unclear(self, rule: Rule, layer: int | None) -> list[str]:
@@ -51,12 +66,18 @@ class Choices:
         if rule.choice is None:
             return []
         group = self._groups[rule.choice[0]]
-        return [] if any(self._score(rule.choice[0], name, layer)[1] for name in group) else list(group)
+        return [] if any(self._score(rules, layer)[1] for rules in group.values()) else list(group)
 
-    def _score(self, group: str, name: str, layer: int | None) -> tuple[bool, int]:
-        sources = [source for rule in self._groups[group][name] if not rule.optional for source in rule.sources]
-        present = sum(filled(source.name, layer, 0, None) in self._stored for source in sources)
+
+def by_sources(stored: Container[str]) -> Score:
+    """The score of an alternative by its sources: without a missing one, or else the one of which most is there."""
+
+    def score(rules: Sequence[Rule], layer: int | None) -> tuple[bool, int]:
+        sources = [source for rule in rules if not rule.optional for source in rule.sources]
+        present = sum(filled(source.name, layer, 0, None) in stored for source in sources)
         return present == len(sources), present
+
+    return score
 
 
 class Explanations:

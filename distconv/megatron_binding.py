@@ -82,8 +82,7 @@ def bind_megatron(
     experts = None if definition.experts is None else sizes.count(definition.experts)
     holdings = take_stock(index, grid, layout, targets, experts)
     reason = unless_absent(definition, holdings, left_out)
-    tied = definition.tied is not None and TEXT in layout.stages and sizes.flag(definition.tied.flag)
-    copied_head = tied and layout.keeps_separate_head()
+    copied_head = TEXT in layout.stages and definition.is_tied(sizes) and layout.keeps_separate_head()
     drawn, sizes = draw(
         definition, sizes, layout, holdings, reason, names=names, without_head=copied_head, where=index.directory
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distconv.formats import LaidOut, Located, mismatch
-from distconv.iterations import CHECKPOINT_VERSION
+from distconv.iterations import CHECKPOINT_VERSION, VERSION_KEY
 from distconv.outputs import Entry, OutputFile
 from distconv.torch_archive import ArchivedTensor, read_archive
 
@@ -28,15 +28,15 @@ class MegatronFormat:
         from distconv.pt_file import lay_out  # noqa: PLC0415 - torch takes a second to import; planning does without it
 
         tensors = [(entry.key, entry.name, entry.tensor.dtype, entry.tensor.shape) for entry in entries]
-        return LaidOut(offsets=lay_out(path, self._dictionaries, tensors, {"checkpoint_version": CHECKPOINT_VERSION}))
+        return LaidOut(offsets=lay_out(path, self._dictionaries, tensors, {VERSION_KEY: CHECKPOINT_VERSION}))
 
     def locate(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Located:  # noqa: ARG002
         """Find the tensors in the archive, and what it should not hold."""
         content = read_archive(path)
         differences = []
-        version = content.get("checkpoint_version")
+        version = content.get(VERSION_KEY)
         if version != CHECKPOINT_VERSION:
-            differences.append(f"{path}: checkpoint_version is {version!r}, expected {CHECKPOINT_VERSION}")
+            differences.append(f"{path}: {VERSION_KEY} is {version!r}, expected {CHECKPOINT_VERSION}")
         expected = {(entry.key, entry.name) for entry in entries}
         for key in self._dictionaries:
             found = content.get(key)
@@ -53,7 +53,7 @@ class MegatronFormat:
             if tensor is not None and wrong is None and not tensor.is_contiguous:
                 wrong = "is not contiguous"
             if wrong is not None:
-                differences.append(f"{path}: {entry.key}/{entry.name} {wrong}")
+                differences.append(f"{path}: {entry.title} {wrong}")
             elif tensor is not None:
                 offsets[entry.key, entry.name] = tensor.offset
         return Located(offsets=offsets, differences=differences)

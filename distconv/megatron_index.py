@@ -15,16 +15,15 @@ from typing import Any
 
 from distconv.composition import strided
 from distconv.errors import InputError, named, raise_if
-from distconv.iterations import RELEASE
+from distconv.iterations import CHECKPOINT_VERSION, RELEASE, VERSION_KEY
 from distconv.megatron_directory import find_ranks
 from distconv.source import SourceFile
 from distconv.torch_archive import ArchivedTensor, Inert, read_archive
 
-_CHECKPOINT_VERSION = 3
 _DICTIONARY = re.compile(r"model\d*")
 _EXTRA_STATE = "_extra_state"
 # Top-level entries that a conversion keeps.
-_READ = ("checkpoint_version", "iteration")
+_READ = (VERSION_KEY, "iteration")
 
 Tensors = Mapping[tuple[str, str], ArchivedTensor]
 
@@ -151,10 +150,10 @@ class _Content:
 
 def _read(path: Path) -> _Content:
     content = read_archive(path)
-    version = content.get("checkpoint_version")
-    if version is not None and version != _CHECKPOINT_VERSION:
+    version = content.get(VERSION_KEY)
+    if version is not None and version != CHECKPOINT_VERSION:
         raise InputError(
-            f"{path}: checkpoint_version is {version!r}, expected {_CHECKPOINT_VERSION}.0: older ones order qkv in "
+            f"{path}: {VERSION_KEY} is {version!r}, expected {CHECKPOINT_VERSION}: older ones order qkv in "
             "another way; load and save it with a current Megatron first"
         )
     keys = sorted(name for name in content if isinstance(name, str) and _DICTIONARY.fullmatch(name))

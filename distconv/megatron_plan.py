@@ -8,8 +8,9 @@ Format: the `torch` checkpoint format of Megatron-LM, `megatron/training/checkpo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from distconv.binding import Binding, Parameter, Recipe, Unconverted, target_name
@@ -40,14 +41,14 @@ class RankFile(OutputFile):
         return self.order[2]
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class StageSummary:
     """What one stage holds, over all tensor and expert parallel ranks; `nbytes` in bytes, as written."""
 
     stage: int
-    layers: dict[str, int] = field(default_factory=dict)
-    parameters: int = 0
-    nbytes: int = 0
+    layers: Mapping[str, int]
+    parameters: int
+    nbytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ class MegatronPlan:
         assert isinstance(file, RankFile)
         for virtual_stage, key in enumerate(self.dictionaries):
             for parameter, layer in self.placed[virtual_stage * self.layout.pp + file.pp_rank]:
-                owner, expert = self._expert(parameter)
+                owner, expert = expert_owner(parameter, self.binding.experts, self.layout.ep)
                 if owner is None or owner == file.ep_rank:
                     name = target_name(parameter.recipe.rule, layer, expert)
                     pieces = self.shards[parameter.recipe]
@@ -99,10 +100,6 @@ class MegatronPlan:
             ],
         }
 
-    def _expert(self, parameter: Parameter) -> tuple[int | None, int | None]:
-        """The expert parallel rank that holds a parameter (`None`: every rank) and the expert's number there."""
-        return expert_owner(parameter, self.binding.experts, self.layout.ep)
-
 
 def make_plan(binding: Binding, layout: Layout) -> MegatronPlan:
     """The plan for a bound model under a layout that has been checked against it.
@@ -114,7 +111,7 @@ def make_plan(binding: Binding, layout: Layout) -> MegatronPlan:
     shards = cut_recipes((parameter.recipe for parameter in binding.parameters), layout)
     placements = {modality: layout.placement_of(modality) for modality in binding.layers}
     placed: list[list[tuple[Parameter, int | None]]] = [[] for _ in range(layout.stage_count)]
-    stages = [StageSummary(stage=stage) for stage in range(layout.stage_count)]
+    elements, stage_bytes = [0] * layout.stage_count, [0] * layout.stage_count
     ranks = layout.tensor_ranks
     nbytes = [[[0] * ranks for _ in range(layout.pp)] for _ in range(layout.ep)]
     piece_bytes = {
@@ -135,16 +132,17 @@ def make_plan(binding: Binding, layout: Layout) -> MegatronPlan:
                 raise JobError(f"{name}: would be twice on stage {stage}; nothing has been written")
             others.add(owner)
             placed[stage].append((parameter, layer))
-            stages[stage].parameters += parameter.recipe.tensor.elements
+            elements[stage] += parameter.recipe.tensor.elements
             for ep_rank in range(layout.ep) if owner is None else (owner,):
                 row = nbytes[ep_rank][stage % layout.pp]
                 for tp_rank in range(ranks):
                     row[tp_rank] += sizes[tp_rank % len(sizes)]
-                stages[stage].nbytes += sum(sizes[tp_rank % len(sizes)] for tp_rank in range(ranks))
+                stage_bytes[stage] += sum(sizes[tp_rank % len(sizes)] for tp_rank in range(ranks))
+    layers: list[Counter[str]] = [Counter() for _ in range(layout.stage_count)]
     for modality, placement in placements.items():
         for holders in placement.of_layer.values():
             for stage, _ in holders:
-                stages[stage].layers[modality] = stages[stage].layers.get(modality, 0) + 1
+                layers[stage][modality] += 1
     files = tuple(
         RankFile(
             path=f"{_directory(layout, tp_rank, pp_rank, ep_rank)}/{FILE_NAME}",
@@ -160,7 +158,10 @@ def make_plan(binding: Binding, layout: Layout) -> MegatronPlan:
         binding=binding,
         layout=layout,
         files=files,
-        stages=tuple(stages),
+        stages=tuple(
+            StageSummary(stage=stage, layers=layers[stage], parameters=elements[stage], nbytes=stage_bytes[stage])
+            for stage in range(layout.stage_count)
+        ),
         shards=shards,
         placed=tuple(tuple(each) for each in placed),
     )

@@ -43,6 +43,11 @@ class Entry:
     tensor: VirtualTensor
     low_rank: LowRank | None = None
 
+    @property
+    def title(self) -> str:
+        """What it is called in messages about its file."""
+        return f"{self.key}/{self.name}" if self.key else self.name
+
 
 class Plan(Protocol):
     """Everything that will be written, as outlines; `entries` spells out one file."""

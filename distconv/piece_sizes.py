@@ -1,4 +1,8 @@
-"""Into how many pieces the tensors of each modality are cut, from the shapes of the pieces. Pure."""
+"""Into how many pieces the tensors of each modality are cut, from the shapes of the pieces.
+
+Owns the count of what fits which size, and what is asked for where it does not tell. Pure; tensors that do not fit are
+found later, when each is compared with a plan.
+"""
 
 from __future__ import annotations
 

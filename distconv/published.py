@@ -31,7 +31,7 @@ def with_tied_head(
     """
     if tied_head == "auto":
         return tensors, ()
-    if definition is None or sizes is None or definition.tied is None or not sizes.flag(definition.tied.flag):
+    if definition is None or sizes is None or not definition.is_tied(sizes):
         raise InputError(
             f"tied_head={tied_head}: this model's head is not known to be tied to its embedding; leave tied_head out"
         )

@@ -128,12 +128,14 @@ def planned_processes(plan: Plan, count: int, config: JobConfig, reads: Iterable
 
 def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
     """The plan for a person: model and layout, stages, what is left out, and with `full` files and processes."""
+    names = report["source_names"]
     result = report["target"] + (f"/{report['iteration']}" if report["iteration"] else "")
     lines = [
         f"model    {report['model'] or 'any; every tensor is written as it is'}",
         f"source   {report['source']}",
         *([f"text     {report['text_source']}"] if report["text_source"] else []),
         *([f"found    {' '.join(_layout_words(report['source_layout']))}"] if report["source_layout"] else []),
+        *([f"found    {_names_words(names)}"] if names else []),
         *([f"follows  {report['reference']}"] if report["reference"] else []),
         f"target   {result}",
     ]
@@ -146,9 +148,6 @@ def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
         lines.append(f"hf       {report['hf']['tensors']} tensors in {len(report['files'])} files")
         if filled := report["hf"]["filled_from_reference"]:
             lines.append(f"filled   {len(filled)} tensors come from the reference: {named(filled, 3)}")
-    if names := report["source_names"]:
-        prefix = f" with the prefix {names['prefix']}" if names["prefix"] else ""
-        lines.insert(2, f"found    {names['naming']} names{prefix}")
     reasons: dict[str, list[str]] = {}
     for each in report["not_converted"]:
         reasons.setdefault(each["reason"], []).append(each["name"])
@@ -176,6 +175,10 @@ def _layout_words(layout: Mapping[str, Any]) -> list[str]:
         sizes += f" placement={layout['placement']}"
     stages = layout["stages"].items()
     return [sizes, *(f"{modality}={shown_stages(tuple(map(tuple, rows)))}" for modality, rows in stages)]
+
+
+def _names_words(names: Mapping[str, Any]) -> str:
+    return f"{names['naming']} names" + (f" with the prefix {names['prefix']}" if names["prefix"] else "")
 
 
 def _dcp_line(report: Mapping[str, Any]) -> str:

@@ -1,4 +1,7 @@
-"""The result of a plan: its format, and where it is put."""
+"""The result of a plan: its format, where it is put, and what it remembers of its making.
+
+Knows every kind of plan, so that nothing else need. Writes nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ from distconv.facts import Facts
 from distconv.formats import Format
 from distconv.huggingface_files import HuggingFaceFormat
 from distconv.huggingface_plan import HuggingFacePlan
-from distconv.iterations import RELEASE
 from distconv.megatron_files import MegatronFormat
 from distconv.megatron_plan import MegatronPlan
 from distconv.outputs import Plan
@@ -39,6 +41,6 @@ def record_of(config: JobConfig, facts: Facts) -> Record | None:
     return Record(model=facts.model, reference=None if config.text_source is not None else str(config.source.resolve()))
 
 
-def target_of(plan: Plan, directory: Path, iteration: str | None) -> Target:
+def target_of(plan: Plan, directory: Path, iteration: str) -> Target:
     """Where the result goes: a Hugging Face directory is the one that the user named, the others hold an iteration."""
-    return Target(directory=directory, iteration=None if isinstance(plan, HuggingFacePlan) else iteration or RELEASE)
+    return Target(directory=directory, iteration=None if isinstance(plan, HuggingFacePlan) else iteration)

@@ -1,4 +1,7 @@
-"""What of a model a job converts: `select`, `lora_only` and `projector`, as reasons for rules that are not wanted."""
+"""What of a model a job converts: `select`, `lora_only` and `projector`, as reasons for rules that are not wanted.
+
+Owns the meaning of these keys. Sees rules, never tensors: what is left over for a reason, binding says.
+"""
 
 from __future__ import annotations
 

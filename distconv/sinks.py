@@ -1,4 +1,7 @@
-"""What happens to finished bytes: they are written, or compared with what is there. Counts what was really moved."""
+"""What happens to finished bytes: they are written, compared with what is there, or kept in memory.
+
+Owns the count of bytes that were really moved. Knows files and offsets, never tensors.
+"""
 
 from __future__ import annotations
 

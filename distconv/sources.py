@@ -21,6 +21,7 @@ from distconv.definition import Definition
 from distconv.errors import raise_if
 from distconv.facts import Checkpoint, DcpSource, Facts, Reference
 from distconv.given_layout import GivenLayout
+from distconv.iterations import RELEASE
 from distconv.layout import TEXT, Layout
 from distconv.matching import pattern_of
 from distconv.megatron_binding import MegatronBinding, bind_megatron
@@ -32,7 +33,7 @@ from distconv.rules import Rule
 from distconv.selection import check_taken_whole, selection
 from distconv.source import AssembledTensor, SourceFile, SourceIndex, StoredTensor
 from distconv.torch_archive import ArchivedTensor
-from distconv.vocabulary import SIZE_NAME
+from distconv.vocabulary import SIZE_NAME, has_vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,12 +143,12 @@ class _MegatronDcp:
     def __init__(self, config: JobConfig, source: DcpSource, reference: Reference, definition: Definition) -> None:
         self._reference, self._definition = reference, definition
         tensors = {
-            ("model", each.name): ArchivedTensor(each.tensor.dtype, each.tensor.shape, _strides(each.tensor.shape), 0)
+            ("model", each.name): ArchivedTensor.contiguous(each.tensor.dtype, each.tensor.shape, 0)
             for each in source.index.tensors.values()
         }
         index = MegatronIndex(
             directory=source.index.directory,
-            iteration="release",
+            iteration=RELEASE,
             dictionaries=("model",),
             files=(RankFile(rank=(0,), file=NOWHERE, tensors=tensors),),
             others=(),
@@ -193,8 +194,7 @@ class _PublishedDcp:
         tensors = (
             NamedTensor(definition.spelled(each.name), each.parts, each.tensor) for each in self._tensors.values()
         )
-        tied = definition.tied is not None and self._sizes.flag(definition.tied.flag)
-        return Published(tensors=tuple(tensors), tied=tied)
+        return Published(tensors=tuple(tensors), tied=definition.is_tied(self._sizes))
 
     def parameters(self) -> Binding:
         """The parameters that the rules of the definition make of them."""
@@ -210,7 +210,7 @@ class _PublishedDcp:
 def _restored(published: Binding, parameters: Binding, reference: Reference, definition: Definition) -> Published:
     restored = restore(published, parameters)
     tensors = list(restored.tensors)
-    if any(each.recipe.rule.sources[0].dims[:1] == (SIZE_NAME,) for each in published.parameters):
+    if any(has_vocabulary(each.recipe.rule) for each in published.parameters):
         rows = reference.sizes(definition).get(SIZE_NAME)
         tensors = with_vocabulary(published, tensors, rows, f"reference={reference.directory}")
     return Published(tensors=tuple(tensors), left_out=restored.left_out, tied=published.tied)
@@ -264,7 +264,3 @@ def _bound(
 
 def _not_carried(source: DcpSource) -> tuple[str, ...]:
     return tuple(f"not carried over: {name}: training state; only the model is converted" for name in source.others)
-
-
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(prod(shape[dim + 1 :]) for dim in range(len(shape)))

@@ -47,6 +47,12 @@ class ArchivedTensor:
     strides: tuple[int, ...]
     offset: int
 
+    @staticmethod
+    def contiguous(dtype: str, shape: tuple[int, ...], offset: int) -> ArchivedTensor:
+        """A tensor whose elements lie in row-major order without gaps."""
+        strides = tuple(prod(shape[dim + 1 :]) for dim in range(len(shape)))
+        return ArchivedTensor(dtype, shape, strides, offset)
+
     @property
     def is_contiguous(self) -> bool:
         """Whether its elements lie in row-major order without gaps."""

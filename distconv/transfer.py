@@ -17,9 +17,10 @@ from distconv.dtypes import ITEM_SIZE
 from distconv.errors import JobError, StoppedError
 from distconv.files import OpenFiles, read_into
 from distconv.low_rank import LowRank, as_bytes, numbers
+from distconv.lowering import lower
 from distconv.sinks import Counters, MemorySink, Sink
 from distconv.source import StoredTensor
-from distconv.steps import CopyRun, Gather, Move, lower
+from distconv.steps import CopyRun, Gather, Move
 from distconv.virtual import VirtualTensor, narrow
 
 _ALARM_SECONDS = 0.5

@@ -11,7 +11,7 @@ from dataclasses import replace
 from distconv.binding import Binding, Parameter, Unconverted
 from distconv.definition import Definition
 from distconv.errors import InputError
-from distconv.layout import Layout
+from distconv.layout import TEXT, Layout
 
 TIED_HEAD = ("auto", "write", "omit")
 
@@ -22,7 +22,7 @@ def resolve_head(binding: Binding, definition: Definition, layout: Layout, tied_
     Raises:
         InputError: the head of a model that is not tied is to be left out.
     """
-    if definition.tied is None or "text" not in binding.layers:
+    if definition.tied is None or TEXT not in binding.layers:
         return binding
     if not binding.tied:
         if tied_head == "omit":

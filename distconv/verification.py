@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from distconv.config import InputOutput
@@ -16,7 +16,7 @@ from distconv.formats import Format
 from distconv.outputs import Entry, OutputFile, Plan
 from distconv.replicas import Replica
 from distconv.sinks import CompareSink, Counters
-from distconv.transfer import run
+from distconv.transfer import Work, run
 from distconv.work import Batch, batches
 
 
@@ -46,21 +46,16 @@ def compare_files(
                 differences += located.differences
                 offsets |= {(file, key, name): offset for (key, name), offset in located.offsets.items()}
                 checked[file] = tuple(entry for entry in entries if (entry.key, entry.name) in located.offsets)
-            with OpenFiles(os.O_RDONLY) as targets:
-                sink = CompareSink(targets, counters)
-                run(
-                    Batch(files=checked).work(paths, offsets),
-                    sink,
-                    sources,
-                    counters,
-                    threads=io.threads,
-                    buffer_bytes=io.buffer_bytes,
-                    must_stop=must_stop,
-                )
-            starts = sorted((paths[file], offset, f"{key}/{name}") for (file, key, name), offset in offsets.items())
-            positions = [(path, offset) for path, offset, _ in starts]
-            differing = {starts[bisect_right(positions, place) - 1] for place in sink.different}
-            differences += [f"{path}: {name} differs from the source" for path, _, name in sorted(differing)]
+            work = Batch(files=checked).work(paths, offsets)
+            # One without elements may begin where another does.
+            names = {
+                (paths[file], offsets[file, entry.key, entry.name]): entry.title
+                for file, entries in checked.items()
+                for entry in entries
+                if entry.tensor.elements
+            }
+            differing = _differing(work, names, sources, io, counters, must_stop)
+            differences += [f"{place[0]}: {names[place]} differs from the source" for place in differing]
     return differences
 
 
@@ -73,7 +68,24 @@ def compare_copies(
         JobError: a read failed.
     """
     work = [each.work() for each in copies]
-    with OpenFiles(os.O_RDONLY) as sources, OpenFiles(os.O_RDONLY) as targets:
+    starts = {
+        (shard.path, shard.offset): each for each, part in zip(copies, work, strict=True) for shard in part.shards
+    }
+    with OpenFiles(os.O_RDONLY) as sources:
+        differing = _differing(work, starts, sources, io, counters, must_stop)
+    return list(dict.fromkeys(_difference(starts[place]) for place in differing))
+
+
+def _differing(
+    work: Sequence[Work],
+    starts: Iterable[tuple[str, int]],
+    sources: OpenFiles,
+    io: InputOutput,
+    counters: Counters,
+    must_stop: Callable[[], bool],
+) -> list[tuple[str, int]]:
+    """Those of the starts of tensors (path, offset) from which on what the work makes is not what is there."""
+    with OpenFiles(os.O_RDONLY) as targets:
         sink = CompareSink(targets, counters)
         run(
             work,
@@ -84,12 +96,8 @@ def compare_copies(
             buffer_bytes=io.buffer_bytes,
             must_stop=must_stop,
         )
-    starts = {
-        (shard.path, shard.offset): each for each, part in zip(copies, work, strict=True) for shard in part.shards
-    }
     positions = sorted(starts)
-    differing = {positions[bisect_right(positions, place) - 1] for place in sink.different}
-    return list(dict.fromkeys(_difference(starts[place]) for place in sorted(differing)))
+    return sorted({positions[bisect_right(positions, place) - 1] for place in sink.different})
 
 
 def _difference(copy: Replica) -> str:

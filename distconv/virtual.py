@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 
 Index = tuple[int, ...]
@@ -119,8 +120,8 @@ def split(tensor: VirtualTensor, lengths: Sequence[int], dim: int = 0) -> list[V
     """
     if sum(lengths) != tensor.shape[dim]:
         raise ValueError(f"pieces {list(lengths)} do not add up to dim {dim} of shape {list(tensor.shape)}")
-    starts = [sum(lengths[:number]) for number in range(len(lengths))]
-    return [narrow(tensor, dim, start, length) for start, length in zip(starts, lengths, strict=True)]
+    stops = accumulate(lengths)
+    return [narrow(tensor, dim, stop - length, length) for stop, length in zip(stops, lengths, strict=True)]
 
 
 def chunk(tensor: VirtualTensor, count: int, dim: int = 0) -> list[VirtualTensor]:

@@ -10,9 +10,15 @@ from dataclasses import replace
 
 from distconv.binding import Binding, Recipe
 from distconv.errors import InputError
+from distconv.rules import Rule
 from distconv.virtual import concat, narrow, zeros
 
 SIZE_NAME = "vocabulary"
+
+
+def has_vocabulary(rule: Rule) -> bool:
+    """Whether the rule makes a parameter whose rows are those of the vocabulary."""
+    return rule.sources[0].dims[:1] == (SIZE_NAME,)
 
 
 def resize_vocabulary(binding: Binding, rows: int | None) -> Binding:
@@ -26,7 +32,7 @@ def resize_vocabulary(binding: Binding, rows: int | None) -> Binding:
     recipes: dict[Recipe, Recipe] = {}
     for parameter in binding.parameters:
         recipe = parameter.recipe
-        if recipe.rule.sources[0].dims[:1] == (SIZE_NAME,) and recipe not in recipes:
+        if has_vocabulary(recipe.rule) and recipe not in recipes:
             recipes[recipe] = _resized(recipe, rows)
     if not recipes:
         raise InputError(f"vocab_size={rows}: nothing that is converted has a vocabulary")

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from distconv.lowering import lower
 from distconv.outputs import Entry, OutputFile, Plan
-from distconv.steps import bytes_read, lower
+from distconv.steps import bytes_read
 from distconv.transfer import Shard, Work
 
 

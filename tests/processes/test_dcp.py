@@ -6,8 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import signal
-import time
 from math import prod
 
 import pytest
@@ -16,8 +14,8 @@ from benchmarks.synthetic import hugging_face_config, lookalike, qwen2vl_tensors
 from distconv.errors import JobError
 from tests.checkpoints import describe_dcp, hashes, load_case, tensor_bytes, write_header, write_source
 from tests.errors.damage import config, sized, sparse
-from tests.processes.jobs import Job, mpirun, run, single, torchrun
-from tests.processes.worlds import OVER, SHARE, SOON, World, check_message
+from tests.processes.jobs import mpirun, run, single, torchrun
+from tests.processes.worlds import OVER, World, check_message, killed_while_the_other_waits
 
 CASE = "qwen2vl__tp1_pp1"
 SHARD = "model-00005-of-00005.safetensors"
@@ -118,16 +116,8 @@ def test_a_shard_is_cut_off_meanwhile(launcher, world):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_dies(launcher, victim, world):
     """Nothing that looks like a result, nor `.metadata` anywhere, without which no program takes files for a DCP."""
-    world.hold(1)
+    outcome = killed_while_the_other_waits(launcher, victim, world)
 
-    with Job(launcher(2, *world.arguments(), own=world.own), world.directory) as job:
-        job.until(world.staging, "a staging directory")
-        time.sleep(SHARE)
-        job.send(signal.SIGKILL, victim)
-        killed = time.monotonic()
-        outcome = job.end(world.release)
-
-    assert time.monotonic() - killed < SOON
     assert outcome.status != 0
     assert not outcome.shows_its_inside
     assert world.results() == []

@@ -14,7 +14,7 @@ import pytest
 from tests.checkpoints import load_case, write_source
 from tests.errors.damage import config, sparse
 from tests.processes.jobs import Job, mpirun, run, single, torchrun
-from tests.processes.worlds import OVER, SHARE, SOON, World, check_message
+from tests.processes.worlds import OVER, SHARE, SOON, World, check_message, killed_while_the_other_waits
 
 CASE = "qwen2vl__tp2_pp2"
 SHARD = "model-00004-of-00005.safetensors"
@@ -107,16 +107,8 @@ def test_wrong_input_is_told_once(launcher, option, message, world):
 @LAUNCHERS
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_is_killed_while_the_other_waits(launcher, victim, world):
-    world.hold(1)
+    outcome = killed_while_the_other_waits(launcher, victim, world)
 
-    with Job(launcher(2, *world.arguments(), own=world.own), world.directory) as job:
-        job.until(world.staging, "a staging directory")
-        time.sleep(SHARE)
-        job.send(signal.SIGKILL, victim)
-        killed = time.monotonic()
-        outcome = job.end(world.release)
-
-    assert time.monotonic() - killed < SOON
     assert outcome.status != 0
     assert not outcome.shows_its_inside
     assert world.results() == []

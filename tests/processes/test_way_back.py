@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import shutil
-import signal
-import time
 from math import prod
 
 import pytest
@@ -17,8 +15,8 @@ from distconv.errors import JobError
 from distconv.torch_archive import read_archive
 from tests.checkpoints import hashes, load_case, overrides, write_header, write_source
 from tests.here import run_here
-from tests.processes.jobs import Job, mpirun, run, torchrun
-from tests.processes.worlds import OVER, SHARE, SOON, World, check_message
+from tests.processes.jobs import mpirun, run, torchrun
+from tests.processes.worlds import OVER, World, check_message, killed_while_the_other_waits
 
 FILE = "model_optim_rng.pt"
 # Experts, cut by tensor, pipeline and expert parallel rank: eight files.
@@ -131,16 +129,8 @@ def test_a_file_of_the_source_is_cut_off_meanwhile(world):
 
 @pytest.mark.parametrize(("launcher", "victim"), [(torchrun, 1), (mpirun, 0)])
 def test_a_process_dies(launcher, victim, world):
-    world.hold(1)
+    outcome = killed_while_the_other_waits(launcher, victim, world)
 
-    with Job(launcher(2, *world.arguments(), own=world.own), world.directory) as job:
-        job.until(world.staging, "a staging directory")
-        time.sleep(SHARE)
-        job.send(signal.SIGKILL, victim)
-        killed = time.monotonic()
-        outcome = job.end(world.release)
-
-    assert time.monotonic() - killed < SOON
     assert outcome.status != 0
     assert not outcome.shows_its_inside
     # Only the first process can clean up, and mpirun leaves nobody the time for it.

@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-from tests.processes.jobs import Outcome
+from tests.processes.jobs import Job, Outcome
 
 # Seconds in which the others must follow the one that failed, and the whole job must be over.
 SOON, OVER = 20, 60
@@ -63,6 +66,19 @@ class World:
     def results(self) -> list[Path]:
         """All that looks like a result, or a part of one."""
         return [path for path in self.target.glob("*") if not path.name.startswith(".")]
+
+
+def killed_while_the_other_waits(launcher: Callable[..., list[str]], victim: int, world: World) -> Outcome:
+    """How a job on two processes ends, soon, when the first waits for the second, and one of them is killed."""
+    world.hold(1)
+    with Job(launcher(2, *world.arguments(), own=world.own), world.directory) as job:
+        job.until(world.staging, "a staging directory")
+        time.sleep(SHARE)
+        job.send(signal.SIGKILL, victim)
+        killed = time.monotonic()
+        outcome = job.end(world.release)
+    assert time.monotonic() - killed < SOON
+    return outcome
 
 
 def check_message(outcome: Outcome, *fragments: str) -> None:

@@ -48,6 +48,7 @@ LAYERS: list[set[str]] = [
         "dcp_metadata",
         "given_layout",
         "low_rank",
+        "lowering",
         "megatron_directory",
         "pt_file",
         "record",

@@ -15,6 +15,7 @@ import pytest
 
 from distconv.dcp_metadata import Chunk, Entry, Place, read_metadata
 from distconv.errors import InputError
+from tests.unit.attacks import CALLS
 from tests.unit.dcp_files import META, Call, Draft, Name, index, pickled, rows, size
 
 
@@ -139,10 +140,7 @@ def test_an_attack_beside_sound_metadata_is_refused_all_the_same(tmp_path):
 @pytest.mark.parametrize(
     "data",
     [
-        b"(S'touch %s'\nios\nsystem\n.",
-        b"(cos\nsystem\nS'touch %s'\no.",
-        b"cos\nsystem\n)\x81}S'a'\nS'touch %s'\nsb.",
-        b"\x80\x04\x8c\x02os\x8c\x06system\x93)}\x8c\x01a\x8c\x01bs\x92.",
+        *CALLS,
         # Known classes called, and given attributes of a class or of an object.
         b"ctorch.distributed.checkpoint.metadata\nMetadata\n(S'touch %s'\ntRcos\nsystem\nb.",
         b"cos\nsystem\n(S'touch %s'\ntRS'then damaged",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,15 @@ from distconv.safetensors_index import read_header
 from distconv.sinks import Counters
 from distconv.source import SourceFile, StoredTensor
 from distconv.verification import compare_files
-from distconv.virtual import VirtualTensor, permute, whole
+from distconv.virtual import permute, whole
 from distconv.writing import Written, finish, write_files
 from tests.unit.safetensors_files import INDEX_NAME
 
 IO = InputOutput(fsync=False, threads=1, buffer_bytes=4096)
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 SIDE = {"config.json": '{"dtype":  "bfloat16"}', "sub/code.py": "pass", "tokenizer.json": "{ }"}
-MAP = {"a": ONE, "b": TWO, "c": TWO}
+# "z" has no elements, and begins where "b" does: wide elements come first.
+MAP = {"a": ONE, "b": TWO, "c": TWO, "z": TWO}
 
 
 def reference(directory: Path, total: int = 62) -> Reference:
@@ -43,20 +44,21 @@ def reference(directory: Path, total: int = 62) -> Reference:
 
 
 def plan(directory: Path, known: Reference) -> HuggingFacePlan:
-    """Three tensors of 62 bytes out of a file that holds consecutive bytes; one of them is transposed."""
+    """Tensors of 62 bytes out of a file that holds consecutive bytes; one is transposed, one has no elements."""
     content = bytes(range(62))
     (directory / "source").write_bytes(content)
     file = SourceFile(str(directory / "source"), len(content))
 
-    def tensor(name: str, shape: tuple[int, ...], offset: int, change: Callable[..., VirtualTensor]) -> NamedTensor:
-        stored = StoredTensor(name, "bfloat16", shape, file, offset)
-        return NamedTensor(name, (stored,), change(whole("bfloat16", shape)))
+    def tensor(name: str, shape: tuple[int, ...], offset: int, dtype: str = "bfloat16") -> NamedTensor:
+        stored = StoredTensor(name, dtype, shape, file, offset)
+        return NamedTensor(name, (stored,), whole(dtype, shape))
 
-    same = lambda each: each  # noqa: E731
+    first = tensor("a", (3, 4), 0)
     tensors = [
-        tensor("a", (3, 4), 0, lambda each: permute(each, (1, 0))),
-        tensor("b", (2, 4), 24, same),
-        tensor("c", (11,), 40, same),
+        replace(first, tensor=permute(first.tensor, (1, 0))),
+        tensor("b", (2, 4), 24),
+        tensor("c", (11,), 40),
+        tensor("z", (0,), 62, "float32"),
     ]
     return make_huggingface_plan(tensors, (), (), known)
 
@@ -96,7 +98,8 @@ def test_a_result_is_the_tensors_the_index_and_all_side_files(tmp_path):
     assert (a.name, a.dtype, a.shape) == ("a", "bfloat16", (4, 3))
     columns = [bytes([8 * row + 2 * column, 8 * row + 2 * column + 1]) for column in range(4) for row in range(3)]
     assert files[ONE].read_bytes()[a.offset :] == b"".join(columns)
-    b, c = read_header(out / TWO)
+    z, b, c = read_header(out / TWO)
+    assert (z.shape, z.offset) == ((0,), b.offset)
     assert files[TWO].read_bytes()[b.offset : b.offset + 16] == bytes(range(24, 40))
     assert files[TWO].read_bytes()[c.offset :] == bytes(range(40, 62))
     assert differences(found, out) == []
@@ -121,28 +124,30 @@ def flip(path: Path, at: int) -> None:
 def test_one_byte_of_any_tensor_is_seen(made, tmp_path):
     for file, at, name in ((ONE, -1, "a"), (ONE, -24, "a"), (TWO, -38, "b"), (TWO, -1, "c")):
         flip(tmp_path / "out" / file, at)
-        assert differences(made, tmp_path / "out") == [f"{file}: /{name} differs from the source"]
+        assert differences(made, tmp_path / "out") == [f"{file}: {name} differs from the source"]
         flip(tmp_path / "out" / file, at)
 
 
 @pytest.mark.parametrize(
-    ("tensors", "expected"),
+    ("changes", "expected"),
     [
-        ({"b": ("bfloat16", (2, 4))}, ["c is missing"]),
-        ({"b": ("bfloat16", (4, 2)), "c": ("bfloat16", (11,))}, ["b is bfloat16 [4, 2], expected bfloat16 [2, 4]"]),
-        ({"b": ("float16", (2, 4)), "c": ("bfloat16", (11,))}, ["b is float16 [2, 4], expected bfloat16 [2, 4]"]),
-        ({"b": ("bfloat16", (2, 4)), "c": ("bfloat16", (11,)), "x": ("uint8", ())}, ["x is not expected"]),
+        ({"c": None}, ["c is missing"]),
+        ({"b": ("bfloat16", (4, 2))}, ["b is bfloat16 [4, 2], expected bfloat16 [2, 4]"]),
+        ({"b": ("float16", (2, 4))}, ["b is float16 [2, 4], expected bfloat16 [2, 4]"]),
+        ({"x": ("uint8", ())}, ["x is not expected"]),
     ],
 )
-def test_the_tensors_of_a_file_are_compared(made, tmp_path, tensors: dict[str, Any], expected):
+def test_the_tensors_of_a_file_are_compared(made, tmp_path, changes: dict[str, Any], expected):
     path = tmp_path / "out" / TWO
+    whole_file = {"b": ("bfloat16", (2, 4)), "c": ("bfloat16", (11,)), "z": ("float32", (0,))}
+    tensors = {name: form for name, form in (whole_file | changes).items() if form is not None}
     stored = {each.name: each.offset for each in read_header(path)}
     data = path.read_bytes()
     offsets = lay_out(path, [(name, *form) for name, form in tensors.items()])
     with path.open("r+b") as stream:
         for name in offsets.keys() & stored.keys():
             stream.seek(offsets[name])
-            stream.write(data[stored[name] :][: 16 if name == "b" else 22])
+            stream.write(data[stored[name] :][: {"b": 16, "c": 22, "z": 0}[name]])
     assert differences(made, tmp_path / "out") == [f"{TWO}: {line}" for line in expected]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import pytest
 
-from distconv.matching import Choices, Explanations, filled
+from distconv.matching import Choices, Explanations, by_sources, filled
 from distconv.rules import Rule
 from distconv.sizes import Sizes
 from tests.unit import toy
@@ -27,7 +27,7 @@ def used(names: Collection[str], layer: int) -> set[str]:
     """The targets of the layer's feed-forward rules that are used if these tensors are stored."""
     index = toy.index()
     stored = {name: tensor for name, tensor in index.tensors.items() if name in names}
-    choices = Choices(toy.definition().rules, stored)
+    choices = Choices(toy.definition().rules, by_sources(stored))
     return {rule.target.split("{layer}.")[1] for rule in toy.definition().rules if rule.choice is not None
             if choices.uses(rule, layer)}  # fmt: skip
 
@@ -50,16 +50,16 @@ def test_among_incomplete_alternatives_the_one_of_which_most_is_there_is_meant()
 def test_a_complete_alternative_wins_over_a_larger_incomplete_one():
     names = {name for name in toy.shapes() if name.startswith("model.layers.1.") and not name.endswith("router.weight")}
     assert used(names, 1) == EXPERTS
-    choices = Choices(toy.definition().rules, toy.index({
+    choices = Choices(toy.definition().rules, by_sources(toy.index({
         **{name: shape for name, shape in toy.shapes().items() if name in names},
         "model.layers.1.mlp.up.weight": (12, 16), "model.layers.1.mlp.down.weight": (16, 12),
-    }).tensors)  # fmt: skip
+    }).tensors))  # fmt: skip
     assert [choices.uses(rule, 1) for rule in rules("mlp.fc")] == [True, True]
     assert not any(choices.uses(rule, 1) for rule in rules("experts"))
 
 
 def test_a_rule_without_alternatives_is_always_used():
-    assert all(Choices(toy.definition().rules, {}).uses(rule, 0) for rule in rules("qkv"))
+    assert all(Choices(toy.definition().rules, by_sources({})).uses(rule, 0) for rule in rules("qkv"))
 
 
 def explanations(**reasons: str) -> Explanations:

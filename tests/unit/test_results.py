@@ -31,14 +31,14 @@ def test_a_plan_is_for_one_format(made: Plan, form: type[Format]):
 
 
 @pytest.mark.parametrize("made", [plan(), DCP])
-@pytest.mark.parametrize(("iteration", "name"), [(None, "release"), ("release", "release"), ("1000", "iter_0001000")])
+@pytest.mark.parametrize(("iteration", "name"), [("release", "release"), ("1000", "iter_0001000")])
 def test_training_formats_hold_iterations(made: Plan, iteration, name):
     target = target_of(made, Path("/mm"), iteration)
     assert (target.result, target.home) == (Path("/mm") / name, Path("/mm"))
     assert target.tracker == Path("/mm/latest_checkpointed_iteration.txt")
 
 
-@pytest.mark.parametrize("iteration", [None, "release", "1000"])
+@pytest.mark.parametrize("iteration", ["release", "1000"])
 def test_a_hugging_face_directory_is_the_one_that_was_named(iteration):
     target = target_of(HF, Path("/out/hf"), iteration)
     assert (target.result, target.home, target.tracker) == (Path("/out/hf"), Path("/out"), None)

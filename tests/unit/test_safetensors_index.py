@@ -159,4 +159,4 @@ def test_a_file_that_is_not_there_or_no_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["x\0.safetensors", "\ud800.safetensors"])
 def test_a_name_that_no_file_can_have_is_refused(tmp_path, name):
-    problems(tmp_path / name)
+    assert problems(tmp_path / name) == [f"{str(tmp_path / name)!r}: not a name that a file can have"]

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from distconv import steps
+from distconv import lowering, steps
 from distconv.dtypes import ITEM_SIZE
+from distconv.lowering import contiguous_blocks, lower
 from distconv.operators import OPERATORS
-from distconv.steps import CopyRun, Gather, Read, Step, bytes_read, contiguous_blocks, lower
+from distconv.steps import CopyRun, Gather, Read, Step, bytes_read
 from distconv.virtual import Index, VirtualTensor, chunk, concat, narrow, permute, select, split, whole, zeros
 from tests.unit.programs import Program, numbered, programs, shapes
 from tests.unit.reference import Execution, execute
@@ -38,7 +39,7 @@ def lowered(
     run_bytes: int = 64 * 1024,
     gap_bytes: int = 64 * 1024,
 ) -> list[Step]:
-    with patch.object(steps, "MIN_RUN_BYTES", run_bytes), patch.object(steps, "MAX_GAP_BYTES", gap_bytes):
+    with patch.object(lowering, "MIN_RUN_BYTES", run_bytes), patch.object(steps, "MAX_GAP_BYTES", gap_bytes):
         return list(lower(shards, source_shapes, buffer_bytes))
 
 
@@ -210,7 +211,7 @@ def test_a_scalar_is_produced(dtype):
 def test_reads_of_a_gather_are_ascending_and_do_not_touch_if_they_would_fit_together(program, elements):
     assume(program.operands)
     result, _ = produce(program, elements, 64 * 1024, 0)
-    turning = any(steps._turns(copy) for tensor in program.tensors for copy in tensor.copies)
+    turning = any(lowering._turns(copy) for tensor in program.tensors for copy in tensor.copies)
     room = max(elements // 8, 1) if turning else elements
     for step in result:
         reads: Sequence[Read] = step.reads

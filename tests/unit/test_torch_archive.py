@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from distconv.dtypes import ITEM_SIZE
 from distconv.errors import InputError
 from distconv.torch_archive import ArchivedTensor, Inert, read_archive
+from tests.unit.attacks import CALLS
 
 
 def saved(path: Path, content: Any, **given: Any) -> Mapping[str, Any]:
@@ -281,16 +282,7 @@ def test_a_malicious_pickle_is_not_run(tmp_path, protocol, attack: Callable[[Pat
     assert mark.exists()
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        # INST and OBJ call a class; BUILD sets attributes; NEWOBJ_EX has keyword arguments.
-        b"(S'touch %s'\nios\nsystem\n.",
-        b"(cos\nsystem\nS'touch %s'\no.",
-        b"cos\nsystem\n)\x81}S'a'\nS'touch %s'\nsb.",
-        b"\x80\x04\x8c\x02os\x8c\x06system\x93)}\x8c\x01a\x8c\x01bs\x92.",
-    ],
-)
+@pytest.mark.parametrize("data", CALLS)
 def test_no_opcode_runs_anything(tmp_path, data):
     mark = tmp_path / "run"
     data = data.replace(b"%s", str(mark).encode())

@@ -15,13 +15,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distconv import files, sinks, steps, transfer
+from distconv import files, lowering, sinks, transfer
 from distconv.dtypes import ITEM_SIZE
 from distconv.errors import JobError, StoppedError
 from distconv.files import OpenFiles
+from distconv.lowering import lower
 from distconv.sinks import CompareSink, Counters, WriteSink
 from distconv.source import SourceFile, StoredTensor
-from distconv.steps import bytes_read, lower
+from distconv.steps import bytes_read
 from distconv.transfer import Shard, Work, run
 from distconv.virtual import VirtualTensor, concat, permute, whole, zeros
 from tests.unit.programs import Program, numbered, programs
@@ -72,7 +73,7 @@ def transferred(
 @given(programs(dtype=DTYPE), st.sampled_from([1, 64 * 1024]), st.sampled_from([64, 4096]), st.booleans())
 def test_the_bytes_of_any_tensors_land_in_their_place(tmp_path, program: Program, run_bytes, buffer_bytes, in_kernel):
     with ExitStack() as patches:
-        patches.enter_context(patch.object(steps, "MIN_RUN_BYTES", run_bytes))
+        patches.enter_context(patch.object(lowering, "MIN_RUN_BYTES", run_bytes))
         patches.enter_context(patch.object(transfer, "_RUN_PIECE", 10))
         if not in_kernel:
             patches.enter_context(patch.object(os, "copy_file_range", side_effect=OSError(95, "not supported")))
@@ -124,7 +125,7 @@ def test_progress_is_told_of_every_byte_done(tmp_path):
 
 @pytest.mark.parametrize("run_bytes", [1, 64 * 1024])
 def test_a_byte_that_differs_is_found(tmp_path, run_bytes):
-    with patch.object(steps, "MIN_RUN_BYTES", run_bytes):
+    with patch.object(lowering, "MIN_RUN_BYTES", run_bytes):
         work = work_for(tmp_path, [whole(DTYPE, (50,))], stored(tmp_path, [numbered((50,))]))
         transferred([work])
         content = bytearray((tmp_path / "target").read_bytes())
@@ -148,7 +149,7 @@ def test_a_block_is_compared_in_pieces(tmp_path):
 
 def test_a_byte_that_differs_from_zeros_is_found(tmp_path):
     """The rows that `vocab_size` adds."""
-    with patch.object(steps, "MIN_RUN_BYTES", 1):
+    with patch.object(lowering, "MIN_RUN_BYTES", 1):
         padded = concat([whole(DTYPE, (50,)), zeros(DTYPE, (14,))])
         work = work_for(tmp_path, [padded], stored(tmp_path, [numbered((50,))]))
         transferred([work])
@@ -186,7 +187,7 @@ def test_a_source_that_shrinks_while_it_is_read_is_named(tmp_path, run_bytes, do
     os.truncate(source.file.path, 50)
     work = work_for(tmp_path, [whole(DTYPE, (50,))], [shrunk])
     with (
-        patch.object(steps, "MIN_RUN_BYTES", run_bytes),
+        patch.object(lowering, "MIN_RUN_BYTES", run_bytes),
         pytest.raises(
             JobError, match=f"{doing} tensor0 from {source.file.path}.*: the file ends at byte 50: truncated"
         ),
@@ -207,7 +208,7 @@ def test_a_target_that_is_full_is_named(tmp_path, run_bytes, doing):
     work = work_for(tmp_path, [whole(DTYPE, (50,))], stored(tmp_path, [numbered((50,))]))
     full = OSError(28, "No space left on device")
     with (
-        patch.object(steps, "MIN_RUN_BYTES", run_bytes),
+        patch.object(lowering, "MIN_RUN_BYTES", run_bytes),
         patch.object(os, "pwritev", side_effect=full),
         patch.object(os, "copy_file_range", side_effect=full),
         pytest.raises(JobError, match=f"{doing}{tmp_path}/target: No space left on device"),
@@ -267,7 +268,7 @@ def test_a_copy_that_the_kernel_gives_up_halfway_is_finished(tmp_path):
         return kernel(source, target, count // 2, source_offset, offset)
 
     work = work_for(tmp_path, [whole(DTYPE, (50,))], stored(tmp_path, [numbered((50,))]))
-    with patch.object(steps, "MIN_RUN_BYTES", 1), patch.object(os, "copy_file_range", halfway):
+    with patch.object(lowering, "MIN_RUN_BYTES", 1), patch.object(os, "copy_file_range", halfway):
         counters, _ = transferred([work])
     assert (tmp_path / "target").read_bytes()[START:] == numbered((50,)).astype("u2").tobytes()
     assert (counters.read, counters.written) == (100, 100)

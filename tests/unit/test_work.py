@@ -15,9 +15,10 @@ from distconv import work
 from distconv.assignment import assign
 from distconv.balance import LayoutRequest, complete_layout
 from distconv.dtypes import ITEM_SIZE
+from distconv.lowering import lower
 from distconv.megatron_plan import MegatronPlan, make_plan
 from distconv.outputs import OutputFile
-from distconv.steps import bytes_read, lower
+from distconv.steps import bytes_read
 from distconv.transfer import Work
 from distconv.work import batches, planned_reads
 from tests.unit import toy
