@@ -62,8 +62,13 @@ def saved_factor(name: str) -> str:
     return _FACTOR_IN_MEMORY.sub(r".lora_\1.weight", name)
 
 
-def adapter_problems(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str) -> list[str]:
-    """What is wrong between an adapter's configuration and its factors, given by canonical name and shape."""
+def adapter_problems(
+    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], left_out: Iterable[str], where: str
+) -> list[str]:
+    """What is wrong between an adapter's configuration and its factors.
+
+    Those that are converted are given by name and shape, what is left out on purpose by name.
+    """
     problems = []
     if config.get("peft_type") != "LORA":
         problems.append(f"{where}: peft_type is {config.get('peft_type')!r}; only LORA adapters can be converted")
@@ -83,11 +88,12 @@ def adapter_problems(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, 
         found = shape[0] if factor.startswith("A") else shape[1]
         expected = next((special for pattern, special in patterns.items() if pattern.fullmatch(module)), rank)
         if found != expected:
-            problems.append(f"{name} has rank {found}, but {where} says {expected}")
+            problems.append(f"{name} has rank {found}, but {where} says {expected!r}")
     targets = config.get("target_modules")
     if isinstance(targets, list):
         leaves = sorted({module.rpartition(".")[2] for module in modules})
-        unused = [each for each in targets if not any(f".{module}".endswith(f".{each}") for module in modules)]
+        present = modules | {name.partition(".lora_")[0] for name in left_out}
+        unused = [each for each in targets if not any(f".{module}".endswith(f".{each}") for module in present)]
         unknown = [leaf for leaf in leaves if not any(f".{each}".endswith(f".{leaf}") for each in targets)]
         problems += [f"{where}: target module {each} has no adapter in the checkpoint" for each in unused]
         problems += [f"{where}: {each}, which has adapters in the checkpoint, is no target module" for each in unknown]

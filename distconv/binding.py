@@ -143,14 +143,18 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
     unconverted = []
     unknown: dict[str, list[str]] = {}
     for name in sorted(stored.keys() - owners.keys()):
-        reason = explain.reason(name)
+        # A user who leaves it out names it as the definition does, or as the checkpoint and messages do.
+        reason = explain.reason(name) or explain.reason(stored[name].name)
         if reason is not None:
             unconverted.append(Unconverted(tensor=stored[name], reason=reason))
         elif not (unsized and explain.fits(name)):
             unknown.setdefault(explain.problem(name), []).append(stored[name].name)
-    for what, names in unknown.items():
-        problems.append(f"{index.directory}: {counted(len(names), 'source tensor')} {what}: {named(names, 8)}")
-    raise_if(problems)
+    left_over = [
+        f"{index.directory}: {counted(len(names), 'source tensor')} {what}: {named(names, 8)}"
+        for what, names in unknown.items()
+    ]
+    # First, since what is missing in each of many layers would fill the screen.
+    raise_if(left_over + problems)
     return Binding(
         parameters=tuple(parameters),
         unconverted=tuple(unconverted),
@@ -223,7 +227,9 @@ def _apply(
         applied.used.update(name for name in names if name in stored)
         if len(present) < len(names):
             if not packed or expert == 0:
-                needed_for = f"{target_name(rule, layer, expert)} is made from it ({rule.where})"
+                unclear = chosen.unclear(rule, layer)
+                where = f"{rule.where}, one of {', '.join(unclear)}" if unclear else rule.where
+                needed_for = f"{target_name(rule, layer, expert)} is made from it ({where})"
                 absent = [name for name in names if name not in stored]
                 applied.missing += [f"source tensor {name} is missing: {needed_for}" for name in absent]
             continue
@@ -274,13 +280,13 @@ def make_recipe(
     operands = [whole(dtype, shape, number) for number, shape in enumerate(shapes)]
     if expert is not None:
         operands = [select(operand, 0, expert) for operand in operands]
-    arguments = [sizes.get(size) for size in rule.operator_sizes]
+    arguments = [sizes.divisor(size) for size in rule.operator_sizes]
     try:
         tensor = OPERATORS[rule.operator].apply(*operands, *arguments)
     except ValueError as error:
         given = ", ".join(sizes.origin(size) for size in rule.operator_sizes)
         raise InputError(f"{rule.target} ({rule.where}): operator {rule.operator} with {given}: {error}") from None
-    unit = None if rule.unit is None else (sizes.get(rule.unit), sizes.origin(rule.unit))
+    unit = None if rule.unit is None else (sizes.divisor(rule.unit), sizes.origin(rule.unit))
     dims = tuple(sizes.origin(dim) for source in rule.sources for dim in source.dims)
     others = 0 if expert is None else sum(prod(shape) - prod(shape) // shape[0] for shape in shapes)
     return Recipe(rule=rule, tensor=tensor, source_shapes=shapes, unit=unit, dims=dims, unused=others)

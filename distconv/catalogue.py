@@ -19,7 +19,6 @@ from distconv.errors import InputError
 if TYPE_CHECKING:
     from importlib.abc import Traversable
 
-_KEYS = ("model_types", "variant_of", "adapters")
 _SELF = "_self_"
 # Of a file whose content Hydra puts elsewhere than into the model.
 _PACKAGE = re.compile(r"^\s*#\s*@", re.MULTILINE)
@@ -27,6 +26,18 @@ _PACKAGE = re.compile(r"^\s*#\s*@", re.MULTILINE)
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Head = Mapping[str, Any]
+
+
+def _is_text(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _are_names(value: object) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(each, str) for each in value))
+
+
+# The keys of a head, and whether a value is one.
+_KEYS = {"model_types": _are_names, "variant_of": _is_text, "adapters": _is_text}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,17 +78,18 @@ def read_heads(roots: Sequence[Traversable], compose: Callable[[str], Mapping[st
             return None
         merged: dict[str, Any] = {}
         for item in defaults if _SELF in defaults else [*defaults, _SELF]:
-            parent = _head(content) if item == _SELF else head(item)
+            parent = head_of(content) if item == _SELF else head(item)
             if parent is None:
                 return None
             merged |= parent
         return merged
 
-    return {name: known if (known := head(name)) is not None else _head(compose(name)) for name in sorted(found)}
+    return {name: known if (known := head(name)) is not None else head_of(compose(name)) for name in sorted(found)}
 
 
-def _head(content: Mapping[str, Any]) -> Head:
-    return {key: content[key] for key in _KEYS if key in content}
+def head_of(content: Mapping[str, Any]) -> Head:
+    """What a definition says that it is for; without what is no such thing, as parsing the definition will say."""
+    return {key: content[key] for key, fits in _KEYS.items() if key in content and fits(content[key])}
 
 
 def _is_name(item: object) -> bool:

@@ -6,16 +6,16 @@ Owns the types of values and their ranges. Knows no key but those of layouts, of
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from distconv.errors import unknown_keys
-from distconv.layout import StageRows
+from distconv.layout import MODALITIES, StageRows
 
 # No parallel axis is longer, no vocabulary or number of threads larger; a typing error is.
 _LARGEST_AXIS, _LARGEST = 2**16, 2**24
-MODALITIES = ("text", "vision", "audio")
 
 
 class Reader:
@@ -82,7 +82,9 @@ class Reader:
     def optional_number(self, content: Mapping[str, Any], key: str) -> float | None:
         """A positive number, or nothing."""
         value = content.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0):
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             self._wrong(key, value, "a positive number")
             return None
         return value
@@ -180,10 +182,20 @@ class LayoutReader:
         return {modality: size for modality, size in found.items() if size is not None}
 
 
+def _is_more_than_text(text: str) -> bool:
+    """Whether text looks like a number, a list or a truth value; it is text because it was in quotes."""
+    try:
+        return not isinstance(json.loads(text), str)
+    except ValueError:
+        return False
+
+
 def _last(key: str) -> str:
     return key.rpartition(".")[2]
 
 
 def shown(value: Any) -> str:
     """A value as it is written on the command line."""
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str).replace('"', "")
+    if isinstance(value, str):
+        return f"'{value}'" if _is_more_than_text(value) else value
+    return json.dumps(value, separators=(",", ":"), default=str).replace('"', "")

@@ -12,6 +12,7 @@ from typing import Any
 
 from distconv.adapters import ADAPTERS, canonical_factor, rules_of_adapters, rules_with_adapters
 from distconv.errors import InputError, raise_if, unknown_keys
+from distconv.layout import MODALITIES
 from distconv.rules import Rule, parse_rules
 from distconv.sizes import Sizes, SizeSpec
 
@@ -108,6 +109,8 @@ def parse_definition(name: str, content: Mapping[str, Any], *, sized: bool = Fal
     tied = parser.tied(content) if adapters != "only" else None
     ignored = parser.ignored(content, sizes)
     model_types = parser.names(content, "model_types")
+    variant_of = content.get("variant_of")
+    parser.expect(variant_of is None or isinstance(variant_of, str), "variant_of", "the name of a model", variant_of)
     renamed_prefixes = parser.renamed_prefixes(content)
     raise_if(parser.problems)
     if adapters is not None:
@@ -115,7 +118,7 @@ def parse_definition(name: str, content: Mapping[str, Any], *, sized: bool = Fal
     return Definition(
         name=name,
         model_types=model_types,
-        variant_of=content.get("variant_of"),
+        variant_of=variant_of,
         renamed_prefixes=renamed_prefixes,
         sizes={size: spec for size, spec in sizes.items() if spec is not None},
         lists={each: spec for each, spec in lists.items() if spec is not None},
@@ -200,6 +203,10 @@ class _Parser:
     def modalities(self, content: Mapping[str, Any], sizes: _Specs) -> dict[str, str]:
         modalities: dict[str, str] = {}
         for modality, value in self.mapping(content, "modalities").items():
+            if modality not in MODALITIES:
+                self.complain("modalities", f"unknown {modality!r}; known: {', '.join(MODALITIES)}")
+            for problem in unknown_keys(value, ("layers",)) if isinstance(value, Mapping) else ():
+                self.complain(f"modalities.{modality}", problem)
             layers = value.get("layers") if isinstance(value, Mapping) else None
             known = isinstance(layers, str) and layers in sizes
             self.expect(known, f"modalities.{modality}.layers", "the name of a size", layers)

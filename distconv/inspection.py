@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distconv.adapters import CONFIG_NAME
-from distconv.catalogue import Definitions, Head
+from distconv.catalogue import Definitions, Head, head_of
 from distconv.config import JobConfig
 from distconv.dcp_index import DcpDirectory, locate, open_dcp
 from distconv.dcp_metadata import METADATA
@@ -213,7 +213,7 @@ def _check_model_type(
 ) -> None:
     """Whether config.json is of a model that the definition is for; `record`: the file that named the definition."""
     name, content = chosen or ("", {})
-    expected = content.get("model_types") or []
+    expected = head_of(content).get("model_types") or []
     found = config.get("model_type")
     if expected and found not in expected:
         if record is not None:

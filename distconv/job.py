@@ -153,7 +153,7 @@ def _check_copies(planned: Planned, config: JobConfig, share: _Share) -> None:
     """Whether what the source holds several times is the same everywhere."""
     if not planned.copies:
         return
-    copies = planned.copies_of(share.processes.rank, share.processes.size)
+    copies = planned.shares_of_copies(share.processes.size)[share.processes.rank]
     alarmed = share.processes.alarmed
     values, _ = share.transfer(
         "comparing copies in the source",
@@ -231,7 +231,7 @@ def _show_plan(config: JobConfig, planned: Planned, report: dict[str, Any], runn
     plan = planned.plan
     reads = planned_reads(plan, assign(plan.files, count), config.io.buffer_bytes)
     # Copies are compared with what they are copies of.
-    copied = (2 * sum(each.nbytes for each in planned.copies_of(rank, count)) for rank in range(count))
+    copied = (2 * sum(each.nbytes for each in copies) for copies in planned.shares_of_copies(count))
     report["processes"] = planned_processes(plan, count, config, map(sum, zip(reads, copied, strict=True)))
     if config.report is not None:
         write_report(config.report, report)

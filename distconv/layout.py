@@ -18,6 +18,7 @@ from distconv.errors import raise_if
 StageRows = tuple[tuple[int, ...], ...]
 PLACEMENTS = ("sequential", "u_shape")
 TEXT = "text"
+MODALITIES = (TEXT, "vision", "audio")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,6 +61,13 @@ class Choices:
             self._known[group, layer] = None if rule.may_be_absent and not scores[best][1] else best
         return self._known[group, layer] == name
 
+    def unclear(self, rule: Rule, layer: int | None) -> list[str]:
+        """The names of the alternatives, where the layer has nothing of any of them."""
+        if rule.choice is None:
+            return []
+        group = self._groups[rule.choice[0]]
+        return [] if any(self._score(rules, layer)[1] for rules in group.values()) else list(group)
+
 
 def by_sources(stored: Container[str]) -> Score:
     """The score of an alternative by its sources: without a missing one, or else the one of which most is there."""

@@ -43,10 +43,10 @@ class Planned:
     notes: tuple[str, ...]
     source_layout: Layout | None = None
 
-    def copies_of(self, rank: int, processes: int) -> Sequence[Replica]:
-        """The copies that one of so many processes compares."""
-        part = balanced_parts([each.nbytes for each in self.copies], processes)[rank]
-        return self.copies[part.start : part.stop]
+    def shares_of_copies(self, processes: int) -> list[Sequence[Replica]]:
+        """The copies that each of so many processes compares."""
+        parts = balanced_parts([each.nbytes for each in self.copies], processes)
+        return [self.copies[part.start : part.stop] for part in parts]
 
 
 def plan_job(config: JobConfig, facts: Facts) -> Planned:

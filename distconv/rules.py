@@ -175,27 +175,41 @@ def _rule_problems(
         yield f"tp: unknown {rule.tensor_parallel!r}; known: {', '.join(TENSOR_PARALLEL_RULES)}"
     if len(units) > 1:
         yield f"tp: expected a rule and at most one unit, found {list(units)}"
-    named = [*rule.operator_sizes, *units, *(dim for source in rule.sources for dim in source.dims)]
-    unknown = dict.fromkeys(name for name in named if isinstance(name, str) and name not in (*sizes, ANY))
+    dims = (dim for source in rule.sources for dim in source.dims if dim != ANY)
+    named = [*rule.operator_sizes, *units, *dims]
+    unknown = dict.fromkeys(name for name in named if isinstance(name, str) and name not in sizes)
     yield from (f"no size {name!r} under sizes" for name in unknown)
     if rule.stage not in STAGES or (rule.stage == "layer") != ("{layer}" in rule.target):
         yield (
             f"stage: expected first, last or every for a target without {{layer}}, and none with it; "
             f"found {rule.stage or None!r}"
         )
-    found = {name for text in (rule.target, *(source.name for source in rule.sources)) for name in _names(text)}
+    names = (rule.target, *(source.name for source in rule.sources))
+    found = {placeholder for name in names for placeholder in _names(name)}
     yield from (f"unknown placeholder {{{name}}}" for name in sorted(found - set(PLACEHOLDERS)))
+    yield from (
+        f"{name}: expected placeholders such as {{layer}}, and at one place alternatives such as {{weight,bias}}"
+        for name in names
+        if not _is_legible(name)
+    )
     yield from (
         f"{{{name}}} stands in a source but not in the target"
         for name in sorted(found - set(_names(rule.target)))
         if name in ("layer", "expert")
     )
-    if rule.layers is not None and (rule.layers not in lists or "{layer}" not in rule.target):
+    if rule.layers is not None and (str(rule.layers) not in lists or "{layer}" not in rule.target):
         yield f"layers: expected the name of a list, for a target with {{layer}}; found {rule.layers!r}"
     if rule.layers is None and "item" in found:
         yield "{item} counts the entries of a list: name it with the key layers"
     if "{layer}" in rule.target and not all("{layer}" in each.name or "{item}" in each.name for each in rule.sources):
         yield "{layer} stands in the target but not in every source"
+
+
+def _is_legible(name: str) -> bool:
+    """Whether all braces of a name are those of placeholders or of the same alternatives."""
+    match = _ALTERNATIVES.search(name)
+    rest = name if match is None else name.replace(match[0], "")
+    return not set("{}") & set(_PLACEHOLDER.sub("", rest))
 
 
 def _names(text: str) -> list[str]:

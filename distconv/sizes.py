@@ -111,8 +111,19 @@ class Sizes:
         """
         number = self.get(name)
         if number > _MOST:
-            raise InputError(f"{self._where}: {self.origin(name)}: more than {_MOST} layers or experts are of no model")
+            raise InputError(f"{self._where}: {self.origin(name)}: expected at most {_MOST} layers or experts")
         return number
+
+    def divisor(self, name: str | int) -> int:
+        """The value of a size that something is divided by or into.
+
+        Raises:
+            InputError: as `get`, or it is 0.
+        """
+        value = self.get(name)
+        if not value:
+            raise InputError(f"{self._where}: nothing can be divided by {self.origin(name)}")
+        return value
 
     def numbers(self, spec: SizeSpec, layers: int) -> list[int]:
         """The value of a field that is a list of layer numbers, counted from 0, of a modality with so many layers.
@@ -151,12 +162,11 @@ class Sizes:
 
     def _derive(self, name: str, spec: SizeSpec) -> int:
         if spec.derivation is not None:
-            sizes = [self.get(item) for item in spec.of]
             if spec.derivation == "product":
-                return prod(sizes)
+                return prod(self.get(item) for item in spec.of)
             if spec.derivation == "sum":
-                return sum(sizes)
-            quotient, rest = divmod(sizes[0], sizes[1])
+                return sum(self.get(item) for item in spec.of)
+            quotient, rest = divmod(self.get(spec.of[0]), self.divisor(spec.of[1]))
             if rest:
                 origins = " / ".join(self.origin(item) for item in spec.of)
                 raise InputError(f"{self._where}: {name} = {origins} does not come out even")
@@ -176,7 +186,7 @@ class Sizes:
             raise InputError(
                 f"{self._where}: no field {' or '.join(spec.path)}; the model definition needs it as '{name}'"
             )
-        return spec.default, spec.path[0]
+        return spec.default, f"the default of {spec.path[0]}"
 
     def _field(self, path: str) -> Any:
         value: Any = self._config

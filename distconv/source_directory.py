@@ -68,7 +68,8 @@ def read_directory(directory: Path, *, adapter: bool = False) -> SourceIndex:
         if found:
             raise InputError(
                 f"{directory}: holds {len(found)} files that may be the model ({named(found, 3)}) but no {each.index} "
-                "that says which of them are; restore it from where the model was downloaded"
+                "that says which of them are; restore it from where the model was downloaded, or give a directory "
+                "that holds the model alone"
             )
     expected = ", ".join(each.single for each in formats)
     raise InputError(f"{directory}: holds no checkpoint; expected one of {expected}, or shards and their index")

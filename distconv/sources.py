@@ -109,7 +109,8 @@ class _HuggingFace:
             binding = binding.and_text_from(text)
         if binding.adapters:
             shapes = {stored.name: stored.shape for each in binding.parameters for stored in each.sources}
-            raise_if(adapter_problems(source.config, shapes, f"{source.index.directory}/{CONFIG_NAME}"))
+            left_out = [each.tensor.name for each in binding.unconverted]
+            raise_if(adapter_problems(source.config, shapes, left_out, f"{source.index.directory}/{CONFIG_NAME}"))
         return binding
 
 

@@ -33,6 +33,18 @@ def trained(tmp_path) -> Path:
 
 
 @pytest.fixture
+def with_merger(tmp_path) -> Path:
+    """Adapters as PEFT saves them, on a module too that the training side does not know."""
+    case = load_case("qwen2_5vl__lora_pp1")
+    shard = next(iter(case["source_tensors"].values()))[2]
+    case["hf_config"]["target_modules"].append("mlp.0")
+    for factor, shape in (("A", [4, 128]), ("B", [128, 4])):
+        name = f"base_model.model.model.visual.merger.mlp.0.lora_{factor}.weight"
+        case["source_tensors"][name] = ["bfloat16", shape, shard]
+    return write_source(tmp_path / "peft", case)
+
+
+@pytest.fixture
 def base(tmp_path) -> Path:
     """The model that they are for."""
     return write_source(tmp_path / "base", load_case("qwen2_5vl__canonical_pp1"))
@@ -47,6 +59,26 @@ def back(trained: Path, base: Path, target: Path, *options: str) -> None:
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for path in directory.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [
+        ("visual.merger.*", {"image_encoder", "text_decoder"}),
+        ("base_model.model.model.visual.merger.*", {"image_encoder", "text_decoder"}),
+        ("visual.*", {"text_decoder"}),
+    ],
+)
+def test_an_adapter_is_left_out_by_either_spelling_of_its_name(names, kept, with_merger, tmp_path, distconv):
+    job = ["+model=qwen2_5vl_lora", f"source={with_merger}", f"target={tmp_path / 'mm'}"]
+    assert "2 source tensors that no rule" in distconv(*job).err
+
+    selected = ["select=[text]"] if kept == {"text_decoder"} else []
+    outcome = distconv(*job, *selected, f'model.ignore=[{{names: "{names}", reason: not trained}}]')
+
+    assert outcome.status == 0, outcome.err
+    saved = torch.load(next((tmp_path / "mm").rglob("*.pt")), weights_only=True)
+    assert {name.partition(".")[0] for name in saved["model"]} == kept
 
 
 def test_adapters_go_back_to_peft_without_an_example(trained, base, tmp_path):

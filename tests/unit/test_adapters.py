@@ -127,8 +127,8 @@ SHAPES = {
 }
 
 
-def problems(shapes: dict[str, tuple[int, ...]] = SHAPES, **changes: Any) -> list[str]:
-    return adapter_problems({**CONFIG, **changes}, shapes, "/hf/adapter_config.json")
+def problems(shapes: dict[str, tuple[int, ...]] = SHAPES, left_out: tuple[str, ...] = (), **changes: Any) -> list[str]:
+    return adapter_problems({**CONFIG, **changes}, shapes, left_out, "/hf/adapter_config.json")
 
 
 def test_an_adapter_that_is_what_its_configuration_says():
@@ -159,6 +159,12 @@ def test_an_adapter_that_is_what_its_configuration_says():
 )
 def test_a_contradiction_is_reported(changes, message):
     assert problems(**changes) == [message]
+
+
+def test_a_target_module_may_be_left_out_on_purpose():
+    targets = [*CONFIG["target_modules"], "mlp.0"]
+    assert problems(target_modules=targets) != []
+    assert problems(target_modules=targets, left_out=("visual.merger.mlp.0.lora_A.weight", "other")) == []
 
 
 def test_every_factor_of_another_rank_is_reported():

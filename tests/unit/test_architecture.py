@@ -142,7 +142,7 @@ LAYERS: list[set[str]] = [
 # Everything outside of the standard library. Modules that are not here need nothing.
 THIRD_PARTY = {
     "catalogue": {"yaml"},
-    "cli": {"hydra", "omegaconf"},
+    "cli": {"hydra", "omegaconf", "yaml"},
     "dcp_blobs": {"torch"},
     "dcp_planner": {"torch"},
     "processes": {"mpi4py", "torch"},

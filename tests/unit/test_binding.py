@@ -209,9 +209,17 @@ def test_a_wrong_shape_is_refused_with_the_sizes_that_were_expected(shape):
     (problem,) = problems({**toy.shapes(), "visual.patch.weight": shape})
     assert problem == (
         f"/hf/model.safetensors: visual.patch.weight has shape {list(shape)}, expected [24, 5, 2, 'any']: "
-        "vision_width (24, vision_config.width in config.json), channels (5, vision_config.channels in config.json), "
-        "2, any (rule vision.embedding)"
+        "vision_width (24, vision_config.width in config.json), "
+        "channels (5, the default of vision_config.channels in config.json), 2, any (rule vision.embedding)"
     )
+
+
+def test_what_no_rule_knows_is_seen_before_what_is_missing_in_many_layers():
+    """The names of the one explain the other, and only the first lines are shown."""
+    shapes = {name.replace(".norm.", ".norm1."): shape for name, shape in toy.shapes().items()}
+    first, *others = problems(shapes)
+    assert "no rule of model definition toy knows: model.layers.0.norm1.weight" in first
+    assert len(others) > toy.LAYERS
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", "bool", "float8_e4m3fn", "float8_e5m2"])
@@ -413,3 +421,14 @@ def test_the_language_model_of_another_binding():
     assert both.unconverted == vision.unconverted + text.unconverted
     assert both.layers == {"vision": 2, "text": 5}
     assert (both.experts, both.tied) == (toy.EXPERTS, True)
+
+
+def test_where_a_layer_has_nothing_of_any_alternative_all_of_them_are_named():
+    """What is missing are then the sources of the first, which is a guess."""
+    found = problems(
+        {name: shape for name, shape in toy.shapes().items() if not name.startswith("model.layers.0.mlp.")}
+    )
+    assert found
+    assert all(problem.endswith("(rule text.mlp, one of dense, experts)") for problem in found)
+    (problem,) = problems(without("model.layers.0.mlp.up.weight"))
+    assert problem.endswith("(rule text.mlp)")

@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from distconv.catalogue import read_heads
+from distconv.catalogue import head_of, read_heads
 from distconv.errors import InputError
 
 KEYS = {"model_types", "variant_of", "adapters"}
@@ -70,6 +70,11 @@ def test_the_heads_are_those_of_the_composed_definitions(own):
     assert heads == {name: {key: content[key] for key in KEYS & set(content)} for name, content in expected.items()}
     assert heads["qwen2vl"] == {"model_types": ["qwen2_vl"]}
     assert heads["without_self"]["variant_of"] is None
+
+
+@pytest.mark.parametrize("value", [2, [["own"]], {"own": 1}])
+def test_what_is_no_head_is_left_to_the_parser_of_the_definition(value):
+    assert head_of({"model_types": value, "variant_of": value, "adapters": "only"}) == {"adapters": "only"}
 
 
 def test_the_first_place_counts(own):

@@ -295,3 +295,27 @@ def test_the_layout_of_a_source_is_read_like_that_of_a_target():
         tp=2, ep=4, pp=3, vpp=2, stages={"text": ((0, 3),)}, modality_tp={"vision": 1}, placement="u_shape",
         vision_qkv="fused",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 0, -1, True, "16"])
+def test_an_alpha_that_is_no_positive_number_is_refused(value):
+    (problem,) = problems(target_format="hf", lora_alpha=value)
+    assert problem.endswith(": expected a positive number")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layout__tp": "2"}, "layout.tp='2': expected an integer from 1 to 65536"),
+        (
+            {"layout__stages": {"text": "[3,3]"}},
+            "layout.stages.text='[3,3]': expected layers per stage",
+        ),
+        ({"overwrite": "true"}, "overwrite='true': expected true or false"),
+        ({"layout__tp": "two"}, "layout.tp=two: expected an integer from 1 to 65536"),
+    ],
+)
+def test_a_value_that_quotes_have_made_text_is_shown_with_them(changes, message):
+    """A launcher's script may pass on the quotes that were meant for the shell."""
+    (problem,) = problems(**changes)
+    assert problem.startswith(message)

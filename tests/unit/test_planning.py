@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -147,3 +148,10 @@ def test_facts_survive_being_shared():
 def test_the_plan_is_the_same_wherever_it_is_made():
     shared = Facts.from_json(json.loads(json.dumps(facts().to_json())))
     assert plan(shared, layout=LayoutRequest(tp=2, pp=2)).files == plan(layout=LayoutRequest(tp=2, pp=2)).files
+
+
+def test_copies_are_divided_over_processes():
+    copies = tuple(SimpleNamespace(nbytes=nbytes) for nbytes in (3, 1, 2, 2))
+    found = replace(planned(), copies=copies)
+    assert [[each.nbytes for each in share] for share in found.shares_of_copies(2)] == [[3, 1], [2, 2]]
+    assert sum(map(len, found.shares_of_copies(100_000))) == 4

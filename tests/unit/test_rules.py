@@ -204,6 +204,15 @@ def test_all_problems_of_a_choice_are_reported_with_the_names_of_the_alternative
             {"target": "layers.{layer}.{weight,bias}", "sources": [["m.{layer}.{a,b,c}", "ffn", "hidden"]]},
             "m.{layer}.{a,b,c}: expected as many alternatives",
         ),
+        (
+            {"target": "layers.{layer}.{weight, bias}"},
+            "layers.{layer}.{weight, bias}: expected placeholders such as {layer}, and at one place alternatives",
+        ),
+        ({"target": "layers.{layer}.{weight"}, "layers.{layer}.{weight: expected placeholders"),
+        ({"sources": [["model.{layer}.{}", "ffn", "hidden"]]}, "model.{layer}.{}: expected placeholders"),
+        ({"target": "layers.{layer}.{a,b}.{weight,bias}"}, "layers.{layer}.{a,b}.{weight,bias}: expected placeholders"),
+        ({"operator": ["qkv_heads", "any"]}, "no size 'any' under sizes"),
+        ({"tp": ["rows", "any"]}, "no size 'any' under sizes"),
     ],
 )
 def test_a_problem_is_named(changes, message):

@@ -113,7 +113,7 @@ def test_a_number_of_layers_is_no_more_than_a_model_can_have():
     found = sizes({"layers": 4096, "experts": 10**30}, layers=["layers"], experts=["experts"])
     assert found.count("layers") == 4096
     assert found.get("experts") == 10**30
-    with pytest.raises(InputError, match=rf"experts \({10**30}, experts in config.json\): more than 4096 layers or"):
+    with pytest.raises(InputError, match=rf"experts \({10**30}, experts in config.json\): expected at most 4096"):
         found.count("experts")
 
 
@@ -231,3 +231,14 @@ def test_a_size_can_be_another_than_that_of_the_configuration():
     assert (changed.get("vocabulary"), changed.get("elements")) == (128, 512)
     assert changed.origin("vocabulary") == "vocabulary (128)"
     assert found.get("vocabulary") == 100
+
+
+def test_nothing_is_divided_by_nought():
+    found = sizes({}, heads=["num_heads", 0], width=["quotient", 8, "heads"], groups=["num_groups", 4])
+    assert found.divisor("groups") == 4
+    assert found.divisor(3) == 3
+    for name in ("heads", "width"):
+        with pytest.raises(
+            InputError, match=re.escape("nothing can be divided by heads (0, the default of num_heads in config.json)")
+        ):
+            found.divisor(name)
