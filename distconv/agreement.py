@@ -1,17 +1,19 @@
 """Phases of a job on several processes: a failure anywhere becomes the same error everywhere.
 
-Owns how outcomes are told and who is named. A process that fails raises the alarm at once, every process ends the phase
-by telling its outcome, and then all raise the same error. Knows nothing of what a phase does.
+Owns how outcomes are told, who is named, and which process does which part of what rank 0 hands out. A process that
+fails raises the alarm at once, every process ends the phase by telling its outcome, and then all raise the same error.
+Knows nothing of what a phase does.
 """
 
 from __future__ import annotations
 
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from distconv.errors import DistconvError, InputError, JobError, StoppedError
+from distconv.parts import HandOut, Task, attempt_parts, values_of
 from distconv.processes import Processes
 
 Value = TypeVar("Value")
@@ -20,10 +22,37 @@ Value = TypeVar("Value")
 def on_first(processes: Processes, phase: Callable[[], Any]) -> Any:
     """Run a phase on rank 0 alone and share its result, which is plain JSON data."""
     outcome = _attempt(phase) if processes.rank == 0 else None
-    told = processes.share(outcome)
-    if told["error"] is not None:
-        raise _as_error([told])
-    return told["value"]
+    return _value(processes.share(outcome))
+
+
+def on_first_with_help(
+    processes: Processes, phase: Callable[[HandOut], Any], tasks: Sequence[Task], threads: int
+) -> Any:
+    """Run a phase on rank 0, which hands parts of it to all processes; share its result, which is plain JSON data.
+
+    `tasks` are the functions that it may hand out; each process does its parts on so many threads.
+    """
+    known = {task.__name__: task for task in tasks}
+
+    def own(task: str, parts: Sequence[Any]) -> dict[str, Any]:
+        mine = parts[processes.rank :: processes.size]
+        outcome = _attempt(lambda: attempt_parts(known[task], mine, threads))
+        return outcome | {"rank": processes.rank, "host": socket.gethostname()}
+
+    def hand_out(task: Task, parts: Sequence[Any]) -> list[Any]:
+        processes.share({"task": task.__name__, "parts": parts})
+        outcomes = processes.collect(own(task.__name__, parts))
+        if any(each["error"] is not None for each in outcomes):
+            raise _as_error(outcomes)
+        shares = [each["value"] for each in outcomes]
+        return values_of([shares[number % len(shares)][number // len(shares)] for number in range(len(parts))])
+
+    if processes.rank == 0:
+        told = processes.share({"task": None, "outcome": _attempt(lambda: phase(hand_out))})
+    else:
+        while (told := processes.share(None))["task"] is not None:
+            processes.collect(own(told["task"], told["parts"]))
+    return _value(told["outcome"])
 
 
 def on_all(processes: Processes, phase: Callable[[], Value], tell: Callable[[Value], Any]) -> tuple[Value, list[Any]]:
@@ -55,6 +84,12 @@ def _attempt(phase: Callable[[], Any]) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001 - a defect on one process must reach the others, or they would wait for it
         text = "".join(traceback.format_exception(error)).rstrip()
         return {"error": "defect", "problems": [f"unexpected {type(error).__name__}: {error}\n{text}"], "value": None}
+
+
+def _value(outcome: dict[str, Any]) -> Any:
+    if outcome["error"] is not None:
+        raise _as_error([outcome])
+    return outcome["value"]
 
 
 def _as_error(outcomes: list[dict[str, Any]]) -> DistconvError:

@@ -7,6 +7,7 @@ such as an optimizer's, costs its line in the metadata only: `open_dcp` gives na
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from distconv.composition import renumbered, strided, substitute
-from distconv.dcp_metadata import METADATA, Chunk, Entry, Metadata, Place, read_metadata
+from distconv.dcp_metadata import METADATA, Chunk, Entry, Metadata, read_metadata
 from distconv.dtypes import ITEM_SIZE
 from distconv.errors import InputError, named, raise_if
 from distconv.iterations import iteration_directory, iteration_name
+from distconv.parts import HandOut, here
 from distconv.source import AssembledTensor, SourceFile, StoredTensor
 from distconv.source_directory import check_directory
 from distconv.torch_archive import ArchivedTensor
@@ -27,8 +29,6 @@ from distconv.torch_blobs import stored_within
 from distconv.virtual import Copy, Index, VirtualTensor, gaps
 
 Located = Mapping[tuple[str, Index], tuple[SourceFile, ArchivedTensor]]
-# A chunk to be found: where the metadata says it is, and the name and element type of its tensor.
-_Sought = tuple[Place, str, str, Chunk]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,29 +101,29 @@ class DcpIndex:
         return DcpIndex(directory=data["directory"], tensors=tensors, others=tuple(data["others"]))
 
 
-def open_dcp(directory: Path, iteration: str | None, key: str = "source") -> DcpDirectory:
+def open_dcp(directory: Path, iteration: str | None) -> DcpDirectory:
     """The checkpoint in a directory, or, where that holds iterations, in `release` or the iteration of that number.
 
-    Without `iteration` the tracker file decides. Reads the metadata only. `key` names the directory in errors.
+    Without `iteration` the tracker file decides. Reads the metadata only.
 
     Raises:
         InputError: no such checkpoint, or metadata that is missing, divided, damaged or malicious.
     """
-    check_directory(directory, key)
-    found = _chosen(directory, iteration, key)
+    check_directory(directory, "source")
+    found = _chosen(directory, iteration)
     divided = sorted(path.name for path in found.glob("__*.metadata"))
     if divided:
         raise InputError(
-            f"{key}={found}: its metadata is in {len(divided)} files ({named(divided, 3)}), one for each rank that "
+            f"source={found}: its metadata is in {len(divided)} files ({named(divided, 3)}), one for each rank that "
             "saved without collectives, which is not supported; load it in training, save it with use_collectives=True"
         )
     if not (found / METADATA).exists():
         started = ", which a save that was interrupted leaves behind" if [*found.glob("*.distcp")] else ""
-        raise InputError(f"{key}={found}: holds no {METADATA}{started}; expected a torch.distributed.checkpoint")
+        raise InputError(f"source={found}: holds no {METADATA}{started}; expected a torch.distributed.checkpoint")
     return DcpDirectory(directory=found, metadata=read_metadata(found / METADATA))
 
 
-def locate(checkpoint: DcpDirectory, wanted: Callable[[str], bool]) -> DcpIndex:
+def locate(checkpoint: DcpDirectory, wanted: Callable[[str], bool], hand_out: HandOut = here) -> DcpIndex:
     """The index of the tensors with the wanted names: each chunk is looked up in its file, but no data is read.
 
     Raises:
@@ -132,7 +132,7 @@ def locate(checkpoint: DcpDirectory, wanted: Callable[[str], bool]) -> DcpIndex:
     """
     entries = {name: entry for name, entry in checkpoint.metadata.tensors.items() if wanted(name)}
     raise_if(_unsound(checkpoint.directory / METADATA, entries))
-    located = _located(checkpoint.directory, entries)
+    located = _located(checkpoint.directory, entries, hand_out)
     tables: dict[object, tuple[VirtualTensor, list[Index]]] = {}
     tensors = {}
     for name, entry in entries.items():
@@ -150,11 +150,11 @@ def locate(checkpoint: DcpDirectory, wanted: Callable[[str], bool]) -> DcpIndex:
     return DcpIndex(directory=str(checkpoint.directory), tensors=tensors, others=checkpoint.metadata.others)
 
 
-def _chosen(directory: Path, iteration: str | None, key: str) -> Path:
+def _chosen(directory: Path, iteration: str | None) -> Path:
     if not any(next(directory.glob(pattern), None) for pattern in (METADATA, "__*.metadata", "*.distcp")):
-        return iteration_directory(directory, iteration, key)
+        return iteration_directory(directory, iteration)
     if iteration is not None and directory.resolve().name != iteration_name(iteration):
-        raise InputError(f"iteration={iteration}: {key}={directory} is one checkpoint itself; leave iteration out")
+        raise InputError(f"iteration={iteration}: source={directory} is one checkpoint itself; leave iteration out")
     return directory
 
 
@@ -225,66 +225,70 @@ def _table(entry: Entry, pieces: Sequence[ArchivedTensor]) -> tuple[VirtualTenso
     return substitute(whole, operands), [shape for shape, _ in views]
 
 
-def _located(directory: Path, entries: Mapping[str, Entry]) -> Located:
+def _located(directory: Path, entries: Mapping[str, Entry], hand_out: HandOut) -> Located:
     """Each chunk that is not empty, in its file."""
-    per_file: dict[str, list[_Sought]] = defaultdict(list)
+    per_file: dict[str, list[tuple[int, int, str, Chunk]]] = defaultdict(list)
     for name, entry in entries.items():
         for chunk in entry.filled:
-            per_file[chunk.places[0].file].append((chunk.places[0], name, entry.dtype, chunk))
+            (place,) = chunk.places
+            per_file[place.file].append((place.offset, place.length, name, chunk))
+    files, parts = [], []
+    for file_name, unordered in sorted(per_file.items()):
+        chunks = sorted(unordered, key=lambda each: each[0])
+        files.append((str(directory / file_name), chunks))
+        sought = [(offset, length, name, entries[name].dtype, chunk.sizes) for offset, length, name, chunk in chunks]
+        parts.append((str(directory / file_name), sought))
     located: dict[tuple[str, Index], tuple[SourceFile, ArchivedTensor]] = {}
-    problems: list[str] = []
-    for file_name, chunks in sorted(per_file.items()):
-        path = directory / file_name
-        try:
-            located |= _located_in(path, chunks)
-        except FileNotFoundError:
-            needs = named((name for _, name, _, _ in chunks), 3)
-            problems.append(f"{path}: no such file; {METADATA} says that it holds {needs}")
-        except OSError as error:
-            problems.append(f"{path}: cannot be read: {error.strerror}")
-        except InputError as error:
-            problems += error.problems
-    raise_if(problems)
+    for (path, chunks), (size, pieces) in zip(files, hand_out(locate_chunks, parts), strict=True):
+        file = SourceFile(path, size)
+        for (_, _, name, chunk), (strides, offset) in zip(chunks, pieces, strict=True):
+            piece = ArchivedTensor(entries[name].dtype, chunk.sizes, tuple(strides), offset)
+            located[name, chunk.offsets] = file, piece
     return located
 
 
-def _located_in(path: Path, chunks: Sequence[_Sought]) -> Located:
-    """The chunks that are in one file.
+def locate_chunks(part: tuple[str, Sequence[tuple[int, int, str, str, Index]]]) -> tuple[int, list[tuple[Index, int]]]:
+    """The size of a file, and the strides and the offset of each chunk that is sought in it.
+
+    A chunk is sought by its offset and length, and by what must be there: the name of a tensor, element type and shape.
 
     Raises:
-        InputError: the file is too short; every chunk that is not there.
-        OSError: the file cannot be read.
+        InputError: there is no such file, it is too short or cannot be read; every chunk that is not there.
     """
-    file = SourceFile(str(path), path.stat().st_size)
-    beyond = [(place, name) for place, name, _, _ in chunks if place.offset + place.length > file.size]
+    path, sought = part
+    try:
+        size = os.stat(path).st_size
+    except FileNotFoundError:
+        needs = named((name for _, _, name, _, _ in sought), 3)
+        raise InputError(f"{path}: no such file; {METADATA} says that it holds {needs}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    beyond = [(offset + length, name) for offset, length, name, _, _ in sought if offset + length > size]
     if beyond:
-        end = max(place.offset + place.length for place, _ in beyond)
         raise InputError(
-            f"{path}: truncated: it has {file.size} bytes, and {METADATA} places "
-            f"{named((name for _, name in beyond), 3)} in it up to byte {end}"
+            f"{path}: truncated: it has {size} bytes, and {METADATA} places "
+            f"{named((name for _, name in beyond), 3)} in it up to byte {max(beyond)[0]}"
         )
-    located: dict[tuple[str, Index], tuple[SourceFile, ArchivedTensor]] = {}
+    pieces: list[tuple[Index, int]] = []
     problems: list[str] = []
-    with stored_within(path) as read:
-        for place, name, dtype, chunk in sorted(chunks, key=lambda each: each[0].offset):
+    with stored_within(Path(path)) as read:
+        for offset, length, name, dtype, shape in sought:
             try:
-                located[name, chunk.offsets] = file, _piece(read, file, place, name, dtype, chunk)
+                piece = _piece(read(offset, length), f"{path}, {length} bytes from {offset}", name, dtype, tuple(shape))
             except InputError as error:
                 problems += error.problems
+            else:
+                pieces.append((piece.strides, piece.offset))
     raise_if(problems)
-    return located
+    return size, pieces
 
 
-def _piece(
-    read: Callable[[int, int], Any], file: SourceFile, place: Place, name: str, dtype: str, chunk: Chunk
-) -> ArchivedTensor:
-    found = read(place.offset, place.length)
-    where = f"{file.path}, {place.length} bytes from {place.offset}"
+def _piece(found: Any, where: str, name: str, dtype: str, shape: Index) -> ArchivedTensor:
     if not isinstance(found, ArchivedTensor):
         raise InputError(f"{where}: expected a plain tensor for {name}, found {type(found).__name__}")
-    if (found.dtype, found.shape) != (dtype, chunk.sizes):
+    if (found.dtype, found.shape) != (dtype, shape):
         raise InputError(
-            f"{where}: {METADATA} says that {name} has a chunk {dtype} {list(chunk.sizes)} here, found {found.dtype} "
+            f"{where}: {METADATA} says that {name} has a chunk {dtype} {list(shape)} here, found {found.dtype} "
             f"{list(found.shape)}"
         )
     if not found.is_contiguous:

@@ -14,7 +14,7 @@ from typing import Any
 from distconv.adapters import CONFIG_NAME
 from distconv.catalogue import Definitions, Head, head_of
 from distconv.config import JobConfig
-from distconv.dcp_index import DcpDirectory, locate, open_dcp
+from distconv.dcp_index import DcpDirectory, locate, locate_chunks, open_dcp
 from distconv.dcp_metadata import METADATA
 from distconv.definition import Definition, parse_definition
 from distconv.errors import InputError, raise_if
@@ -23,13 +23,16 @@ from distconv.given_layout import GivenLayout
 from distconv.iterations import RELEASE, VERSION_KEY, iteration_of
 from distconv.jsonfile import read_object
 from distconv.known_names import known_parameters, known_tensors
-from distconv.megatron_index import read_megatron
+from distconv.megatron_index import read_megatron, read_rank_file
 from distconv.name_prefix import find_prefix, names_under
+from distconv.parts import HandOut, Task, here
 from distconv.record import RECORD_NAME, read_record
 from distconv.reference import check_side_files, read_reference
 from distconv.source_directory import check_directory, read_directory
 
 Chosen = tuple[str, Mapping[str, Any]]
+# What `inspect` hands out.
+TASKS: tuple[Task, ...] = (read_rank_file, locate_chunks)
 _KINDS = {
     "hf": "a Hugging Face directory",
     "megatron": "a Megatron checkpoint",
@@ -37,8 +40,10 @@ _KINDS = {
 }
 
 
-def inspect(config: JobConfig, chosen: Chosen | None, definitions: Definitions) -> Facts:
+def inspect(config: JobConfig, chosen: Chosen | None, definitions: Definitions, hand_out: HandOut = here) -> Facts:
     """The facts of a job; `chosen` is the name and content of the definition that the user named.
+
+    The files of what training saved are many: to read them is handed out, as `TASKS`.
 
     Raises:
         InputError: a directory that is not a checkpoint, or no definition for it.
@@ -47,7 +52,7 @@ def inspect(config: JobConfig, chosen: Chosen | None, definitions: Definitions) 
     kind = _kind(config.source)
     raise_if(list(_contradictions(config, kind)))
     if kind != "hf":
-        return _trained(config, kind, chosen, definitions)
+        return _trained(config, kind, chosen, definitions, hand_out)
     if chosen is not None and chosen[1].get("adapters") == "only":
         if config.text_source is not None:
             raise InputError(
@@ -111,10 +116,10 @@ def _contradictions(config: JobConfig, kind: str) -> Iterator[str]:
         yield f"text_source={config.text_source}: is the same directory as source; leave it out"
 
 
-def _trained(config: JobConfig, kind: str, chosen: Chosen | None, definitions: Definitions) -> Facts:
+def _trained(config: JobConfig, kind: str, chosen: Chosen | None, definitions: Definitions, hand_out: HandOut) -> Facts:
     """The facts of a checkpoint that training reads and writes, and of the directory that it came from."""
     if kind == "megatron":
-        index = read_megatron(config.source, config.iteration)
+        index = read_megatron(config.source, config.iteration, hand_out)
         directory, iteration = Path(index.directory), index.iteration
     else:
         opened = open_dcp(config.source, config.iteration)
@@ -140,7 +145,7 @@ def _trained(config: JobConfig, kind: str, chosen: Chosen | None, definitions: D
     else:
         definition = parse_definition(*chosen, sized=not reference.is_adapter)
         given = config.name_prefix if config.target_format != "dcp" else None
-        source = _dcp_source(opened, definition, reference, given)
+        source = _dcp_source(opened, definition, reference, given, hand_out)
     return Facts(
         source=source,
         text_source=None,
@@ -151,7 +156,9 @@ def _trained(config: JobConfig, kind: str, chosen: Chosen | None, definitions: D
     )
 
 
-def _dcp_source(opened: DcpDirectory, definition: Definition, reference: Reference, given: str | None) -> DcpSource:
+def _dcp_source(
+    opened: DcpDirectory, definition: Definition, reference: Reference, given: str | None, hand_out: HandOut
+) -> DcpSource:
     """What a DCP holds of the model, under names with the prefix that is `given`, or else recognised."""
     tensors = known_tensors(definition, reference)
     parameters = known_parameters(definition, reference)
@@ -159,7 +166,7 @@ def _dcp_source(opened: DcpDirectory, definition: Definition, reference: Referen
     prefix = find_prefix(found, tensors | parameters, given)
     names = names_under(found, prefix)
     wanted = {full: bare for bare, full in names.items()}
-    located = locate(opened, wanted.__contains__)
+    located = locate(opened, wanted.__contains__, hand_out)
     naming = "hf" if len(tensors & names.keys()) >= len(parameters & names.keys()) else "megatron"
     others = sorted({*opened.metadata.others, *(found.keys() - wanted.keys())} - {VERSION_KEY})
     return DcpSource(index=located.renamed(wanted), naming=naming, prefix=prefix, others=_summarised(others))

@@ -31,8 +31,8 @@ def iteration_of(directory: Path) -> str | None:
     return str(int(match[1])) if match else RELEASE if directory.name == RELEASE else None
 
 
-def iteration_directory(directory: Path, iteration: str | None, key: str) -> Path:
-    """The directory of an iteration in the one that configuration key `key` names.
+def iteration_directory(directory: Path, iteration: str | None) -> Path:
+    """The directory of an iteration in that of a source.
 
     Given none, the tracker decides, and without a tracker there must be one only.
 
@@ -54,11 +54,11 @@ def iteration_directory(directory: Path, iteration: str | None, key: str) -> Pat
         return directory / there[0]
     elif there:
         raise InputError(
-            f"{key}={directory}: holds {len(there)} iterations ({named(there)}) and no {TRACKER_NAME} that says which "
+            f"source={directory}: holds {len(there)} iterations ({named(there)}) and no {TRACKER_NAME} that says which "
             f"is the latest; give iteration={RELEASE} or iteration=NUMBER"
         )
     else:
-        raise InputError(f"{key}={directory}: is no checkpoint; expected {TRACKER_NAME}, {RELEASE}/ or iter_*/ in it")
+        raise InputError(f"source={directory}: is no checkpoint; expected {TRACKER_NAME}, {RELEASE}/ or iter_*/ in it")
     name = iteration_name(iteration)
     if name is None:
         raise InputError(f"{says}: expected {RELEASE} or the number of an iteration, found {iteration[:40]!r}")

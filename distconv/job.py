@@ -12,17 +12,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from distconv.agreement import on_all, on_first
+from distconv.agreement import on_all, on_first, on_first_with_help
 from distconv.assignment import assign
 from distconv.catalogue import Definitions
 from distconv.commit import Staging, Target, check_absent, check_target, leftovers
 from distconv.config import JobConfig
 from distconv.errors import InputError, JobError, joined, raise_if
 from distconv.facts import Facts
-from distconv.inspection import inspect
+from distconv.inspection import TASKS, inspect
 from distconv.interruption import undisturbed
 from distconv.measurement import cpu_seconds, peak_resident_bytes
 from distconv.outputs import OutputFile, Plan
+from distconv.parts import HandOut
 from distconv.planning import Planned, plan_job
 from distconv.processes import Processes
 from distconv.record import Record
@@ -60,12 +61,12 @@ def run_job(
         return
     start = time.monotonic()
 
-    def look() -> dict[str, Any]:
+    def look(hand_out: HandOut) -> dict[str, Any]:
         if config.report is not None:
             check_report(config.report)
-        return inspect(config, chosen, definitions).to_json()
+        return inspect(config, chosen, definitions, hand_out).to_json()
 
-    told = on_first(processes, look)
+    told = on_first_with_help(processes, look, TASKS, config.io.threads)
     facts = Facts.from_json(told)
     planned, _ = on_all(processes, lambda: plan_job(config, facts), lambda _: None)
     planning = time.monotonic() - start

@@ -33,31 +33,31 @@ class RankDirectories:
     paths: Mapping[tuple[int, ...], Path]
 
 
-def find_ranks(directory: Path, iteration: str | None, key: str) -> RankDirectories:
+def find_ranks(directory: Path, iteration: str | None) -> RankDirectories:
     """The rank directories of a checkpoint: of the iteration that is asked for, or else that the tracker names.
 
-    `directory` holds iterations, or is one; configuration key `key` names it in messages.
+    `directory` holds iterations, or is one.
 
     Raises:
         InputError: no such iteration, or no single one; names that do not fit; every rank that is missing.
     """
     try:
         if _rank_names(directory):
-            return _only_iteration(directory, iteration, key)
-        chosen = iteration_directory(directory, iteration, key)
+            return _only_iteration(directory, iteration)
+        chosen = iteration_directory(directory, iteration)
         if not _rank_names(chosen):
             raise InputError(f"{chosen}: holds no {_RANK_PREFIX}* directory")
         return RankDirectories(directory=chosen, iteration=iteration_of(chosen), paths=_ranks(chosen))
     except OSError as error:
-        raise InputError(f"{key}={directory}: cannot be read: {error.strerror}") from None
+        raise InputError(f"source={directory}: cannot be read: {error.strerror}") from None
 
 
-def _only_iteration(directory: Path, iteration: str | None, key: str) -> RankDirectories:
+def _only_iteration(directory: Path, iteration: str | None) -> RankDirectories:
     """A directory that is an iteration itself."""
     found = iteration_of(directory.resolve())
     if iteration is not None and found not in (None, iteration):
         raise InputError(
-            f"iteration={iteration}: {key}={directory} is the directory of iteration {found} itself; leave iteration "
+            f"iteration={iteration}: source={directory} is the directory of iteration {found} itself; leave iteration "
             "out, or give the directory above"
         )
     return RankDirectories(directory=directory, iteration=found or iteration, paths=_ranks(directory))

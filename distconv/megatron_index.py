@@ -7,6 +7,7 @@ Format: the `torch` checkpoint format of Megatron-LM, `megatron/training/checkpo
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from distconv.errors import InputError, named, raise_if
 from distconv.inert_pickle import Inert
 from distconv.iterations import CHECKPOINT_VERSION, RELEASE, VERSION_KEY
 from distconv.megatron_directory import find_ranks
+from distconv.parts import HandOut, here
 from distconv.source import SourceFile
 from distconv.torch_archive import ArchivedTensor, read_archive
 
@@ -99,60 +101,50 @@ class MegatronIndex:
         )
 
 
-def read_megatron(directory: Path, iteration: str | None, key: str = "source") -> MegatronIndex:
+def read_megatron(directory: Path, iteration: str | None, hand_out: HandOut = here) -> MegatronIndex:
     """The index of the iteration that is asked for, or else that the tracker file names.
-
-    Configuration key `key` names the directory in messages.
 
     Raises:
         InputError: directories that do not fit (see `find_ranks`), a file that is damaged or cannot be used, files that
             are of different checkpoints.
     """
-    ranks = find_ranks(directory, iteration, key)
-    contents: dict[Path, _Content] = {}
-    problems: list[str] = []
-    for path in ranks.paths.values():
-        try:
-            contents[path] = _read(path)
-        except InputError as error:
-            problems += error.problems
-    raise_if(problems)
-    _check_same({path: ", ".join(each.tensors) for path, each in contents.items()}, "dictionaries of tensors")
-    iterations = {path: each.iteration for path, each in contents.items() if each.iteration is not None}
+    ranks = find_ranks(directory, iteration)
+    paths = list(map(str, ranks.paths.values()))
+    contents = dict(zip(paths, hand_out(read_rank_file, paths), strict=True))
+    dictionaries = {path: tuple(key for key, _ in each["tensors"]) for path, each in contents.items()}
+    _check_same({path: ", ".join(keys) for path, keys in dictionaries.items()}, "dictionaries of tensors")
+    iterations = {path: each["iteration"] for path, each in contents.items() if each["iteration"] is not None}
     _check_same({path: f"iteration {number}" for path, number in iterations.items()}, "iteration")
-    if not any(tensors for content in contents.values() for tensors in content.tensors.values()):
+    files = tuple(
+        RankFile(
+            rank=rank,
+            file=SourceFile(path, contents[path]["size"]),
+            tensors={
+                (key, name): ArchivedTensor(dtype, tuple(shape), tuple(strides), offset)
+                for key, tensors in contents[path]["tensors"]
+                for name, dtype, shape, strides, offset in tensors
+            },
+        )
+        for rank, path in zip(ranks.paths, paths, strict=True)
+    )
+    if not any(file.tensors for file in files):
         raise InputError(f"{ranks.directory}: no file holds a tensor of a model")
     return MegatronIndex(
         directory=str(ranks.directory),
         iteration=ranks.iteration or next(map(str, iterations.values()), RELEASE),
-        dictionaries=tuple(next(iter(contents.values())).tensors),
-        files=tuple(
-            RankFile(
-                rank=rank,
-                file=SourceFile(str(path), path.stat().st_size),
-                tensors={
-                    (dictionary, name): tensor
-                    for dictionary, tensors in contents[path].tensors.items()
-                    for name, tensor in tensors.items()
-                },
-            )
-            for rank, path in ranks.paths.items()
-        ),
-        others=tuple(dict.fromkeys(name for content in contents.values() for name in content.others)),
+        dictionaries=next(iter(dictionaries.values())),
+        files=files,
+        others=tuple(dict.fromkeys(name for content in contents.values() for name in content["others"])),
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Content:
-    """What is of interest in one file: tensors by dictionary and name, and the other entries."""
+def read_rank_file(path: str) -> dict[str, Any]:
+    """What is of interest in one file, as plain data: its size, tensors by dictionary, the names of other entries.
 
-    iteration: int | None
-    tensors: Mapping[str, Mapping[str, ArchivedTensor]]
-    others: tuple[str, ...]
-
-
-def _read(path: Path) -> _Content:
-    content = read_archive(path)
+    Raises:
+        InputError: it is damaged, or no checkpoint of a model that can be used.
+    """
+    content = read_archive(Path(path))
     version = content.get(VERSION_KEY)
     if version is not None and version != CHECKPOINT_VERSION:
         raise InputError(
@@ -168,13 +160,20 @@ def _read(path: Path) -> _Content:
     if type(iteration) is int and not 0 <= iteration <= _LAST_ITERATION:
         found = "a negative" if iteration < 0 else "a larger"
         raise InputError(f"{path}: expected an iteration from 0 to 10^12, found {found} one")
-    tensors = {key: _tensors(path, key, content[key]) for key in (keys if keys == ["model"] else virtual)}
+    tensors = [(key, _tensors(path, key, content[key])) for key in (keys if keys == ["model"] else virtual)]
     states = any(_is_extra_state(name) and not _is_empty(entry) for key in keys for name, entry in content[key].items())
-    return _Content(
-        iteration=iteration if type(iteration) is int else None,
-        tensors=tensors,
-        others=(*(str(name) for name in content if name not in (*keys, *_READ)), *([_EXTRA_STATE] if states else [])),
-    )
+    return {
+        "size": os.stat(path).st_size,
+        "iteration": iteration if type(iteration) is int else None,
+        "tensors": [
+            (key, [(name, each.dtype, each.shape, each.strides, each.offset) for name, each in entries.items()])
+            for key, entries in tensors
+        ],
+        "others": [
+            *(str(name) for name in content if name not in (*keys, *_READ)),
+            *([_EXTRA_STATE] if states else []),
+        ],
+    }
 
 
 def _shown(value: Any) -> str:
@@ -182,7 +181,7 @@ def _shown(value: Any) -> str:
     return repr(value) if isinstance(value, (float, str)) or type(value) is int else type(value).__name__
 
 
-def _tensors(path: Path, key: str, entries: Any) -> Mapping[str, ArchivedTensor]:
+def _tensors(path: str, key: str, entries: Any) -> Mapping[str, ArchivedTensor]:
     if not isinstance(entries, Mapping):
         raise InputError(f"{path}: {key} is {type(entries).__name__}, expected a dictionary of tensors")
     tensors: dict[str, ArchivedTensor] = {}
@@ -212,8 +211,8 @@ def _is_empty(entry: object) -> bool:
     return isinstance(entry, (type(None), Inert)) or (isinstance(entry, ArchivedTensor) and 0 in entry.shape)
 
 
-def _check_same(found: Mapping[Path, str], what: str) -> None:
-    first: dict[str, Path] = {}
+def _check_same(found: Mapping[str, str], what: str) -> None:
+    first: dict[str, str] = {}
     for path, each in found.items():
         first.setdefault(each, path)
     if len(first) > 1:

@@ -34,6 +34,7 @@ LAYERS: list[set[str]] = [
         "layout",
         "name_prefix",
         "operators",
+        "parts",
         "processes",
         "safetensors_file",
         "sizes",

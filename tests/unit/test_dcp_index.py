@@ -175,8 +175,8 @@ class TestDirectory:
 
     def test_an_iteration_without_metadata(self, tmp_path):
         (tmp_path / "release").mkdir()
-        with pytest.raises(InputError, match=r"text_source=.*release: holds no \.metadata; expected"):
-            open_dcp(tmp_path, "release", "text_source")
+        with pytest.raises(InputError, match=r"source=.*release: holds no \.metadata; expected"):
+            open_dcp(tmp_path, "release")
 
     def test_no_directory(self, tmp_path):
         with pytest.raises(InputError, match=r"source=.*missing: no such directory"):

@@ -31,37 +31,37 @@ def test_anything_else_is_no_iteration(given):
 @pytest.mark.parametrize("text", ["1000", "1000\n", " release \r\n"])
 def test_the_tracker_decides(root, text):
     (root / TRACKER_NAME).write_text(text)
-    assert iteration_directory(root, None, "source").name == ("iter_0001000" if "1000" in text else "release")
-    assert iteration_directory(root, "5", "source").name == "iter_0000005"
+    assert iteration_directory(root, None).name == ("iter_0001000" if "1000" in text else "release")
+    assert iteration_directory(root, "5").name == "iter_0000005"
 
 
 def test_without_a_tracker_the_user_decides(root):
     with pytest.raises(InputError, match=r"3 iterations \(iter_0000005, iter_0001000, release\) and no latest"):
-        iteration_directory(root, None, "source")
-    assert iteration_directory(root, "release", "source") == root / "release"
+        iteration_directory(root, None)
+    assert iteration_directory(root, "release") == root / "release"
 
 
 def test_an_iteration_that_is_not_there(root):
     with pytest.raises(InputError, match=r"iteration=7: names iter_0000007, which is not in .*; it holds iter_0000005"):
-        iteration_directory(root, "7", "source")
+        iteration_directory(root, "7")
     (root / TRACKER_NAME).write_text("9")
     with pytest.raises(InputError, match=r"latest_checkpointed_iteration.txt: names iter_0000009, which is not in"):
-        iteration_directory(root, None, "source")
+        iteration_directory(root, None)
 
 
 @pytest.mark.parametrize("text", ["", "../../etc", "\0\ud7ff", "x" * 10**5])
 def test_a_tracker_that_says_something_else(root, text):
     (root / TRACKER_NAME).write_text(text)
     with pytest.raises(InputError, match="expected release or the number of an iteration"):
-        iteration_directory(root, None, "source")
+        iteration_directory(root, None)
 
 
 def test_a_tracker_that_is_a_directory(root):
     (root / TRACKER_NAME).mkdir()
     with pytest.raises(InputError, match="cannot be read"):
-        iteration_directory(root, None, "source")
+        iteration_directory(root, None)
 
 
 def test_an_empty_directory(tmp_path):
     with pytest.raises(InputError, match="is no checkpoint"):
-        iteration_directory(tmp_path, None, "source")
+        iteration_directory(tmp_path, None)

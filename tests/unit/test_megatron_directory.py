@@ -23,13 +23,13 @@ def checkpoint(root: Path, *ranks: str, iteration: str | None = "release", track
 
 def refused(root: Path, iteration: str | None = None) -> list[str]:
     with pytest.raises(InputError) as caught:
-        find_ranks(root, iteration, "source")
+        find_ranks(root, iteration)
     return caught.value.problems
 
 
 @pytest.mark.parametrize("text", ["release", "release\n", " release "])
 def test_the_tracker_names_a_release(tmp_path, text):
-    found = find_ranks(checkpoint(tmp_path, "mp_rank_00", tracker=text), None, "source")
+    found = find_ranks(checkpoint(tmp_path, "mp_rank_00", tracker=text), None)
     assert (found.directory, found.iteration) == (tmp_path / "release", "release")
     assert found.paths == {(0,): tmp_path / "release" / "mp_rank_00" / FILE_NAME}
 
@@ -38,20 +38,20 @@ def test_the_tracker_names_a_release(tmp_path, text):
 def test_the_tracker_names_an_iteration(tmp_path, text):
     checkpoint(tmp_path, "mp_rank_00", iteration="iter_0000500")
     checkpoint(tmp_path, "mp_rank_00", iteration="iter_0001000", tracker=text)
-    found = find_ranks(tmp_path, None, "source")
+    found = find_ranks(tmp_path, None)
     assert (found.directory, found.iteration) == (tmp_path / "iter_0001000", "1000")
-    assert find_ranks(tmp_path, "500", "source").directory == tmp_path / "iter_0000500"
+    assert find_ranks(tmp_path, "500").directory == tmp_path / "iter_0000500"
 
 
 def test_a_single_iteration_needs_no_tracker(tmp_path):
-    assert find_ranks(checkpoint(tmp_path, "mp_rank_00", iteration="iter_0000007"), None, "source").iteration == "7"
+    assert find_ranks(checkpoint(tmp_path, "mp_rank_00", iteration="iter_0000007"), None).iteration == "7"
 
 
 def test_the_directory_of_an_iteration_is_a_source_itself(tmp_path):
     checkpoint(tmp_path, "mp_rank_00", iteration="iter_0000007", tracker="9")
-    found = find_ranks(tmp_path / "iter_0000007", None, "source")
+    found = find_ranks(tmp_path / "iter_0000007", None)
     assert (found.directory, found.iteration) == (tmp_path / "iter_0000007", "7")
-    assert find_ranks(tmp_path / "iter_0000007", "7", "source").iteration == "7"
+    assert find_ranks(tmp_path / "iter_0000007", "7").iteration == "7"
     assert refused(tmp_path / "iter_0000007", "8") == [
         (
             f"iteration=8: source={tmp_path}/iter_0000007 is the directory of iteration 7 itself; leave iteration "
@@ -63,15 +63,15 @@ def test_the_directory_of_an_iteration_is_a_source_itself(tmp_path):
 
 def test_a_directory_of_ranks_may_have_any_name(tmp_path):
     checkpoint(tmp_path, "mp_rank_00", iteration=None)
-    assert find_ranks(tmp_path, None, "source").iteration is None
-    assert find_ranks(tmp_path, "12", "source").iteration == "12"
+    assert find_ranks(tmp_path, None).iteration is None
+    assert find_ranks(tmp_path, "12").iteration == "12"
 
 
 def test_links_that_a_user_made_are_followed(tmp_path):
     checkpoint(tmp_path / "elsewhere", "a", iteration=None)
     (tmp_path / "mm").mkdir()
     (tmp_path / "mm" / "mp_rank_00").symlink_to(tmp_path / "elsewhere" / "a")
-    assert find_ranks(tmp_path / "mm", None, "source").paths == {(0,): tmp_path / "mm" / "mp_rank_00" / FILE_NAME}
+    assert find_ranks(tmp_path / "mm", None).paths == {(0,): tmp_path / "mm" / "mp_rank_00" / FILE_NAME}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_links_that_a_user_made_are_followed(tmp_path):
     ],
 )
 def test_the_numbers_in_the_names_are_the_ranks(tmp_path, names, ranks):
-    assert list(find_ranks(checkpoint(tmp_path, *names), None, "source").paths) == ranks
+    assert list(find_ranks(checkpoint(tmp_path, *names), None).paths) == ranks
 
 
 def test_several_iterations_without_a_tracker_are_named(tmp_path):
