@@ -45,9 +45,7 @@ class Reporter:
         try:
             print(text, flush=True)
         except BrokenPipeError:
-            # What is still buffered goes nowhere, too, or the interpreter would complain when it ends.
-            with open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            lose_reader()
 
     def complain(self, text: str) -> None:
         """Print to standard error."""
@@ -70,6 +68,12 @@ class Reporter:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def lose_reader() -> None:
+    """Nobody reads standard output any more: what is still buffered goes nowhere, too, and is no failure."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def plan_report(config: JobConfig, planned: Planned, facts: Facts, target: Target) -> dict[str, Any]:

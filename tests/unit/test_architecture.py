@@ -36,6 +36,7 @@ LAYERS: list[set[str]] = [
         "operators",
         "parts",
         "processes",
+        "rejections",
         "safetensors_file",
         "sizes",
         "source",
@@ -131,6 +132,7 @@ LAYERS: list[set[str]] = [
         "report",
     },
     {
+        "command_line",
         "job",
     },
     {
@@ -143,10 +145,11 @@ LAYERS: list[set[str]] = [
 # Everything outside of the standard library. Modules that are not here need nothing.
 THIRD_PARTY = {
     "catalogue": {"yaml"},
-    "cli": {"hydra", "omegaconf", "yaml"},
+    "command_line": {"hydra", "omegaconf"},
     "dcp_blobs": {"torch"},
     "dcp_planner": {"torch"},
     "processes": {"mpi4py", "torch"},
+    "rejections": {"hydra", "omegaconf", "yaml"},
     "low_rank": {"numpy"},
     "pt_file": {"torch"},
     "report": {"tqdm"},
@@ -155,7 +158,7 @@ THIRD_PARTY = {
 }
 # Modules that are imported by whoever plans, on a machine with nothing but Python and small packages.
 HEAVY = {"torch", "mpi4py", "hydra", "omegaconf"}
-NEED_HEAVY = {"cli", "__main__", "dcp_blobs", "dcp_planner", "pt_file"}
+NEED_HEAVY = {"command_line", "rejections", "cli", "__main__", "dcp_blobs", "dcp_planner", "pt_file"}
 
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
