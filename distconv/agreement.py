@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from distconv.errors import DistconvError, InputError, JobError, StoppedError
+from distconv.interruption import was_interrupted
 from distconv.parts import HandOut, Task, attempt_parts, values_of
 from distconv.processes import Processes
 
@@ -75,15 +76,25 @@ def on_all(processes: Processes, phase: Callable[[], Value], tell: Callable[[Val
 
 
 def _attempt(phase: Callable[[], Any]) -> dict[str, Any]:
-    """What a phase came to, as plain data."""
+    """What a phase came to, as plain data.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted, whatever else that led to: then the others are, too, and nobody waits.
+    """
     try:
         return {"error": None, "problems": [], "value": phase()}
-    except DistconvError as error:
+    except Exception as error:
+        if was_interrupted(error):
+            raise KeyboardInterrupt from error
+        return _described(error)
+
+
+def _described(error: Exception) -> dict[str, Any]:
+    if isinstance(error, DistconvError):
         problems = error.problems if isinstance(error, InputError) else [str(error)]
         return {"error": type(error).__name__, "problems": problems, "value": None}
-    except Exception as error:  # noqa: BLE001 - a defect on one process must reach the others, or they would wait for it
-        text = "".join(traceback.format_exception(error)).rstrip()
-        return {"error": "defect", "problems": [f"unexpected {type(error).__name__}: {error}\n{text}"], "value": None}
+    text = "".join(traceback.format_exception(error)).rstrip()
+    return {"error": "defect", "problems": [f"unexpected {type(error).__name__}: {error}\n{text}"], "value": None}
 
 
 def _value(outcome: dict[str, Any]) -> Any:

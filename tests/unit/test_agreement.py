@@ -179,3 +179,32 @@ def test_a_failure_to_tell_the_value_leaves_nobody_waiting():
         return on_all(processes, lambda: processes.rank, lambda rank: 1 // (1 - rank))
 
     the_error(as_processes(2, run, patience=0.2))
+
+
+class _ClosesBadly:
+    """What torch does with a file whose writing was interrupted."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        raise RuntimeError("unexpected position")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_interruption_is_one_whatever_else_it_leads_to(wrapped):
+    """Not a failure that this process would tell the others, and wait for those who were interrupted."""
+
+    def phase() -> None:
+        try:
+            with _ClosesBadly():
+                raise KeyboardInterrupt
+        except RuntimeError as error:
+            if wrapped:
+                raise JobError("writing") from error
+            raise
+
+    with pytest.raises(KeyboardInterrupt):
+        on_all(SingleProcess(), phase, lambda value: value)
+    with pytest.raises(KeyboardInterrupt):
+        on_first(SingleProcess(), phase)
