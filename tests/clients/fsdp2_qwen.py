@@ -32,6 +32,7 @@ def main(jobs: list[str]) -> None:
     for job in jobs:
         name, checkpoint, inputs = job.split("=")
         train(Path(name), checkpoint, inputs)
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -54,6 +54,7 @@ def train(directory: Path) -> None:
     whole = {name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor for name, tensor in state.items()}
     if dist.get_rank() == 0:
         torch.save(whole, directory / "whole.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 
