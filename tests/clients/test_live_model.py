@@ -14,8 +14,7 @@ import torch
 
 from tests.readme import blocks, commands
 
-# The end is abrupt because torch, on its way out of a process with gloo, now and then aborts ("terminate called
-# without an active exception"), when all that is looked at is done.
+# On its way out, torch with gloo now and then aborts: "terminate called without an active exception".
 COMPUTE = """
 import os, torch, torch.distributed as dist
 logits = model.eval()(**torch.load("{directory}/inputs.pt")).logits
