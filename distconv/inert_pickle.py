@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -43,16 +44,16 @@ class Inert(StandIn):
 
 
 # Written in Python, it remembers values in a dictionary, and lets single instructions be replaced.
-class InertUnpickler(pickle._Unpickler):  # noqa: SLF001 - public as pickle.Unpickler where there is no C
+class InertUnpickler(ABC, pickle._Unpickler):  # noqa: SLF001 - public as pickle.Unpickler where there is no C
     """`find_class`, and `persistent_load` where there are such references, are left to those who know the format."""
 
     stack: list[Any]
     pop_mark: Callable[[], list[Any]]
     read: Callable[[int], bytes]
 
+    @abstractmethod
     def find_class(self, module: str, name: str) -> Any:
         """The stand-in for what a pickle names."""
-        raise NotImplementedError
 
     def _bytearray(self) -> None:
         (length,) = struct.unpack("<Q", self.read(8))
