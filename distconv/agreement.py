@@ -23,7 +23,7 @@ Value = TypeVar("Value")
 def on_first(processes: Processes, phase: Callable[[], Any]) -> Any:
     """Run a phase on rank 0 alone and share its result, which is plain JSON data."""
     outcome = _attempt(phase) if processes.rank == 0 else None
-    return _value(processes.share(outcome))
+    return _values([processes.share(outcome)])[0]
 
 
 def on_first_with_help(
@@ -42,10 +42,7 @@ def on_first_with_help(
 
     def hand_out(task: Task, parts: Sequence[Any]) -> list[Any]:
         processes.share({"task": task.__name__, "parts": parts})
-        outcomes = processes.collect(own(task.__name__, parts))
-        if any(each["error"] is not None for each in outcomes):
-            raise _as_error(outcomes)
-        shares = [each["value"] for each in outcomes]
+        shares = _values(processes.collect(own(task.__name__, parts)))
         return values_of([shares[number % len(shares)][number // len(shares)] for number in range(len(parts))])
 
     if processes.rank == 0:
@@ -53,7 +50,7 @@ def on_first_with_help(
     else:
         while (told := processes.share(None))["task"] is not None:
             processes.collect(own(told["task"], told["parts"]))
-    return _value(told["outcome"])
+    return _values([told["outcome"]])[0]
 
 
 def on_all(processes: Processes, phase: Callable[[], Value], tell: Callable[[Value], Any]) -> tuple[Value, list[Any]]:
@@ -69,10 +66,8 @@ def on_all(processes: Processes, phase: Callable[[], Value], tell: Callable[[Val
     if outcome["error"] is not None:
         processes.raise_alarm()
     outcome |= {"rank": processes.rank, "host": socket.gethostname()}
-    outcomes = processes.collect(outcome)
-    if any(each["error"] is not None for each in outcomes):
-        raise _as_error(outcomes)
-    return value, [each["value"] for each in outcomes]
+    told = _values(processes.collect(outcome))
+    return value, told
 
 
 def _attempt(phase: Callable[[], Any]) -> dict[str, Any]:
@@ -84,6 +79,7 @@ def _attempt(phase: Callable[[], Any]) -> dict[str, Any]:
     try:
         return {"error": None, "problems": [], "value": phase()}
     except Exception as error:
+        # A defect, too: it must reach the others, or they would wait for it.
         if was_interrupted(error):
             raise KeyboardInterrupt from error
         return _described(error)
@@ -97,10 +93,11 @@ def _described(error: Exception) -> dict[str, Any]:
     return {"error": "defect", "problems": [f"unexpected {type(error).__name__}: {error}\n{text}"], "value": None}
 
 
-def _value(outcome: dict[str, Any]) -> Any:
-    if outcome["error"] is not None:
-        raise _as_error([outcome])
-    return outcome["value"]
+def _values(outcomes: list[dict[str, Any]]) -> list[Any]:
+    """The values of phases, if none of them failed."""
+    if any(each["error"] is not None for each in outcomes):
+        raise _as_error(outcomes)
+    return [each["value"] for each in outcomes]
 
 
 def _as_error(outcomes: list[dict[str, Any]]) -> DistconvError:

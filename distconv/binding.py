@@ -7,7 +7,6 @@ expected shape and element type, or is marked optional. It knows no layout and r
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
@@ -16,7 +15,7 @@ from math import prod
 from distconv.definition import FLOATING, Definition
 from distconv.dtypes import ITEM_SIZE
 from distconv.errors import InputError, counted, named, raise_if
-from distconv.matching import Choices, Explanations, by_sources, filled, layers_of
+from distconv.matching import Choices, Explanations, by_sources, filled, layers_named, layers_of
 from distconv.operators import OPERATORS
 from distconv.rules import ANY, Rule
 from distconv.sizes import Sizes
@@ -171,10 +170,7 @@ def _layer_count(
     """Number of layers: what the configuration says; adapters know no more than the layers they are on."""
     if definition.adapters != "only":
         return sizes.count(definition.modalities[modality])
-    names = [source.name for rule in rules if rule.modality == modality for source in rule.sources]
-    pattern = re.compile("|".join(re.escape(name).replace(re.escape("{layer}"), r"(\d+)") for name in names))
-    matches = [match for name in stored if (match := pattern.fullmatch(name))]
-    return max((int(number) + 1 for match in matches for number in match.groups() if number), default=0)
+    return layers_named((rule for rule in rules if rule.modality == modality), stored).get(modality, 0)
 
 
 def target_name(rule: Rule, layer: int | None, expert: int | None) -> str:

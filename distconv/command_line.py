@@ -53,8 +53,10 @@ def run_command_line(job: Job, *, quiet: bool) -> None:
 
     # Hydra then leaves its own errors to the caller, too; this is its documented switch.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    with _silence() if quiet else contextlib.nullcontext(), tempfile.TemporaryDirectory() as scratch:
-        overrides = _arrange_words(scratch)
+    with contextlib.ExitStack() as stack:
+        if quiet:
+            stack.enter_context(_silence())
+        overrides = _arrange_words(stack)
         try:
             with in_own_words(overrides):
                 hydra.main(version_base="1.3", config_path="pkg://distconv.conf", config_name="config")(task)()
@@ -65,17 +67,19 @@ def run_command_line(job: Job, *, quiet: bool) -> None:
         raise failures[0]
 
 
-def _arrange_words(scratch: str) -> Sequence[str]:
+def _arrange_words(stack: contextlib.ExitStack) -> Sequence[str]:
     """Put the flags of the command line before the options, the only order that Hydra understands; the options.
 
-    Of several jobs, Hydra would leave a file in the working directory; it goes to `scratch`.
+    Of several jobs, Hydra would leave a file in the working directory; it goes to one that lasts as long as `stack`.
     """
     words = sys.argv[1:]
     found = get_args_parser().parse_intermixed_args(words)
     overrides: list[str] = found.overrides
     for word in overrides:
         words.remove(word)
-    sys.argv[1:] = [*words, *([f'hydra.sweep.dir="{scratch}"'] if found.multirun else []), *overrides]
+    if found.multirun:
+        words.append(f'hydra.sweep.dir="{stack.enter_context(tempfile.TemporaryDirectory())}"')
+    sys.argv[1:] = [*words, *overrides]
     return overrides
 
 

@@ -27,7 +27,7 @@ from distconv.megatron_index import read_megatron, read_rank_file
 from distconv.name_prefix import find_prefix, names_under
 from distconv.parts import HandOut, Task, here
 from distconv.record import RECORD_NAME, read_record
-from distconv.reference import check_side_files, read_reference
+from distconv.reference import read_reference
 from distconv.source_directory import check_directory, read_directory
 
 Chosen = tuple[str, Mapping[str, Any]]
@@ -127,8 +127,6 @@ def _trained(config: JobConfig, kind: str, chosen: Chosen | None, definitions: D
         iteration = iteration_of(directory.resolve()) or RELEASE
     record = read_record(directory)
     reference = _reference(config, record.reference, directory)
-    if config.target_format == "hf":
-        check_side_files(Path(reference.directory))
     remembered = chosen is None and record.model is not None and record.model in definitions.heads()
     if remembered:
         assert record.model is not None

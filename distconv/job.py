@@ -37,7 +37,7 @@ from distconv.report import (
     result_text,
     write_report,
 )
-from distconv.results import format_of, record_of, target_of
+from distconv.results import check_side, format_of, record_of, target_of
 from distconv.sinks import Counters
 from distconv.verification import compare_copies, compare_files
 from distconv.work import planned_reads
@@ -134,6 +134,7 @@ class _Share:
 
 def _check_target(config: JobConfig, facts: Facts, plan: Plan, target: Target) -> None:
     """Whether the result can be written or, to verify it, is there."""
+    check_side(plan)
     if config.action == "verify":
         if not target.result.is_dir():
             raise InputError(f"target={target.directory}: holds no {target.result.name} to verify")
@@ -230,6 +231,7 @@ def _verify(config: JobConfig, plan: Plan, target: Target, share: _Share) -> lis
 def _show_plan(config: JobConfig, planned: Planned, report: dict[str, Any], running: int, reporter: Reporter) -> None:
     count = config.processes or running
     plan = planned.plan
+    check_side(plan)
     reads = planned_reads(plan, assign(plan.files, count), config.io.buffer_bytes)
     # Copies are compared with what they are copies of.
     copied = (2 * sum(each.nbytes for each in copies) for copies in planned.shares_of_copies(count))

@@ -19,6 +19,7 @@ from distconv.megatron_files import MegatronFormat
 from distconv.megatron_plan import MegatronPlan
 from distconv.outputs import Plan
 from distconv.record import Record
+from distconv.reference import check_side_files
 
 
 def format_of(plan: Plan) -> Format:
@@ -29,6 +30,12 @@ def format_of(plan: Plan) -> Format:
         return DcpFormat(plan)
     assert isinstance(plan, HuggingFacePlan)
     return HuggingFaceFormat(plan)
+
+
+def check_side(plan: Plan) -> None:
+    """Raise `InputError` unless everything can be had that the result has beside its tensors."""
+    if isinstance(plan, HuggingFacePlan) and plan.reference is not None:
+        check_side_files(Path(plan.reference))
 
 
 def record_of(config: JobConfig, facts: Facts) -> Record | None:

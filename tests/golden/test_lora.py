@@ -165,6 +165,17 @@ def save(state: dict[str, torch.Tensor], directory: Path) -> None:
         dcp.save(state, storage_writer=dcp.FileSystemWriter(directory), no_dist=True)
 
 
+def test_a_side_file_that_is_a_link_to_nothing_matters_where_it_is_copied(trained, base, tmp_path):
+    (base / "tokenizer.json").symlink_to("nothing")
+    alpha = f"lora_alpha={ALPHA}"
+    for action in ("plan", "convert"):
+        with pytest.raises(InputError, match=r"tokenizer\.json: is a link to nothing"):
+            back(trained, base, tmp_path / "merged", alpha, "merge_lora=true", f"action={action}")
+    assert not (tmp_path / "merged").exists()
+    back(trained, base, tmp_path / "adapters", alpha)
+    assert weights(tmp_path / "adapters").keys() == weights(tmp_path / "peft").keys()
+
+
 def test_base_weights_beside_the_adapters_take_them_up(tmp_path):
     case = load_case("videoalign__peft_canonical_pp1")
     source = write_source(tmp_path / "hf", case)
