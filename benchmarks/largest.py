@@ -25,7 +25,7 @@ from tests.published import DEEPSEEK_V3, QWEN3_VL_235B, Published, deepseek_vl2,
 from tests.published_towers import LARGE_VISION, Tensor  # noqa: E402
 
 if TYPE_CHECKING:
-    from distconv.facts import Facts
+    from distconv.planning.facts import Facts
 
 TP, EP = 4, 8
 SHARD_BYTES = 4_000_000_000  # as published
@@ -122,8 +122,8 @@ def configured(*options: str) -> dict[str, Any]:
 
 def read_facts(directory: Path, model: str, definition: Mapping[str, Any]) -> Facts:
     """What rank 0 finds in the directory."""
-    from distconv.facts import Checkpoint, Facts  # noqa: PLC0415
-    from distconv.source_directory import read_directory  # noqa: PLC0415
+    from distconv.formats.huggingface.directory import read_directory  # noqa: PLC0415
+    from distconv.planning.facts import Checkpoint, Facts  # noqa: PLC0415
 
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     checkpoint = Checkpoint(index=read_directory(directory), config=config)

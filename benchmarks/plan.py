@@ -70,12 +70,12 @@ def measured(directory: Path, model: str, processes: int, *, balance: bool) -> F
 
 def measure_here(directory: Path, model: str, processes: int, *, balance: bool) -> Forward:
     """The costs of planning a directory in this process, which has done nothing else yet."""
-    from distconv.assignment import assign  # noqa: PLC0415
-    from distconv.config import parse_config  # noqa: PLC0415
-    from distconv.facts import Checkpoint, Facts  # noqa: PLC0415
-    from distconv.measurement import peak_resident_bytes  # noqa: PLC0415
-    from distconv.planning import plan_job  # noqa: PLC0415
-    from distconv.work import planned_reads  # noqa: PLC0415
+    from distconv.options import parse_config  # noqa: PLC0415
+    from distconv.planning.assign import assign  # noqa: PLC0415
+    from distconv.planning.facts import Checkpoint, Facts  # noqa: PLC0415
+    from distconv.planning.plan import plan_job  # noqa: PLC0415
+    from distconv.runtime.measurement import peak_resident_bytes  # noqa: PLC0415
+    from distconv.transfer.batches import planned_reads  # noqa: PLC0415
 
     content = configured(*overrides(directory, model))
     definition = content.pop("model")

@@ -12,22 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from distconv.agreement import on_all, on_first, on_first_with_help
-from distconv.assignment import assign
-from distconv.catalogue import Definitions
-from distconv.commit import Staging, Target, check_absent, check_target, leftovers
-from distconv.config import JobConfig
-from distconv.errors import InputError, JobError, joined, raise_if
-from distconv.facts import Facts
-from distconv.inspection import TASKS, inspect
-from distconv.interruption import undisturbed
-from distconv.measurement import cpu_seconds, peak_resident_bytes
-from distconv.outputs import OutputFile, Plan
-from distconv.parts import HandOut
-from distconv.planning import Planned, plan_job
-from distconv.processes import Processes
-from distconv.record import Record
-from distconv.report import (
+from distconv.cli.show import (
     Reporter,
     check_report,
     models_text,
@@ -37,15 +22,30 @@ from distconv.report import (
     result_text,
     write_report,
 )
-from distconv.results import check_side, format_of, record_of, target_of
-from distconv.sinks import Counters
-from distconv.verification import compare_copies, compare_files
-from distconv.work import planned_reads
-from distconv.writing import Written, finish, write_files
+from distconv.errors import InputError, JobError, joined, raise_if
+from distconv.formats.provenance import Record
+from distconv.formats.records import OutputFile, Plan
+from distconv.formats.registry import check_side, format_of, record_of, target_of
+from distconv.models.library import Definitions
+from distconv.options import Options
+from distconv.planning.assign import assign
+from distconv.planning.facts import Facts
+from distconv.planning.inspect import TASKS, inspect
+from distconv.planning.plan import Planned, plan_job
+from distconv.runtime.agreement import on_all, on_first, on_first_with_help
+from distconv.runtime.hand_out import HandOut
+from distconv.runtime.interruption import undisturbed
+from distconv.runtime.measurement import cpu_seconds, peak_resident_bytes
+from distconv.runtime.processes import Processes
+from distconv.transfer.batches import planned_reads
+from distconv.transfer.commit import Staging, Target, check_absent, check_target, leftovers
+from distconv.transfer.sinks import Counters
+from distconv.transfer.verify import compare_copies, compare_files
+from distconv.transfer.write import Written, finish, write_files
 
 
 def run_job(
-    config: JobConfig,
+    config: Options,
     chosen: tuple[str, Mapping[str, Any]] | None,
     definitions: Definitions,
     processes: Processes,
@@ -132,7 +132,7 @@ class _Share:
             self._reporter.end_progress()
 
 
-def _check_target(config: JobConfig, facts: Facts, plan: Plan, target: Target) -> None:
+def _check_target(config: Options, facts: Facts, plan: Plan, target: Target) -> None:
     """Whether the result can be written or, to verify it, is there."""
     check_side(plan)
     if config.action == "verify":
@@ -151,7 +151,7 @@ def _check_target(config: JobConfig, facts: Facts, plan: Plan, target: Target) -
     check_target(target, sources, overwrite=config.overwrite, needed=sum(file.nbytes for file in plan.files))
 
 
-def _check_copies(planned: Planned, config: JobConfig, share: _Share) -> None:
+def _check_copies(planned: Planned, config: Options, share: _Share) -> None:
     """Whether what the source holds several times is the same everywhere."""
     if not planned.copies:
         return
@@ -166,7 +166,7 @@ def _check_copies(planned: Planned, config: JobConfig, share: _Share) -> None:
     raise_if([line for value in values for line in value])
 
 
-def _convert(config: JobConfig, plan: Plan, target: Target, share: _Share, record: Record | None) -> list[Any]:
+def _convert(config: Options, plan: Plan, target: Target, share: _Share, record: Record | None) -> list[Any]:
     processes = share.processes
     staging: Staging | None = None
 
@@ -207,7 +207,7 @@ def _convert(config: JobConfig, plan: Plan, target: Target, share: _Share, recor
     return measured
 
 
-def _verify(config: JobConfig, plan: Plan, target: Target, share: _Share) -> list[Any]:
+def _verify(config: Options, plan: Plan, target: Target, share: _Share) -> list[Any]:
     form = format_of(plan)
 
     def compare() -> list[str]:
@@ -228,7 +228,7 @@ def _verify(config: JobConfig, plan: Plan, target: Target, share: _Share) -> lis
     return measured
 
 
-def _show_plan(config: JobConfig, planned: Planned, report: dict[str, Any], running: int, reporter: Reporter) -> None:
+def _show_plan(config: Options, planned: Planned, report: dict[str, Any], running: int, reporter: Reporter) -> None:
     count = config.processes or running
     plan = planned.plan
     check_side(plan)
@@ -241,7 +241,7 @@ def _show_plan(config: JobConfig, planned: Planned, report: dict[str, Any], runn
     reporter.say(plan_text(report, full=True))
 
 
-def _show_result(config: JobConfig, report: Mapping[str, Any], target: Target, reporter: Reporter) -> None:
+def _show_result(config: Options, report: Mapping[str, Any], target: Target, reporter: Reporter) -> None:
     if config.report is not None:
         write_report(config.report, report)
     reporter.say(result_text(report))

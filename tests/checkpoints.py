@@ -14,7 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from distconv.dtypes import ITEM_SIZE, SAFETENSORS_CODE
+from distconv.tensors.dtypes import ITEM_SIZE, SAFETENSORS_CODE
 
 CASES = Path(__file__).parent / "golden" / "cases"
 CODES = {dtype: code for code, dtype in SAFETENSORS_CODE.items()}

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from distconv.config import JobConfig, parse_config
+from distconv.options import Options, parse_config
 
 
 def content(**changes: Any) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def content(**changes: Any) -> dict[str, Any]:
     return result
 
 
-def job(**changes: Any) -> JobConfig:
+def job(**changes: Any) -> Options:
     """The configuration of a job from `/hf` to `/mm`, with some values changed as in `content`."""
     return parse_config(content(**{"source": "/hf", "target": "/mm", **changes}))
 

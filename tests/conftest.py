@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from distconv.cli import main
+from distconv.cli.main import main
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
-from distconv.catalogue import Definitions
-from distconv.config import parse_config
+from distconv.cli.show import Reporter
 from distconv.job import run_job
-from distconv.processes import SingleProcess
-from distconv.report import Reporter
+from distconv.models.library import Definitions
+from distconv.options import parse_config
+from distconv.runtime.processes import SingleProcess
 from tests.configuration import content
 from tests.megatron_sources import definition_content
 

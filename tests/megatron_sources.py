@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from distconv.binding import Parameter
-from distconv.definition import Definition, parse_definition
-from distconv.dtypes import ITEM_SIZE
-from distconv.source import StoredTensor
+from distconv.models.bind import Parameter
+from distconv.models.definition import Definition, parse_definition
+from distconv.tensors.dtypes import ITEM_SIZE
+from distconv.tensors.stored import StoredTensor
 from tests.unit.reference import evaluate
 
 

@@ -213,7 +213,12 @@ def qwen3_vl(
 
 
 def intern_vl(
-    name: str, architecture: str, size: Text, vision: InternVision, *layouts: Layout, parameters: int | None = None
+    name: str,
+    architecture: str,
+    size: Text,
+    vision: InternVision,
+    *layouts: Layout,
+    parameters: int | None = None,
 ) -> Published:
     config = {
         "model_type": "internvl_chat",

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distconv.dtypes import ITEM_SIZE
-from distconv.source import AssembledTensor
+from distconv.tensors.dtypes import ITEM_SIZE
+from distconv.tensors.stored import AssembledTensor
 from tests.unit.reference import evaluate
 
 

@@ -13,10 +13,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint._extension import StreamTransformExtension
 
-from distconv.dcp_index import locate, open_dcp
 from distconv.errors import InputError
-from distconv.torch_archive import ArchivedTensor
-from distconv.torch_blobs import stored_within
+from distconv.formats.dcp.index import locate, open_dcp
+from distconv.formats.torch_zip.archive import ArchivedTensor
+from distconv.formats.torch_zip.blobs import stored_within
 from tests.end_to_end.assembled import assert_assembled
 from tests.unit import dcp_files
 

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-from distconv import dcp_plan
-from distconv.dcp_files import DcpFormat
-from distconv.dcp_plan import make_dcp_plan
-from distconv.outputs import NamedTensor
-from distconv.source import SourceFile, StoredTensor
-from distconv.virtual import whole
+from distconv.formats.dcp import plan as dcp_plan
+from distconv.formats.dcp.files import DcpFormat
+from distconv.formats.dcp.plan import make_dcp_plan
+from distconv.formats.records import NamedTensor
+from distconv.tensors.stored import SourceFile, StoredTensor
+from distconv.tensors.virtual import whole
 from tests.checkpoints import described, load_case, read_dcp, tensor_bytes, write_source
 
 DTYPES = ["uint8", "int64", "float16", "bfloat16", "float32", "bool", "float8_e4m3fn"]

@@ -18,13 +18,13 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
-from distconv.catalogue import Definitions
-from distconv.config import parse_config
-from distconv.facts import Checkpoint, Facts
-from distconv.inspection import _recognised
-from distconv.megatron_plan import MegatronPlan
-from distconv.planning import plan_job
-from distconv.source import SourceFile, SourceIndex, StoredTensor
+from distconv.formats.megatron.plan import MegatronPlan
+from distconv.models.library import Definitions
+from distconv.options import parse_config
+from distconv.planning.facts import Checkpoint, Facts
+from distconv.planning.inspect import _recognised
+from distconv.planning.plan import plan_job
+from distconv.tensors.stored import SourceFile, SourceIndex, StoredTensor
 from tests.published import PUBLISHED, Config, Layout, Published
 from tests.published_towers import EVERY, FIRST, LAST, WHOLE, Cut, Tensor, Units
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from distconv import job
-from distconv.writing import write_files
+from distconv.transfer.write import write_files
 from tests.checkpoints import describe_result, load_case, overrides, tensor_bytes, write_source
 
 VIDEOALIGN = load_case("videoalign__peft_canonical_pp1")

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from distconv.errors import InputError
-from distconv.files import OpenFiles
-from distconv.given_layout import GivenLayout
-from distconv.megatron_binding import MegatronBinding, bind_megatron
-from distconv.megatron_index import read_megatron
-from distconv.sinks import CompareSink, Counters
-from distconv.sizes import Sizes
-from distconv.transfer import run
+from distconv.formats.megatron.bind import MegatronBinding, bind_megatron
+from distconv.formats.megatron.index import read_megatron
+from distconv.layout.request import SourceLayout
+from distconv.models.sizes import Sizes
+from distconv.transfer.engine import run
+from distconv.transfer.files import OpenFiles
+from distconv.transfer.sinks import CompareSink, Counters
 from tests.checkpoints import load_case, overrides, write_source
 from tests.megatron_sources import definition, elements, stored
 
@@ -59,10 +59,10 @@ def rewrite(checkpoint: Path, change: Rewrite, pattern: str = "mp_rank_*") -> No
         torch.save(content, path)
 
 
-def bound(checkpoint: Path, given: GivenLayout | None = None) -> MegatronBinding:
+def bound(checkpoint: Path, given: SourceLayout | None = None) -> MegatronBinding:
     model = definition("qwen2vl")
     sizes = Sizes(model.sizes, CASE["hf_config"], "hf/config.json")
-    return bind_megatron(model, sizes, read_megatron(checkpoint, None), given or GivenLayout(), lambda _: None)
+    return bind_megatron(model, sizes, read_megatron(checkpoint, None), given or SourceLayout(), lambda _: None)
 
 
 def parameters(found: MegatronBinding) -> Mapping[str, np.ndarray]:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distconv.definition import Definition
-from distconv.given_layout import GivenLayout
-from distconv.megatron_binding import MegatronBinding, bind_megatron
-from distconv.megatron_index import MegatronIndex, read_megatron
-from distconv.sizes import Sizes
-from distconv.virtual import invert
+from distconv.formats.megatron.bind import MegatronBinding, bind_megatron
+from distconv.formats.megatron.index import MegatronIndex, read_megatron
+from distconv.layout.request import SourceLayout
+from distconv.models.definition import Definition
+from distconv.models.sizes import Sizes
+from distconv.tensors.virtual import invert
 from tests.checkpoints import case_names, load_case, overrides, tensor_bytes, write_source
 from tests.here import run_here
 from tests.megatron_sources import as_array, definition, element_type, elements, stored
@@ -35,7 +35,7 @@ def test_a_result_is_read_back(name, tmp_path):
     assert MegatronIndex.from_json(index.to_json()).to_json() == index.to_json()
 
     sizes = Sizes(model.sizes, case["hf_config"], "config.json")
-    found = bind_megatron(model, sizes, index, GivenLayout(), lambda _: None, case["source_tensors"])
+    found = bind_megatron(model, sizes, index, SourceLayout(), lambda _: None, case["source_tensors"])
 
     check_layout(found, case)
     assert found.parameters.layers == found.published.layers
@@ -60,7 +60,7 @@ def test_adapters_alone_of_a_model_that_holds_both(tmp_path, distconv):
     assert distconv(*options, f"source={write_source(tmp_path / 'hf', case)}", f"target={tmp_path / 'mm'}").status == 0
     model = definition("videoalign_canonical")
     sizes = Sizes(model.sizes, case["hf_config"], "config.json")
-    given = GivenLayout(stages={"text": ((2, 4),)})
+    given = SourceLayout(stages={"text": ((2, 4),)})
     found = bind_megatron(model, sizes, read_megatron(tmp_path / "mm", None), given, lambda _: None)
     source = source_arrays(case, model)
     published = published_arrays(found)

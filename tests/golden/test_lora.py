@@ -14,7 +14,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 
 from distconv.errors import InputError
-from distconv.low_rank import as_bytes, numbers
+from distconv.tensors.values import as_bytes, numbers
 from tests.checkpoints import load_case, overrides, write_source
 from tests.here import run_here
 

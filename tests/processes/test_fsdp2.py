@@ -6,8 +6,8 @@ import json
 
 import torch
 
-from distconv.dcp_index import DcpIndex, locate, open_dcp
-from distconv.name_prefix import find_prefix, names_under
+from distconv.formats.dcp.index import DcpIndex, locate, open_dcp
+from distconv.formats.dcp.prefix import find_prefix, names_under
 from tests.end_to_end.assembled import assert_assembled
 from tests.processes import fsdp2_training
 from tests.processes.jobs import TORCHRUN, run

@@ -73,7 +73,7 @@ def test_an_installed_wheel_converts(start, installed, tmp_path):
 
 def test_an_installed_wheel_is_what_runs(installed, tmp_path):
     """Not the checkout, to which the environment of the tests may point."""
-    places = "import distconv.cli, importlib.resources as r; print(distconv.cli.__file__, r.files('distconv.conf'))"
+    places = "import distconv.cli.main as m, importlib.resources as r; print(m.__file__, r.files('distconv.conf'))"
 
     found = subprocess.run(
         [sys.executable, "-c", places],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distconv.torch_archive import read_archive
+from distconv.formats.torch_zip.archive import read_archive
 from tests.checkpoints import describe_result, hashes, load_case, overrides, write_source
 from tests.processes.jobs import Job, Outcome, mpirun, plain_mpirun, run, single, torchrun
 

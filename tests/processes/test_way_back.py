@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.synthetic import hugging_face_config, lookalike, qwen2vl_tensors
 from distconv.errors import JobError
-from distconv.torch_archive import read_archive
+from distconv.formats.torch_zip.archive import read_archive
 from tests.checkpoints import hashes, load_case, overrides, write_header, write_source
 from tests.here import run_here
 from tests.processes.jobs import mpirun, run, torchrun

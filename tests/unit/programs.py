@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 from hypothesis import strategies as st
 
-from distconv.virtual import VirtualTensor, chunk, concat, invert, narrow, permute, select, split, whole, zeros
+from distconv.tensors.virtual import VirtualTensor, chunk, concat, invert, narrow, permute, select, split, whole, zeros
 
 _MAX_RANK = 4
 _MAX_LENGTH = 5

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from distconv.dtypes import ITEM_SIZE
-from distconv.steps import CopyRun, Gather, Step
-from distconv.virtual import Copy, VirtualTensor
+from distconv.tensors.dtypes import ITEM_SIZE
+from distconv.tensors.virtual import Copy, VirtualTensor
+from distconv.transfer.steps import CopyRun, Gather, Step
 
 # What buffers hold before a step: never zero, so that a byte nobody moved is seen.
 _READ_POISON = b"\xee"

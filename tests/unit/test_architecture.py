@@ -243,7 +243,7 @@ def test_planning_needs_no_torch_no_mpi_and_no_hydra(tmp_path):
 
 
 def test_the_command_line_needs_no_torch_and_no_mpi(tmp_path):
-    output = run("import sys, distconv.cli; print(*{'torch', 'mpi4py'} & set(sys.modules))", tmp_path)
+    output = run("import sys, distconv.cli.main; print(*{'torch', 'mpi4py'} & set(sys.modules))", tmp_path)
     assert output.split() == []
 
 

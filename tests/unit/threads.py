@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from distconv.processes import Processes
+from distconv.runtime.processes import Processes
 
 # A phase that leaves the others waiting shows as a broken barrier after this time.
 PATIENCE_SECONDS = 5.0

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from distconv.binding import Binding, bind
-from distconv.definition import Definition, parse_definition
-from distconv.layout import Layout
-from distconv.sizes import Sizes
-from distconv.source import SourceFile, SourceIndex, StoredTensor
+from distconv.layout.layout import CompleteLayout
+from distconv.models.bind import Binding, bind
+from distconv.models.definition import Definition, parse_definition
+from distconv.models.sizes import Sizes
+from distconv.tensors.stored import SourceFile, SourceIndex, StoredTensor
 
 LAYERS, VISION_LAYERS, EXPERTS = 3, 2, 4
 HIDDEN, HEADS, GROUPS, MLP, FFN, VOCABULARY = 16, 8, 4, 12, 20, 30
@@ -287,7 +287,7 @@ def bound(
 Contents = dict[str, dict[str, dict[str, np.ndarray]]]
 
 
-def converted(source: Mapping[str, np.ndarray], layout: Layout) -> Contents:
+def converted(source: Mapping[str, np.ndarray], layout: CompleteLayout) -> Contents:
     """What each file holds, by path, key and name, for layouts with sequential placement."""
     ranks = max([layout.tp, *layout.modality_tp.values()])
     vision_tp = layout.modality_tp.get("vision", layout.tp)
@@ -319,7 +319,7 @@ def _held(rows: tuple[tuple[int, ...], ...], virtual_stage: int, pp_rank: int) -
 
 
 def _vision(
-    source: Mapping[str, np.ndarray], layout: Layout, virtual_stage: int, pp_rank: int, rank: int, size: int
+    source: Mapping[str, np.ndarray], layout: CompleteLayout, virtual_stage: int, pp_rank: int, rank: int, size: int
 ) -> dict[str, np.ndarray]:
     held, first, last = _held(layout.stages["vision"], virtual_stage, pp_rank)
     found = {}
@@ -342,7 +342,7 @@ def _vision(
 
 def _text(
     source: Mapping[str, np.ndarray],
-    layout: Layout,
+    layout: CompleteLayout,
     virtual_stage: int,
     pp_rank: int,
     ep_rank: int,

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from distconv.balance import LayoutRequest, complete_layout
-from distconv.dtypes import ITEM_SIZE
-from distconv.formats import LaidOut
-from distconv.megatron_files import MegatronFormat
-from distconv.megatron_plan import MegatronPlan, make_plan
-from distconv.outputs import Entry, OutputFile
-from distconv.source import SourceFile
+from distconv.formats.base import LaidOut
+from distconv.formats.megatron.files import MegatronFormat
+from distconv.formats.megatron.plan import MegatronPlan, make_plan
+from distconv.formats.records import Entry, OutputFile
+from distconv.layout.balance import complete_layout
+from distconv.layout.request import Layout
+from distconv.tensors.dtypes import ITEM_SIZE
+from distconv.tensors.stored import SourceFile
 from tests.unit import toy
 
 # Where the data of a file starts that `Unmarked` laid out.
@@ -33,7 +34,7 @@ def planned(directory: Path, **request: Any) -> MegatronPlan:
         for each in binding.parameters
     ]
     binding = replace(binding, parameters=tuple(parameters))
-    return make_plan(binding, complete_layout(LayoutRequest(**request), binding, toy.definition()))
+    return make_plan(binding, complete_layout(Layout(**request), binding, toy.definition()))
 
 
 class Unmarked(MegatronFormat):

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from distconv.binding import Parameter
-from distconv.given_layout import GivenLayout
-from distconv.layout import Layout, StageRows
-from distconv.megatron_binding import MegatronBinding, bind_megatron
-from distconv.megatron_index import MegatronIndex, RankFile
-from distconv.megatron_plan import make_plan
-from distconv.sizes import Sizes
-from distconv.source import SourceFile, StoredTensor
-from distconv.torch_archive import ArchivedTensor
-from distconv.tying import resolve_head
+from distconv.formats.megatron.bind import MegatronBinding, bind_megatron
+from distconv.formats.megatron.index import MegatronIndex, RankFile
+from distconv.formats.megatron.plan import make_plan
+from distconv.formats.torch_zip.archive import ArchivedTensor
+from distconv.layout.layout import CompleteLayout, StageRows
+from distconv.layout.request import SourceLayout
+from distconv.layout.tied_head import resolve_head
+from distconv.models.bind import Parameter
+from distconv.models.sizes import Sizes
+from distconv.tensors.stored import SourceFile, StoredTensor
 from tests.unit import toy
 from tests.unit.reference import evaluate
 
@@ -52,8 +52,8 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def layout(
     text: StageRows = ((3,),), vision: StageRows = ((2,),), *, tp: int = 1, ep: int = 1, **changes: Any
-) -> Layout:
-    return Layout(
+) -> CompleteLayout:
+    return CompleteLayout(
         tp=tp,
         pp=len(text[0]),
         vpp=len(text),
@@ -110,7 +110,7 @@ class Source:
 
 
 def source(
-    found: Layout, *, shapes: Mapping[str, tuple[int, ...]] | None = None, tied_head: str = "auto", **given: Any
+    found: CompleteLayout, *, shapes: Mapping[str, tuple[int, ...]] | None = None, tied_head: str = "auto", **given: Any
 ) -> Source:
     """The files that the toy model is converted to under a layout; `given` are arguments of `toy.bound`."""
     arrays = toy.arrays(shapes)
@@ -128,7 +128,7 @@ def source(
 
 def bound(
     found: Source,
-    given: GivenLayout | None = None,
+    given: SourceLayout | None = None,
     *,
     model: Mapping[str, Any] | None = None,
     left_out: Callable[..., str | None] = lambda _: None,
@@ -139,4 +139,4 @@ def bound(
     """The files bound back to the toy model; `changes` are to the `config.json` of the reference."""
     definition = toy.definition(model)
     sizes = Sizes(definition.sizes, toy.config(**changes), "/hf/config.json")
-    return bind_megatron(definition, sizes, found.index(others=others), given or GivenLayout(), left_out, names)
+    return bind_megatron(definition, sizes, found.index(others=others), given or SourceLayout(), left_out, names)

@@ -1,0 +1,1 @@
+"""The command line: what Hydra composes, exit statuses, and every word that is printed."""

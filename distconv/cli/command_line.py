@@ -1,0 +1,141 @@
+"""The command line as Hydra composes it: a validated configuration, and model definitions by name.
+
+Owns everything that is asked of Hydra, and runs what it is given for each job of a command line. Says nothing itself,
+and knows no processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from distconv.cli.rejections import in_own_words
+from distconv.cli.show import lose_reader
+from distconv.errors import InputError
+from distconv.models.library import Definitions, Head, read_heads
+from distconv.options import Options, parse_config
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
+
+# The configuration of a job, the name and content of the definition that was named, and where others are found.
+Job = Callable[[Options, "tuple[str, Mapping[str, Any]] | None", Definitions], None]
+
+
+def run_command_line(job: Job, *, quiet: bool) -> None:
+    """Do each job that the command line asks for; `quiet`: whatever Hydra prints is thrown away.
+
+    Raises:
+        InputError: what Hydra cannot compose, or is no configuration of a job.
+        SystemExit: Hydra itself did what was asked for, such as to print the configuration.
+        Exception: the first that a job raised.
+    """
+    failures: list[Exception] = []
+
+    def task(content: DictConfig) -> None:
+        try:
+            job(*_parsed(content), Definitions(heads=_heads, compose=_composed))
+        except Exception as error:  # noqa: BLE001 - Hydra would print it in its own words
+            failures.append(error)
+
+    # Hydra then leaves its own errors to the caller, too; this is its documented switch.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    with contextlib.ExitStack() as stack:
+        if quiet:
+            stack.enter_context(_silence())
+        overrides = _arrange_words(stack)
+        try:
+            with in_own_words(overrides):
+                hydra.main(version_base="1.3", config_path="pkg://distconv.conf", config_name="config")(task)()
+        except BrokenPipeError:
+            # Of what Hydra prints, such as the configuration; what a job raises does not come here.
+            lose_reader()
+    if failures:
+        raise failures[0]
+
+
+def _arrange_words(stack: contextlib.ExitStack) -> Sequence[str]:
+    """Put the flags of the command line before the options, the only order that Hydra understands; the options.
+
+    Of several jobs, Hydra would leave a file in the working directory; it goes to one that lasts as long as `stack`.
+    """
+    words = sys.argv[1:]
+    found = get_args_parser().parse_intermixed_args(words)
+    overrides: list[str] = found.overrides
+    for word in overrides:
+        words.remove(word)
+    if found.multirun:
+        words.append(f'hydra.sweep.dir="{stack.enter_context(tempfile.TemporaryDirectory())}"')
+    sys.argv[1:] = [*words, *overrides]
+    return overrides
+
+
+def _parsed(content: DictConfig) -> tuple[Options, tuple[str, Mapping[str, Any]] | None]:
+    """The configuration, and the name and content of the model definition if one was named."""
+    plain = _plain(content)
+    model = plain.get("model")
+    if model is None:
+        return parse_config(plain), None
+    name = HydraConfig.get().runtime.choices.get("model")
+    if name is None:
+        raise InputError("model: give one definition, +model=NAME; model.KEY=… then changes it")
+    if not isinstance(model, Mapping):
+        raise InputError(f"model definition {name}: expected a mapping, found {model!r}")
+    name = name.removesuffix(".yaml")
+    _check_unique(name)
+    return parse_config(plain), (name, model)
+
+
+def _plain(content: Any) -> dict[str, Any]:
+    with in_own_words(()):
+        plain = OmegaConf.to_container(content, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _heads() -> Mapping[str, Head]:
+    """What the model definitions on Hydra's search path say that they are for."""
+    return read_heads(_search_path(), _composed)
+
+
+def _search_path() -> Sequence[Traversable]:
+    places: Mapping[str, Callable[[str], Traversable]] = {"pkg": files, "file": Path}
+    sources = HydraConfig.get().runtime.config_sources
+    return [places[each.schema](each.path) for each in sources if each.schema in places]
+
+
+def _check_unique(name: str) -> None:
+    """Hydra would take the first definition of a name, and say nothing of the others."""
+    paths = (root.joinpath("model").joinpath(f"{name}.yaml") for root in _search_path())
+    found = [str(path) for path in paths if path.is_file()]
+    if len(found) > 1:
+        raise InputError(f"+model={name}: {found[1]} has the name of {found[0]}; give it another one")
+
+
+def _composed(name: str) -> Mapping[str, Any]:
+    """A model definition as Hydra composes it, from the search path that this job has."""
+    _check_unique(name)
+    overrides = [*HydraConfig.get().overrides.hydra, f"+model={name}"]
+    loader = GlobalHydra.instance().config_loader()
+    with in_own_words(()):
+        content = loader.load_configuration("config", overrides, RunMode.RUN, validate_sweep_overrides=False).model
+    return _plain(content)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield

@@ -1,0 +1,96 @@
+"""The program: every outcome of a command line becomes text and an exit status.
+
+Owns the connection to the other processes, and the exit status: 0 done, 1 failed, 2 wrong input. Only rank 0 talks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import traceback
+
+from distconv.cli.command_line import run_command_line
+from distconv.cli.show import Reporter
+from distconv.errors import DistconvError, LauncherError
+from distconv.job import run_job
+from distconv.runtime.interruption import end_politely
+from distconv.runtime.processes import Launch, Processes, connect, launch
+
+# How long a process that was interrupted lets the others clean up before it leaves.
+_FAREWELL_SECONDS = 10
+_INTERRUPTED = 130
+
+
+def main() -> int:
+    """Run the command line; the exit status."""
+    try:
+        start = launch(os.environ)
+    except LauncherError as error:
+        # Every process says it: none knows of the others.
+        Reporter(rank=0).complain(f"distconv: {error}")
+        return error.exit_status
+    reporter = Reporter(start.rank)
+    connection = _Connection(start)
+    end_politely()
+    try:
+        run_command_line(
+            lambda config, chosen, definitions: run_job(config, chosen, definitions, connection.made(), reporter),
+            quiet=start.rank != 0,
+        )
+    except DistconvError as error:
+        reporter.complain(f"distconv: {error}")
+        connection.leave_after(error)
+        return error.exit_status
+    except SystemExit as leave:
+        status = int(leave.code or 0)
+        connection.leave_after(leave if status else None)
+        return status
+    except KeyboardInterrupt:
+        reporter.complain("distconv: interrupted; nothing was left in the target")
+        connection.leave(_FAREWELL_SECONDS)
+        return _INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the last resort: say who failed, and let no process wait for this one
+        text = "".join(traceback.format_exception(error))
+        Reporter(rank=0).complain(f"{text}distconv: rank {start.rank}: unexpected failure")
+        connection.abort()
+        return 1
+    connection.leave()
+    return 0
+
+
+class _Connection:
+    """The connection to the other processes, made when a job first needs it: most mistakes are found before."""
+
+    def __init__(self, start: Launch) -> None:
+        self._start = start
+        self._processes: Processes | None = None
+
+    def made(self) -> Processes:
+        """The processes.
+
+        Raises:
+            LauncherError: they cannot find each other.
+        """
+        if self._processes is None:
+            self._processes = connect(self._start)
+        return self._processes
+
+    def leave(self, patience: float | None = None) -> None:
+        """Leave the others, if there is a connection; with `patience` as `Processes.close`."""
+        if self._processes is not None:
+            self._processes.close(patience)
+
+    def leave_after(self, failure: BaseException | None) -> None:
+        """Leave the others after a failure of all of them.
+
+        A launcher ends all processes when the first has left, so they meet, for rank 0 to have spoken before.
+        """
+        if failure is not None and not isinstance(failure, LauncherError):
+            with contextlib.suppress(LauncherError):
+                self.made()
+        self.leave()
+
+    def abort(self) -> None:
+        """End all processes."""
+        if self._processes is not None:
+            self._processes.abort()

@@ -1,0 +1,299 @@
+"""The source index of a torch.distributed.checkpoint directory: each tensor as the chunks that it is stored in.
+
+Owns the choice of the directory, and the agreement between `.metadata` and the `.distcp` files. Follows no name out of
+the directory, reads no tensor data, and executes nothing of what the files contain. A tensor that nobody asked for,
+such as an optimizer's, costs its line in the metadata only: `open_dcp` gives names, `locate` finds what is wanted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from operator import add, gt
+from pathlib import Path
+from typing import Any
+
+from distconv.errors import InputError, named, raise_if
+from distconv.formats.dcp.metadata import METADATA, Chunk, Entry, Metadata, read_metadata
+from distconv.formats.huggingface.directory import check_directory
+from distconv.formats.iterations import iteration_directory, iteration_name
+from distconv.formats.torch_zip.archive import ArchivedTensor
+from distconv.formats.torch_zip.blobs import stored_within
+from distconv.runtime.hand_out import HandOut, here
+from distconv.tensors.compose import renumbered, strided, substitute
+from distconv.tensors.dtypes import ITEM_SIZE
+from distconv.tensors.stored import AssembledTensor, SourceFile, StoredTensor
+from distconv.tensors.virtual import Copy, Index, VirtualTensor, gaps
+
+Located = Mapping[tuple[str, Index], tuple[SourceFile, ArchivedTensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DcpDirectory:
+    """A checkpoint whose metadata has been read: the directory of its files, and what the metadata says."""
+
+    directory: Path
+    metadata: Metadata
+
+
+@dataclass(frozen=True, kw_only=True)
+class DcpIndex:
+    """The located tensors of one checkpoint by name, and the names of its other entries, which are no tensors."""
+
+    directory: str
+    tensors: Mapping[str, AssembledTensor]
+    others: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for sharing with other processes; `from_json` reads it. Equal cuts share one table."""
+        files: dict[SourceFile, int] = {}
+        tables: dict[tuple[int, tuple[Index, ...]], int] = {}
+        contents: list[Any] = []
+        tensors = []
+        for each in self.tensors.values():
+            shapes = tuple(part.shape for part in each.parts)
+            number = tables.setdefault((id(each.tensor), shapes), len(tables))
+            if number == len(contents):
+                table = each.tensor
+                copies = [
+                    [copy.operand, copy.source_start, copy.target_start, copy.shape, copy.dims] for copy in table.copies
+                ]
+                contents.append([table.dtype, table.shape, shapes, copies])
+            places = [[files.setdefault(part.file, len(files)), part.offset] for part in each.parts]
+            tensors.append([each.name, number, places])
+        return {
+            "directory": self.directory,
+            "files": [[file.path, file.size] for file in files],
+            "tables": contents,
+            "tensors": tensors,
+            "others": self.others,
+        }
+
+    def renamed(self, names: Mapping[str, str]) -> DcpIndex:
+        """The index with other names for its tensors."""
+        tensors = {names[name]: replace(tensor, name=names[name]) for name, tensor in self.tensors.items()}
+        return replace(self, tensors=tensors)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> DcpIndex:
+        """The index that `to_json` described; tables are shared as they were."""
+        files = [SourceFile(path, size) for path, size in data["files"]]
+        tables = [
+            (
+                VirtualTensor(
+                    dtype, tuple(shape), tuple(Copy(operand, *map(tuple, boxes)) for operand, *boxes in copies)
+                ),
+                [tuple(each) for each in shapes],
+            )
+            for dtype, shape, shapes, copies in data["tables"]
+        ]
+        tensors = {}
+        for name, number, places in data["tensors"]:
+            table, shapes = tables[number]
+            parts = (
+                StoredTensor(name, table.dtype, shape, files[file], offset)
+                for shape, (file, offset) in zip(shapes, places, strict=True)
+            )
+            tensors[name] = AssembledTensor(name, table, tuple(parts))
+        return DcpIndex(directory=data["directory"], tensors=tensors, others=tuple(data["others"]))
+
+
+def open_dcp(directory: Path, iteration: str | None) -> DcpDirectory:
+    """The checkpoint in a directory, or, where that holds iterations, in `release` or the iteration of that number.
+
+    Without `iteration` the tracker file decides. Reads the metadata only.
+
+    Raises:
+        InputError: no such checkpoint, or metadata that is missing, divided, damaged or malicious.
+    """
+    check_directory(directory, "source")
+    found = _chosen(directory, iteration)
+    divided = sorted(path.name for path in found.glob("__*.metadata"))
+    if divided:
+        raise InputError(
+            f"source={found}: its metadata is in {len(divided)} files ({named(divided, 3)}), one for each rank that "
+            "saved without collectives, which is not supported; load it in training, save it with use_collectives=True"
+        )
+    if not (found / METADATA).exists():
+        started = ", which a save that was interrupted leaves behind" if [*found.glob("*.distcp")] else ""
+        raise InputError(f"source={found}: holds no {METADATA}{started}; expected a torch.distributed.checkpoint")
+    return DcpDirectory(directory=found, metadata=read_metadata(found / METADATA))
+
+
+def locate(checkpoint: DcpDirectory, wanted: Callable[[str], bool], hand_out: HandOut = here) -> DcpIndex:
+    """The index of the tensors with the wanted names: each chunk is looked up in its file, but no data is read.
+
+    Raises:
+        InputError: a chunk that is not stored as the metadata says, or a tensor that its chunks do not make up. All
+            problems of a kind are reported together.
+    """
+    entries = {name: entry for name, entry in checkpoint.metadata.tensors.items() if wanted(name)}
+    raise_if(_unsound(checkpoint.directory / METADATA, entries))
+    located = _located(checkpoint.directory, entries, hand_out)
+    tables: dict[object, tuple[VirtualTensor, list[Index]]] = {}
+    tensors = {}
+    for name, entry in entries.items():
+        pieces = [located[name, chunk.offsets] for chunk in entry.filled]
+        strides = [None if piece.is_contiguous else piece.strides for _, piece in pieces]
+        cut = _cut(entry), *strides
+        if cut not in tables:
+            tables[cut] = _table(entry, [piece for _, piece in pieces])
+        table, shapes = tables[cut]
+        parts = (
+            StoredTensor(name, entry.dtype, shape, file, piece.offset)
+            for shape, (file, piece) in zip(shapes, pieces, strict=True)
+        )
+        tensors[name] = AssembledTensor(name, table, tuple(parts))
+    return DcpIndex(directory=str(checkpoint.directory), tensors=tensors, others=checkpoint.metadata.others)
+
+
+def _chosen(directory: Path, iteration: str | None) -> Path:
+    if not any(next(directory.glob(pattern), None) for pattern in (METADATA, "__*.metadata", "*.distcp")):
+        return iteration_directory(directory, iteration)
+    if iteration is not None and directory.resolve().name != iteration_name(iteration):
+        raise InputError(f"iteration={iteration}: source={directory} is one checkpoint itself; leave iteration out")
+    return directory
+
+
+def _cut(entry: Entry) -> tuple[object, ...]:
+    """What tensors that are cut alike have in common."""
+    return entry.dtype, entry.shape, *((chunk.offsets, chunk.sizes) for chunk in entry.chunks)
+
+
+def _unsound(path: Path, entries: Mapping[str, Entry]) -> list[str]:
+    """What is wrong with the entries themselves."""
+    problems = []
+    cuts: dict[object, str | None] = {}
+    for name, entry in entries.items():
+        where = f"{path}: tensor {name}"
+        if entry.dtype not in ITEM_SIZE:
+            problems.append(f"{where}: has the element type {entry.dtype}; supported: {', '.join(ITEM_SIZE)}")
+        cut = _cut(entry)
+        if cut not in cuts:
+            cuts[cut] = _misfit(entry)
+        if cuts[cut] is not None:
+            problems.append(f"{where}: {cuts[cut]}")
+        for chunk in entry.filled:
+            box = f"its chunk {list(chunk.sizes)} at {list(chunk.offsets)}"
+            if len(chunk.places) > 1:
+                found = named(f"{place.file} at {place.offset}" for place in chunk.places)
+                problems.append(f"{where}: {box} is named {len(chunk.places)} times: {found}")
+            elif not chunk.places:
+                problems.append(f"{where}: {box} is stored nowhere; save the checkpoint again")
+            elif chunk.places[0].transforms:
+                problems.append(
+                    f"{where}: {box} is stored through {named(chunk.places[0].transforms)}, which is not supported; "
+                    "save it without extensions"
+                )
+    return problems
+
+
+def _misfit(entry: Entry) -> str | None:
+    """Why the chunks do not make up the tensor."""
+    for chunk in entry.filled:
+        if any(map(gt, map(add, chunk.offsets, chunk.sizes), entry.shape)):
+            return f"its chunk {list(chunk.sizes)} at {list(chunk.offsets)} leaves its shape {list(entry.shape)}"
+    try:
+        missing = gaps(_whole(entry))
+    except ValueError as error:
+        return f"its chunks overlap: {error}"
+    return (
+        f"its chunks leave out {missing} of the {prod(entry.shape)} elements of shape {list(entry.shape)}"
+        if missing
+        else None
+    )
+
+
+def _whole(entry: Entry) -> VirtualTensor:
+    """The tensor over those of its chunks that hold elements."""
+    dims = tuple(range(len(entry.shape)))
+    origin = (0,) * len(dims)
+    copies = (Copy(number, origin, chunk.offsets, chunk.sizes, dims) for number, chunk in enumerate(entry.filled))
+    return VirtualTensor(entry.dtype, entry.shape, tuple(copies))
+
+
+def _table(entry: Entry, pieces: Sequence[ArchivedTensor]) -> tuple[VirtualTensor, list[Index]]:
+    """The tensor over what is stored, and the shapes of that."""
+    whole = _whole(entry)
+    if all(piece.is_contiguous for piece in pieces):
+        return whole, [piece.shape for piece in pieces]
+    views = [strided(piece.dtype, piece.shape, piece.strides) for piece in pieces]
+    operands = [renumbered(view, number) for number, (_, view) in enumerate(views)]
+    return substitute(whole, operands), [shape for shape, _ in views]
+
+
+def _located(directory: Path, entries: Mapping[str, Entry], hand_out: HandOut) -> Located:
+    """Each chunk that is not empty, in its file."""
+    per_file: dict[str, list[tuple[int, int, str, Chunk]]] = defaultdict(list)
+    for name, entry in entries.items():
+        for chunk in entry.filled:
+            (place,) = chunk.places
+            per_file[place.file].append((place.offset, place.length, name, chunk))
+    files, parts = [], []
+    for file_name, unordered in sorted(per_file.items()):
+        chunks = sorted(unordered, key=lambda each: each[0])
+        files.append((str(directory / file_name), chunks))
+        sought = [(offset, length, name, entries[name].dtype, chunk.sizes) for offset, length, name, chunk in chunks]
+        parts.append((str(directory / file_name), sought))
+    located: dict[tuple[str, Index], tuple[SourceFile, ArchivedTensor]] = {}
+    for (path, chunks), (size, pieces) in zip(files, hand_out(locate_chunks, parts), strict=True):
+        file = SourceFile(path, size)
+        for (_, _, name, chunk), (strides, offset) in zip(chunks, pieces, strict=True):
+            piece = ArchivedTensor(entries[name].dtype, chunk.sizes, tuple(strides), offset)
+            located[name, chunk.offsets] = file, piece
+    return located
+
+
+def locate_chunks(part: tuple[str, Sequence[tuple[int, int, str, str, Index]]]) -> tuple[int, list[tuple[Index, int]]]:
+    """The size of a file, and the strides and the offset of each chunk that is sought in it.
+
+    A chunk is sought by its offset and length, and by what must be there: the name of a tensor, element type and shape.
+
+    Raises:
+        InputError: there is no such file, it is too short or cannot be read; every chunk that is not there.
+    """
+    path, sought = part
+    try:
+        size = os.stat(path).st_size
+    except FileNotFoundError:
+        needs = named((name for _, _, name, _, _ in sought), 3)
+        raise InputError(f"{path}: no such file; {METADATA} says that it holds {needs}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    beyond = [(offset + length, name) for offset, length, name, _, _ in sought if offset + length > size]
+    if beyond:
+        raise InputError(
+            f"{path}: truncated: it has {size} bytes, and {METADATA} places "
+            f"{named((name for _, name in beyond), 3)} in it up to byte {max(beyond)[0]}"
+        )
+    pieces: list[tuple[Index, int]] = []
+    problems: list[str] = []
+    with stored_within(Path(path)) as read:
+        for offset, length, name, dtype, shape in sought:
+            try:
+                piece = _piece(read(offset, length), f"{path}, {length} bytes from {offset}", name, dtype, tuple(shape))
+            except InputError as error:
+                problems += error.problems
+            else:
+                pieces.append((piece.strides, piece.offset))
+    raise_if(problems)
+    return size, pieces
+
+
+def _piece(found: Any, where: str, name: str, dtype: str, shape: Index) -> ArchivedTensor:
+    if not isinstance(found, ArchivedTensor):
+        raise InputError(f"{where}: expected a plain tensor for {name}, found {type(found).__name__}")
+    if (found.dtype, found.shape) != (dtype, shape):
+        raise InputError(
+            f"{where}: {METADATA} says that {name} has a chunk {dtype} {list(shape)} here, found {found.dtype} "
+            f"{list(found.shape)}"
+        )
+    if not found.is_contiguous:
+        try:
+            strided(found.dtype, found.shape, found.strides)
+        except ValueError as error:
+            raise InputError(f"{where}: {name} cannot be read: {error}; save its .contiguous()") from None
+    return found

@@ -1,0 +1,64 @@
+"""The names that a model definition and its reference give to tensors, spelled out over layers and experts.
+
+Used to recognise what training put in front of them. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from distconv.errors import InputError
+from distconv.models.adapters import saved_factor
+from distconv.models.definition import Definition
+from distconv.models.names import filled
+from distconv.models.rules import Rule
+from distconv.models.sizes import Sizes
+from distconv.planning.facts import Reference
+
+
+def known_tensors(definition: Definition, reference: Reference) -> set[str]:
+    """The names of published tensors, in every spelling: those of the reference, or of the rules where it has none.
+
+    The base model of adapters alone has none of theirs.
+    """
+    sizes = reference.sizes(definition)
+    has_names = reference.is_adapter or definition.adapters != "only"
+    names: Iterable[str] = (has_names and reference.shards) or {
+        filled(source.name, layer, expert, item)
+        for rule in definition.rules
+        for layer, expert, item in _numbers(rule, definition, sizes)
+        for source in rule.sources
+    }
+    return {spelling for name in names for spelling in _spellings(definition, name)}
+
+
+def known_parameters(definition: Definition, reference: Reference) -> set[str]:
+    """The names of Megatron-side parameters, with global numbers."""
+    sizes = reference.sizes(definition)
+    return {
+        filled(rule.target, layer, expert, None)
+        for rule in definition.rules
+        for layer, expert, _ in _numbers(rule, definition, sizes)
+    }
+
+
+def _numbers(rule: Rule, definition: Definition, sizes: Sizes) -> Iterator[tuple[int | None, int | None, int | None]]:
+    """Layer, expert and item of each parameter that a rule may make; nothing where config.json does not say."""
+    try:
+        layers = range(sizes.count(definition.modalities[rule.modality])) if "layer" in rule.placeholders else (None,)
+        experts = range(sizes.count(definition.experts or "")) if "expert" in rule.placeholders else (None,)
+    except (InputError, KeyError):
+        return
+    for layer in layers:
+        for expert in experts:
+            yield layer, expert, layer
+
+
+def _spellings(definition: Definition, name: str) -> Iterator[str]:
+    """The name, and what stands for the same tensor: a prefix renamed, a factor as in memory or as PEFT saves it."""
+    spelled = definition.spelled(name)
+    for each in {name, spelled, saved_factor(spelled)}:
+        yield each
+        for old, new in definition.renamed_prefixes:
+            if each.startswith(new) and not each.startswith(old):
+                yield old + each[len(new) :]

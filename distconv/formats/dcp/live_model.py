@@ -1,0 +1,58 @@
+"""What may differ, under published names, between a checkpoint and what FSDP2 training loads.
+
+Owns the head of a tied model, which may be written or left out, and packed experts, which a wrapped model holds as
+matrices. Both need a model definition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+
+from distconv.errors import InputError
+from distconv.formats.records import NamedTensor
+from distconv.models.bind import Unconverted
+from distconv.models.definition import Definition
+from distconv.models.names import pattern_of
+from distconv.models.sizes import Sizes
+from distconv.tensors.compose import merge_dims
+
+Tensors = Sequence[NamedTensor]
+
+
+def with_tied_head(
+    tensors: Tensors, definition: Definition | None, sizes: Sizes | None, tied_head: str
+) -> tuple[Tensors, tuple[Unconverted, ...]]:
+    """The tensors with the head that `tied_head` asks for, and what is left out.
+
+    Raises:
+        InputError: the head of a model that is not known, or not tied, is to be written or left out.
+    """
+    if tied_head == "auto":
+        return tensors, ()
+    if definition is None or sizes is None or not definition.is_tied(sizes):
+        raise InputError(
+            f"tied_head={tied_head}: this model's head is not known to be tied to its embedding; leave tied_head out"
+        )
+    head, embedding = definition.tied_sources()
+    spelled = {definition.spelled(each.name): each for each in tensors}
+    if tied_head == "write":
+        if embedding not in spelled:
+            raise InputError(f"tied_head=write: source tensor {embedding} is missing: the head is a copy of it")
+        return tensors if head in spelled else [*tensors, replace(spelled[embedding], name=head)], ()
+    others = [each for name, each in spelled.items() if name != head]
+    stored = spelled[head].sources if head in spelled else ()
+    return others, tuple(Unconverted(tensor=each, reason="tied_head=omit") for each in stored)
+
+
+def flattened(tensors: Tensors, definition: Definition | None) -> Tensors:
+    """The tensors, and packed experts `[experts, a, b]` as `[experts * a, b]`."""
+    if definition is None:
+        return tensors
+    packed = pattern_of(rule for rule in definition.rules if rule.packs_experts)
+    matrix = cache(lambda tensor: merge_dims(tensor, 0))
+    return [
+        replace(each, tensor=matrix(each.tensor)) if packed.fullmatch(definition.spelled(each.name)) else each
+        for each in tensors
+    ]

@@ -1,0 +1,147 @@
+"""The source index of a Hugging Face directory: which of its files are the checkpoint, and what they hold together.
+
+Owns the choice of files and the agreement between an index and its shards. Follows no name out of the directory. The
+headers of a file are the business of `safetensors_index` and `torch_index`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from distconv.errors import InputError, counted, named, raise_if
+from distconv.formats.huggingface.safetensors import read_header
+from distconv.formats.huggingface.state_dict import read_state_dict
+from distconv.formats.jsonfile import read_object
+from distconv.tensors.stored import SourceIndex, StoredTensor, is_file_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Format:
+    """Where a checkpoint of a format is looked for: its index, its single file, other names; and how a file is read."""
+
+    index: str
+    single: str
+    others: tuple[str, ...]
+    read: Callable[[Path], list[StoredTensor]]
+
+
+_MODEL = (
+    _Format(
+        index="model.safetensors.index.json", single="model.safetensors", others=("*.safetensors",), read=read_header
+    ),
+    _Format(
+        index="pytorch_model.bin.index.json",
+        single="pytorch_model.bin",
+        others=("*.bin", "*.pth", "*.pt"),
+        read=read_state_dict,
+    ),
+)
+_ADAPTER = (
+    _Format(
+        index="adapter_model.safetensors.index.json", single="adapter_model.safetensors", others=(), read=read_header
+    ),
+    _Format(index="adapter_model.bin.index.json", single="adapter_model.bin", others=(), read=read_state_dict),
+)
+
+
+def read_directory(directory: Path, *, adapter: bool = False) -> SourceIndex:
+    """The index of the shards that an index file names, or of the single file; of `adapter_model` for an adapter.
+
+    Safetensors are preferred to state dicts. Other files of the directory are not read.
+
+    Raises:
+        InputError: no or several candidates, a shard missing, truncated or damaged, or index and shards that disagree.
+            All problems of the files are reported together.
+    """
+    formats = _ADAPTER if adapter else _MODEL
+    for each in formats:
+        if (directory / each.index).exists():
+            return _from_index(directory, directory / each.index, each.read)
+        found = sorted({path.name for name in (each.single, *each.others) for path in directory.glob(name)})
+        if each.single in found or len(found) == 1:
+            single = each.single if each.single in found else found[0]
+            return SourceIndex(directory=str(directory), tensors=_read_shards(directory, [single], each.read))
+        if found:
+            raise InputError(
+                f"{directory}: holds {len(found)} files that may be the model ({named(found, 3)}) but no {each.index} "
+                "that says which of them are; restore it from where the model was downloaded, or give a directory "
+                "that holds the model alone"
+            )
+    expected = ", ".join(each.single for each in formats)
+    raise InputError(f"{directory}: holds no checkpoint; expected one of {expected}, or shards and their index")
+
+
+def find_index(directory: Path, *, adapter: bool = False) -> Path | None:
+    """The index file of a directory's shards, if it has one."""
+    formats = _ADAPTER if adapter else _MODEL
+    return next((directory / each.index for each in formats if (directory / each.index).exists()), None)
+
+
+def check_directory(directory: Path, key: str) -> None:
+    """Raise `InputError` unless the directory that configuration key `key` names exists and can be read."""
+    try:
+        mode = directory.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{key}={directory}: no such directory") from None
+    except OSError as error:
+        raise InputError(f"{key}={directory}: cannot be read: {error.strerror}") from None
+    if not stat.S_ISDIR(mode):
+        raise InputError(f"{key}={directory}: expected a directory, found a file; give the directory that holds it")
+    if not os.access(directory, os.R_OK | os.X_OK):
+        raise InputError(f"{key}={directory}: no permission to read this directory")
+
+
+def _from_index(directory: Path, index_path: Path, read: Callable[[Path], list[StoredTensor]]) -> SourceIndex:
+    weight_map = read_weight_map(index_path)
+    tensors = _read_shards(directory, sorted(set(weight_map.values())), read)
+    problems = []
+    for name, shard in weight_map.items():
+        if name not in tensors:
+            problems.append(f"{index_path}: names the tensor {name} in {shard}, which does not hold it")
+        elif (found := os.path.basename(tensors[name].file.path)) != shard:
+            problems.append(f"{index_path}: names the tensor {name} in {shard}, but it is in {found}")
+    extra = sorted(set(tensors) - set(weight_map))
+    if extra:
+        problems.append(
+            f"{index_path}: does not name {counted(len(extra), 'tensor')} that its shards hold: {named(extra)}"
+        )
+    raise_if(problems)
+    return SourceIndex(directory=str(directory), tensors=tensors)
+
+
+def read_weight_map(path: Path) -> Mapping[str, str]:
+    """The file of each tensor that an index names, each in the directory of the index.
+
+    Raises:
+        InputError: it is no such index, or a name leaves the directory.
+    """
+    weight_map = read_object(path, "finding the shards").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{path}: expected an object 'weight_map' from tensor names to shard files")
+    problems = []
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not is_file_name(shard):
+            problems.append(f"{path}: tensor {name} is in {shard!r}, which is not the name of a file in this directory")
+    raise_if(problems)
+    return weight_map
+
+
+def _read_shards(
+    directory: Path, shards: list[str], read: Callable[[Path], list[StoredTensor]]
+) -> dict[str, StoredTensor]:
+    tensors: dict[str, StoredTensor] = {}
+    problems: list[str] = []
+    for shard in shards:
+        try:
+            for tensor in read(directory / shard):
+                other = tensors.setdefault(tensor.name, tensor)
+                if other is not tensor:
+                    problems.append(f"tensor {tensor.name} is in both {other.file.path} and {tensor.file.path}")
+        except InputError as error:
+            problems += error.problems
+    raise_if(problems)
+    return tensors

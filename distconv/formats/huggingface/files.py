@@ -1,0 +1,82 @@
+"""The files of a Hugging Face directory: safetensors, and beside them the texts and side files that make it a model.
+
+Owns their structure; a single file's is the business of `safetensors_file` and `safetensors_index`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distconv.formats.base import LaidOut, Located, mismatch
+from distconv.formats.huggingface.plan import HuggingFacePlan
+from distconv.formats.huggingface.reference import copy_side_file, side_files
+from distconv.formats.huggingface.safetensors import read_header
+from distconv.formats.huggingface.safetensors_file import lay_out
+from distconv.formats.records import Entry, OutputFile
+
+
+class HuggingFaceFormat:
+    """The format of the result of a plan."""
+
+    pattern = "*.safetensors"
+
+    def __init__(self, plan: HuggingFacePlan) -> None:
+        self._plan = plan
+
+    def lay_out(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> LaidOut:  # noqa: ARG002 - of the interface
+        """Write the header and a hole for the data."""
+        offsets = lay_out(path, ((entry.name, entry.tensor.dtype, entry.tensor.shape) for entry in entries))
+        return LaidOut(offsets={("", name): offset for name, offset in offsets.items()})
+
+    def locate(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Located:  # noqa: ARG002
+        """Find the tensors in the header, and what it should not hold."""
+        found = {tensor.name: tensor for tensor in read_header(path)}
+        expected = {entry.name for entry in entries}
+        differences = [f"{path}: {name} is not expected" for name in found if name not in expected]
+        offsets = {}
+        for entry in entries:
+            tensor = found.get(entry.name)
+            wrong = "is missing" if tensor is None else mismatch(entry, tensor.dtype, tensor.shape)
+            if wrong is not None:
+                differences.append(f"{path}: {entry.name} {wrong}")
+            elif tensor is not None:
+                offsets["", entry.name] = tensor.offset
+        return Located(offsets=offsets, differences=differences)
+
+    def finish(self, directory: Path, details: Mapping[str, Any]) -> Mapping[str, int]:  # noqa: ARG002
+        """Write the index, and copy what the reference has beside its weights."""
+        sizes = {}
+        for name, text in self._plan.texts.items():
+            sizes[name] = (directory / name).write_bytes(text.encode())
+        for reference, name in self._copied():
+            sizes[name] = copy_side_file(reference, name, directory)
+        return sizes
+
+    def check(self, directory: Path) -> list[str]:
+        """The texts and side files that are missing or differ."""
+        expected = [(name, text.encode()) for name, text in self._plan.texts.items()]
+        differences = [
+            f"{directory / name}: is missing, or not what it should be"
+            for name, text in expected
+            if _bytes(directory / name) != text
+        ]
+        return differences + [
+            f"{directory / name}: is not as in {reference}"
+            for reference, name in self._copied()
+            if _bytes(directory / name) != _bytes(reference / name)
+        ]
+
+    def _copied(self) -> Iterator[tuple[Path, str]]:
+        """What is copied, and from where."""
+        if self._plan.reference is None:
+            return
+        reference = Path(self._plan.reference)
+        yield from ((reference, name) for name in side_files(reference) if name not in self._plan.texts)
+        if self._plan.index_name is not None:
+            yield reference, self._plan.index_name
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None

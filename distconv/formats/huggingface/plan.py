@@ -1,0 +1,164 @@
+"""The plan of a Hugging Face directory: which tensor is in which safetensors file.
+
+Owns the shards, which are those of the directory that the result follows, and what its index and its configuration
+must say to be true. Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from distconv.formats.records import Entry, NamedTensor, OutputFile
+from distconv.models.bind import Unconverted
+from distconv.models.definition import FLOATING
+from distconv.planning.facts import MODEL_CONFIG, Reference
+from distconv.tensors.dtypes import ITEM_SIZE
+
+# What transformers' save_pretrained cuts at, in bytes.
+_SHARD_BYTES = 5_000_000_000
+# The field of config.json that says the element type, before and since transformers 4.56.
+_DTYPE_KEYS = ("torch_dtype", "dtype")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFacePlan:
+    """The files, and the tensors of each by its path; `filled`: names of tensors that the reference gave.
+
+    `texts`: other files by name, with their content. Side files are copied from the directory `reference`, but for
+    those; `index_name`: its index, where that is copied, too, because it is as true of the result.
+    """
+
+    files: tuple[OutputFile, ...]
+    shards: Mapping[str, tuple[NamedTensor, ...]]
+    unconverted: tuple[Unconverted, ...]
+    filled: tuple[str, ...]
+    texts: Mapping[str, str]
+    index_name: str | None
+    reference: str | None
+
+    def entries(self, file: OutputFile) -> Iterator[Entry]:
+        """The tensors of a file."""
+        return (Entry("", each.name, each.sources, each.tensor, each.low_rank) for each in self.shards[file.path])
+
+    def summary(self) -> dict[str, Any]:
+        """How many tensors there are, and which come from the reference."""
+        return {"hf": {"tensors": sum(map(len, self.shards.values())), "filled_from_reference": list(self.filled)}}
+
+
+def make_huggingface_plan(
+    tensors: Sequence[NamedTensor],
+    unconverted: tuple[Unconverted, ...],
+    filled: tuple[str, ...],
+    reference: Reference,
+    texts: Mapping[str, str] = MappingProxyType({}),
+) -> HuggingFacePlan:
+    """The plan for tensors in the files of the reference; in numbered ones of its own size where it names none.
+
+    With `texts`, other files by name, nothing else is copied from the reference.
+    """
+    shard_of = reference.shards
+    if shard_of is None:
+        shard_of = _own_shards(tensors, _stem(reference))
+    shards: dict[str, list[NamedTensor]] = {}
+    for tensor in tensors:
+        shards.setdefault(shard_of[tensor.name], []).append(tensor)
+    files = tuple(
+        OutputFile(path=path, nbytes=sum(each.nbytes for each in shards[path]), order=(number,), batch=number)
+        for number, path in enumerate(sorted(shards))
+    )
+    # The library's own order: wide elements first, so that all are aligned; then by name.
+    ordered = {
+        path: tuple(sorted(held, key=lambda each: (-ITEM_SIZE[each.tensor.dtype], each.name)))
+        for path, held in shards.items()
+    }
+    index = _index(tensors, shard_of, reference)
+    name = f"{_stem(reference)}.safetensors.index.json"
+    copied = index is not None and index == reference.index_content
+    texts, copied_from = dict(texts), None if texts else reference.directory
+    if copied_from is not None:
+        texts |= _config_text(tensors, reference)
+    if index is not None and not copied:
+        texts[name] = _json(index)
+    return HuggingFacePlan(
+        files=files,
+        shards=ordered,
+        unconverted=unconverted,
+        filled=filled,
+        texts=texts,
+        index_name=name if copied else None,
+        reference=copied_from,
+    )
+
+
+def _stem(reference: Reference) -> str:
+    return "adapter_model" if reference.is_adapter else "model"
+
+
+def _own_shards(tensors: Sequence[NamedTensor], stem: str) -> dict[str, str]:
+    numbers = {}
+    number, load = 0, 0
+    for tensor in tensors:
+        if load and load + tensor.nbytes > _SHARD_BYTES:
+            number, load = number + 1, 0
+        numbers[tensor.name] = number
+        load += tensor.nbytes
+    if not number:
+        return dict.fromkeys(numbers, f"{stem}.safetensors")
+    return {name: f"{stem}-{each + 1:05d}-of-{number + 1:05d}.safetensors" for name, each in numbers.items()}
+
+
+def _index(
+    tensors: Sequence[NamedTensor], shard_of: Mapping[str, str], reference: Reference
+) -> Mapping[str, Any] | None:
+    """What the index says, where there is more than one file or the reference has one."""
+    weight_map = {tensor.name: shard_of[tensor.name] for tensor in tensors}
+    known = reference.index_content
+    if known is None and len(set(weight_map.values())) < 2:
+        return None
+    total = sum(tensor.nbytes for tensor in tensors)
+    if known is None:
+        return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    content = {**known, "weight_map": dict(sorted(weight_map.items()))}
+    if isinstance(known.get("metadata"), Mapping):
+        content["metadata"] = {**known["metadata"], "total_size": total}
+    return content
+
+
+def _config_text(tensors: Sequence[NamedTensor], reference: Reference) -> dict[str, str]:
+    """The configuration, where it says another element type than most of the model has now."""
+    weights = Counter[str]()
+    for tensor in tensors:
+        if tensor.tensor.dtype in FLOATING:
+            weights[tensor.tensor.dtype] += tensor.nbytes
+    said = next(_dtypes(reference.config), None)
+    dtype = max(weights, key=lambda each: weights[each], default=said)
+    if reference.is_adapter or said is None or said == dtype:
+        return {}
+    return {MODEL_CONFIG: _json(_with_dtype(reference.config, said, dtype))}
+
+
+def _dtypes(config: Mapping[str, Any]) -> Iterator[str]:
+    """The element types that a configuration names, the model's before those of its parts, which may have it alone."""
+    yield from (config[key] for key in _DTYPE_KEYS if isinstance(config.get(key), str))
+    for part in config.values():
+        if isinstance(part, Mapping):
+            yield from _dtypes(part)
+
+
+def _with_dtype(value: Any, old: str, new: str | None) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            key: new if key in _DTYPE_KEYS and item == old else _with_dtype(item, old, new)
+            for key, item in value.items()
+        }
+    return value
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    """As transformers writes it."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

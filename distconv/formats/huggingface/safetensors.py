@@ -1,0 +1,102 @@
+"""The tensors of a safetensors file, from its header alone, as records of a source index.
+
+Owns the checks of that format: a header is input from strangers, so every length, offset and name in it is verified
+before anything relies on it. Reads no tensor data.
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import os
+from math import prod
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from distconv.errors import InputError, raise_if
+from distconv.formats.jsonfile import parse_object
+from distconv.tensors.dtypes import ITEM_SIZE, SAFETENSORS_CODE
+from distconv.tensors.stored import SourceFile, StoredTensor
+
+# The limit of the safetensors library itself.
+MAX_HEADER_BYTES = 100_000_000
+# How the text begins that stands for a file in a clone without Git LFS.
+_LFS_POINTER = b"version "
+
+
+def read_header(path: Path) -> list[StoredTensor]:
+    """The tensors of one safetensors file in the order of their data.
+
+    Raises:
+        InputError: the file is missing, truncated, or its header is not what the format allows.
+    """
+    try:
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            prefix = stream.read(8)
+            length = int.from_bytes(prefix, "little")
+            if prefix == _LFS_POINTER:
+                raise InputError(f"{path}: a pointer of Git LFS, not the file itself; run git lfs pull")
+            if len(prefix) < 8:
+                raise InputError(f"{path}: {size} bytes long, shorter than any safetensors file: truncated")
+            if length > min(MAX_HEADER_BYTES, size - 8):
+                raise InputError(
+                    f"{path}: {size} bytes long, but its first 8 bytes say that a header of {length} bytes follows: "
+                    "truncated, or not a safetensors file"
+                )
+            header = parse_object(stream.read(length), f"{path} (header)")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file: not downloaded, or a link whose target is gone") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise InputError(f"{str(path)!r}: not a name that a file can have") from None
+
+    file = SourceFile(str(path), size)
+    start = 8 + length
+    header.pop("__metadata__", None)
+    problems: list[str] = []
+    tensors = []
+    for name, entry in header.items():
+        problem, tensor = _entry(name, entry, file, start)
+        if tensor is None:
+            problems.append(f"{path}: tensor {name}: {problem}")
+        else:
+            tensors.append(tensor)
+    raise_if(problems)
+
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
+    end = start
+    for tensor in tensors:
+        if tensor.offset != end:
+            what = "overlaps the one before it" if tensor.offset < end else "leaves a hole before it"
+            problems.append(f"{path}: tensor {tensor.name}: its data starts at byte {tensor.offset} and {what}")
+        end = tensor.offset + tensor.nbytes
+    if not problems and end != size:
+        problems.append(
+            f"{path}: expected {end} bytes, found {size}: {'truncated' if end > size else 'data after the end'}"
+        )
+    raise_if(problems)
+    return tensors
+
+
+def _entry(name: str, entry: Any, file: SourceFile, start: int) -> tuple[str, StoredTensor | None]:
+    if not isinstance(entry, dict):
+        return "expected an object with dtype, shape and data_offsets", None
+    dtype = SAFETENSORS_CODE.get(str(entry.get("dtype")))
+    if dtype is None:
+        return f"unknown dtype {entry.get('dtype')!r}; known: {', '.join(SAFETENSORS_CODE)}", None
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not _are_sizes(shape):
+        return f"shape {shape!r} is not a list of sizes", None
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        return f"data_offsets {offsets!r} are not a begin and an end", None
+    needed = prod(shape) * ITEM_SIZE[dtype]
+    if offsets[1] - offsets[0] != needed:
+        return f"{dtype} {shape} needs {needed} bytes, its data_offsets give {offsets[1] - offsets[0]}", None
+    if start + offsets[1] > file.size:
+        return f"its data ends at byte {start + offsets[1]}, the file at {file.size}: truncated", None
+    return "", StoredTensor(name, dtype, tuple(shape), file, start + offsets[0])
+
+
+def _are_sizes(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)

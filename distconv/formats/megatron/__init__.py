@@ -1,0 +1,1 @@
+"""Megatron checkpoints: `mp_rank_*` directories cut by tensor, pipeline, virtual pipeline and expert parallelism."""

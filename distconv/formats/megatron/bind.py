@@ -1,0 +1,271 @@
+"""Binding the other way round: the files of a Megatron source become full parameters over the pieces in them.
+
+The Hugging Face checkpoint that the source stands for (`blueprint`) is bound and planned under the detected layout, as
+if it were to be converted; every tensor of that plan is compared with what the files hold, and a parameter over its
+pieces is the inverse of its cut. So the two directions cannot disagree. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from math import prod
+
+from distconv.errors import InputError, named, raise_if
+from distconv.formats.megatron.contents import take_stock
+from distconv.formats.megatron.detect import detect
+from distconv.formats.megatron.expected import draw, unless_absent
+from distconv.formats.megatron.index import MegatronIndex
+from distconv.formats.megatron.names import Targets
+from distconv.formats.megatron.plan import MegatronPlan, expert_owner, make_plan
+from distconv.formats.megatron.ranks import RankGrid
+from distconv.formats.replicas import Piece, Replica
+from distconv.formats.torch_zip.archive import ArchivedTensor
+from distconv.layout.layout import CompleteLayout
+from distconv.layout.request import FUSED_QKV, SourceLayout
+from distconv.layout.tied_head import resolve_head
+from distconv.models.bind import Binding, Parameter, Recipe, bind, make_recipe, target_name
+from distconv.models.definition import FLOATING, Definition
+from distconv.models.names import filled
+from distconv.models.rules import TEXT, Rule
+from distconv.models.sizes import Sizes
+from distconv.tensors.compose import renumbered, strided, substitute
+from distconv.tensors.stored import SourceFile, StoredTensor
+from distconv.tensors.virtual import VirtualTensor, invert, whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropped:
+    """Something in the files that is not carried over, and why: a parameter, or an entry such as the optimizer."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MegatronBinding:
+    """A Megatron source as parameters.
+
+    `parameters` are made from the pieces in the files. `published` are the same parameters, in the same order, made
+    from the tensors of the Hugging Face checkpoint, which are in no file: inverted, it says what that checkpoint holds.
+    `replicas` are the other stored copies of pieces; `absent` the reasons why rules have nothing in the files.
+    """
+
+    layout: CompleteLayout
+    parameters: Binding
+    published: Binding
+    replicas: tuple[Replica, ...]
+    dropped: tuple[Dropped, ...]
+    absent: tuple[str, ...]
+
+
+def bind_megatron(
+    definition: Definition,
+    sizes: Sizes,
+    index: MegatronIndex,
+    given: SourceLayout,
+    left_out: Callable[[Rule], str | None],
+    names: Collection[str] = (),
+) -> MegatronBinding:
+    """Bind the files of a source to a definition; `left_out` gives the reason why a rule is not wanted, if it is not.
+
+    `sizes` and `names` are the sizes and the tensor names of the reference model. The names tell alternatives apart
+    that are the same on the Megatron side; without them, `published` has the first.
+
+    Raises:
+        InputError: a layout that cannot be told or is not as given; every tensor of every file that is missing,
+            unknown, or of the wrong shape or element type.
+    """
+    targets = Targets(definition.rules)
+    layout, grid = detect(definition, targets, sizes, index, given, names)
+    raise_if(list(_wrong_types(index, targets)))
+    experts = None if definition.experts is None else sizes.count(definition.experts)
+    holdings = take_stock(index, grid, layout, targets, experts)
+    reason = unless_absent(definition, holdings, left_out)
+    copied_head = TEXT in layout.stages and definition.is_tied(sizes) and layout.keeps_separate_head()
+    drawn, sizes = draw(
+        definition, sizes, layout, holdings, reason, names=names, without_head=copied_head, where=index.directory
+    )
+    published = bind(definition, sizes, drawn, reason)
+    stored_head = definition.tied is not None and definition.tied.head in holdings.examples
+    unsplit = replace(published, parameters=_unsplit(published, given))
+    unsplit = resolve_head(unsplit, definition, layout, "omit" if copied_head and not stored_head else "auto")
+    try:
+        plan = make_plan(unsplit, layout)
+    except InputError as error:
+        raise InputError(f"{index.directory}: source_{problem}" for problem in error.problems) from None
+    found = _Comparison(plan, grid, targets, reason, definition.name)
+    raise_if(found.problems)
+    parameters = tuple(_parameters(found, published, sizes))
+    return MegatronBinding(
+        layout=layout,
+        parameters=replace(published, parameters=parameters),
+        published=published,
+        replicas=(*found.replicas, *_copies_of_embedding(found, definition, parameters)),
+        dropped=(
+            *(
+                Dropped(name=filled(target, layer, expert, None), reason=why)
+                for target, layer, expert in holdings.pieces
+                if (why := _left_out(targets, target, reason)) is not None
+            ),
+            *(Dropped(name=name, reason="training state; only the model is converted") for name in index.others),
+        ),
+        absent=tuple(
+            dict.fromkeys(
+                why for rule in definition.rules if left_out(rule) is None and (why := reason(rule)) is not None
+            )
+        ),
+    )
+
+
+def _wrong_types(index: MegatronIndex, targets: Targets) -> Iterator[str]:
+    for file in index.files:
+        for (key, name), tensor in file.tensors.items():
+            if tensor.dtype not in FLOATING and targets.find(name) is not None:
+                yield (
+                    f"{file.file.path}: {key}/{name} is {tensor.dtype}, expected one of {', '.join(FLOATING)}; "
+                    "quantised checkpoints cannot be converted"
+                )
+
+
+def _left_out(targets: Targets, target: str, reason: Callable[[Rule], str | None]) -> str | None:
+    """Why a target is not wanted, if none of its rules is."""
+    reasons = [reason(rule) for rule in targets.rules(target)]
+    return None if None in reasons else reasons[0]
+
+
+def _unsplit(published: Binding, given: SourceLayout) -> tuple[Parameter, ...]:
+    """The parameters as operands of their own: what is cut and stored, whatever it was made from."""
+    recipes: dict[Recipe, Recipe] = {}
+    for each in published.parameters:
+        recipe = each.recipe
+        if recipe not in recipes:
+            rule, unit = recipe.rule, recipe.unit
+            if given.vision_qkv == "fused" and rule.operator == FUSED_QKV:
+                rule, unit = replace(rule, tensor_parallel="rows", unit=None), None
+            tensor = whole(recipe.tensor.dtype, recipe.tensor.shape)
+            recipes[recipe] = replace(
+                recipe, rule=rule, unit=unit, tensor=tensor, source_shapes=(tensor.shape,), unused=0
+            )
+    return tuple(Parameter(recipes[each.recipe], (), each.layer, each.expert) for each in published.parameters)
+
+
+class _Comparison:
+    """What a plan expects in each file against what is there: the pieces of each parameter, and all that is wrong."""
+
+    def __init__(
+        self, plan: MegatronPlan, grid: RankGrid, targets: Targets, reason: Callable[[Rule], str | None], model: str
+    ) -> None:
+        self.plan = plan
+        self.problems: list[str] = []
+        self.replicas: list[Replica] = []
+        self.pieces: dict[int, dict[int, Piece]] = {}
+        self._views: dict[tuple[object, ...], tuple[tuple[int, ...], VirtualTensor]] = {}
+        entries = [_entries(plan, pp_rank) for pp_rank in range(plan.layout.pp)]
+        for output in plan.files:
+            file = grid.files[output.tp_rank, output.pp_rank, output.ep_rank]
+            expected = entries[output.pp_rank][None] | entries[output.pp_rank].get(output.ep_rank, {})
+            unknown: dict[str, list[str]] = {}
+            for key, name in sorted(file.tensors.keys() - expected.keys()):
+                local = targets.find(name)
+                if local is None:
+                    unknown.setdefault(f"that no rule of model definition {model} knows", []).append(f"{key}/{name}")
+                elif _left_out(targets, local.target, reason) is None:
+                    what = "that fit a rule, but not the layers, experts and ends of the model on this rank"
+                    unknown.setdefault(what, []).append(f"{key}/{name}")
+            for what, names in unknown.items():
+                self.problems.append(f"{file.file.path}: {len(names)} tensors {what}: {named(names, 8)}")
+            missing = [f"{key}/{name}" for key, name in expected if (key, name) not in file.tensors]
+            if missing:
+                self.problems.append(f"{file.file.path}: {len(missing)} tensors are missing: {named(missing, 8)}")
+            for place, parameter in expected.items():
+                if (tensor := file.tensors.get(place)) is not None:
+                    pieces = plan.shards[parameter.recipe]
+                    self._take(place, parameter, pieces[output.tp_rank % len(pieces)], tensor, file.file)
+
+    def _take(
+        self,
+        place: tuple[str, str],
+        parameter: Parameter,
+        shard: VirtualTensor,
+        tensor: ArchivedTensor,
+        file: SourceFile,
+    ) -> None:
+        if (tensor.shape, tensor.dtype) != (shard.shape, shard.dtype):
+            self.problems.append(f"{file.path}: {'/'.join(place)} {self._mismatch(parameter, shard, tensor)}")
+            return
+        form = (tensor.dtype, tensor.shape, tensor.strides)
+        if form not in self._views:
+            contiguous = tensor.shape, whole(tensor.dtype, tensor.shape)
+            self._views[form] = contiguous if tensor.is_contiguous else strided(*form)
+        shape, view = self._views[form]
+        piece = Piece(StoredTensor(place[1], tensor.dtype, shape, file, tensor.offset), view)
+        first = self.pieces.setdefault(id(parameter), {}).setdefault(id(shard), piece)
+        if first is not piece:
+            self.replicas.append(Replica((first.stored,), first.view, piece))
+
+    def _mismatch(self, parameter: Parameter, shard: VirtualTensor, tensor: ArchivedTensor) -> str:
+        if tensor.shape == shard.shape:
+            return f"is {tensor.dtype}, but other pieces of the parameter are {shard.dtype}"
+        recipe = parameter.recipe
+        pieces = len(set(map(id, self.plan.shards[recipe])))
+        return (
+            f"has shape {list(tensor.shape)}, expected {list(shard.shape)}"
+            + (f", one of {pieces} pieces" if pieces > 1 else "")
+            + f" ({recipe.rule.where}); its sizes: {', '.join(dict.fromkeys(recipe.dims))}"
+        )
+
+    def pieces_of(self, parameter: Parameter) -> list[Piece]:
+        """The pieces of a parameter, in the order of its distinct shards."""
+        held = self.pieces[id(parameter)]
+        return [held[number] for number in dict.fromkeys(map(id, self.plan.shards[parameter.recipe]))]
+
+
+def _entries(plan: MegatronPlan, pp_rank: int) -> dict[int | None, dict[tuple[str, str], Parameter]]:
+    """What a pipeline rank holds, by key and name: on each expert parallel rank, and under `None` on all of them."""
+    entries: dict[int | None, dict[tuple[str, str], Parameter]] = {None: {}}
+    for virtual_stage, key in enumerate(plan.dictionaries):
+        for parameter, layer in plan.placed[virtual_stage * plan.layout.pp + pp_rank]:
+            owner, expert = expert_owner(parameter, plan.binding.experts, plan.layout.ep)
+            name = target_name(parameter.recipe.rule, layer, expert)
+            entries.setdefault(owner, {})[key, name] = parameter
+    return entries
+
+
+def _parameters(found: _Comparison, published: Binding, sizes: Sizes) -> Iterator[Parameter]:
+    """The parameters over their pieces, in the order of those that are published."""
+    recipes: dict[tuple[object, ...], Recipe] = {}
+    for parameter, model in zip(found.plan.binding.parameters, published.parameters, strict=False):
+        pieces = found.pieces_of(parameter)
+        key = (parameter.recipe, *(id(piece.view) for piece in pieces))
+        if key not in recipes:
+            recipes[key] = _over_pieces(found.plan, parameter.recipe, pieces, model.recipe, sizes)
+        yield Parameter(recipes[key], tuple(piece.stored for piece in pieces), parameter.layer, parameter.expert)
+
+
+def _over_pieces(plan: MegatronPlan, stored: Recipe, pieces: list[Piece], model: Recipe, sizes: Sizes) -> Recipe:
+    """The recipe of a parameter over its pieces; `model` is its recipe over the published tensors."""
+    dtype, shape = stored.tensor.dtype, stored.tensor.shape
+    shards = list({id(shard): shard for shard in plan.shards[stored]}.values())
+    (tensor,) = invert(shards, [(dtype, shape)])
+    tensor = substitute(tensor, [renumbered(piece.view, number) for number, piece in enumerate(pieces)])
+    if stored.rule is not model.rule:
+        tensor = substitute(make_recipe(model.rule, dtype, (shape,), sizes, None).tensor, [tensor])
+    return replace(
+        model,
+        tensor=tensor,
+        source_shapes=tuple(piece.stored.shape for piece in pieces),
+        unused=sum(prod(piece.stored.shape) - piece.view.elements for piece in pieces),
+    )
+
+
+def _copies_of_embedding(
+    found: _Comparison, definition: Definition, parameters: tuple[Parameter, ...]
+) -> Iterator[Replica]:
+    """The pieces of a head that the training side holds beside the embedding that it is tied to."""
+    for head in found.plan.binding.parameters[len(parameters) :]:
+        assert definition.tied is not None
+        embedding = next(each for each in parameters if each.recipe.rule.target == definition.tied.embedding)
+        shards = {id(shard): shard for shard in found.plan.shards[head.recipe]}
+        for shard, piece in zip(shards.values(), found.pieces_of(head), strict=True):
+            yield Replica(embedding.sources, substitute(shard, [embedding.recipe.tensor]), piece)

@@ -1,0 +1,209 @@
+"""The layout of a Megatron source: what the names and shapes of its tensors say, and what the user says of it.
+
+Owns `source_layout.*`: the layout is detected, given values fill in what cannot be seen, and a contradiction between
+the two is an error. Pure; whether each single tensor is as the layout has it is the business of `megatron_binding`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+
+from distconv.errors import InputError, raise_if
+from distconv.formats.megatron.index import MegatronIndex
+from distconv.formats.megatron.names import Targets
+from distconv.formats.megatron.piece_sizes import tensor_parallel_sizes
+from distconv.formats.megatron.ranks import RankGrid, arrange
+from distconv.layout.layout import PLACEMENTS, CompleteLayout, StageRows, check_layout, shown_stages
+from distconv.layout.request import FUSED_QKV, VISION_QKV, SourceLayout
+from distconv.models.definition import Definition
+from distconv.models.names import layers_named
+from distconv.models.rules import TEXT
+from distconv.models.sizes import Sizes
+
+
+@dataclass(kw_only=True)
+class _Modality:
+    """What the files hold of one modality: the number of layers of each stage, and where its ends are."""
+
+    layers: list[int]
+    ends: dict[str, set[int]] = field(default_factory=lambda: {"first": set(), "last": set()})
+
+
+def detect(
+    definition: Definition,
+    targets: Targets,
+    sizes: Sizes,
+    index: MegatronIndex,
+    given: SourceLayout,
+    names: Collection[str] = (),
+) -> tuple[CompleteLayout, RankGrid]:
+    """The layout of a source, and its ranks by coordinate; `sizes` and `names` are those of its reference model.
+
+    Raises:
+        InputError: what cannot be told and has to be given, by key; what was given and is not so; files that no layout
+            explains.
+    """
+    raise_if([*_unknown_modalities(definition, given), *_wrong_qkv(definition, given)])
+    experts = None if definition.experts is None else sizes.count(definition.experts)
+    grid = arrange(index, targets, experts, given)
+    vpp = len(index.dictionaries)
+    problems = [
+        f"source_layout.{axis}={wanted}: {index.directory} has {axis} {found}"
+        for axis, wanted, found in (("pp", given.pp, grid.pp), ("ep", given.ep, grid.ep), ("vpp", given.vpp, vpp))
+        if wanted not in (None, found)
+    ]
+    raise_if(problems)
+    held = _survey(grid, index, targets)
+    if not held:
+        raise InputError(
+            f"{index.directory}: model definition {definition.name} knows no name in it; is this another model?"
+        )
+    layers, at_least = _layers(definition, sizes, held, names)
+    adapters = definition.adapters == "only"
+    stages: dict[str, StageRows] = {}
+    for modality, found in held.items():
+        known = layers.get(modality)
+        try:
+            stages[modality] = _stages(modality, found.layers, known, grid.pp, vpp, given, index, adapters=adapters)
+        except InputError as error:
+            problems += error.problems
+    raise_if(problems)
+    tp, modality_tp = tensor_parallel_sizes(grid, targets, sizes, held, given, index.directory)
+    layout = CompleteLayout(
+        tp=tp,
+        pp=grid.pp,
+        vpp=vpp,
+        ep=grid.ep,
+        stages=stages,
+        modality_tp=modality_tp,
+        placement=given.placement or PLACEMENTS[0],
+    )
+    try:
+        check_layout(layout, layers, experts, at_least=at_least)
+    except InputError as error:
+        raise InputError(f"{index.directory}: source_{problem}" for problem in error.problems) from None
+    return _placed(layout, held, given, index), grid
+
+
+def _unknown_modalities(definition: Definition, given: SourceLayout) -> list[str]:
+    return [
+        f"source_layout.{key}.{modality}: this model has no {modality} modality; it has "
+        f"{', '.join(definition.modalities)}"
+        for key, entries in (("stages", given.stages), ("modality_tp", given.modality_tp))
+        for modality in entries
+        if modality not in definition.modalities
+    ]
+
+
+def _wrong_qkv(definition: Definition, given: SourceLayout) -> list[str]:
+    key = f"source_layout.vision_qkv={given.vision_qkv}"
+    if given.vision_qkv not in VISION_QKV:
+        return [f"{key}: expected one of {', '.join(VISION_QKV)}"]
+    if given.vision_qkv == "fused" and not any(rule.operator == FUSED_QKV for rule in definition.rules):
+        return [f"{key}: model definition {definition.name} has no qkv that training stores by head; leave it out"]
+    return []
+
+
+def _survey(grid: RankGrid, index: MegatronIndex, targets: Targets) -> Mapping[str, _Modality]:
+    """What the files hold of each modality of which they hold something."""
+    held: dict[str, _Modality] = {}
+    virtual_stages = {key: number for number, key in enumerate(index.dictionaries)}
+    for (_, pp_rank, _), file in grid.files.items():
+        for key, name in file.tensors:
+            local = targets.find(name)
+            if local is None:
+                continue
+            rule = targets.rules(local.target)[0]
+            found = held.get(rule.modality)
+            if found is None:
+                found = held[rule.modality] = _Modality(layers=[0] * (grid.pp * len(virtual_stages)))
+            stage = virtual_stages[key] * grid.pp + pp_rank
+            if local.layer is not None:
+                found.layers[stage] = max(found.layers[stage], local.layer + 1)
+            elif rule.stage in found.ends:
+                found.ends[rule.stage].add(stage)
+    return held
+
+
+def _layers(
+    definition: Definition, sizes: Sizes, held: Collection[str], names: Collection[str]
+) -> tuple[Mapping[str, int], bool]:
+    """How many layers the modalities have, and whether it may be more.
+
+    An adapter as the reference does not say it, but for the last layer that it names.
+    """
+    try:
+        return {modality: sizes.count(definition.modalities[modality]) for modality in held}, False
+    except InputError:
+        if definition.adapters != "only":
+            raise
+    return layers_named(definition.rules, map(definition.spelled, names)), True
+
+
+def _stages(
+    modality: str,
+    found: list[int],
+    layers: int | None,
+    pp: int,
+    vpp: int,
+    given: SourceLayout,
+    index: MegatronIndex,
+    *,
+    adapters: bool,
+) -> StageRows:
+    """The stage list of a modality; `layers` is how many it has, `None` where that is unknown.
+
+    `adapters`: the files hold adapters alone, which some layers may not have.
+    """
+    rows = tuple(tuple(found[start : start + pp]) for start in range(0, len(found), pp))
+    wanted = given.stages.get(modality)
+    if wanted is not None:
+        flat = [count for row in wanted for count in row]
+        period = len(found) if given.placement == "u_shape" else len(flat)
+        meant = [(flat + [0] * len(found))[stage % max(period, 1)] for stage in range(len(found))]
+        if meant == found or (adapters and all(most >= count for most, count in zip(meant, found, strict=True))):
+            return wanted
+        raise InputError(
+            f"source_layout.stages.{modality}={shown_stages(wanted)}: the stages in {index.directory} hold "
+            f"{shown_stages(rows)} {modality} layers"
+        )
+    if sum(found) == layers:
+        return rows
+    for period in range(1, pp if modality != TEXT and vpp == 1 else 1):
+        if sum(found[:period]) == layers and all(count == found[stage % period] for stage, count in enumerate(found)):
+            return (tuple(found[:period]),)
+    if adapters and len(found) == 1:
+        return ((max(*found, layers or 0),),)
+    if adapters and (layers is None or sum(found) < layers):
+        raise InputError(
+            f"{index.directory}: its stages hold adapters on {shown_stages(rows)} {modality} layers, and the reference "
+            f"has {'none' if layers is None else layers}: the last layers of a stage may have none; give "
+            f"source_layout.stages.{modality}"
+        )
+    raise InputError(
+        f"{index.directory}: its stages hold {shown_stages(rows)} {modality} layers, but config.json says that the "
+        f"model has {layers}"
+    )
+
+
+def _placed(
+    layout: CompleteLayout, held: Mapping[str, _Modality], given: SourceLayout, index: MegatronIndex
+) -> CompleteLayout:
+    """The layout with the placement under which the ends of the language model are where they are."""
+    if TEXT not in held or not any(map(sum, layout.stages[TEXT])):
+        return layout
+    ends = held[TEXT].ends
+    fitting = []
+    for placement in PLACEMENTS:
+        placed = replace(layout, placement=placement).placement_of(TEXT)
+        if ends["first"] <= set(placed.first) and ends["last"] <= set(placed.last):
+            fitting.append(placement)
+    if given.placement is None:
+        return replace(layout, placement=fitting[0]) if fitting else layout
+    if fitting and given.placement not in fitting:
+        raise InputError(
+            f"source_layout.placement={given.placement}: in {index.directory} the ends of the language model are on "
+            f"the stages of placement {fitting[0]}"
+        )
+    return layout

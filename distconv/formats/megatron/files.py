@@ -1,0 +1,73 @@
+"""The files of a Megatron result: `torch.save` archives of dictionaries of tensors, one for each virtual stage.
+
+Owns their structure; the archive itself is the business of `pt_file` and `torch_archive`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distconv.formats.base import LaidOut, Located, mismatch
+from distconv.formats.iterations import CHECKPOINT_VERSION, VERSION_KEY
+from distconv.formats.records import Entry, OutputFile
+from distconv.formats.torch_zip.archive import ArchivedTensor, read_archive
+
+
+class MegatronFormat:
+    """`dictionaries`: the keys of the dictionaries of tensors, which every file has, be they empty."""
+
+    pattern = "*.pt"
+
+    def __init__(self, dictionaries: Sequence[str]) -> None:
+        self._dictionaries = dictionaries
+
+    def lay_out(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> LaidOut:  # noqa: ARG002 - of the interface
+        """Write the archive with holes for the data."""
+        from distconv.formats.torch_zip.create import lay_out  # noqa: PLC0415 - torch takes a second to import; planning does without it
+
+        tensors = [(entry.key, entry.name, entry.tensor.dtype, entry.tensor.shape) for entry in entries]
+        return LaidOut(offsets=lay_out(path, self._dictionaries, tensors, {VERSION_KEY: CHECKPOINT_VERSION}))
+
+    def locate(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Located:  # noqa: ARG002
+        """Find the tensors in the archive, and what it should not hold."""
+        content = read_archive(path)
+        differences = []
+        version = content.get(VERSION_KEY)
+        if version != CHECKPOINT_VERSION:
+            differences.append(f"{path}: {VERSION_KEY} is {version!r}, expected {CHECKPOINT_VERSION}")
+        expected = {(entry.key, entry.name) for entry in entries}
+        for key in self._dictionaries:
+            found = content.get(key)
+            if isinstance(found, dict):
+                differences += [
+                    f"{path}: {key}/{name} is not expected" for name in found if (key, name) not in expected
+                ]
+            else:
+                differences.append(f"{path}: has no {key}")
+        offsets = {}
+        for entry in entries:
+            tensor = _archived(content, entry)
+            wrong = "is missing" if tensor is None else mismatch(entry, tensor.dtype, tensor.shape)
+            if tensor is not None and wrong is None and not tensor.is_contiguous:
+                wrong = "is not contiguous"
+            if wrong is not None:
+                differences.append(f"{path}: {entry.title} {wrong}")
+            elif tensor is not None:
+                offsets[entry.key, entry.name] = tensor.offset
+        return Located(offsets=offsets, differences=differences)
+
+    def finish(self, directory: Path, details: Mapping[str, Any]) -> Mapping[str, int]:  # noqa: ARG002
+        """Nothing: the files are all there is."""
+        return {}
+
+    def check(self, directory: Path) -> list[str]:  # noqa: ARG002
+        """Nothing can be wrong with it."""
+        return []
+
+
+def _archived(content: Mapping[str, Any], entry: Entry) -> ArchivedTensor | None:
+    entries = content.get(entry.key)
+    found = entries.get(entry.name) if isinstance(entries, dict) else None
+    return found if isinstance(found, ArchivedTensor) else None

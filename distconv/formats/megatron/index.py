@@ -1,0 +1,220 @@
+"""The index of a Megatron checkpoint: the tensors of each rank's file, as they lie in it.
+
+Owns the reading of `mp_rank_*/model_optim_rng.pt` as data, and what files of one checkpoint must have in common. Knows
+no model: what the tensors mean is the business of `detection` and `megatron_binding`.
+Format: the `torch` checkpoint format of Megatron-LM, `megatron/training/checkpointing.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distconv.errors import InputError, named, raise_if
+from distconv.formats.iterations import CHECKPOINT_VERSION, RELEASE, VERSION_KEY
+from distconv.formats.megatron.directory import find_ranks
+from distconv.formats.torch_zip.archive import ArchivedTensor, read_archive
+from distconv.formats.torch_zip.inert_pickle import Inert
+from distconv.runtime.hand_out import HandOut, here
+from distconv.tensors.compose import strided
+from distconv.tensors.stored import SourceFile
+
+_DICTIONARY = re.compile(r"model\d*")
+_EXTRA_STATE = "_extra_state"
+# More than will be trained, and a number that a directory can have in its name.
+_LAST_ITERATION = 10**12
+# Top-level entries that a conversion keeps.
+_READ = (VERSION_KEY, "iteration")
+
+Tensors = Mapping[tuple[str, str], ArchivedTensor]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RankFile:
+    """The file of one rank: the numbers in the name of its directory, and its tensors by dictionary and name."""
+
+    rank: tuple[int, ...]
+    file: SourceFile
+    tensors: Tensors
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MegatronIndex:
+    """One iteration of a Megatron checkpoint.
+
+    `iteration` is `release` or a number; `dictionaries` are the keys of the dictionaries of tensors, one per virtual
+    stage; `others` the names of all other entries of the files.
+    """
+
+    directory: str
+    iteration: str
+    dictionaries: tuple[str, ...]
+    files: tuple[RankFile, ...]
+    others: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for sharing with other processes; `from_json` reads it. Ranks that look alike are said once."""
+        forms: dict[tuple[Any, ...], int] = {}
+        patterns: dict[tuple[int, ...], int] = {}
+        files = []
+        for each in self.files:
+            pattern = tuple(
+                forms.setdefault((*name, tensor.dtype, tensor.shape, tensor.strides), len(forms))
+                for name, tensor in each.tensors.items()
+            )
+            number = patterns.setdefault(pattern, len(patterns))
+            offsets = [tensor.offset for tensor in each.tensors.values()]
+            files.append([each.rank, each.file.path, each.file.size, number, offsets])
+        return {
+            "directory": self.directory,
+            "iteration": self.iteration,
+            "dictionaries": self.dictionaries,
+            "others": self.others,
+            "forms": list(forms),
+            "patterns": list(patterns),
+            "files": files,
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> MegatronIndex:
+        """The index that `to_json` described."""
+        forms = [
+            ((key, name), dtype, tuple(shape), tuple(strides)) for key, name, dtype, shape, strides in data["forms"]
+        ]
+        files = []
+        for rank, path, size, pattern, offsets in data["files"]:
+            tensors = {}
+            for number, offset in zip(data["patterns"][pattern], offsets, strict=True):
+                name, dtype, shape, strides = forms[number]
+                tensors[name] = ArchivedTensor(dtype, shape, strides, offset)
+            files.append(RankFile(rank=tuple(rank), file=SourceFile(path, size), tensors=tensors))
+        return MegatronIndex(
+            directory=data["directory"],
+            iteration=data["iteration"],
+            dictionaries=tuple(data["dictionaries"]),
+            files=tuple(files),
+            others=tuple(data["others"]),
+        )
+
+
+def read_megatron(directory: Path, iteration: str | None, hand_out: HandOut = here) -> MegatronIndex:
+    """The index of the iteration that is asked for, or else that the tracker file names.
+
+    Raises:
+        InputError: directories that do not fit (see `find_ranks`), a file that is damaged or cannot be used, files that
+            are of different checkpoints.
+    """
+    ranks = find_ranks(directory, iteration)
+    paths = list(map(str, ranks.paths.values()))
+    contents = dict(zip(paths, hand_out(read_rank_file, paths), strict=True))
+    dictionaries = {path: tuple(key for key, _ in each["tensors"]) for path, each in contents.items()}
+    _check_same({path: ", ".join(keys) for path, keys in dictionaries.items()}, "dictionaries of tensors")
+    iterations = {path: each["iteration"] for path, each in contents.items() if each["iteration"] is not None}
+    _check_same({path: f"iteration {number}" for path, number in iterations.items()}, "iteration")
+    files = tuple(
+        RankFile(
+            rank=rank,
+            file=SourceFile(path, contents[path]["size"]),
+            tensors={
+                (key, name): ArchivedTensor(dtype, tuple(shape), tuple(strides), offset)
+                for key, tensors in contents[path]["tensors"]
+                for name, dtype, shape, strides, offset in tensors
+            },
+        )
+        for rank, path in zip(ranks.paths, paths, strict=True)
+    )
+    if not any(file.tensors for file in files):
+        raise InputError(f"{ranks.directory}: no file holds a tensor of a model")
+    return MegatronIndex(
+        directory=str(ranks.directory),
+        iteration=ranks.iteration or next(map(str, iterations.values()), RELEASE),
+        dictionaries=next(iter(dictionaries.values())),
+        files=files,
+        others=tuple(dict.fromkeys(name for content in contents.values() for name in content["others"])),
+    )
+
+
+def read_rank_file(path: str) -> dict[str, Any]:
+    """What is of interest in one file, as plain data: its size, tensors by dictionary, the names of other entries.
+
+    Raises:
+        InputError: it is damaged, or no checkpoint of a model that can be used.
+    """
+    content = read_archive(Path(path))
+    version = content.get(VERSION_KEY)
+    if version is not None and version != CHECKPOINT_VERSION:
+        raise InputError(
+            f"{path}: {VERSION_KEY} is {_shown(version)}, expected {CHECKPOINT_VERSION}: older ones order qkv in "
+            "another way; load and save it with a current Megatron first"
+        )
+    keys = sorted(name for name in content if isinstance(name, str) and _DICTIONARY.fullmatch(name))
+    virtual = [f"model{number}" for number in range(len(keys))]
+    if not keys or (keys != ["model"] and keys != sorted(virtual)):
+        expected = "model, or model0, model1 … for virtual stages"
+        raise InputError(f"{path}: expected {expected}; found {', '.join(keys) or named(content)}")
+    iteration = content.get("iteration")
+    if type(iteration) is int and not 0 <= iteration <= _LAST_ITERATION:
+        found = "a negative" if iteration < 0 else "a larger"
+        raise InputError(f"{path}: expected an iteration from 0 to 10^12, found {found} one")
+    tensors = [(key, _tensors(path, key, content[key])) for key in (keys if keys == ["model"] else virtual)]
+    states = any(_is_extra_state(name) and not _is_empty(entry) for key in keys for name, entry in content[key].items())
+    return {
+        "size": os.stat(path).st_size,
+        "iteration": iteration if type(iteration) is int else None,
+        "tensors": [
+            (key, [(name, each.dtype, each.shape, each.strides, each.offset) for name, each in entries.items()])
+            for key, entries in tensors
+        ],
+        "others": [
+            *(str(name) for name in content if name not in (*keys, *_READ)),
+            *([_EXTRA_STATE] if states else []),
+        ],
+    }
+
+
+def _shown(value: Any) -> str:
+    """A value of a pickle for a message; lists of lists may have no end."""
+    return repr(value) if isinstance(value, (float, str)) or type(value) is int else type(value).__name__
+
+
+def _tensors(path: str, key: str, entries: Any) -> Mapping[str, ArchivedTensor]:
+    if not isinstance(entries, Mapping):
+        raise InputError(f"{path}: {key} is {type(entries).__name__}, expected a dictionary of tensors")
+    tensors: dict[str, ArchivedTensor] = {}
+    problems = []
+    for name, entry in entries.items():
+        if _is_extra_state(name) or entry is None:
+            continue
+        if not isinstance(name, str) or not isinstance(entry, ArchivedTensor):
+            problems.append(f"{path}: {key}/{name} is {type(entry).__name__}, expected a tensor")
+            continue
+        try:
+            if not entry.is_contiguous:
+                strided(entry.dtype, entry.shape, entry.strides)
+        except ValueError as error:
+            problems.append(f"{path}: {key}/{name}: {error}; save it again as a contiguous tensor")
+        tensors[name] = entry
+    raise_if(problems)
+    return tensors
+
+
+def _is_extra_state(name: object) -> bool:
+    """Whether an entry is what a module of training keeps for itself, such as the scales of an arithmetic in 8 bits."""
+    return isinstance(name, str) and name.endswith(_EXTRA_STATE)
+
+
+def _is_empty(entry: object) -> bool:
+    return isinstance(entry, (type(None), Inert)) or (isinstance(entry, ArchivedTensor) and 0 in entry.shape)
+
+
+def _check_same(found: Mapping[str, str], what: str) -> None:
+    first: dict[str, str] = {}
+    for path, each in found.items():
+        first.setdefault(each, path)
+    if len(first) > 1:
+        described = "; ".join(f"{path} has {each}" for each, path in first.items())
+        raise InputError(f"the files are of different checkpoints: they differ in {what}: {described}")

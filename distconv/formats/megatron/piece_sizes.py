@@ -1,0 +1,150 @@
+"""Into how many pieces the tensors of each modality are cut, from the shapes of the pieces.
+
+Owns the count of what fits which size, and what is asked for where it does not tell. Pure; tensors that do not fit are
+found later, when each is compared with a plan.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+
+from distconv.errors import InputError, raise_if
+from distconv.formats.megatron.names import Targets
+from distconv.formats.megatron.ranks import RankGrid
+from distconv.layout.request import SourceLayout
+from distconv.models.bind import make_recipe
+from distconv.models.rules import ANY, TEXT, Rule
+from distconv.models.sizes import Sizes
+from distconv.models.vocabulary import SIZE_NAME
+from distconv.tensors.cuts import TENSOR_PARALLEL_RULES
+from distconv.tensors.virtual import VirtualTensor, whole
+
+Shape = tuple[int, ...]
+
+
+@dataclass(kw_only=True)
+class _Evidence:
+    """How many tensors fit each tensor parallel size, how many are cut at all, and how many are of unknown size."""
+
+    fitting: Counter[int] = field(default_factory=Counter)
+    known: int = 0
+    unknown: int = 0
+
+    def size(self, ranks: int) -> int | None:
+        """The size that most tensors fit; those that do not are found when each piece is looked at."""
+        if not self.known:
+            return None
+        return max(self.fitting, key=lambda size: (self.fitting[size], size), default=ranks)
+
+
+def tensor_parallel_sizes(
+    grid: RankGrid, targets: Targets, sizes: Sizes, modalities: Iterable[str], given: SourceLayout, where: str
+) -> tuple[int, Mapping[str, int]]:
+    """The tensor parallel size of the language model, and that of each encoder where it is another one.
+
+    Raises:
+        InputError: sizes that cannot be told and have to be given; another size than the one that was given; more
+            ranks than pieces.
+    """
+    ranks = grid.tensor_ranks
+    evidence = _evidence(grid, targets, sizes) if ranks > 1 else {}
+    modalities = list(modalities)
+    found: dict[str, int | None] = {}
+    problems = []
+    for modality in modalities:
+        seen = evidence.get(modality, _Evidence())
+        key = "source_layout.tp" if modality == TEXT else f"source_layout.modality_tp.{modality}"
+        wanted = given.tp if modality == TEXT else given.modality_tp.get(modality)
+        size = seen.size(ranks) if ranks > 1 else 1
+        if size is not None and wanted not in (None, size):
+            problems.append(f"{key}={wanted}: the {modality} tensors in {where} are cut into {size} pieces")
+        if size is None:
+            size = wanted or (given.tp if seen.unknown else None)
+        if size is None and seen.unknown:
+            size = ranks if len(modalities) == 1 else None
+            if size is None:
+                problems.append(
+                    f"{where}: there are {ranks} tensor parallel ranks, and nothing tells whether the {modality} "
+                    f"tensors are cut into as many pieces; give {key}"
+                )
+        found[modality] = size
+    raise_if(problems)
+    tp = found.get(TEXT) or (given.tp if given.tp is not None and TEXT not in found else ranks)
+    others = {modality: size for modality, size in found.items() if modality != TEXT and size not in (None, tp)}
+    largest = max(tp, *(size for size in others.values() if size), 1)
+    if largest < ranks:
+        # Only a modality of which nothing is cut can be the one that asked for so many ranks.
+        uncut = next((modality for modality, size in found.items() if size is None and modality != TEXT), None)
+        if uncut is None:
+            raise InputError(
+                f"{where}: has {ranks} tensor parallel ranks, but with the sizes in config.json its tensors are cut "
+                f"into {largest} pieces at most; is this the reference of the model?"
+            )
+        others[uncut] = ranks
+    return tp, {modality: size for modality, size in others.items() if size is not None}
+
+
+def _evidence(grid: RankGrid, targets: Targets, sizes: Sizes) -> Mapping[str, _Evidence]:
+    ranks = grid.tensor_ranks
+    candidates = [size for size in range(1, ranks + 1) if ranks % size == 0]
+
+    @cache
+    def pieces(rule: Rule, found: Shape) -> Mapping[int, list[Shape]] | None:
+        """The shapes of the pieces for each size, one being found; nothing for a rule of unknown size."""
+        full = _full(rule, sizes, found)
+        if full is None:
+            return None
+        unit = None if rule.unit is None else sizes.get(rule.unit)
+        shapes = {}
+        for size in candidates:
+            try:
+                cut = TENSOR_PARALLEL_RULES[rule.tensor_parallel].cut(full, size, unit)
+            except ValueError:
+                continue
+            shapes[size] = [cut[rank % size].shape for rank in range(ranks)]
+        return shapes
+
+    evidence: dict[str, _Evidence] = {}
+    for (tp_rank, pp_rank, ep_rank), file in grid.files.items():
+        if tp_rank:
+            continue
+        others = [grid.files[rank, pp_rank, ep_rank].tensors for rank in range(ranks)]
+        for place, tensor in file.tensors.items():
+            local = targets.find(place[1])
+            shapes = [each[place].shape for each in others if place in each]
+            if local is None or len(shapes) < ranks:
+                continue
+            rules = [rule for rule in targets.rules(local.target) if _is_cut(rule, tensor.shape)]
+            if not rules:
+                continue
+            seen = evidence.setdefault(rules[0].modality, _Evidence())
+            known = [by_size for rule in rules if (by_size := pieces(rule, tensor.shape)) is not None]
+            seen.known += bool(known)
+            seen.unknown += not known
+            seen.fitting.update({size for by_size in known for size, expected in by_size.items() if expected == shapes})
+    return evidence
+
+
+def _is_cut(rule: Rule, shape: Shape) -> bool:
+    dim = TENSOR_PARALLEL_RULES[rule.tensor_parallel].dim
+    return dim is not None and dim < len(shape)
+
+
+def _full(rule: Rule, sizes: Sizes, found: Shape) -> VirtualTensor | None:
+    """The unsplit parameter of a rule, if config.json tells its size; a piece of it tells the dims that are not cut."""
+    cut = TENSOR_PARALLEL_RULES[rule.tensor_parallel].dim
+    unknown = {number for source in rule.sources for number, dim in enumerate(source.dims) if dim in (ANY, SIZE_NAME)}
+    if cut in unknown or (unknown and (rule.operator != "rename" or len(found) != len(rule.sources[0].dims))):
+        return None
+    try:
+        shapes = tuple(
+            tuple(found[number] if number in unknown else sizes.get(dim) for number, dim in enumerate(source.dims))
+            for source in rule.sources
+        )
+        recipe = make_recipe(rule, "uint8", shapes, sizes, 0 if rule.packs_experts else None)
+    except InputError:
+        return None
+    return whole(recipe.tensor.dtype, recipe.tensor.shape)

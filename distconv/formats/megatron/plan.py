@@ -1,0 +1,180 @@
+"""The plan of a conversion to Megatron directories: every output file and what it holds.
+
+Owns the names of files and directories, the split of parameters over (tensor, pipeline, expert) coordinates, and the
+sizes that balancing and reporting need. An outline (path, bytes) exists of every file; the entries of a file are
+derived on request, so that a process spells out only its own share. Reads and writes nothing.
+Format: the `torch` checkpoint format of Megatron-LM, `megatron/training/checkpointing.py`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from distconv.errors import JobError
+from distconv.formats.megatron.directory import FILE_NAME
+from distconv.formats.records import Entry, OutputFile
+from distconv.layout.layout import CompleteLayout
+from distconv.layout.shards import Shards, cut_recipes
+from distconv.models.bind import Binding, Parameter, Recipe, Unconverted, target_name
+from distconv.tensors.dtypes import ITEM_SIZE
+
+
+class RankFile(OutputFile):
+    """The file of one rank."""
+
+    @property
+    def ep_rank(self) -> int:
+        """Its expert parallel rank."""
+        return self.order[0]
+
+    @property
+    def tp_rank(self) -> int:
+        """Its tensor parallel rank."""
+        return self.order[1]
+
+    @property
+    def pp_rank(self) -> int:
+        """Its pipeline rank."""
+        return self.order[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSummary:
+    """What one stage holds, over all tensor and expert parallel ranks; `nbytes` in bytes, as written."""
+
+    stage: int
+    layers: Mapping[str, int]
+    parameters: int
+    nbytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MegatronPlan:
+    """Everything that will be written, as outlines; `entries` spells out one file."""
+
+    binding: Binding
+    layout: CompleteLayout
+    files: tuple[RankFile, ...]
+    stages: tuple[StageSummary, ...]
+    shards: Mapping[Recipe, Shards]
+    placed: tuple[tuple[tuple[Parameter, int | None], ...], ...]
+
+    @property
+    def unconverted(self) -> tuple[Unconverted, ...]:
+        """The source tensors that are left out on purpose."""
+        return self.binding.unconverted
+
+    @property
+    def dictionaries(self) -> list[str]:
+        """The keys of the dictionaries of tensors in each file, one per virtual stage."""
+        return ["model"] if self.layout.vpp == 1 else [f"model{number}" for number in range(self.layout.vpp)]
+
+    def entries(self, file: OutputFile) -> Iterator[Entry]:
+        """The tensors of a file in the order in which it stores them."""
+        assert isinstance(file, RankFile)
+        for virtual_stage, key in enumerate(self.dictionaries):
+            for parameter, layer in self.placed[virtual_stage * self.layout.pp + file.pp_rank]:
+                owner, expert = expert_owner(parameter, self.binding.experts, self.layout.ep)
+                if owner is None or owner == file.ep_rank:
+                    name = target_name(parameter.recipe.rule, layer, expert)
+                    pieces = self.shards[parameter.recipe]
+                    yield Entry(key, name, parameter.sources, pieces[file.tp_rank % len(pieces)])
+
+    def summary(self) -> dict[str, Any]:
+        """The layout and what is on each stage."""
+        layout = self.layout
+        return {
+            "layout": layout.to_json(),
+            "stages": [
+                {
+                    "virtual_stage": each.stage // layout.pp,
+                    "pipeline_rank": each.stage % layout.pp,
+                    "layers": each.layers,
+                    "parameters": each.parameters,
+                    "bytes": each.nbytes,
+                }
+                for each in self.stages
+            ],
+        }
+
+
+def make_plan(binding: Binding, layout: CompleteLayout) -> MegatronPlan:
+    """The plan for a bound model under a layout that has been checked against it.
+
+    Raises:
+        InputError: sizes that the layout does not divide.
+        JobError: a parameter that would be on no stage, or two of one name; a defect, found before writing.
+    """
+    shards = cut_recipes((parameter.recipe for parameter in binding.parameters), layout)
+    placements = {modality: layout.placement_of(modality) for modality in binding.layers}
+    placed: list[list[tuple[Parameter, int | None]]] = [[] for _ in range(layout.stage_count)]
+    elements, stage_bytes = [0] * layout.stage_count, [0] * layout.stage_count
+    ranks = layout.tensor_ranks
+    nbytes = [[[0] * ranks for _ in range(layout.pp)] for _ in range(layout.ep)]
+    piece_bytes = {
+        recipe: [piece.elements * ITEM_SIZE[piece.dtype] for piece in pieces] for recipe, pieces in shards.items()
+    }
+    owners: dict[tuple[int, str], set[int | None]] = {}
+    for parameter in binding.parameters:
+        rule = parameter.recipe.rule
+        holders = placements[rule.modality].stages(rule.stage, parameter.layer)
+        if not holders:
+            raise JobError(f"{parameter.name}: would be on no stage; nothing has been written")
+        owner, expert = expert_owner(parameter, binding.experts, layout.ep)
+        sizes = piece_bytes[parameter.recipe]
+        for stage, layer in holders:
+            name = target_name(rule, layer, expert)
+            others = owners.setdefault((stage, name), set())
+            if owner in others or None in others or (owner is None and others):
+                raise JobError(f"{name}: would be twice on stage {stage}; nothing has been written")
+            others.add(owner)
+            placed[stage].append((parameter, layer))
+            elements[stage] += parameter.recipe.tensor.elements
+            for ep_rank in range(layout.ep) if owner is None else (owner,):
+                row = nbytes[ep_rank][stage % layout.pp]
+                for tp_rank in range(ranks):
+                    row[tp_rank] += sizes[tp_rank % len(sizes)]
+                stage_bytes[stage] += sum(sizes[tp_rank % len(sizes)] for tp_rank in range(ranks))
+    layers: list[Counter[str]] = [Counter() for _ in range(layout.stage_count)]
+    for modality, placement in placements.items():
+        for holders in placement.of_layer.values():
+            for stage, _ in holders:
+                layers[stage][modality] += 1
+    files = tuple(
+        RankFile(
+            path=f"{_directory(layout, tp_rank, pp_rank, ep_rank)}/{FILE_NAME}",
+            nbytes=nbytes[ep_rank][pp_rank][tp_rank],
+            order=(ep_rank, tp_rank, pp_rank),
+            batch=pp_rank,
+        )
+        for ep_rank in range(layout.ep)
+        for tp_rank in range(ranks)
+        for pp_rank in range(layout.pp)
+    )
+    return MegatronPlan(
+        binding=binding,
+        layout=layout,
+        files=files,
+        stages=tuple(
+            StageSummary(stage=stage, layers=layers[stage], parameters=elements[stage], nbytes=stage_bytes[stage])
+            for stage in range(layout.stage_count)
+        ),
+        shards=shards,
+        placed=tuple(tuple(each) for each in placed),
+    )
+
+
+def expert_owner(parameter: Parameter, experts: int | None, ep: int) -> tuple[int | None, int | None]:
+    """The expert parallel rank that holds a parameter (`None`: every rank) and the expert's number on that rank."""
+    if parameter.expert is None or experts is None:
+        return None, None
+    return divmod(parameter.expert, experts // ep)
+
+
+def _directory(layout: CompleteLayout, tp_rank: int, pp_rank: int, ep_rank: int) -> str:
+    pipeline = f"_{pp_rank:03d}" if layout.pp > 1 else ""
+    expert = f"_{ep_rank:03d}" if layout.ep > 1 else ""
+    return f"mp_rank_{tp_rank:02d}{pipeline}{expert}"

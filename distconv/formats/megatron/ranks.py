@@ -1,0 +1,75 @@
+"""The ranks of a Megatron checkpoint by coordinate: which number in a directory's name is which rank.
+
+Owns the choice between pipeline and expert parallel rank where a name has one number for the two. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from distconv.errors import InputError
+from distconv.formats.megatron.index import MegatronIndex, RankFile
+from distconv.formats.megatron.names import Targets
+from distconv.layout.request import SourceLayout
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RankGrid:
+    """The numbers of ranks, and the file of each (tensor, pipeline, expert) rank."""
+
+    tensor_ranks: int
+    pp: int
+    ep: int
+    files: Mapping[tuple[int, int, int], RankFile]
+
+
+def arrange(index: MegatronIndex, targets: Targets, experts: int | None, given: SourceLayout) -> RankGrid:
+    """The ranks of an index; `experts` is the model's number of experts, `None` for a dense model.
+
+    Raises:
+        InputError: a number may be the pipeline or the expert parallel rank, and neither the files nor the user tell.
+    """
+    tensor_ranks, *others = (max(numbers) + 1 for numbers in zip(*(file.rank for file in index.files), strict=True))
+    if len(others) == 2:
+        pp, ep = others
+    elif not others or others == [1]:
+        pp, ep = 1, 1
+    elif _is_expert_rank(index, targets, experts, others[0], given):
+        pp, ep = 1, others[0]
+    else:
+        pp, ep = others[0], 1
+    files = {}
+    for file in index.files:
+        tp_rank, *rest = file.rank
+        if len(rest) == 1:
+            rest = [0, *rest] if ep > 1 else [*rest, 0]
+        pp_rank, ep_rank = rest or (0, 0)
+        files[tp_rank, pp_rank, ep_rank] = file
+    return RankGrid(tensor_ranks=tensor_ranks, pp=pp, ep=ep, files=files)
+
+
+def _is_expert_rank(
+    index: MegatronIndex, targets: Targets, experts: int | None, ranks: int, given: SourceLayout
+) -> bool:
+    if experts is None:
+        return False
+    names = {name for file in index.files for _, name in file.tensors}
+    numbers = [local.expert for name in names if (local := targets.find(name)) and local.expert is not None]
+    held = max(numbers, default=-1) + 1
+    if experts in (held, held * ranks):
+        return held < experts
+    # Stages differ in what they hold, but for encoders that are on all of them; expert parallel ranks never do.
+    if len({frozenset(file.tensors) for file in index.files}) > 1:
+        return False
+    if held:
+        return True
+    as_pipeline = given.pp in (None, ranks) and given.ep in (None, 1)
+    as_experts = given.pp in (None, 1) and given.ep in (None, ranks)
+    if as_pipeline == as_experts:
+        raise InputError(
+            f"{index.directory}: the second number of names such as mp_rank_00_{ranks - 1:03d} may be the pipeline or "
+            "the expert parallel rank: all ranks hold tensors of the same names, and no experts; give "
+            f"source_layout.pp={ranks} or source_layout.ep={ranks}"
+        )
+    return as_experts

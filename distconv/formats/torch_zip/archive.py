@@ -1,0 +1,241 @@
+"""Reading the structure of a `torch.save` file: which tensors it holds, and at which offsets.
+
+The zip directory and the pickle are read as data: classes and functions that the pickle names are never imported or
+called, they become inert stand-ins. Needs no torch and reads no tensor data.
+Format: https://docs.pytorch.org/docs/stable/notes/serialization.html, and `torch/serialization.py`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import IO, Any
+
+from distconv.errors import InputError
+from distconv.formats.torch_zip.inert_pickle import Inert, InertUnpickler, first_words
+from distconv.tensors.dtypes import ITEM_SIZE
+
+_STORAGE_DTYPES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+# The limit of torch itself.
+MOST_DIMS = 64
+_LOCAL_HEADER_BYTES = 30
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedTensor:
+    """A tensor of the file: element type, shape, strides in elements, file offset in bytes of its first element."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+
+    @staticmethod
+    def contiguous(dtype: str, shape: tuple[int, ...], offset: int) -> ArchivedTensor:
+        """A tensor whose elements lie in row-major order without gaps."""
+        strides = tuple(prod(shape[dim + 1 :]) for dim in range(len(shape)))
+        return ArchivedTensor(dtype, shape, strides, offset)
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether its elements lie in row-major order without gaps."""
+        expected = 1
+        for length, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if length > 1 and stride != expected:
+                return False
+            expected *= length
+        return True
+
+
+class _DamagedError(Exception):
+    """What is wrong inside a file; the name of the file comes in front of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    dtype: str | None
+    offset: int
+    nbytes: int
+
+
+def read_archive(path: Path) -> Mapping[str, Any]:
+    """The top-level dictionary of a file: tensors as `ArchivedTensor`, plain values as they are, all else `Inert`.
+
+    Raises:
+        InputError: the file is missing, not in torch's zip format, or damaged.
+    """
+    with refusals(str(path)), path.open("rb") as stream:
+        content = archive_content(stream, 0, os.fstat(stream.fileno()).st_size)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a dictionary at the top, found {type(content).__name__}")
+    return content
+
+
+def archive_content(stream: IO[bytes], offset: int, length: int) -> Any:
+    """What an archive holds, `stream` being the bytes `offset` to `offset + length` of its file.
+
+    What is wrong with it is raised in many ways; `refusals` makes one of them.
+    """
+    with zipfile.ZipFile(stream) as archive:
+        members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+        if "data.pkl" not in members:
+            raise _DamagedError("not a file that torch.save wrote: it holds no data.pkl")
+        for name in members.keys() & {"data.pkl", "byteorder"}:
+            _check_stored(members[name], name)
+        if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+            raise _DamagedError("written on a big-endian machine, which is not supported")
+        return _Unpickler(archive.read(members["data.pkl"]), _Storages(stream, members, offset, length)).load()
+
+
+@contextmanager
+def refusals(where: str) -> Iterator[None]:
+    """What is wrong inside, as an `InputError` that says where."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"{where}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read: {error.strerror}") from None
+    except zipfile.BadZipFile as error:
+        raise InputError(
+            f"{where}: truncated, or not in the zip format of torch >= 1.6 ({error}); an older file can be saved again "
+            "with torch.save(torch.load(file), file)"
+        ) from None
+    except _DamagedError as error:
+        raise InputError(f"{where}: {error}") from None
+    except Exception as error:  # noqa: BLE001 - a damaged pickle can fail in any way, and none of them is a defect here
+        raise InputError(f"{where}: its pickle is damaged: {first_words(error)}") from None
+
+
+def _check_stored(info: zipfile.ZipInfo, what: str) -> None:
+    """A few bytes that are compressed may stand for more than there is memory."""
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise _DamagedError(f"its {what} is compressed, which torch never does")
+
+
+class _Storages:
+    """The storages of an archive by key, located and checked when something refers to them."""
+
+    def __init__(
+        self, stream: IO[bytes], members: Mapping[str, zipfile.ZipInfo], archive_offset: int, archive_length: int
+    ) -> None:
+        self._stream, self._members = stream, members
+        self._offset, self._length = archive_offset, archive_length
+
+    def locate(self, key: str, dtype: str | None) -> _Storage:
+        info = self._members.get(f"data/{key}")
+        if info is None:
+            raise _DamagedError(f"its storage {key} is missing")
+        _check_stored(info, f"storage {key}")
+        self._stream.seek(info.header_offset)
+        header = self._stream.read(_LOCAL_HEADER_BYTES)
+        name_length, extra_length = struct.unpack("<HH", header[26:30])
+        offset = info.header_offset + _LOCAL_HEADER_BYTES + name_length + extra_length
+        if offset + info.file_size > self._length:
+            raise _DamagedError(f"its storage {key} leaves the file")
+        return _Storage(dtype, self._offset + offset, info.file_size)
+
+
+class _Unpickler(InertUnpickler):
+    """Tensors and their storages become records, everything else is inert."""
+
+    def __init__(self, text: bytes, storages: _Storages) -> None:
+        super().__init__(io.BytesIO(text))
+        self._storages = storages
+        self._inert: dict[tuple[str, str], type[Inert]] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _FUNCTIONS:
+            return _FUNCTIONS[module, name]
+        if module == "torch" and name in _STORAGE_DTYPES:
+            return _STORAGE_DTYPES[name]
+        if module == "torch" and name in ITEM_SIZE:
+            return name
+        return self._inert.setdefault((module, name), type(name, (Inert,), {}))
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, dtype, key, _, _ = pid
+        if not isinstance(kind, str):
+            raise TypeError("the kind of a reference is text")
+        if kind != "storage" or not isinstance(key, str):
+            raise _DamagedError(f"unknown reference {kind!r} in the pickle")
+        # The storage of a type that is not known here, or that its tensor names, is bytes.
+        return self._storages.locate(key, dtype if isinstance(dtype, str) else None)
+
+
+def _tensor(
+    storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object
+) -> ArchivedTensor | Inert:
+    return Inert() if storage.dtype is None else _located(storage, storage.dtype, offset, tuple(shape), tuple(strides))
+
+
+def _tensor_of_type(
+    storage: _Storage,
+    offset: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    requires_grad: object,  # noqa: ARG001 - torch's signature
+    hooks: object,  # noqa: ARG001
+    dtype: object,
+    *_: object,
+) -> ArchivedTensor | Inert:
+    return _located(storage, dtype, offset, tuple(shape), tuple(strides)) if isinstance(dtype, str) else Inert()
+
+
+def _located(
+    storage: _Storage, dtype: str, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> ArchivedTensor:
+    item_size = ITEM_SIZE[dtype]
+    if not all(type(each) is int for each in (offset, *shape, *strides)):
+        raise TypeError("shape, strides and offset of a tensor are whole numbers")
+    if not len(shape) == len(strides) <= MOST_DIMS or min((offset, *shape, *strides)) < 0:
+        raise _DamagedError(f"a tensor has shape {list(shape)}, strides {list(strides)} and offset {offset}")
+    extent = 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True)) if prod(shape) else 0
+    if (offset + extent) * item_size > storage.nbytes:
+        raise _DamagedError(f"a tensor of shape {list(shape)} leaves its storage of {storage.nbytes} bytes")
+    return ArchivedTensor(dtype, shape, strides, storage.offset + offset * item_size)
+
+
+def _parameter(data: ArchivedTensor | Inert, *_: object) -> ArchivedTensor | Inert:
+    return data
+
+
+def _dictionary() -> dict[Any, Any]:
+    """What torch fills with entries afterwards."""
+    return {}
+
+
+def _attribute(*_: object) -> type[Inert]:
+    """How protocol 2 names a nested class: an attribute of another class."""
+    return type("Attribute", (Inert,), {})
+
+
+_FUNCTIONS: Mapping[tuple[str, str], Any] = {
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _tensor_of_type,
+    # How tensors on an NPU are saved: copied to the CPU, with their on-device format as one argument more.
+    ("torch_npu.utils.storage", "_rebuild_npu_tensor"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("collections", "OrderedDict"): _dictionary,
+    ("__builtin__", "getattr"): _attribute,
+    ("builtins", "getattr"): _attribute,
+}

@@ -1,0 +1,133 @@
+"""Reading the structure of many `torch.save` archives in one file, one after the other, as `.distcp` files hold them.
+
+Owns how few bytes, and how little time, each of them costs. What an archive is, `torch_archive` knows; as there,
+nothing in a file is imported or called, and no tensor data is read.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from errno import EINVAL
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from distconv.formats.torch_zip.archive import ArchivedTensor, archive_content, refusals
+
+# The end of one archive and the beginning of the next one mostly fit, so that a tensor costs one read.
+_BLOCK_BYTES = 16 << 10
+_FORMS = 8
+_END_BYTES = 56 + 20 + 22  # zip64 end of central directory, its locator, end of central directory
+_ENTRY = b"PK\x01\x02"  # of the directory: 12 bytes, the checksum in 4, the rest
+
+
+@contextmanager
+def stored_within(path: Path) -> Iterator[Callable[[int, int], Any]]:
+    """A function that reads what `torch.save` wrote to the bytes `offset` to `offset + length` of the file.
+
+    It gives what `read_archive` gives, or a bare tensor, with offsets in the file, and raises `InputError` if these
+    bytes are damaged. Ask in the order of offsets: a block of the file is read once then.
+
+    Raises:
+        InputError: the file is missing or cannot be read.
+    """
+    with refusals(str(path)):
+        descriptor = os.open(path, os.O_RDONLY)
+    try:
+        block = lru_cache(8)(lambda number: os.pread(descriptor, _BLOCK_BYTES, number * _BLOCK_BYTES))
+        forms: dict[int, list[_Form]] = defaultdict(list)
+
+        def read(offset: int, length: int) -> Any:
+            with refusals(f"{path}, {length} bytes from {offset}"):
+                window = _Window(block, offset, length)
+                for form in forms[length]:
+                    if form.fits(window):
+                        return replace(form.tensor, offset=offset + form.tensor.offset)
+                content = archive_content(io.BufferedReader(window, 1024), offset, length)
+                if isinstance(content, ArchivedTensor) and len(forms[length]) < _FORMS:
+                    forms[length] += _form(window, replace(content, offset=content.offset - offset))
+                return content
+
+        yield read
+    finally:
+        os.close(descriptor)
+
+
+class _Window(io.RawIOBase):
+    """Some bytes of a file as a file, through blocks."""
+
+    def __init__(self, block: Callable[[int], bytes], offset: int, length: int) -> None:
+        self._block, self._offset, self._length, self._position = block, offset, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length}[whence]
+        if base + position < 0:
+            raise OSError(EINVAL, "damaged, or not an archive: it refers to bytes before its first one")
+        self._position = base + position
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.bytes(self._position, len(buffer))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def bytes(self, start: int, length: int) -> bytes:
+        """The bytes `start` to `start + length`, fewer at the end."""
+        low = self._offset + start
+        high = min(low + length, self._offset + self._length)
+        number, skipped = divmod(low, _BLOCK_BYTES)
+        data = self._block(number)[skipped : skipped + max(0, high - low)]
+        while low + len(data) < high and (more := self._block(number := number + 1)):
+            data += more[: high - low - len(data)]
+        return data
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Form:
+    """What archives have in common, byte for byte, that hold a tensor of the same kind: all but data and its checksums.
+
+    `head` goes up to the data and holds the pickle; `directory` is the zip's, without those, from byte `start` on.
+    """
+
+    head: bytes
+    start: int
+    directory: bytes
+    tensor: ArchivedTensor
+
+    def fits(self, window: _Window) -> bool:
+        return window.bytes(0, len(self.head)) == self.head and _directory(window, self.start) == self.directory
+
+
+def _form(window: _Window, tensor: ArchivedTensor) -> list[_Form]:
+    """The form of an archive, if it is laid out as torch does it: the pickle first."""
+    end = window.bytes(window.length - _END_BYTES, _END_BYTES)
+    if tensor.offset > _BLOCK_BYTES or not end.startswith(b"PK\x06\x06"):
+        return []
+    (start,) = struct.unpack_from("<Q", end, 48)
+    directory = window.bytes(start, window.length - start)
+    header, name = struct.unpack_from("<28xH12xI", directory), directory[46:]
+    if header[1] != 0 or not name[: header[0]].endswith(b"/data.pkl"):
+        return []
+    return [_Form(head=window.bytes(0, tensor.offset), start=start, directory=_directory(window, start), tensor=tensor)]
+
+
+def _directory(window: _Window, start: int) -> bytes:
+    entries = window.bytes(start, window.length - start).split(_ENTRY)
+    return _ENTRY.join(entry[:12] + entry[16:] if b"data/" in entry else entry for entry in entries)

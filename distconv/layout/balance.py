@@ -1,0 +1,118 @@
+"""Completing a layout that the user gave in part: sizes from stage lists, and stage lists from sizes.
+
+Owns the defaults: an encoder without a list stands on the first stage, and language model layers without a list are
+spread so that the heaviest pipeline rank, and then the heaviest stage, is as light as possible in bytes. What it
+chooses is printed with the plan.
+"""
+
+from __future__ import annotations
+
+from operator import itemgetter
+
+from distconv.errors import raise_if
+from distconv.layout.interleaving import heaviest, interleaved_parts
+from distconv.layout.layout import CompleteLayout, StageRows, check_layout, shown_stages
+from distconv.layout.request import Layout
+from distconv.models.bind import Binding
+from distconv.models.definition import Definition
+from distconv.models.rules import TEXT
+
+
+def complete_layout(request: Layout, binding: Binding, definition: Definition) -> CompleteLayout:
+    """The layout for a bound model.
+
+    Raises:
+        InputError: a key for a modality that the model does not have, or sizes and lists that contradict.
+    """
+    problems = []
+    for key, given in (("stages", request.stages), ("modality_tp", request.modality_tp)):
+        problems += [
+            f"layout.{key}.{modality}: this model has no {modality} modality; it has {', '.join(definition.modalities)}"
+            for modality in given
+            if modality not in definition.modalities
+        ]
+    raise_if(problems)
+    leading = request.stages.get(TEXT)
+    if leading is None and TEXT not in binding.layers:
+        leading = max(request.stages.values(), key=lambda rows: len(rows[0]), default=None)
+    if leading is not None:
+        for axis, found in (("pp", len(leading[0])), ("vpp", len(leading))):
+            given_size = getattr(request, axis)
+            if given_size not in (None, found):
+                problems.append(
+                    f"layout.{axis}={given_size}: the stage list {shown_stages(leading)} has {axis} {found}"
+                )
+    raise_if(problems)
+    pp = len(leading[0]) if leading is not None else request.pp or 1
+    vpp = len(leading) if leading is not None else request.vpp or 1
+
+    stages = {modality: rows for modality, rows in request.stages.items() if modality in binding.layers}
+    for modality, count in binding.layers.items():
+        if modality != TEXT and modality not in stages:
+            stages[modality] = _rows([count] + [0] * (pp * vpp - 1), pp)
+    layout = CompleteLayout(
+        tp=request.tp,
+        pp=pp,
+        vpp=vpp,
+        ep=request.ep,
+        stages=stages,
+        modality_tp=request.modality_tp,
+        placement=request.placement,
+    )
+    check_layout(layout, binding.layers, binding.experts, at_least=binding.adapters)
+    if TEXT in binding.layers and TEXT not in stages:
+        if layout.stage_count > sum(binding.layers.values()):
+            problems.append(
+                f"layout.pp={pp} and layout.vpp={vpp}: {layout.stage_count} stages, but the model has "
+                f"{sum(binding.layers.values())} layers; to leave stages empty, give layout.stages.text"
+            )
+            raise_if(problems)
+        stages[TEXT] = _rows(_balanced_text(layout, binding, definition), pp)
+    return layout
+
+
+def _balanced_text(layout: CompleteLayout, binding: Binding, definition: Definition) -> list[int]:
+    """Language model layers per stage, given where the encoders stand.
+
+    Weighs what one expert parallel rank holds (times `ep`, to stay with whole numbers): the experts are divided there,
+    all else is on each.
+    """
+    layers = [0] * binding.layers[TEXT]
+    carried = [0] * layout.stage_count
+    ends = {"first": 0, "last": 0}
+    tied, embedding = definition.tied, 0
+    targets = set()
+    placements = {modality: layout.placement_of(modality) for modality in layout.stages}
+    for parameter in binding.parameters:
+        rule = parameter.recipe.rule
+        nbytes = parameter.nbytes * (layout.ep if parameter.expert is None else 1)
+        targets.add(rule.target)
+        if tied is not None and rule.target == tied.embedding:
+            embedding += nbytes
+        if rule.modality != TEXT:
+            for stage, _ in placements[rule.modality].stages(rule.stage, parameter.layer):
+                carried[stage] += nbytes
+        elif parameter.layer is not None:
+            layers[parameter.layer] += nbytes
+        elif rule.stage in ends:
+            ends[rule.stage] += nbytes
+    # The head of a tied model is a copy of the embedding, where the two are on different stages.
+    copy = embedding if binding.tied and tied is not None and tied.head not in targets else 0
+    pp = layout.pp
+    if layout.placement == "u_shape":
+        carried[0] += ends["first"]
+        carried[(layout.vpp - 1) * pp] += ends["last"] + (copy if pp > 1 else 0)
+        return [len(part) for part in interleaved_parts(layers, carried, pp)]
+    layers[0] += ends["first"]
+    layers[-1] += ends["last"]
+    count, stages = len(layers), layout.stage_count if copy else 0
+    undivided = [[range(0)] * at + [range(count)] + [range(count, count)] * (stages - at - 1) for at in range(stages)]
+    options = [(heaviest(parts, layers, carried, pp), parts) for parts in undivided]
+    layers[-1] += copy
+    divided = interleaved_parts(layers, carried, pp)
+    options.insert(0, (heaviest(divided, layers, carried, pp), divided))
+    return [len(part) for part in min(options, key=itemgetter(0))[1]]
+
+
+def _rows(flat: list[int], pp: int) -> StageRows:
+    return tuple(tuple(flat[start : start + pp]) for start in range(0, len(flat), pp))

@@ -1,0 +1,117 @@
+"""Cutting layers over pipeline ranks that hold several virtual stages each.
+
+Owns the balance of what a rank holds in all, and then of its single stages. Pure and deterministic, like `partition`,
+which is exact where a rank has one stage; knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, pairwise
+from typing import TypeVar
+
+from distconv.layout.partition import even_parts
+
+_Cost = TypeVar("_Cost", bound=tuple[int, ...])
+
+
+def interleaved_parts(weights: Sequence[int], preload: Sequence[int], ranks: int) -> list[range]:
+    """One range of items per stage; stage `s` is on rank `s mod ranks` and carries `preload[s]` already.
+
+    The heaviest rank is as light as possible, and then the heaviest stage. That is exact where a rank has one stage, or
+    where all weights are equal (else it is as hard as bin packing); the heaviest rank is never more than the heaviest
+    weight above the best. Takes time cubic in the stages at most: for layers, not for files.
+    """
+    if len(preload) == ranks:
+        return even_parts(weights, preload)
+    sums = [0, *accumulate(weights)]
+
+    def stages(cuts: Sequence[int]) -> list[int]:
+        return _loads(cuts, sums, preload)
+
+    def by_rank(cuts: Sequence[int]) -> tuple[int, int]:
+        loads = _of_ranks(stages(cuts), ranks)
+        return max(loads), sum(load * load for load in loads)
+
+    cuts = _descend(_filled(sums, preload, ranks), by_rank, lambda cuts: _of_ranks(stages(cuts), ranks))
+    capacity = by_rank(cuts)[0]
+
+    def by_stage(cuts: Sequence[int]) -> tuple[int, int, int]:
+        loads = stages(cuts)
+        return max(capacity, *_of_ranks(loads, ranks)), max(loads), sum(load * load for load in loads)
+
+    cuts = _descend(cuts, by_stage, stages)
+    return [range(start, stop) for start, stop in pairwise(cuts)]
+
+
+def heaviest(parts: Sequence[range], weights: Sequence[int], preload: Sequence[int], ranks: int) -> tuple[int, int]:
+    """The load of the heaviest rank, and of the heaviest stage."""
+    sums = [0, *accumulate(weights)]
+    loads = _loads([0, *(part.stop for part in parts)], sums, preload)
+    return max(_of_ranks(loads, ranks)), max(loads)
+
+
+def _loads(cuts: Sequence[int], sums: Sequence[int], preload: Sequence[int]) -> list[int]:
+    return [carried + sums[stop] - sums[start] for carried, (start, stop) in zip(preload, pairwise(cuts), strict=True)]
+
+
+def _of_ranks(loads: Sequence[int], ranks: int) -> list[int]:
+    return [sum(loads[rank::ranks]) for rank in range(ranks)]
+
+
+def _filled(sums: Sequence[int], preload: Sequence[int], ranks: int) -> list[int]:
+    """Cuts that give each rank what it lacks to a common level, in equal shares over its stages.
+
+    What a stage gets too much or too little for want of a layer that fits is made good by later stages of its rank.
+    """
+    lacking = _lacking(_of_ranks(preload, ranks), sums[-1])
+    cuts, wanted = [0], 0.0
+    for stage in range(len(preload)):
+        rank, later = stage % ranks, (len(preload) - stage - 1) // ranks
+        stop = cuts[-1]
+        if lacking[rank] > 0:
+            wanted += lacking[rank] / (later + 1)
+            while stop + 1 < len(sums) and sums[stop] + sums[stop + 1] <= 2 * wanted:
+                stop += 1
+        if stage + 1 == len(preload):
+            stop = len(sums) - 1
+        lacking[rank] -= sums[stop] - sums[cuts[-1]]
+        cuts.append(stop)
+    return cuts
+
+
+def _lacking(carried: Sequence[int], total: int) -> list[float]:
+    """What each rank lacks to the level at which all of them together lack `total`."""
+    ordered = sorted(carried)
+    level = next(
+        level
+        for count in range(1, len(ordered) + 1)
+        if (level := (total + sum(ordered[:count])) / count) <= min(ordered[count:], default=level)
+    )
+    return [max(level - each, 0.0) for each in carried]
+
+
+def _descend(
+    cuts: list[int], cost: Callable[[Sequence[int]], _Cost], loads: Callable[[Sequence[int]], list[int]]
+) -> list[int]:
+    """Take a layer from where it is heaviest to wherever that helps most, until it helps no more."""
+    best = cost(cuts)
+    while True:
+        found = loads(cuts)
+        most = max(found)
+        sources = [stage for stage in range(len(cuts) - 1) if found[stage % len(found)] == most]
+        lowest = min(((cost(moved), moved) for moved in _moves(cuts, sources)), default=None)
+        if lowest is None or lowest[0] >= best:
+            return cuts
+        best, cuts = lowest
+
+
+def _moves(cuts: Sequence[int], sources: Sequence[int]) -> Iterator[list[int]]:
+    """The cuts after one item less in a source and one more in another stage; those between them move on by one."""
+    for source in sources:
+        if cuts[source] == cuts[source + 1]:
+            continue
+        for target in range(len(cuts) - 1):
+            low, high, step = (source, target, -1) if source < target else (target, source, 1)
+            if low < high:
+                yield [*cuts[: low + 1], *(cut + step for cut in cuts[low + 1 : high + 1]), *cuts[high + 1 :]]

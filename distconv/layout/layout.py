@@ -1,0 +1,160 @@
+"""The parallel layout: sizes of the axes, the layers on each stage, and where a parameter therefore goes.
+
+Owns the meaning of `layout.*`: tensor, pipeline, virtual pipeline and expert parallel sizes, stage lists with zeros
+anywhere, encoder lists that repeat, encoder tensor parallel sizes, and placement. It cuts nothing and knows no files.
+
+Stages are numbered over the flattened list, `stage = virtual stage * pp + pipeline rank`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from distconv.errors import raise_if
+from distconv.models.rules import TEXT
+
+StageRows = tuple[tuple[int, ...], ...]
+PLACEMENTS = ("sequential", "u_shape")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompleteLayout:
+    """A complete, validated layout. `stages[modality][v][p]` is a number of layers."""
+
+    tp: int
+    pp: int
+    vpp: int
+    ep: int
+    stages: Mapping[str, StageRows]
+    modality_tp: Mapping[str, int]
+    placement: str
+
+    @property
+    def tensor_ranks(self) -> int:
+        """Number of tensor parallel rank directories: the largest of all the tensor parallel sizes."""
+        return max(self.tp, *self.modality_tp.values()) if self.modality_tp else self.tp
+
+    @property
+    def stage_count(self) -> int:
+        """Number of stages over all virtual stages."""
+        return self.pp * self.vpp
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the report."""
+        return {
+            **vars(self),
+            "modality_tp": dict(self.modality_tp),
+            "stages": {modality: [list(row) for row in rows] for modality, rows in self.stages.items()},
+        }
+
+    def tensor_parallel_size(self, modality: str) -> int:
+        """Into how many pieces the tensors of a modality are cut; rank `r` holds piece `r mod size`."""
+        return self.modality_tp.get(modality, self.tp)
+
+    def placement_of(self, modality: str) -> Placement:
+        """Where the parameters of a modality go."""
+        flat = [layers for row in self.stages[modality] for layers in row]
+        u_shape = self.placement == "u_shape"
+        period = self.stage_count if u_shape else len(flat)
+        starts = [0, *accumulate(flat)]
+        of_layer: dict[int, list[tuple[int, int]]] = {}
+        for stage in range(self.stage_count):
+            if stage % period < len(flat):
+                start, count = starts[stage % period], flat[stage % period]
+                for local in range(count):
+                    of_layer.setdefault(start + local, []).append((stage, local))
+        occupied = [stage for stage, layers in enumerate(flat) if layers]
+        first = tuple(stage for stage in range(self.stage_count) if stage % period == occupied[0])
+        last = tuple(stage for stage in range(self.stage_count) if stage % period == occupied[-1])
+        if u_shape and modality == TEXT:
+            # Layer-wise disaggregated training keeps both ends of the language model on pipeline rank 0.
+            first = (occupied[0] // self.pp * self.pp,)
+            last = ((self.vpp - 1) * self.pp,)
+        return Placement(of_layer=of_layer, first=first, last=last, every=tuple(range(self.stage_count)))
+
+    def keeps_separate_head(self) -> bool:
+        """Whether the training side has a head parameter of its own although the model's embedding is tied.
+
+        It has one where first and last text layer are on different stages (source: megatron-core 0.12.1, GPTModel).
+        """
+        text = self.placement_of(TEXT)
+        return self.pp > 1 if self.placement == "u_shape" else text.first != text.last
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """The stages of one modality: of each layer, with its number there; the first, the last, and all stages."""
+
+    of_layer: Mapping[int, Sequence[tuple[int, int]]]
+    first: tuple[int, ...]
+    last: tuple[int, ...]
+    every: tuple[int, ...]
+
+    def stages(self, where: str, layer: int | None) -> Sequence[tuple[int, int | None]]:
+        """The stages that hold a parameter, each with the layer number that is local to the stage.
+
+        `where` is first, last, every, or layer.
+        """
+        if layer is not None:
+            return self.of_layer[layer]
+        stages = {"first": self.first, "last": self.last, "every": self.every}[where]
+        return [(stage, None) for stage in stages]
+
+
+def check_layout(
+    layout: CompleteLayout, layers: Mapping[str, int], experts: int | None, *, at_least: bool = False
+) -> None:
+    """Check a layout against a model: its layers per modality (`at_least`: or more), its number of experts.
+
+    Raises:
+        InputError: every contradiction, with the numbers of both sides.
+    """
+    problems = []
+    for modality, rows in layout.stages.items():
+        key = f"layout.stages.{modality}"
+        shown = shown_stages(rows)
+        total = sum(map(sum, rows))
+        if modality in layers and (total < layers[modality] if at_least else total != layers[modality]):
+            problems.append(
+                f"{key}={shown}: adds up to {total} layers, but the model has "
+                f"{'at least ' if at_least else ''}{layers[modality]} {modality} layers"
+            )
+        if len({len(row) for row in rows}) != 1:
+            problems.append(
+                f"{key}={shown}: every virtual stage needs the same number of entries, one per pipeline rank"
+            )
+        elif len(rows) != layout.vpp:
+            problems.append(
+                f"{key}={shown}: has {len(rows)} virtual stages, expected {layout.vpp}; write one list for each"
+            )
+        elif len(rows[0]) > layout.pp:
+            problems.append(
+                f"{key}={shown}: has {len(rows[0])} entries, more than the {layout.pp} pipeline ranks; layers of the "
+                "entries beyond would be on no rank"
+            )
+        elif len(rows[0]) < layout.pp and (modality == TEXT or layout.vpp > 1):
+            problems.append(
+                f"{key}={shown}: has {len(rows[0])} entries, expected {layout.pp}, one per pipeline rank"
+                + ("; a shorter list repeats only without virtual stages" if modality != TEXT else "")
+            )
+    for modality, size in {TEXT: layout.tp, **layout.modality_tp}.items():
+        if layout.tensor_ranks % size:
+            key = "layout.tp" if modality == TEXT else f"layout.modality_tp.{modality}"
+            problems.append(
+                f"{key}={size}: does not divide the largest tensor parallel size, {layout.tensor_ranks}; "
+                "every size must divide it"
+            )
+    if layout.ep > 1 and experts is None:
+        problems.append(f"layout.ep={layout.ep}: this model has no experts; leave layout.ep at 1")
+    elif experts is not None and experts % layout.ep:
+        problems.append(f"layout.ep={layout.ep}: does not divide the {experts} experts")
+    raise_if(problems)
+
+
+def shown_stages(rows: StageRows) -> str:
+    """A stage list as a user writes it: one list, or one per virtual stage."""
+    written = ["[" + ",".join(map(str, row)) + "]" for row in rows]
+    return written[0] if len(written) == 1 else "[" + ",".join(written) + "]"

@@ -1,0 +1,72 @@
+"""Laying out parameters: the shards of each recipe, and the proof that cutting loses nothing.
+
+Owns the derivation of tensor parallel shards and the checks on them; a recipe is cut and proved once, however many
+layers share it. It places nothing and reads nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import accumulate
+
+from distconv.errors import JobError, raise_if
+from distconv.layout.layout import CompleteLayout
+from distconv.models.bind import Recipe
+from distconv.tensors.cuts import TENSOR_PARALLEL_RULES
+from distconv.tensors.virtual import VirtualTensor, gaps, invert
+
+Shards = tuple[VirtualTensor, ...]
+
+
+def cut_recipes(recipes: Iterable[Recipe], layout: CompleteLayout) -> dict[Recipe, Shards]:
+    """The shards of each recipe, one per piece of its modality's tensor parallel size.
+
+    Raises:
+        InputError: every size that the tensor parallel size does not divide.
+        JobError: a rule whose shards would lose or double an element; a defect of the rule, found before writing.
+    """
+    problems: dict[str, None] = {}
+    shards: dict[Recipe, Shards] = {}
+    for recipe in recipes:
+        if recipe in shards:
+            continue
+        rule = recipe.rule
+        size = layout.tensor_parallel_size(rule.modality)
+        key = f"layout.modality_tp.{rule.modality}" if rule.modality in layout.modality_tp else "layout.tp"
+        at = f"{key}={size}: {rule.target}, tp rule {rule.tensor_parallel}"
+        rule_of_cut = TENSOR_PARALLEL_RULES[rule.tensor_parallel]
+        unit = None if recipe.unit is None else recipe.unit[0]
+        if recipe.unit is not None and not rule_of_cut.uneven and recipe.unit[0] % size:
+            problems[
+                f"{key}={size}: does not divide {recipe.unit[1]}: {rule.modality} attention is cut at whole heads"
+            ] = None
+            continue
+        try:
+            shards[recipe] = tuple(rule_of_cut.cut(recipe.tensor, size, unit))
+        except ValueError as error:
+            assert rule_of_cut.dim is not None
+            problems[f"{at}: {error}; made of {' and '.join(_lengths(recipe, rule_of_cut.dim))}"] = None
+            continue
+        _prove(recipe, shards[recipe])
+    raise_if(list(problems))
+    return shards
+
+
+def _lengths(recipe: Recipe, dim: int) -> dict[str, None]:
+    """How messages speak of the sizes that run along a dim."""
+    starts = [0, *accumulate(map(len, recipe.source_shapes))]
+    along = ((starts[copy.operand], copy.dims[dim]) for copy in recipe.tensor.copies)
+    return dict.fromkeys(recipe.dims[start + source_dim] for start, source_dim in along if source_dim is not None)
+
+
+def _prove(recipe: Recipe, shards: Shards) -> None:
+    distinct = list({id(shard): shard for shard in shards}.values())
+    try:
+        for shard in distinct:
+            gaps(shard)
+    except ValueError as error:
+        raise JobError(f"{recipe.rule.target}: {error}; nothing has been written") from None
+    operands = [(recipe.tensor.dtype, shape) for shape in recipe.source_shapes]
+    if lost := sum(map(gaps, invert(distinct, operands))) - recipe.unused:
+        names = ", ".join(source.name for source in recipe.rule.sources)
+        raise JobError(f"{names}: {lost} elements would be in no shard; nothing has been written")

@@ -1,0 +1,49 @@
+"""Tied embeddings: whether a Megatron-side checkpoint of a tied model holds a head, and which.
+
+Owns `tied_head` and its default, what the training side needs: a copy of the embedding where the head is on another
+stage, and nothing of its own where both are on one stage (a head that the source stores is kept then).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from distconv.errors import InputError
+from distconv.layout.layout import CompleteLayout
+from distconv.models.bind import Binding, Parameter, Unconverted
+from distconv.models.definition import Definition
+from distconv.models.rules import TEXT
+
+TIED_HEAD = ("auto", "write", "omit")
+
+
+def resolve_head(binding: Binding, definition: Definition, layout: CompleteLayout, tied_head: str) -> Binding:
+    """The binding with the head that the layout and `tied_head` ask for.
+
+    Raises:
+        InputError: the head of a model that is not tied is to be left out.
+    """
+    if definition.tied is None or TEXT not in binding.layers:
+        return binding
+    if not binding.tied:
+        if tied_head == "omit":
+            raise InputError(
+                "tied_head=omit: the head of this model is not tied to its embedding and cannot be left out"
+            )
+        return binding
+    head = definition.tied.head
+    stored = [each for each in binding.parameters if each.recipe.rule.target == head]
+    others = tuple(each for each in binding.parameters if each.recipe.rule.target != head)
+    separate = layout.keeps_separate_head()
+    if tied_head == "auto" and not separate:
+        return binding
+    if tied_head == "omit" or separate:
+        reason = "tied_head=omit" if tied_head == "omit" else "tied: the head is written as a copy of the embedding"
+        left_out = tuple(Unconverted(tensor=tensor, reason=reason) for each in stored for tensor in each.sources)
+        binding = replace(binding, parameters=others, unconverted=binding.unconverted + left_out)
+        stored = []
+    if tied_head == "omit" or stored:
+        return binding
+    embedding = next(each for each in others if each.recipe.rule.target == definition.tied.embedding)
+    recipe = replace(embedding.recipe, rule=definition.rule_for(head))
+    return replace(binding, parameters=(*binding.parameters, Parameter(recipe, embedding.sources)))

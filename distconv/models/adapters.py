@@ -1,0 +1,150 @@
+"""LoRA adapters: the rules for them, derived from the rules of the modules that they adapt, and their configuration.
+
+Owns the names that PEFT gives to the parts of an adapted module, their tensor parallel cut, and the checks against
+`adapter_config.json`. A module is adaptable when its parameter is one source tensor as it is (the canonical variants).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from distconv.models.rules import ANY, Rule, SourcePattern
+
+ADAPTERS = ("beside", "only")
+CONFIG_NAME = "adapter_config.json"
+_WEIGHT, _BIAS = ".weight", ".bias"
+_FACTOR = re.compile(r"\.lora_([AB])\.weight$")
+_FACTOR_IN_MEMORY = re.compile(r"\.lora_([AB])\.default\.weight$")
+
+
+def rules_with_adapters(rules: Iterable[Rule]) -> Iterator[Rule]:
+    """The rules for a checkpoint in which a module is plain, or adapted, with its base weights beside the factors."""
+    rules = list(rules)
+    adaptable = {_stem(rule) for rule in rules if _is_adaptable(rule)}
+    for rule in rules:
+        stem, suffix = _stem(rule), _WEIGHT if rule.target.endswith(_WEIGHT) else _BIAS
+        if stem not in adaptable or len(rule.sources) > 1:
+            yield rule
+            continue
+        group = f"adapter of {stem}{suffix}"
+        yield replace(rule, choice=(group, "plain"))
+        yield replace(_renamed(rule, suffix, f".base_layer{suffix}"), choice=(group, "adapted"))
+        if suffix == _WEIGHT:
+            yield from (replace(factor, choice=(group, "adapted")) for factor in _factors(rule))
+
+
+def rules_of_adapters(rules: Iterable[Rule], *, sized: bool) -> Iterator[Rule]:
+    """The rules for a checkpoint of adapters alone: of each layer, a module has both factors or none.
+
+    Not `sized`: nothing but the adapters' own configuration is at hand, so neither widths nor heads are known.
+    """
+    for rule in rules:
+        if _is_adaptable(rule):
+            for factor in _factors(rule):
+                choice = (f"adapter of {_stem(rule)}", "adapted")
+                adapted = replace(factor, choice=choice, may_be_absent=True)
+                if not sized:
+                    sources = tuple(SourcePattern(name=each.name, dims=(ANY, ANY)) for each in factor.sources)
+                    adapted = replace(adapted, sources=sources, unit=None)
+                yield adapted
+
+
+def canonical_factor(name: str) -> str:
+    """The name of a factor as a model in memory has it: adapters that PEFT saves leave out the adapter's own name."""
+    return _FACTOR.sub(r".lora_\1.default.weight", name)
+
+
+def saved_factor(name: str) -> str:
+    """The name that PEFT saves a factor under; the inverse of `canonical_factor`."""
+    return _FACTOR_IN_MEMORY.sub(r".lora_\1.weight", name)
+
+
+def adapter_problems(
+    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], left_out: Iterable[str], where: str
+) -> list[str]:
+    """What is wrong between an adapter's configuration and its factors.
+
+    Those that are converted are given by name and shape, what is left out on purpose by name.
+    """
+    problems = []
+    if config.get("peft_type") != "LORA":
+        problems.append(f"{where}: peft_type is {config.get('peft_type')!r}; only LORA adapters can be converted")
+    if config.get("bias", "none") != "none":
+        problems.append(f"{where}: bias is {config['bias']!r}; the training side has adapters without bias only")
+    rank = config.get("r")
+    patterns = _rank_patterns(config.get("rank_pattern") or {})
+    if patterns is None:
+        problems.append(
+            f"{where}: rank_pattern: expected regular expressions and ranks, found {config['rank_pattern']!r}"
+        )
+        patterns = {}
+    modules = set()
+    for name, shape in shapes.items():
+        module, _, factor = name.partition(".lora_")
+        modules.add(module)
+        found = shape[0] if factor.startswith("A") else shape[1]
+        expected = next((special for pattern, special in patterns.items() if pattern.fullmatch(module)), rank)
+        if found != expected:
+            problems.append(f"{name} has rank {found}, but {where} says {expected!r}")
+    targets = config.get("target_modules")
+    if isinstance(targets, list):
+        leaves = sorted({module.rpartition(".")[2] for module in modules})
+        present = modules | {name.partition(".lora_")[0] for name in left_out}
+        unused = [each for each in targets if not any(f".{module}".endswith(f".{each}") for module in present)]
+        unknown = [leaf for leaf in leaves if not any(f".{each}".endswith(f".{leaf}") for each in targets)]
+        problems += [f"{where}: target module {each} has no adapter in the checkpoint" for each in unused]
+        problems += [f"{where}: {each}, which has adapters in the checkpoint, is no target module" for each in unknown]
+    return problems
+
+
+def _rank_patterns(patterns: Any) -> dict[re.Pattern[str], Any] | None:
+    """The ranks of single modules: as in PEFT, a pattern is the whole name of a module, or its end after a dot."""
+    if not isinstance(patterns, Mapping):
+        return None
+    try:
+        return {re.compile(rf"(?:.*\.)?(?:{pattern})"): rank for pattern, rank in patterns.items()}
+    except re.error:
+        return None
+
+
+def _stem(rule: Rule) -> str:
+    return rule.target.removesuffix(_WEIGHT).removesuffix(_BIAS)
+
+
+def _is_adaptable(rule: Rule) -> bool:
+    return (
+        rule.operator == "rename"
+        and rule.choice is None
+        and rule.stage == "layer"
+        and "expert" not in rule.placeholders
+        and rule.target.endswith(_WEIGHT)
+        and len(rule.sources[0].dims) == 2
+    )
+
+
+def _renamed(rule: Rule, suffix: str, new: str) -> Rule:
+    (source,) = rule.sources
+    return replace(
+        rule,
+        target=rule.target.removesuffix(suffix) + new,
+        sources=(replace(source, name=source.name.removesuffix(suffix) + new),),
+    )
+
+
+def _factors(rule: Rule) -> Iterator[Rule]:
+    """The two factors of a module: the one on the side that is cut is cut like the module, the other is replicated."""
+    (source,) = rule.sources
+    rows, columns = source.dims
+    cut_by_columns = rule.tensor_parallel.startswith("cols")
+    for factor, dims, cut in (("A", (ANY, columns), cut_by_columns), ("B", (rows, ANY), not cut_by_columns)):
+        named = _renamed(rule, _WEIGHT, f".lora_{factor}.default.weight")
+        yield replace(
+            named,
+            sources=(replace(named.sources[0], dims=dims),),
+            tensor_parallel=rule.tensor_parallel if cut else "replicated",
+            unit=rule.unit if cut else None,
+            is_adapter=True,
+        )

@@ -1,0 +1,288 @@
+"""Binding: a model definition meets the tensors of a checkpoint.
+
+Turns the source index into the full, unsplit Megatron-side parameters as virtual tensors. Binding is total: every
+source tensor is used by a rule, or left out for a reason that the report names; every rule finds its sources, of the
+expected shape and element type, or is marked optional. It knows no layout and reads no data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from math import prod
+
+from distconv.errors import InputError, counted, named, raise_if
+from distconv.models.definition import FLOATING, Definition
+from distconv.models.names import Choices, Explanations, by_sources, filled, layers_named, layers_of
+from distconv.models.rules import ANY, Rule
+from distconv.models.sizes import Sizes
+from distconv.tensors.dtypes import ITEM_SIZE
+from distconv.tensors.operators import OPERATORS
+from distconv.tensors.stored import SourceIndex, StoredTensor
+from distconv.tensors.virtual import VirtualTensor, select, whole
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Recipe:
+    """A rule applied to sources of given shapes: one virtual tensor, shared by all layers that look alike.
+
+    `unit` is the number of units (heads, groups) that a tensor-parallel cut must keep whole, with how messages speak
+    of it; `dims` is how they speak of the sizes of the sources. `unused`: how many elements of the
+    sources other recipes use (the other experts of a packed source), or nothing is to use (rows of a vocabulary, what
+    lies between the rows of a view). Compared and hashed by identity, so that everything derived from a recipe is
+    derived once.
+    """
+
+    rule: Rule
+    tensor: VirtualTensor
+    source_shapes: tuple[tuple[int, ...], ...]
+    unit: tuple[int, str] | None
+    dims: tuple[str, ...]
+    unused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A full Megatron-side parameter: a recipe, the stored tensors that are its operands, and its global numbers."""
+
+    recipe: Recipe
+    sources: tuple[StoredTensor, ...]
+    layer: int | None = None
+    expert: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name with global layer and expert numbers."""
+        return target_name(self.recipe.rule, self.layer, self.expert)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes of the unsplit parameter."""
+        return self.recipe.tensor.elements * ITEM_SIZE[self.recipe.tensor.dtype]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unconverted:
+    """A source tensor that is left out on purpose, and why."""
+
+    tensor: StoredTensor
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Binding:
+    """The parameters of a model, the source tensors left out, and the facts that a layout needs to know.
+
+    `layers` gives the number of layers of each modality that is converted; `experts` the number of experts of a
+    mixture, `None` for a dense model; `tied` whether the head equals the embedding; `adapters` whether there is nothing
+    but adapters, and `layers` only says how many layers there are at least.
+    """
+
+    parameters: tuple[Parameter, ...]
+    unconverted: tuple[Unconverted, ...]
+    layers: Mapping[str, int]
+    experts: int | None
+    tied: bool
+    adapters: bool = False
+
+    def and_text_from(self, other: Binding) -> Binding:
+        """A binding with the language model of another one."""
+        return Binding(
+            parameters=self.parameters + other.parameters,
+            unconverted=self.unconverted + other.unconverted,
+            layers={**self.layers, **other.layers},
+            experts=other.experts,
+            tied=other.tied,
+        )
+
+
+def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Callable[[Rule], str | None]) -> Binding:
+    """Bind the rules of a definition to an index; `left_out` gives the reason why a rule is not wanted, if it is not.
+
+    Raises:
+        InputError: every source tensor that is missing, unknown, or of the wrong shape or element type, by name.
+    """
+    problems: list[str] = []
+    stored = _canonical(definition, index, problems)
+    reasons = {rule: left_out(rule) for rule in definition.rules}
+    wanted = [rule for rule in definition.rules if reasons[rule] is None]
+    modalities = sorted({rule.modality for rule in wanted})
+    counts: Mapping[str, int] = {}
+    try:
+        counts = {modality: _layer_count(definition, modality, sizes, wanted, stored) for modality in modalities}
+    except InputError as error:
+        problems += error.problems
+    raise_if(problems)
+    tied_head = None
+    if definition.tied is not None and "text" in modalities and sizes.flag(definition.tied.flag):
+        tied_head = definition.tied.head
+    parameters: list[Parameter] = []
+    owners: dict[str, Rule] = {}
+    unsized = False
+    chosen = Choices(definition.rules, by_sources(stored))
+    for rule in wanted:
+        try:
+            applied = _apply(rule, definition, sizes, stored, chosen, counts)
+        except InputError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+            unsized = True
+            continue
+        problems += [
+            f"source tensor {name} is used by {owners[name].where} and by {rule.where}: a tensor has one rule"
+            for name in sorted(applied.used & owners.keys())
+        ]
+        owners |= dict.fromkeys(applied.used, rule)
+        parameters += applied.parameters
+        problems += applied.wrong
+        if applied.used or not (rule.optional or rule.target == tied_head):
+            problems += applied.missing
+
+    explain = Explanations(definition, reasons, sizes)
+    unconverted = []
+    unknown: dict[str, list[str]] = {}
+    for name in sorted(stored.keys() - owners.keys()):
+        # A user who leaves it out names it as the definition does, or as the checkpoint and messages do.
+        reason = explain.reason(name) or explain.reason(stored[name].name)
+        if reason is not None:
+            unconverted.append(Unconverted(tensor=stored[name], reason=reason))
+        elif not (unsized and explain.fits(name)):
+            unknown.setdefault(explain.problem(name), []).append(stored[name].name)
+    left_over = [
+        f"{index.directory}: {counted(len(names), 'source tensor')} {what}: {named(names, 8)}"
+        for what, names in unknown.items()
+    ]
+    # First, since what is missing in each of many layers would fill the screen.
+    raise_if(left_over + problems)
+    return Binding(
+        parameters=tuple(parameters),
+        unconverted=tuple(unconverted),
+        layers={modality: count for modality, count in counts.items() if count},
+        experts=_experts(definition, sizes) if any(each.expert is not None for each in parameters) else None,
+        tied=tied_head is not None,
+        adapters=definition.adapters == "only",
+    )
+
+
+def _layer_count(
+    definition: Definition, modality: str, sizes: Sizes, rules: Iterable[Rule], stored: Mapping[str, StoredTensor]
+) -> int:
+    """Number of layers: what the configuration says; adapters know no more than the layers they are on."""
+    if definition.adapters != "only":
+        return sizes.count(definition.modalities[modality])
+    return layers_named((rule for rule in rules if rule.modality == modality), stored).get(modality, 0)
+
+
+def target_name(rule: Rule, layer: int | None, expert: int | None) -> str:
+    """The rule's target with its placeholders filled."""
+    return filled(rule.target, layer, expert, None)
+
+
+def _canonical(definition: Definition, index: SourceIndex, problems: list[str]) -> dict[str, StoredTensor]:
+    """The stored tensors by the spelling of their names that the definition uses."""
+    stored: dict[str, StoredTensor] = {}
+    for name, tensor in index.tensors.items():
+        other = stored.setdefault(definition.spelled(name), tensor)
+        if other is not tensor:
+            problems.append(f"{index.directory}: {other.name} and {name} are two spellings of the same tensor")
+    return stored
+
+
+@dataclass(kw_only=True)
+class _Applied:
+    """What one rule found: its parameters, the source names it used, and its problems."""
+
+    parameters: list[Parameter] = field(default_factory=list)
+    used: set[str] = field(default_factory=set)
+    missing: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+
+def _apply(
+    rule: Rule,
+    definition: Definition,
+    sizes: Sizes,
+    stored: Mapping[str, StoredTensor],
+    chosen: Choices,
+    counts: Mapping[str, int],
+) -> _Applied:
+    applied = _Applied()
+    layers = layers_of(rule, definition, sizes, counts[rule.modality])
+    used = [(item, layer) for item, layer in layers if chosen.uses(rule, layer)]
+    if not used:
+        return applied
+    experts: Iterable[int | None] = (None,)
+    if "expert" in rule.placeholders:
+        experts = range(_experts(definition, sizes))
+    expected = [tuple(None if dim == ANY else sizes.get(dim) for dim in source.dims) for source in rule.sources]
+    packed = rule.packs_experts
+    recipes: dict[tuple[object, ...], Recipe] = {}
+    for (item, layer), expert in product(used, experts):
+        names = [filled(source.name, layer, expert, item) for source in rule.sources]
+        present = [stored[name] for name in names if name in stored]
+        applied.used.update(name for name in names if name in stored)
+        if len(present) < len(names):
+            if not packed or expert == 0:
+                unclear = chosen.unclear(rule, layer)
+                where = f"{rule.where}, one of {', '.join(unclear)}" if unclear else rule.where
+                needed_for = f"{target_name(rule, layer, expert)} is made from it ({where})"
+                absent = [name for name in names if name not in stored]
+                applied.missing += [f"source tensor {name} is missing: {needed_for}" for name in absent]
+            continue
+        if not packed or expert == 0:
+            applied.wrong += _unexpected(rule, present, expected, sizes)
+        if applied.wrong:
+            continue
+        slice_of = expert if packed else None
+        shapes = tuple(tensor.shape for tensor in present)
+        key = (present[0].dtype, shapes, slice_of)
+        if key not in recipes:
+            recipes[key] = make_recipe(rule, present[0].dtype, shapes, sizes, slice_of)
+        applied.parameters.append(Parameter(recipes[key], tuple(present), layer, expert))
+    return applied
+
+
+def _experts(definition: Definition, sizes: Sizes) -> int:
+    assert definition.experts is not None
+    return sizes.count(definition.experts)
+
+
+def _unexpected(
+    rule: Rule, tensors: list[StoredTensor], expected: list[tuple[int | None, ...]], sizes: Sizes
+) -> Iterator[str]:
+    for tensor, shape, pattern in zip(tensors, expected, rule.sources, strict=True):
+        fits = [size in (None, found) for size, found in zip(shape, tensor.shape, strict=False)]
+        if len(tensor.shape) != len(shape) or not all(fits):
+            dims = ", ".join(sizes.origin(dim) for dim in pattern.dims)
+            sought = [ANY if size is None else size for size in shape]
+            yield (
+                f"{tensor.file.path}: {tensor.name} has shape {list(tensor.shape)}, expected {sought}: "
+                f"{dims} ({rule.where})"
+            )
+        if tensor.dtype not in FLOATING:
+            yield (
+                f"{tensor.file.path}: {tensor.name} is {tensor.dtype}, expected one of {', '.join(FLOATING)}; "
+                "quantised checkpoints cannot be converted"
+            )
+    if len({tensor.dtype for tensor in tensors}) > 1:
+        described = ", ".join(f"{tensor.name} is {tensor.dtype}" for tensor in tensors)
+        yield f"{tensors[0].file.path}: sources of one parameter differ in element type: {described} ({rule.where})"
+
+
+def make_recipe(
+    rule: Rule, dtype: str, shapes: tuple[tuple[int, ...], ...], sizes: Sizes, expert: int | None
+) -> Recipe:
+    """The recipe of a rule for sources of these shapes; raises `InputError` if its operator does not go with them."""
+    operands = [whole(dtype, shape, number) for number, shape in enumerate(shapes)]
+    if expert is not None:
+        operands = [select(operand, 0, expert) for operand in operands]
+    arguments = [sizes.divisor(size) for size in rule.operator_sizes]
+    try:
+        tensor = OPERATORS[rule.operator].apply(*operands, *arguments)
+    except ValueError as error:
+        given = ", ".join(sizes.origin(size) for size in rule.operator_sizes)
+        raise InputError(f"{rule.target} ({rule.where}): operator {rule.operator} with {given}: {error}") from None
+    unit = None if rule.unit is None else (sizes.divisor(rule.unit), sizes.origin(rule.unit))
+    dims = tuple(sizes.origin(dim) for source in rule.sources for dim in source.dims)
+    others = 0 if expert is None else sum(prod(shape) - prod(shape) // shape[0] for shape in shapes)
+    return Recipe(rule=rule, tensor=tensor, source_shapes=shapes, unit=unit, dims=dims, unused=others)

@@ -1,0 +1,105 @@
+"""Megatron-side parameters as published tensors: the tables of binding, inverted.
+
+Owns the way back. There is one function for all operators, and it is `virtual.invert`: what binding says of published
+tensors, read from right to left, over what the parameters themselves are made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from distconv.errors import JobError, raise_if
+from distconv.formats.records import NamedTensor
+from distconv.models.bind import Binding, Parameter, Recipe, Unconverted
+from distconv.models.vocabulary import SIZE_NAME
+from distconv.tensors.compose import renumbered, substitute
+from distconv.tensors.virtual import VirtualTensor, gaps, invert, narrow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """Published tensors, in a definition's spelling, and what of the parameters has no place in them."""
+
+    tensors: tuple[NamedTensor, ...]
+    left_out: tuple[Unconverted, ...]
+
+
+def restore(published: Binding, parameters: Binding) -> Restored:
+    """The published tensors that parameters were made of.
+
+    `published` and `parameters` are the same parameters in the same order: over published tensors, of which only names
+    and shapes count, and over what is stored.
+
+    Raises:
+        JobError: an element that no parameter holds; a defect, found before writing.
+    """
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for number, each in enumerate(published.parameters):
+        groups.setdefault(tuple(source.name for source in each.sources), []).append(number)
+    tensors: list[NamedTensor] = []
+    left_out: list[Unconverted] = []
+    known: dict[tuple[tuple[int, int], ...], list[tuple[VirtualTensor, int]]] = {}
+    for names, numbers in groups.items():
+        members = [(published.parameters[number], parameters.parameters[number]) for number in numbers]
+        key = tuple((id(one.recipe), id(other.recipe)) for one, other in members)
+        if key not in known:
+            tables = _inverted([one.recipe for one, _ in members], [other.recipe for _, other in members])
+            known[key] = [(table, gaps(table)) for table in tables]
+        sources = tuple(source for _, other in members for source in other.sources)
+        for name, (tensor, lost) in zip(names, known[key], strict=True):
+            if lost:
+                raise JobError(f"{name}: {lost} elements would have no source; nothing has been written")
+            tensors.append(NamedTensor(name, sources, tensor))
+        left_out += [surplus for one, other in members if (surplus := _surplus(one, other)) is not None]
+    return Restored(tensors=tuple(tensors), left_out=tuple(left_out))
+
+
+def with_vocabulary(published: Binding, tensors: Sequence[NamedTensor], rows: int, where: str) -> list[NamedTensor]:
+    """The tensors with the vocabulary of the model: rows that were only padding are left out.
+
+    Raises:
+        InputError: there are fewer rows than that.
+    """
+    names = {
+        source.name
+        for each in published.parameters
+        for source, pattern in zip(each.sources, each.recipe.rule.sources, strict=True)
+        if pattern.dims[:1] == (SIZE_NAME,)
+    }
+    cut: dict[int, VirtualTensor] = {}
+    result, problems = [], []
+    for each in tensors:
+        found = each.tensor.shape[0] if each.name in names else rows
+        if found < rows:
+            problems.append(f"{each.name}: the source has {found} rows of the vocabulary, {where} says {rows}")
+        elif found > rows:
+            tensor = cut.setdefault(id(each.tensor), narrow(each.tensor, 0, 0, rows))
+            each = NamedTensor(each.name, each.sources, tensor)  # noqa: PLW2901 - the same tensor with fewer rows
+        result.append(each)
+    raise_if(problems)
+    return result
+
+
+def _inverted(published: Sequence[Recipe], stored: Sequence[Recipe]) -> list[VirtualTensor]:
+    """The published tensors of parameters that share them, over everything that these parameters are stored as."""
+    first = published[0]
+    operands = [(first.tensor.dtype, shape) for shape in first.source_shapes]
+    tables = invert([each.tensor for each in published], operands)
+    parts: list[VirtualTensor] = []
+    count = 0
+    for each in stored:
+        parts.append(renumbered(each.tensor, count))
+        count += len(each.source_shapes)
+    return [substitute(table, parts) for table in tables]
+
+
+def _surplus(published: Parameter, stored: Parameter) -> Unconverted | None:
+    """A parameter of which the published tensors hold only a part, such as the bias of k where they have none."""
+    held = sum(prod(copy.shape) for copy in published.recipe.tensor.copies)
+    elements = published.recipe.tensor.elements
+    if held == elements:
+        return None
+    reason = f"{elements - held} of {elements} elements: the published model has no such part"
+    return Unconverted(tensor=stored.sources[0], reason=reason)

@@ -1,0 +1,112 @@
+"""Phases of a job on several processes: a failure anywhere becomes the same error everywhere.
+
+Owns how outcomes are told, who is named, and which process does which part of what rank 0 hands out. A process that
+fails raises the alarm at once, every process ends the phase by telling its outcome, and then all raise the same error.
+Knows nothing of what a phase does.
+"""
+
+from __future__ import annotations
+
+import socket
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from distconv.errors import DistconvError, InputError, JobError, StoppedError
+from distconv.runtime.hand_out import HandOut, Task, attempt_parts, values_of
+from distconv.runtime.interruption import was_interrupted
+from distconv.runtime.processes import Processes
+
+Value = TypeVar("Value")
+
+
+def on_first(processes: Processes, phase: Callable[[], Any]) -> Any:
+    """Run a phase on rank 0 alone and share its result, which is plain JSON data."""
+    outcome = _attempt(phase) if processes.rank == 0 else None
+    return _values([processes.share(outcome)])[0]
+
+
+def on_first_with_help(
+    processes: Processes, phase: Callable[[HandOut], Any], tasks: Sequence[Task], threads: int
+) -> Any:
+    """Run a phase on rank 0, which hands parts of it to all processes; share its result, which is plain JSON data.
+
+    `tasks` are the functions that it may hand out; each process does its parts on so many threads.
+    """
+    known = {task.__name__: task for task in tasks}
+
+    def own(task: str, parts: Sequence[Any]) -> dict[str, Any]:
+        mine = parts[processes.rank :: processes.size]
+        outcome = _attempt(lambda: attempt_parts(known[task], mine, threads))
+        return outcome | {"rank": processes.rank, "host": socket.gethostname()}
+
+    def hand_out(task: Task, parts: Sequence[Any]) -> list[Any]:
+        processes.share({"task": task.__name__, "parts": parts})
+        shares = _values(processes.collect(own(task.__name__, parts)))
+        return values_of([shares[number % len(shares)][number // len(shares)] for number in range(len(parts))])
+
+    if processes.rank == 0:
+        told = processes.share({"task": None, "outcome": _attempt(lambda: phase(hand_out))})
+    else:
+        while (told := processes.share(None))["task"] is not None:
+            processes.collect(own(told["task"], told["parts"]))
+    return _values([told["outcome"]])[0]
+
+
+def on_all(processes: Processes, phase: Callable[[], Value], tell: Callable[[Value], Any]) -> tuple[Value, list[Any]]:
+    """Run a phase on every process: this one's result, and what `tell` makes of everyone's (plain JSON data)."""
+    value: Value
+
+    def attempt() -> Any:
+        nonlocal value
+        value = phase()
+        return tell(value)
+
+    outcome = _attempt(attempt)
+    if outcome["error"] is not None:
+        processes.raise_alarm()
+    outcome |= {"rank": processes.rank, "host": socket.gethostname()}
+    told = _values(processes.collect(outcome))
+    return value, told
+
+
+def _attempt(phase: Callable[[], Any]) -> dict[str, Any]:
+    """What a phase came to, as plain data.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted, whatever else that led to: then the others are, too, and nobody waits.
+    """
+    try:
+        return {"error": None, "problems": [], "value": phase()}
+    except Exception as error:
+        # A defect, too: it must reach the others, or they would wait for it.
+        if was_interrupted(error):
+            raise KeyboardInterrupt from error
+        return _described(error)
+
+
+def _described(error: Exception) -> dict[str, Any]:
+    if isinstance(error, DistconvError):
+        problems = error.problems if isinstance(error, InputError) else [str(error)]
+        return {"error": type(error).__name__, "problems": problems, "value": None}
+    text = "".join(traceback.format_exception(error)).rstrip()
+    return {"error": "defect", "problems": [f"unexpected {type(error).__name__}: {error}\n{text}"], "value": None}
+
+
+def _values(outcomes: list[dict[str, Any]]) -> list[Any]:
+    """The values of phases, if none of them failed."""
+    if any(each["error"] is not None for each in outcomes):
+        raise _as_error(outcomes)
+    return [each["value"] for each in outcomes]
+
+
+def _as_error(outcomes: list[dict[str, Any]]) -> DistconvError:
+    failed = [each for each in outcomes if each["error"] is not None]
+    causes = [each for each in failed if each["error"] != StoppedError.__name__] or failed
+    if all(each["error"] == InputError.__name__ and each["problems"] == causes[0]["problems"] for each in causes):
+        return InputError(causes[0]["problems"])
+    lines = []
+    for each in causes:
+        where = f"rank {each['rank']} on {each['host']}: " if "rank" in each else ""
+        lines += [f"{where}{problem}" for problem in each["problems"]]
+    return JobError("\n".join(lines))

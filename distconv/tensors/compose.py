@@ -1,0 +1,124 @@
+"""Tables over tables: virtual tensors whose operands are virtual tensors themselves, or lie in storage with strides.
+
+Owns what the way back and resplitting need beyond `virtual`: an operand replaced by what it is made of, a strided view
+as a box of a contiguous tensor, and dims merged or split. Integer arithmetic on tuples, as there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from distconv.tensors.virtual import Copy, Index, VirtualTensor, dropped, narrow, replaced
+
+
+def substitute(tensor: VirtualTensor, operands: Sequence[VirtualTensor]) -> VirtualTensor:
+    """The tensor with each of its operands replaced by a virtual tensor; these number their own operands alike.
+
+    Raises:
+        ValueError: an operand is of another element type, or too small.
+    """
+    copies = []
+    for copy in tensor.copies:
+        box = operands[copy.operand]
+        if box.dtype != tensor.dtype:
+            raise ValueError(f"an operand of a {tensor.dtype} tensor is {box.dtype}")
+        for dim, (start, length) in enumerate(zip(copy.source_start, copy.source_shape, strict=True)):
+            box = narrow(box, dim, start, length)
+        copies += [_carried(copy, inner) for inner in box.copies]
+    return VirtualTensor(tensor.dtype, tensor.shape, tuple(copies))
+
+
+def renumbered(tensor: VirtualTensor, first: int) -> VirtualTensor:
+    """The tensor with its operands counted from `first`."""
+    if not first:
+        return tensor
+    return VirtualTensor(
+        tensor.dtype,
+        tensor.shape,
+        tuple(
+            Copy(copy.operand + first, copy.source_start, copy.target_start, copy.shape, copy.dims)
+            for copy in tensor.copies
+        ),
+    )
+
+
+def strided(dtype: str, shape: Sequence[int], strides: Sequence[int]) -> tuple[Index, VirtualTensor]:
+    """A view of storage: the shape of a contiguous tensor that begins where it begins, and the view over that tensor.
+
+    `strides` are in elements, not negative.
+
+    Raises:
+        ValueError: elements of the view overlap, or its strides are not multiples of one another.
+    """
+    order = sorted((dim for dim, length in enumerate(shape) if length > 1), key=lambda dim: strides[dim], reverse=True)
+    base = [shape[order[0]]] if order else []
+    for dim, inner in zip(order, [*order, None][1:], strict=True):
+        step, length = (1, 1) if inner is None else (strides[inner], shape[inner])
+        row, rest = divmod(strides[dim], step) if step else (0, 1)
+        if rest or row < length:
+            raise ValueError(f"a view of shape {list(shape)} with strides {list(strides)} is no box of a tensor")
+        base.append(row)
+    dims = tuple(order.index(dim) if dim in order else None for dim in range(len(shape)))
+    copy = Copy(0, (0,) * len(base), (0,) * len(shape), tuple(shape), dims)
+    return tuple(base), VirtualTensor(dtype, tuple(shape), () if 0 in shape else (copy,))
+
+
+def merge_dims(tensor: VirtualTensor, dim: int) -> VirtualTensor:
+    """Dims `dim` and `dim + 1` as one, row-major: `[experts, a, b]` as `[experts * a, b]` for dim 0."""
+    rows = tensor.shape[dim + 1]
+    copies = []
+    for copy in tensor.copies:
+        outer = copy.dims[dim]
+        for number in range(copy.shape[dim]):
+            source = copy.source_start
+            if outer is not None:
+                source = replaced(source, outer, source[outer] + number)
+            start = (copy.target_start[dim] + number) * rows + copy.target_start[dim + 1]
+            copies.append(
+                Copy(
+                    copy.operand,
+                    source,
+                    (*copy.target_start[:dim], start, *copy.target_start[dim + 2 :]),
+                    dropped(copy.shape, dim),
+                    (*copy.dims[:dim], *copy.dims[dim + 1 :]),
+                )
+            )
+    shape = (*tensor.shape[:dim], tensor.shape[dim] * rows, *tensor.shape[dim + 2 :])
+    return VirtualTensor(tensor.dtype, shape, tuple(copies))
+
+
+def split_dim(tensor: VirtualTensor, dim: int, outer: int) -> VirtualTensor:
+    """Dim `dim` as two, row-major, the first of length `outer`: undoes `merge_dims`.
+
+    Raises:
+        ValueError: `outer` does not divide the dim.
+    """
+    rows, rest = divmod(tensor.shape[dim], outer)
+    if rest:
+        raise ValueError(f"dim {dim} of shape {list(tensor.shape)} does not divide into {outer} equal pieces")
+    copies = []
+    for number in range(outer):
+        for copy in narrow(tensor, dim, number * rows, rows).copies:
+            start = copy.target_start
+            copies.append(
+                Copy(
+                    copy.operand,
+                    copy.source_start,
+                    (*start[:dim], number, *start[dim:]),
+                    (*copy.shape[:dim], 1, *copy.shape[dim:]),
+                    (*copy.dims[:dim], None, *copy.dims[dim:]),
+                )
+            )
+    shape = (*tensor.shape[:dim], outer, rows, *tensor.shape[dim + 1 :])
+    return VirtualTensor(tensor.dtype, shape, tuple(copies))
+
+
+def _carried(copy: Copy, inner: Copy) -> Copy:
+    """What a copy of a box becomes for one of the copies that fill the box."""
+    start, shape, dims = list(copy.target_start), list(copy.shape), list(copy.dims)
+    for dim, through in enumerate(copy.dims):
+        if through is not None:
+            start[dim] += inner.target_start[through]
+            shape[dim] = inner.shape[through]
+            dims[dim] = inner.dims[through]
+    return Copy(inner.operand, inner.source_start, tuple(start), tuple(shape), tuple(dims))

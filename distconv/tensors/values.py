@@ -1,0 +1,71 @@
+"""Adding the product of two low-rank factors to a tensor: how a LoRA adapter is merged into its base.
+
+Owns the arithmetic, the one place where a conversion computes: in float32 (float64 stays that), cast once. Reads and
+writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distconv.tensors.dtypes import ITEM_SIZE
+from distconv.tensors.stored import StoredTensor
+from distconv.tensors.virtual import VirtualTensor
+
+Numbers = NDArray[np.float32] | NDArray[np.float64]
+_PLAIN: Mapping[str, type[np.floating]] = {"float64": np.float64, "float32": np.float32, "float16": np.float16}
+_HALF = np.uint32(0x7FFF)
+_QUIET = np.uint16(0x40)
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """A tensor, and the stored tensors that it is made from."""
+
+    sources: tuple[StoredTensor, ...]
+    tensor: VirtualTensor
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.tensor.elements * ITEM_SIZE[self.tensor.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """`scaling` times the product of `b`, of shape [rows, rank], and `a`, of shape [rank, columns]."""
+
+    b: Factor
+    a: Factor
+    scaling: float
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the factors in bytes."""
+        return self.a.nbytes + self.b.nbytes
+
+
+def numbers(data: bytes | bytearray, dtype: str, shape: tuple[int, ...]) -> Numbers:
+    """The numbers in the bytes of a tensor."""
+    if dtype == "bfloat16":
+        wide = np.frombuffer(data, np.uint16).astype(np.uint32) << np.uint32(16)
+        single: NDArray[np.float32] = wide.view(np.float32)
+        return single.reshape(shape)
+    if dtype == "float64":
+        return np.frombuffer(data, np.float64).reshape(shape)
+    narrow = np.frombuffer(data, np.float16 if dtype == "float16" else np.float32)
+    return narrow.astype(np.float32).reshape(shape)
+
+
+def as_bytes(values: Numbers, dtype: str) -> memoryview:
+    """The bytes of a tensor of these numbers, each rounded to the nearest that the element type has, ties to even."""
+    if dtype != "bfloat16":
+        return memoryview(np.ascontiguousarray(values, _PLAIN[dtype]).tobytes())
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits + _HALF + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    cut = (bits >> np.uint32(16)).astype(np.uint16)
+    return memoryview(np.where(np.isnan(values), cut | _QUIET, rounded.astype(np.uint16)).tobytes())

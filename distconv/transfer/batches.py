@@ -1,0 +1,66 @@
+"""The work of one process: its files of a plan, in batches of shards that are produced together.
+
+Owns the grouping. Files of one batch (for Megatron: of one pipeline rank) are made together, so that the shards of one
+parameter for several tensor and expert parallel ranks share what is read. Pure: offsets come from the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from distconv.formats.records import Entry, OutputFile, Plan
+from distconv.transfer.engine import Shard, Work
+from distconv.transfer.lower import lower
+from distconv.transfer.steps import bytes_read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Files that a process writes together, with the entries of each."""
+
+    files: Mapping[OutputFile, tuple[Entry, ...]]
+
+    def together(self) -> Iterator[list[tuple[OutputFile, Entry]]]:
+        """The entries of each parameter over the files."""
+        groups: dict[tuple[int, str, str], list[tuple[OutputFile, Entry]]] = {}
+        for file, entries in self.files.items():
+            for entry in entries:
+                groups.setdefault((id(entry.sources), entry.key, entry.name), []).append((file, entry))
+        yield from groups.values()
+
+    def work(self, paths: Mapping[OutputFile, str], offsets: Mapping[tuple[OutputFile, str, str], int]) -> list[Work]:
+        """The work, given the path of each file, and the file offset in bytes of each tensor by file, key and name."""
+        return [
+            Work(
+                group[0][1].sources,
+                tuple(Shard(entry.tensor, paths[file], offsets[file, entry.key, entry.name]) for file, entry in group),
+                group[0][1].low_rank,
+            )
+            for group in self.together()
+        ]
+
+
+def batches(plan: Plan, files: Sequence[OutputFile]) -> Iterator[Batch]:
+    """The files of a process in their batches."""
+    for batch in sorted({file.batch for file in files}):
+        yield Batch(files={file: tuple(plan.entries(file)) for file in files if file.batch == batch})
+
+
+def planned_reads(plan: Plan, shares: Iterable[Sequence[OutputFile]], buffer_bytes: int) -> list[int]:
+    """Bytes that each process reads from the source, given the files of each.
+
+    What processes have in common is lowered once: `plan` keeps the tensors alive, so each is known by its identity.
+    """
+    known: dict[tuple[int, ...], int] = {}
+
+    def of_group(group: Sequence[tuple[OutputFile, Entry]]) -> int:
+        tensors = [entry.tensor for _, entry in group]
+        key = tuple(map(id, tensors))
+        if key not in known:
+            shapes = [source.shape for source in group[0][1].sources]
+            known[key] = bytes_read(list(lower(tensors, shapes, buffer_bytes)))
+        low_rank = group[0][1].low_rank
+        return known[key] + (0 if low_rank is None else low_rank.nbytes)
+
+    return [sum(of_group(group) for batch in batches(plan, files) for group in batch.together()) for files in shares]

@@ -1,0 +1,232 @@
+"""The only place where bytes move: runs the steps of `steps` on open files.
+
+Owns the threads and the memory of each: two buffers in one piece, what is written in front of what is read. What is
+done with finished bytes is the business of a sink.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+import numpy as np
+
+from distconv.errors import JobError, StoppedError
+from distconv.tensors.dtypes import ITEM_SIZE
+from distconv.tensors.stored import StoredTensor
+from distconv.tensors.values import LowRank, as_bytes, numbers
+from distconv.tensors.virtual import VirtualTensor, narrow
+from distconv.transfer.files import OpenFiles, read_into
+from distconv.transfer.lower import lower
+from distconv.transfer.sinks import Counters, MemorySink, Sink
+from distconv.transfer.steps import CopyRun, Gather, Move
+
+_ALARM_SECONDS = 0.5
+# In-kernel copies go in pieces of this many bytes, so that progress and a stop are seen in between.
+_RUN_PIECE = 32 * 1024 * 1024
+# Rows of a transposition at a time; three times as fast as all at once (measured with 2-byte elements).
+_STRIP = 32
+# Bytes that an element of a sum takes while it is made.
+_WIDE_ITEM = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A tensor to produce: what it is made of, and the file and offset in bytes where its data belongs."""
+
+    tensor: VirtualTensor
+    path: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Shards of one parameter that are produced together, and the stored tensors that they are made from.
+
+    With `low_rank` there is one shard, of two dims, and that is added to it.
+    """
+
+    sources: tuple[StoredTensor, ...]
+    shards: tuple[Shard, ...]
+    low_rank: LowRank | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes of what is produced."""
+        return sum(shard.tensor.elements * ITEM_SIZE[shard.tensor.dtype] for shard in self.shards)
+
+
+def run(
+    work: Sequence[Work],
+    sink: Sink,
+    sources: OpenFiles,
+    counters: Counters,
+    *,
+    threads: int,
+    buffer_bytes: int,
+    must_stop: Callable[[], bool],
+) -> None:
+    """Produce all the shards, on several threads; `must_stop` is asked about twice a second.
+
+    Raises:
+        JobError: a read or a write failed; the message names the file.
+        StoppedError: `must_stop` said so.
+    """
+    stop = threading.Event()
+    queue = iter(sorted(work, key=_source_position))
+    lock = threading.Lock()
+
+    def worker() -> None:
+        engine = _Engine(sink, sources, counters, buffer_bytes, stop)
+        try:
+            while True:
+                with lock:
+                    item = next(queue, None)
+                if item is None or stop.is_set():
+                    return
+                engine.produce(item)
+        except BaseException:
+            stop.set()
+            raise
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="transfer") as pool:
+        workers = [pool.submit(worker) for _ in range(threads)]
+        try:
+            while wait(workers, timeout=_ALARM_SECONDS, return_when=FIRST_EXCEPTION).not_done:
+                if stop.is_set() or must_stop():
+                    break
+        finally:
+            # Also when this thread is interrupted: the pool is left only when its workers have stopped.
+            if not all(future.done() for future in workers):
+                stop.set()
+    failures = [error for future in workers if (error := future.exception()) is not None]
+    for error in sorted(failures, key=lambda each: isinstance(each, StoppedError)):
+        raise error
+    if stop.is_set():
+        raise StoppedError("stopped because another process failed")
+
+
+def _source_position(work: Work) -> tuple[str, int]:
+    if not work.sources:
+        return "", 0
+    return work.sources[0].file.path, work.sources[0].offset
+
+
+class _Engine:
+    """One thread's buffers and the execution of steps."""
+
+    def __init__(
+        self, sink: Sink, sources: OpenFiles, counters: Counters, buffer_bytes: int, stop: threading.Event
+    ) -> None:
+        self._sink = sink
+        self._sources = sources
+        self._counters = counters
+        self._stop = stop
+        self._buffer_bytes = buffer_bytes
+        # Of numpy, which asks for huge pages: a transposition touches thousands of rows at a time.
+        self._memory = np.empty(2 * buffer_bytes, np.uint8).data
+
+    def produce(self, work: Work) -> None:
+        if work.low_rank is not None:
+            self._produce_sum(work, work.low_rank)
+            return
+        shapes = [source.shape for source in work.sources]
+        for step in lower([shard.tensor for shard in work.shards], shapes, self._buffer_bytes):
+            if self._stop.is_set():
+                raise StoppedError("stopped because another thread or process failed")
+            if isinstance(step, CopyRun):
+                self._copy(step, work)
+            else:
+                self._gather(step, work)
+
+    def _produce_sum(self, work: Work, low_rank: LowRank) -> None:
+        """Rows at a time: what is there is collected, the product added, and the sum handed on."""
+        (shard,) = work.shards
+        dtype, (rows, columns) = shard.tensor.dtype, shard.tensor.shape
+        b, a = (
+            numbers(self._collected(each.sources, each.tensor), each.tensor.dtype, each.tensor.shape)
+            for each in (low_rank.b, low_rank.a)
+        )
+        # The numbers of a block are there several times, some of them wider than they are stored.
+        count = max(self._buffer_bytes // (_WIDE_ITEM * columns), 1)
+        for start in range(0, rows, count):
+            block = narrow(shard.tensor, 0, start, min(count, rows - start))
+            data = self._collected(work.sources, block)
+            with np.errstate(over="ignore", invalid="ignore"):
+                total = numbers(data, dtype, block.shape) + low_rank.scaling * (b[start : start + count] @ a)
+            try:
+                self._sink.put(shard.path, shard.offset + start * columns * ITEM_SIZE[dtype], as_bytes(total, dtype))
+            except OSError as error:
+                raise _failure(f"writing {shard.path}", error) from error
+
+    def _collected(self, sources: tuple[StoredTensor, ...], tensor: VirtualTensor) -> bytearray:
+        """The bytes of a tensor, in memory."""
+        data = bytearray(tensor.elements * ITEM_SIZE[tensor.dtype])
+        sink, self._sink = self._sink, MemorySink(data, self._counters)
+        try:
+            self.produce(Work(sources, (Shard(tensor, "", 0),)))
+        finally:
+            self._sink = sink
+        return data
+
+    def _copy(self, step: CopyRun, work: Work) -> None:
+        stored, shard = work.sources[step.operand], work.shards[step.shard]
+        try:
+            source = self._sources.get(stored.file.path, stored.file.size)
+            for start in range(0, step.nbytes, _RUN_PIECE):
+                if self._stop.is_set():
+                    raise StoppedError("stopped because another thread or process failed")
+                length = min(_RUN_PIECE, step.nbytes - start)
+                self._sink.copy(
+                    source,
+                    stored.offset + step.source_offset + start,
+                    shard.path,
+                    shard.offset + step.target_offset + start,
+                    length,
+                    self._memory,
+                )
+        except OSError as error:
+            raise _failure(f"copying {stored.name} from {stored.file.path} to {shard.path}", error) from error
+
+    def _gather(self, step: Gather, work: Work) -> None:
+        nbytes = sum(write.nbytes for write in step.writes)
+        writing, reading = self._memory[:nbytes], self._memory[nbytes:]
+        if step.zero:
+            writing[:] = bytes(nbytes)
+        for read in step.reads:
+            stored = work.sources[read.operand]
+            try:
+                source = self._sources.get(stored.file.path, stored.file.size)
+                read_into(source, stored.offset + read.offset, reading[: read.nbytes])
+            except OSError as error:
+                raise _failure(f"reading {stored.name} from {stored.file.path}", error) from error
+            self._counters.add(read=read.nbytes)
+            for move in read.moves:
+                _move(move, step.item_size, reading, writing)
+        for write in step.writes:
+            shard = work.shards[write.shard]
+            data = writing[write.buffer_offset : write.buffer_offset + write.nbytes]
+            try:
+                self._sink.put(shard.path, shard.offset + write.offset, data)
+            except OSError as error:
+                raise _failure(f"writing {shard.path}", error) from error
+
+
+def _move(move: Move, item_size: int, reading: memoryview, writing: memoryview) -> None:
+    dtype = np.dtype(f"u{item_size}")
+    source = np.ndarray(move.shape, dtype, reading, move.source_offset, move.source_strides)
+    target = np.ndarray(move.shape, dtype, writing, move.target_offset, move.target_strides)
+    if move.target_strides[-1] == item_size or item_size not in move.target_strides:
+        target[...] = source
+        return
+    # A transposition: in strips, so that the cache lines of the target that are begun are also finished.
+    dim = move.target_strides.index(item_size)
+    for start in range(0, move.shape[dim], _STRIP):
+        strip = (slice(None),) * dim + (slice(start, start + _STRIP),)
+        target[strip] = source[strip]
+
+
+def _failure(doing: str, error: OSError) -> JobError:
+    return JobError(f"{doing}: {error.strerror or error}")

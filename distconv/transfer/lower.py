@@ -1,0 +1,134 @@
+"""Lowering: from virtual tensors to the steps that produce them in bounded memory.
+
+Owns the choice of steps, and the blocks in which a shard is made:
+
+- a shard that is long runs of bytes is copied from file to file (`CopyRun`);
+- everything else is gathered block by block (`Gather`), shards of one recipe together.
+
+Pure: the steps of a recipe are the same for all layers, and `action=plan` counts the bytes of the very steps that will
+run. How a box is read, `steps` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import product, zip_longest
+from math import prod
+
+from distconv.tensors.dtypes import ITEM_SIZE
+from distconv.tensors.virtual import Copy, Index, VirtualTensor, narrow
+from distconv.transfer.steps import CopyRun, Gather, Read, Step, Write, byte_strides, extents, merged, nest
+
+# A run at least this long is copied in the kernel; a shorter one is cheaper to gather with its neighbours.
+MIN_RUN_BYTES = 64 * 1024
+
+# A transposition reads every row of the source again for each block of the target, so the fewer blocks the better: it
+# reads into this part of a buffer, and has the rest of both for writing. (Blocks with fewer columns instead of fewer
+# rows would be read once, but written in thousands of runs shorter than a page, which network file systems punish.)
+_TURNING = 8
+
+
+def lower(shards: Sequence[VirtualTensor], source_shapes: Sequence[Index], buffer_bytes: int) -> Iterator[Step]:
+    """The steps that produce shards of one recipe, each in memory of twice `buffer_bytes` for reading and writing."""
+    gathered: list[int] = []
+    for number, shard in enumerate(shards):
+        runs = _runs(number, shard, source_shapes)
+        if runs is None:
+            gathered.append(number)
+        else:
+            yield from runs
+    if not gathered:
+        return
+    item_size = ITEM_SIZE[shards[0].dtype]
+    reading = buffer_bytes
+    if any(_turns(copy) for number in gathered for copy in shards[number].copies):
+        reading = max(buffer_bytes // _TURNING, item_size)
+    room = max((2 * buffer_bytes - reading) // len(gathered), item_size)
+    blocks = [
+        [(number, *block) for block in contiguous_blocks(shards[number].shape, room // item_size)]
+        for number in gathered
+    ]
+    for together in zip_longest(*blocks):
+        yield _gather([block for block in together if block is not None], shards, source_shapes, reading)
+
+
+def _turns(copy: Copy) -> bool:
+    """Whether dims that the copy runs along change places."""
+    dims = [dim for dim, length in zip(copy.dims, copy.shape, strict=True) if dim is not None and length > 1]
+    return dims != sorted(dims)
+
+
+def contiguous_blocks(shape: Index, elements: int) -> Iterator[tuple[Index, Index]]:
+    """Boxes (start, lengths) that tile a row-major shape in order, each contiguous and of at most so many elements."""
+    if not prod(shape):
+        return
+    dim, inner = len(shape), 1
+    while dim > 0 and inner * shape[dim - 1] <= elements:
+        dim -= 1
+        inner *= shape[dim]
+    if dim == 0:
+        yield (0,) * len(shape), shape
+        return
+    cut = dim - 1
+    length = max(elements // inner, 1)
+    for outer in product(*(range(size) for size in shape[:cut])):
+        for start in range(0, shape[cut], length):
+            starts = (*outer, start) + (0,) * (len(shape) - dim)
+            yield starts, (1,) * cut + (min(length, shape[cut] - start),) + shape[dim:]
+
+
+def box_of(tensor: VirtualTensor, start: Index, lengths: Index) -> VirtualTensor:
+    """The box of a tensor that begins at `start`."""
+    for dim, (low, length) in enumerate(zip(start, lengths, strict=True)):
+        if length < tensor.shape[dim]:
+            tensor = narrow(tensor, dim, low, length)
+    return tensor
+
+
+def _runs(number: int, shard: VirtualTensor, source_shapes: Sequence[Index]) -> list[CopyRun] | None:
+    """The shard as runs from file to file, if all of it is long runs."""
+    item_size = ITEM_SIZE[shard.dtype]
+    runs: list[CopyRun] = []
+    for copy in sorted(shard.copies, key=lambda each: each.target_start):
+        loops = nest(copy, source_shapes[copy.operand], shard.shape, item_size)
+        if len(loops.shape) > 1 or loops.run < prod(copy.shape) * item_size:
+            return None
+        last = runs[-1] if runs else None
+        if (
+            last is not None
+            and last.operand == copy.operand
+            and last.source_offset + last.nbytes == loops.source_offset
+            and last.target_offset + last.nbytes == loops.target_offset
+        ):
+            runs[-1] = CopyRun(last.operand, last.source_offset, number, last.target_offset, last.nbytes + loops.run)
+        else:
+            runs.append(CopyRun(copy.operand, loops.source_offset, number, loops.target_offset, loops.run))
+    # What has no source is written, and compared, as zeros.
+    complete = sum(run.nbytes for run in runs) == shard.elements * item_size
+    return runs if complete and all(run.nbytes >= MIN_RUN_BYTES for run in runs) else None
+
+
+def _gather(
+    blocks: Sequence[tuple[int, Index, Index]],
+    shards: Sequence[VirtualTensor],
+    source_shapes: Sequence[Index],
+    buffer_bytes: int,
+) -> Gather:
+    """One step that fills a block of each of several shards."""
+    reads: list[Read] = []
+    writes = []
+    buffer_offset = 0
+    sourced = 0
+    item_size = ITEM_SIZE[shards[0].dtype]
+    for number, starts, lengths in blocks:
+        shard = shards[number]
+        block = box_of(shard, starts, lengths)
+        for copy in block.copies:
+            sourced += prod(copy.shape) * item_size
+            loops = nest(copy, source_shapes[copy.operand], block.shape, item_size)
+            reads += extents(copy.operand, loops, buffer_offset, buffer_bytes)
+        offset = sum(start * stride for start, stride in zip(starts, byte_strides(shard.shape, item_size), strict=True))
+        nbytes = block.elements * item_size
+        writes.append(Write(number, offset, nbytes, buffer_offset))
+        buffer_offset += nbytes
+    return Gather(item_size, tuple(merged(reads, buffer_bytes)), tuple(writes), sourced < buffer_offset)

@@ -1,0 +1,116 @@
+"""What happens to finished bytes: they are written, compared with what is there, or kept in memory.
+
+Owns the count of bytes that were really moved. Knows files and offsets, never tensors.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from distconv.transfer.files import OpenFiles, copy_in_kernel, read_into, write_from
+
+# A block is compared in pieces of this many bytes, so that no third buffer is as large as the two.
+_PIECE = 1024 * 1024
+
+
+class Sink(Protocol):
+    """What happens to finished bytes."""
+
+    def copy(self, source: int, source_offset: int, path: str, offset: int, nbytes: int, scratch: memoryview) -> None:
+        """`nbytes` of an open file belong at `offset` of the file at `path`."""
+
+    def put(self, path: str, offset: int, data: memoryview) -> None:
+        """These bytes belong at `offset` of the file at `path`."""
+
+
+class Counters:
+    """Bytes really read and written by this process; `on_progress` is told of each portion done."""
+
+    def __init__(self, on_progress: Callable[[int], None]) -> None:
+        self.read = 0
+        self.written = 0
+        self._lock = threading.Lock()
+        self._on_progress = on_progress
+
+    def add(self, read: int = 0, written: int = 0, done: int = 0) -> None:
+        """Count bytes."""
+        with self._lock:
+            self.read += read
+            self.written += written
+            if done:
+                self._on_progress(done)
+
+
+class WriteSink:
+    """Writes finished bytes; copies runs in the kernel where the file systems can."""
+
+    def __init__(self, files: OpenFiles, counters: Counters) -> None:
+        self._files = files
+        self._counters = counters
+
+    def copy(self, source: int, source_offset: int, path: str, offset: int, nbytes: int, scratch: memoryview) -> None:
+        """Copy from file to file."""
+        target = self._files.get(path)
+        done = copy_in_kernel(source, source_offset, target, offset, nbytes)
+        while done < nbytes:
+            piece = scratch[: min(len(scratch), nbytes - done)]
+            read_into(source, source_offset + done, piece)
+            write_from(target, offset + done, piece)
+            done += len(piece)
+        self._counters.add(read=nbytes, written=nbytes, done=nbytes)
+
+    def put(self, path: str, offset: int, data: memoryview) -> None:
+        """Write bytes at their place."""
+        write_from(self._files.get(path), offset, data)
+        self._counters.add(written=len(data), done=len(data))
+
+
+class CompareSink:
+    """Compares finished bytes with those in place; `different` gets path and offset of each portion that differs."""
+
+    def __init__(self, files: OpenFiles, counters: Counters) -> None:
+        self._files = files
+        self._counters = counters
+        self.different: set[tuple[str, int]] = set()
+
+    def copy(self, source: int, source_offset: int, path: str, offset: int, nbytes: int, scratch: memoryview) -> None:
+        """Compare a run of the source with a run of the target."""
+        half = len(scratch) // 2
+        for start in range(0, nbytes, half):
+            length = min(half, nbytes - start)
+            read_into(source, source_offset + start, scratch[:length])
+            self._compare(path, offset + start, scratch[:length], scratch[half : half + length])
+            self._counters.add(read=2 * length, done=length)
+
+    def put(self, path: str, offset: int, data: memoryview) -> None:
+        """Compare bytes with those at their place."""
+        for start in range(0, len(data), _PIECE):
+            piece = data[start : start + _PIECE]
+            self._compare(path, offset + start, piece, memoryview(bytearray(len(piece))))
+        self._counters.add(read=len(data), done=len(data))
+
+    def _compare(self, path: str, offset: int, expected: memoryview, found: memoryview) -> None:
+        read_into(self._files.get(path), offset, found)
+        if not np.array_equal(np.frombuffer(expected, np.uint8), np.frombuffer(found, np.uint8)):
+            self.different.add((path, offset))
+
+
+class MemorySink:
+    """Keeps finished bytes in memory; there is one path."""
+
+    def __init__(self, data: bytearray, counters: Counters) -> None:
+        self._data = memoryview(data)
+        self._counters = counters
+
+    def copy(self, source: int, source_offset: int, path: str, offset: int, nbytes: int, scratch: memoryview) -> None:  # noqa: ARG002 - of the interface
+        """Read bytes of an open file."""
+        read_into(source, source_offset, self._data[offset : offset + nbytes])
+        self._counters.add(read=nbytes)
+
+    def put(self, path: str, offset: int, data: memoryview) -> None:  # noqa: ARG002
+        """Keep bytes."""
+        self._data[offset : offset + len(data)] = data

@@ -1,0 +1,113 @@
+"""Proving an existing result: one process's share of comparing it, byte for byte, with what its source says.
+
+Owns the comparison and its words. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from distconv.formats.base import Format
+from distconv.formats.records import Entry, OutputFile, Plan
+from distconv.formats.replicas import Replica
+from distconv.options import InputOutput
+from distconv.transfer.batches import Batch, batches
+from distconv.transfer.engine import Work, run
+from distconv.transfer.files import OpenFiles
+from distconv.transfer.sinks import CompareSink, Counters
+
+
+def compare_files(
+    plan: Plan,
+    files: Sequence[OutputFile],
+    directory: Path,
+    form: Format,
+    io: InputOutput,
+    counters: Counters,
+    must_stop: Callable[[], bool],
+) -> list[str]:
+    """Compare this process's files, as they are below a directory, with what the plan would write; the differences.
+
+    Raises:
+        InputError: a file is missing or damaged.
+        JobError: a read failed.
+    """
+    differences: list[str] = []
+    with OpenFiles(os.O_RDONLY) as sources:
+        for batch in batches(plan, files):
+            paths = {file: str(directory / file.path) for file in batch.files}
+            offsets: dict[tuple[OutputFile, str, str], int] = {}
+            checked: dict[OutputFile, tuple[Entry, ...]] = {}
+            for file, entries in batch.files.items():
+                located = form.locate(Path(paths[file]), file, entries)
+                differences += located.differences
+                offsets |= {(file, key, name): offset for (key, name), offset in located.offsets.items()}
+                checked[file] = tuple(entry for entry in entries if (entry.key, entry.name) in located.offsets)
+            work = Batch(files=checked).work(paths, offsets)
+            # One without elements may begin where another does.
+            names = {
+                (paths[file], offsets[file, entry.key, entry.name]): entry.title
+                for file, entries in checked.items()
+                for entry in entries
+                if entry.tensor.elements
+            }
+            differing = _differing(work, names, sources, io, counters, must_stop)
+            differences += [f"{place[0]}: {names[place]} differs from the source" for place in differing]
+    return differences
+
+
+def compare_copies(
+    copies: Sequence[Replica], io: InputOutput, counters: Counters, must_stop: Callable[[], bool]
+) -> list[str]:
+    """Compare stored copies of the source with what they are copies of; the differences.
+
+    Raises:
+        JobError: a read failed.
+    """
+    work = [each.work() for each in copies]
+    starts = {
+        (shard.path, shard.offset): each for each, part in zip(copies, work, strict=True) for shard in part.shards
+    }
+    with OpenFiles(os.O_RDONLY) as sources:
+        differing = _differing(work, starts, sources, io, counters, must_stop)
+    return list(dict.fromkeys(_difference(starts[place]) for place in differing))
+
+
+def _differing(
+    work: Sequence[Work],
+    starts: Iterable[tuple[str, int]],
+    sources: OpenFiles,
+    io: InputOutput,
+    counters: Counters,
+    must_stop: Callable[[], bool],
+) -> list[tuple[str, int]]:
+    """Those of the starts of tensors (path, offset) from which on what the work makes is not what is there."""
+    with OpenFiles(os.O_RDONLY) as targets:
+        sink = CompareSink(targets, counters)
+        run(
+            work,
+            sink,
+            sources,
+            counters,
+            threads=io.threads,
+            buffer_bytes=io.buffer_bytes,
+            must_stop=must_stop,
+        )
+    positions = sorted(starts)
+    return sorted({positions[bisect_right(positions, place) - 1] for place in sink.different})
+
+
+def _difference(copy: Replica) -> str:
+    stored, first = copy.copy.stored, copy.sources[0]
+    if stored.name == first.name:
+        return (
+            f"{stored.file.path}: its copy of {first.name} differs from the one in {first.file.path}; ranks that hold "
+            "the same parameter must agree"
+        )
+    return (
+        f"{stored.file.path}: {stored.name} differs from {first.name} in {first.file.path}, to which config.json ties "
+        "it (tie_word_embeddings): they must be one"
+    )

@@ -1,0 +1,183 @@
+"""A Hugging Face directory is complete when it is finished, and every file that is not as it should be is named."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distconv.errors import InputError
+from distconv.formats.huggingface.files import HuggingFaceFormat
+from distconv.formats.huggingface.plan import HuggingFacePlan, make_huggingface_plan
+from distconv.formats.huggingface.reference import read_reference
+from distconv.formats.huggingface.safetensors import read_header
+from distconv.formats.huggingface.safetensors_file import lay_out
+from distconv.formats.records import NamedTensor
+from distconv.options import InputOutput
+from distconv.planning.facts import Reference
+from distconv.tensors.stored import SourceFile, StoredTensor
+from distconv.tensors.virtual import permute, whole
+from distconv.transfer.sinks import Counters
+from distconv.transfer.verify import compare_files
+from distconv.transfer.write import Written, finish, write_files
+from tests.unit.safetensors_files import INDEX_NAME
+
+IO = InputOutput(fsync=False, threads=1, buffer_bytes=4096)
+ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+SIDE = {"config.json": '{"dtype":  "bfloat16"}', "sub/code.py": "pass", "tokenizer.json": "{ }"}
+# "z" has no elements, and begins where "b" does: wide elements come first.
+MAP = {"a": ONE, "b": TWO, "c": TWO, "z": TWO}
+
+
+def reference(directory: Path, total: int = 62) -> Reference:
+    """A directory with an index, side files, something hidden, and no weights."""
+    (directory / "sub").mkdir(parents=True)
+    for name, text in {**SIDE, ".gitattributes": "x"}.items():
+        (directory / name).write_text(text)
+    index = {"metadata": {"total_size": total}, "weight_map": MAP}
+    (directory / INDEX_NAME).write_text(json.dumps(index, indent=4))
+    return read_reference(directory, "reference")
+
+
+def plan(directory: Path, known: Reference) -> HuggingFacePlan:
+    """Tensors of 62 bytes out of a file that holds consecutive bytes; one is transposed, one has no elements."""
+    content = bytes(range(62))
+    (directory / "source").write_bytes(content)
+    file = SourceFile(str(directory / "source"), len(content))
+
+    def tensor(name: str, shape: tuple[int, ...], offset: int, dtype: str = "bfloat16") -> NamedTensor:
+        stored = StoredTensor(name, dtype, shape, file, offset)
+        return NamedTensor(name, (stored,), whole(dtype, shape))
+
+    first = tensor("a", (3, 4), 0)
+    tensors = [
+        replace(first, tensor=permute(first.tensor, (1, 0))),
+        tensor("b", (2, 4), 24),
+        tensor("c", (11,), 40),
+        tensor("z", (0,), 62, "float32"),
+    ]
+    return make_huggingface_plan(tensors, (), (), known)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> HuggingFacePlan:
+    """With its result in `out`."""
+    found = plan(tmp_path, reference(tmp_path / "hf"))
+    write(found, tmp_path / "out")
+    return found
+
+
+def write(found: HuggingFacePlan, directory: Path) -> Written:
+    directory.mkdir()
+    form = HuggingFaceFormat(found)
+    written = write_files(found, found.files, directory, form, IO, Counters(lambda _: None), lambda: False)
+    finish(written, directory, form, None, durable=False)
+    return written
+
+
+def differences(found: HuggingFacePlan, directory: Path) -> list[str]:
+    form = HuggingFaceFormat(found)
+    shards = compare_files(found, found.files, directory, form, IO, Counters(lambda _: None), lambda: False)
+    return [line.replace(f"{directory}/", "") for line in shards + form.check(directory)]
+
+
+def test_a_result_is_the_tensors_the_index_and_all_side_files(tmp_path):
+    found = plan(tmp_path, reference(tmp_path / "hf"))
+    written = write(found, tmp_path / "out")
+    out = tmp_path / "out"
+    files = {str(path.relative_to(out)): path for path in out.rglob("*") if path.is_file()}
+    assert files.keys() == written.sizes.keys() == {ONE, TWO, INDEX_NAME, *SIDE}
+    assert written.sizes == {name: path.stat().st_size for name, path in files.items()}
+    for name in (*SIDE, INDEX_NAME):
+        assert files[name].read_bytes() == (tmp_path / "hf" / name).read_bytes()
+    (a,) = read_header(out / ONE)
+    assert (a.name, a.dtype, a.shape) == ("a", "bfloat16", (4, 3))
+    columns = [bytes([8 * row + 2 * column, 8 * row + 2 * column + 1]) for column in range(4) for row in range(3)]
+    assert files[ONE].read_bytes()[a.offset :] == b"".join(columns)
+    z, b, c = read_header(out / TWO)
+    assert (z.shape, z.offset) == ((0,), b.offset)
+    assert files[TWO].read_bytes()[b.offset : b.offset + 16] == bytes(range(24, 40))
+    assert files[TWO].read_bytes()[c.offset :] == bytes(range(40, 62))
+    assert differences(found, out) == []
+
+
+def test_what_the_plan_says_anew_is_not_copied(tmp_path):
+    found = plan(tmp_path, reference(tmp_path / "hf", total=1000))
+    assert found.texts.keys() == {INDEX_NAME}
+    write(found, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / INDEX_NAME).read_text())["metadata"] == {"total_size": 62}
+    assert differences(found, tmp_path / "out") == []
+
+
+def flip(path: Path, at: int) -> None:
+    with path.open("r+b") as stream:
+        stream.seek(at, os.SEEK_END)
+        (byte,) = stream.read(1)
+        stream.seek(at, os.SEEK_END)
+        stream.write(bytes([byte ^ 1]))
+
+
+def test_one_byte_of_any_tensor_is_seen(made, tmp_path):
+    for file, at, name in ((ONE, -1, "a"), (ONE, -24, "a"), (TWO, -38, "b"), (TWO, -1, "c")):
+        flip(tmp_path / "out" / file, at)
+        assert differences(made, tmp_path / "out") == [f"{file}: {name} differs from the source"]
+        flip(tmp_path / "out" / file, at)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"c": None}, ["c is missing"]),
+        ({"b": ("bfloat16", (4, 2))}, ["b is bfloat16 [4, 2], expected bfloat16 [2, 4]"]),
+        ({"b": ("float16", (2, 4))}, ["b is float16 [2, 4], expected bfloat16 [2, 4]"]),
+        ({"x": ("uint8", ())}, ["x is not expected"]),
+    ],
+)
+def test_the_tensors_of_a_file_are_compared(made, tmp_path, changes: dict[str, Any], expected):
+    path = tmp_path / "out" / TWO
+    whole_file = {"b": ("bfloat16", (2, 4)), "c": ("bfloat16", (11,)), "z": ("float32", (0,))}
+    tensors = {name: form for name, form in (whole_file | changes).items() if form is not None}
+    stored = {each.name: each.offset for each in read_header(path)}
+    data = path.read_bytes()
+    offsets = lay_out(path, [(name, *form) for name, form in tensors.items()])
+    with path.open("r+b") as stream:
+        for name in offsets.keys() & stored.keys():
+            stream.seek(offsets[name])
+            stream.write(data[stored[name] :][: {"b": 16, "c": 22, "z": 0}[name]])
+    assert differences(made, tmp_path / "out") == [f"{TWO}: {line}" for line in expected]
+
+
+def test_the_files_beside_the_tensors_are_compared(made, tmp_path):
+    out = tmp_path / "out"
+    (out / "config.json").write_text(SIDE["config.json"] + " ")
+    (out / "sub" / "code.py").unlink()
+    flip(out / INDEX_NAME, -1)
+    assert differences(made, out) == [
+        f"{name}: is not as in {tmp_path}/hf" for name in ("config.json", "sub/code.py", INDEX_NAME)
+    ]
+
+
+def test_a_text_of_the_plan_is_compared(tmp_path):
+    found = plan(tmp_path, reference(tmp_path / "hf", total=1000))
+    write(found, tmp_path / "out")
+    (tmp_path / "out" / INDEX_NAME).write_text((tmp_path / "hf" / INDEX_NAME).read_text())
+    assert differences(found, tmp_path / "out") == [f"{INDEX_NAME}: is missing, or not what it should be"]
+
+
+def test_more_files_than_a_reference_has_are_no_difference(made, tmp_path):
+    (tmp_path / "out" / "README.md").write_text("mine")
+    assert differences(made, tmp_path / "out") == []
+
+
+def test_a_missing_and_a_damaged_file_are_refused(made, tmp_path):
+    path = tmp_path / "out" / TWO
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=TWO):
+        differences(made, tmp_path / "out")
+    path.unlink()
+    with pytest.raises(InputError, match=TWO):
+        differences(made, tmp_path / "out")

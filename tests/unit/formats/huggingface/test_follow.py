@@ -1,0 +1,141 @@
+"""A result has the tensors of its reference, under its names: no more, no fewer, no other shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+
+import pytest
+
+from distconv.errors import InputError
+from distconv.formats.huggingface.follow import Followed, follow
+from distconv.formats.records import NamedTensor
+from distconv.planning.facts import Reference
+from distconv.tensors.stored import SourceFile, StoredTensor
+from distconv.tensors.virtual import whole
+from tests.unit import toy
+
+HEAD, EMBEDDING = "lm_head.weight", "model.embed.weight"
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def tensors(shapes: Shapes) -> list[NamedTensor]:
+    file = SourceFile("/mm/x.pt", 1 << 20)
+    return [
+        NamedTensor(name, (StoredTensor(name, "bfloat16", shape, file, 64 * number),), whole("bfloat16", shape))
+        for number, (name, shape) in enumerate(shapes.items())
+    ]
+
+
+def reference(shapes: Shapes, *, weights: bool = True) -> Reference:
+    return Reference(
+        directory="/hf",
+        config={},
+        is_adapter=False,
+        index=toy.index(dict(shapes)) if weights else None,
+        shards=dict.fromkeys(shapes, "model.safetensors"),
+        index_content=None,
+    )
+
+
+def spelled(name: str) -> str:
+    return toy.definition().spelled(name)
+
+
+def followed(source: Shapes, known: Reference, *, tied: bool = False, fill: bool = False) -> Followed:
+    return follow(tensors(source), spelled, known, tied=(HEAD, EMBEDDING) if tied else None, fill=fill)
+
+
+def refused(source: Shapes, known: Reference, *, tied: bool = False, fill: bool = False) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        followed(source, known, tied=tied, fill=fill)
+    return caught.value.problems
+
+
+def test_tensors_are_those_of_the_reference_in_its_order_and_spelling():
+    found = followed({"b": (2,), "visual.a": (3,)}, reference({"model.visual.a": (3,), "b": (2,)}))
+    assert [(each.name, each.tensor.shape) for each in found.tensors] == [("model.visual.a", (3,)), ("b", (2,))]
+    assert [each.sources[0].name for each in found.tensors] == ["visual.a", "b"]
+    assert (found.left_out, found.filled) == ((), ())
+
+
+def test_a_reference_without_shards_is_followed_by_anything():
+    bare = Reference(directory="/hf", config={}, is_adapter=False, index=None, shards=None, index_content=None)
+    given = tensors({HEAD: (2,), "x": (1,)})
+    found = follow(given, spelled, bare, tied=(HEAD, EMBEDDING), fill=False)
+    assert found == Followed(tensors=tuple(given), left_out=(), filled=())
+
+
+def test_what_only_one_of_the_two_has_is_named_both_ways_at_once():
+    assert refused({"a": (1,), "x": (1,), "y": (1,)}, reference({"a": (1,), "b": (1,)})) == [
+        "reference=/hf: does not name 2 tensors of the source: x, y; is it the model that training began with?",
+        "reference=/hf: names 1 tensor that the source does not have: b; fill_from_reference=true fills in from there",
+    ]
+
+
+def test_what_is_missing_comes_from_the_reference_if_that_is_wished():
+    known = reference({"b": (4,), "a": (1,), "c": (2, 2)})
+    found = followed({"a": (1,)}, known, fill=True)
+    assert [each.name for each in found.tensors] == ["b", "a", "c"]
+    assert found.filled == ("b", "c")
+    assert known.index is not None
+    for each in found.tensors:
+        (stored,) = each.sources
+        assert (stored is known.index.tensors[each.name]) == (each.name in found.filled)
+        assert each.tensor.shape == known.index.tensors[each.name].shape
+
+
+def test_filling_adds_and_never_forgives():
+    assert refused({"x": (1,)}, reference({"b": (1,)}), fill=True) == [
+        "reference=/hf: does not name 1 tensor of the source: x; is it the model that training began with?"
+    ]
+    assert refused({"a": (1,)}, reference({"a": (1,), "b": (1,)}, weights=False), fill=True) == [
+        "reference=/hf: names 1 tensor that the source does not have: b; it has no weights to fill in from"
+    ]
+
+
+def test_every_other_shape_is_named():
+    known = reference({"a": (1, 2), "b": (3,), "c": (1,)})
+    assert refused({"a": (2, 1), "b": (4,), "c": (1,)}, known) == [
+        "a: is [2, 1] in the source, [1, 2] in reference=/hf",
+        "b: is [4] in the source, [3] in reference=/hf",
+    ]
+
+
+@pytest.mark.parametrize(("tied", "stored", "published"), list(product([False, True], repeat=3)))
+def test_the_head_is_where_the_reference_has_it(tied, stored, published):
+    both: Shapes = {EMBEDDING: (6, 2), HEAD: (6, 2)}
+    source = both if stored else {EMBEDDING: (6, 2)}
+    known = reference(both if published else {EMBEDDING: (6, 2)})
+    if not tied and stored != published:
+        (problem,) = refused(source, known)
+        assert HEAD in problem
+        assert ("names 1 tensor that the source does not have" in problem) == published
+        return
+    found = followed(source, known, tied=tied)
+    assert [each.name for each in found.tensors] == [EMBEDDING, *([HEAD] if published else [])]
+    assert [(each.tensor.name, each.reason) for each in found.left_out] == (
+        [(HEAD, "tied: the reference has no head of its own")] if stored and not published else []
+    )
+    if published:
+        embedding, head = found.tensors
+        # Its own where there is one, else the embedding's very bytes.
+        assert head.sources[0].name == (HEAD if stored else EMBEDDING)
+        assert (head.sources == embedding.sources) == (not stored)
+
+
+def test_a_tied_head_is_a_copy_and_not_filled():
+    both: Shapes = {EMBEDDING: (6, 2), HEAD: (6, 2)}
+    found = followed({EMBEDDING: (6, 2)}, reference(both), tied=True, fill=True)
+    assert found.filled == ()
+    assert {each.sources[0].file.path for each in found.tensors} == {"/mm/x.pt"}
+    # Nor can it be a copy of what is not there.
+    assert followed({}, reference(both), tied=True, fill=True).filled == (EMBEDDING, HEAD)
+    assert HEAD in refused({}, reference(both), tied=True)[0]
+
+
+def test_a_tied_head_of_another_shape_is_refused():
+    known = reference({EMBEDDING: (6, 2), HEAD: (8, 2)})
+    assert refused({EMBEDDING: (6, 2)}, known, tied=True) == [
+        f"{HEAD}: is [6, 2] in the source, [8, 2] in reference=/hf"
+    ]

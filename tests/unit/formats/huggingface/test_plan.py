@@ -1,0 +1,164 @@
+"""Which tensor goes into which file, and what the index and config.json must then say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distconv.formats.huggingface.plan import HuggingFacePlan, make_huggingface_plan
+from distconv.formats.records import NamedTensor
+from distconv.planning.facts import Reference
+from distconv.tensors.dtypes import ITEM_SIZE
+from distconv.tensors.virtual import whole
+
+INDEX = "model.safetensors.index.json"
+ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+BARE = Reference(directory="/hf", config={}, is_adapter=False, index=None, shards=None, index_content=None)
+
+
+def tensor(name: str, shape: tuple[int, ...] = (2,), dtype: str = "bfloat16") -> NamedTensor:
+    return NamedTensor(name, (), whole(dtype, shape))
+
+
+def reference(shards: Mapping[str, str], content: Any = None, **config: Any) -> Reference:
+    return replace(BARE, shards=shards, index_content=content, config=config)
+
+
+def plan(tensors: list[NamedTensor], known: Reference = BARE) -> HuggingFacePlan:
+    return make_huggingface_plan(tensors, (), (), known)
+
+
+def index_of(shards: Mapping[str, str], total: object, **more: Any) -> dict[str, Any]:
+    return {"metadata": {"total_size": total, **more}, "weight_map": dict(shards)}
+
+
+def held(found: HuggingFacePlan) -> dict[str, list[str]]:
+    return {file.path: [entry.name for entry in found.entries(file)] for file in found.files}
+
+
+def test_tensors_are_in_the_files_of_the_reference_wide_elements_first():
+    shards = {"b": TWO, "a": ONE, "c": ONE, "d": ONE}
+    found = plan([tensor("c"), tensor("b"), tensor("d", dtype="float32"), tensor("a")], reference(shards))
+    assert held(found) == {ONE: ["d", "a", "c"], TWO: ["b"]}
+    assert [(file.nbytes, file.order, file.batch) for file in found.files] == [(16, (0,), 0), (4, (1,), 1)]
+    assert found.summary() == {"hf": {"tensors": 4, "filled_from_reference": []}}
+
+
+@given(st.lists(st.tuples(st.sampled_from(["float64", "float32", "bfloat16"]), st.integers(0, 9)), min_size=1))
+def test_every_tensor_is_in_one_file_and_starts_at_a_multiple_of_its_element(given_tensors):
+    tensors = [tensor(f"t{number}", (size,), dtype) for number, (dtype, size) in enumerate(given_tensors)]
+    shards = {each.name: f"m-{number % 3}.safetensors" for number, each in enumerate(tensors)}
+    found = plan(tensors, reference(shards))
+    names = [name for entries in held(found).values() for name in entries]
+    assert sorted(names) == sorted(shards)
+    for file in found.files:
+        position = 0
+        for entry in found.entries(file):
+            assert shards[entry.name] == file.path
+            assert position % ITEM_SIZE[entry.tensor.dtype] == 0
+            position += entry.tensor.elements * ITEM_SIZE[entry.tensor.dtype]
+        assert position == file.nbytes
+
+
+def test_a_reference_that_names_no_files_gets_one():
+    found = plan([tensor("b"), tensor("a")])
+    assert held(found) == {"model.safetensors": ["a", "b"]}
+    assert (found.texts, found.index_name, found.reference) == ({}, None, "/hf")
+    adapter = make_huggingface_plan([tensor("a")], (), (), replace(BARE, is_adapter=True))
+    assert list(held(adapter)) == ["adapter_model.safetensors"]
+
+
+def test_a_large_model_is_cut_into_numbered_files_before_five_gigabytes():
+    big = (1_000_000_000,)
+    found = plan([tensor(name, big) for name in "abcde"])
+    assert held(found) == {
+        "model-00001-of-00003.safetensors": ["a", "b"],
+        "model-00002-of-00003.safetensors": ["c", "d"],
+        "model-00003-of-00003.safetensors": ["e"],
+    }
+    index = json.loads(found.texts[INDEX])
+    assert index["metadata"] == {"total_size": 10_000_000_000}
+    assert {name: path for path, names in held(found).items() for name in names} == index["weight_map"]
+    # Full to the last byte is not too full, and a tensor that is larger has a file of its own.
+    assert len(plan([tensor("a", (1_500_000_000,)), tensor("b", big)]).files) == 1
+    assert len(plan([tensor("a", (1_500_000_000,)), tensor("b", (1_000_000_001,))]).files) == 2
+    assert [len(names) for names in held(plan([tensor("a", (3_000_000_000,)), tensor("b")])).values()] == [1, 1]
+
+
+def test_an_index_that_is_as_true_of_the_result_is_copied():
+    shards = {"a": ONE, "b": TWO}
+    found = plan([tensor("a"), tensor("b")], reference(shards, index_of(shards, 8, total_parameters=4)))
+    assert (found.index_name, found.texts) == (INDEX, {})
+
+
+@pytest.mark.parametrize(
+    ("content", "changed"),
+    [
+        (index_of({"a": ONE, "b": TWO}, 9, x=1), index_of({"a": ONE, "b": TWO}, 8, x=1)),
+        (index_of({"a": ONE, "b": TWO, "gone": TWO}, 8), index_of({"a": ONE, "b": TWO}, 8)),
+        (index_of({"a": "p-1.bin", "b": "p-2.bin"}, 8), index_of({"a": ONE, "b": TWO}, 8)),
+        ({"weight_map": {"a": TWO, "b": TWO}, "x": 1}, {"weight_map": {"a": ONE, "b": TWO}, "x": 1}),
+        (index_of({"a": ONE, "b": TWO}, 8.5), index_of({"a": ONE, "b": TWO}, 8)),
+    ],
+)
+def test_an_index_that_is_not_is_made_true_and_keeps_what_else_it_says(content, changed):
+    found = plan([tensor("a"), tensor("b")], reference({"a": ONE, "b": TWO}, content))
+    assert found.index_name is None
+    assert {name: json.loads(text) for name, text in found.texts.items()} == {INDEX: changed}
+
+
+def test_a_single_file_has_an_index_only_if_the_reference_has_one():
+    shards = {"a": "model.safetensors"}
+    assert plan([tensor("a")], reference(shards)).index_name is None
+    assert plan([tensor("a")], reference(shards, index_of(shards, 4))).index_name == INDEX
+
+
+def config_text(tensors: list[NamedTensor], **config: Any) -> Any:
+    texts = plan(tensors, reference({each.name: ONE for each in tensors}, **config)).texts
+    return json.loads(texts["config.json"]) if "config.json" in texts else None
+
+
+@pytest.mark.parametrize("key", ["torch_dtype", "dtype"])
+def test_the_configuration_says_the_element_type_of_most_bytes(key):
+    trained = [tensor("a", (9,), "float32"), tensor("b", (10,)), tensor("c", (99,), "int64")]
+    config = {
+        key: "bfloat16",
+        "text_config": {key: "bfloat16", "layers": [{"dtype": "bfloat16"}], "hidden_act": "bfloat16"},
+        "vision_config": {key: "float16", "deep": {key: "bfloat16"}},
+        "note": "bfloat16",
+    }
+    assert config_text(trained, **config) == {
+        key: "float32",
+        "text_config": {key: "float32", "layers": [{"dtype": "bfloat16"}], "hidden_act": "bfloat16"},
+        "vision_config": {key: "float16", "deep": {key: "float32"}},
+        "note": "bfloat16",
+    }
+    assert config_text([tensor("a", (1,), "float32"), tensor("b", (10,))], **config) is None
+
+
+def test_a_configuration_that_says_no_element_type_or_is_of_an_adapter_stays():
+    trained = [tensor("a", dtype="float32")]
+    assert config_text(trained, hidden_size=8) is None
+    known = replace(reference({"a": "adapter_model.safetensors"}, torch_dtype="bfloat16"), is_adapter=True)
+    assert plan(trained, known).texts == {}
+    assert config_text([tensor("a", dtype="int64")], torch_dtype="bfloat16") is None
+
+
+def test_texts_are_written_as_transformers_writes_them():
+    (text,) = plan([tensor("a", dtype="float32")], reference({"a": ONE}, dtype="bfloat16", name="é")).texts.values()
+    assert text == '{\n  "dtype": "float32",\n  "name": "é"\n}\n'
+
+
+def test_a_nested_element_type_is_made_true_where_the_top_says_none():
+    """As Qwen3-VL is published."""
+    config = {"model_type": "x", "text_config": {"dtype": "bfloat16"}}
+    assert config_text([tensor("a", dtype="float32")], **config) == {
+        "model_type": "x",
+        "text_config": {"dtype": "float32"},
+    }

@@ -1,0 +1,258 @@
+"""Parameters and published tensors of every kind of source, over the pieces that they lie in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distconv.errors import InputError
+from distconv.formats.dcp.index import DcpIndex
+from distconv.formats.sources import Origin, origin_of, over
+from distconv.layout.shards import cut_recipes
+from distconv.planning.facts import Checkpoint, DcpSource, Facts, Reference, Source
+from distconv.tensors.compose import renumbered
+from distconv.tensors.stored import AssembledTensor, SourceFile, StoredTensor
+from distconv.tensors.virtual import concat, whole
+from tests import configuration
+from tests.unit import toy, toy_megatron
+from tests.unit.reference import evaluate
+from tests.unit.toy_megatron import layout
+
+Arrays = Mapping[str, np.ndarray]
+INT = np.dtype(np.int64)
+
+
+class Pieces:
+    """Arrays in pieces, each cut in two along a dim, if it is."""
+
+    def __init__(self, given: Arrays, cut: Callable[[str, tuple[int, ...]], tuple[int, int] | None]) -> None:
+        self.arrays: dict[tuple[str, int], np.ndarray] = {}
+        self.tensors: dict[str, AssembledTensor] = {}
+        tables: dict[object, Any] = {}
+        for name, array in given.items():
+            where = cut(name, array.shape)
+            pieces = [array] if where is None else np.split(array, [where[1]], where[0])
+            parts = []
+            for number, piece in enumerate(pieces):
+                file = SourceFile(f"/dcp/__{number}_0.distcp", 1 << 30)
+                parts.append(StoredTensor(name, "bfloat16", piece.shape, file, 64 * len(self.arrays)))
+                self.arrays[file.path, parts[-1].offset] = piece
+            key = tuple(part.shape for part in parts), where
+            if key not in tables:
+                tables[key] = (
+                    concat(
+                        [renumbered(whole("bfloat16", part.shape), number) for number, part in enumerate(parts)],
+                        where[0] if where else 0,
+                    )
+                    if where
+                    else whole("bfloat16", array.shape)
+                )
+            self.tensors[name] = AssembledTensor(name, tables[key], tuple(parts))
+
+    def evaluate(self, tensor: Any, sources: tuple[StoredTensor, ...]) -> np.ndarray:
+        return evaluate(tensor, [self.arrays[each.file.path, each.offset] for each in sources], INT)
+
+
+def halves(_: str, shape: tuple[int, ...]) -> tuple[int, int] | None:
+    return (0, shape[0] // 2) if shape[0] > 1 else None
+
+
+def assert_same(found: Arrays, expected: Arrays) -> None:
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def made(arrays: Arrays) -> dict[str, np.ndarray]:
+    """What binding makes of whole tensors, by parameter."""
+    return {
+        each.name: evaluate(each.recipe.tensor, [arrays[source.name] for source in each.sources], INT)
+        for each in toy.bound().parameters
+    }
+
+
+@settings(max_examples=30)
+@given(st.data())
+def test_a_binding_over_pieces_is_that_of_the_whole_tensors(data):
+    def cut(name: str, shape: tuple[int, ...]) -> tuple[int, int] | None:
+        dim = data.draw(st.none() | st.integers(0, len(shape) - 1), label=name)
+        return None if dim is None else (dim, data.draw(st.integers(1, max(1, shape[dim] - 1))))
+
+    arrays = toy.arrays()
+    pieces = Pieces(arrays, cut)
+    found = over(toy.bound(), pieces.tensors)
+    parameters = {each.name: pieces.evaluate(each.recipe.tensor, each.sources) for each in found.parameters}
+    assert_same(parameters, made(arrays))
+    for each in found.parameters:
+        assert each.recipe.source_shapes == tuple(part.shape for part in each.sources)
+    # Proves that every element of every piece is in one shard, but for those that a recipe says it does not use.
+    cut_recipes((each.recipe for each in found.parameters), layout(tp=2))
+
+
+def test_layers_that_are_cut_alike_share_a_recipe():
+    recipes = [
+        {id(each.recipe) for each in binding.parameters}
+        for binding in (toy.bound(), over(toy.bound(), Pieces(toy.arrays(), halves).tensors))
+    ]
+    assert len(recipes[0]) == len(recipes[1])
+
+
+def test_what_is_not_converted_is_where_its_first_piece_is():
+    pieces = Pieces(toy.arrays(), halves)
+    binding = toy.bound(left_out=lambda rule: "no" if rule.modality == "text" else None)
+    found = over(binding, pieces.tensors)
+    assert [each.tensor.name for each in found.unconverted] == [each.tensor.name for each in binding.unconverted]
+    assert {each.tensor.file.path for each in found.unconverted} == {"/dcp/__0_0.distcp"}
+
+
+def origin(source: Source, *, changes: Mapping[str, Any] | None = None, **config: Any) -> Origin:
+    reference = Reference(
+        directory="/hf",
+        config=toy.config(**(changes or {})),
+        is_adapter=False,
+        index=None,
+        shards=None,
+        index_content=None,
+    )
+    facts = Facts(
+        source=source,
+        text_source=None,
+        reference=None if isinstance(source, Checkpoint) else reference,
+        model="toy",
+        definition=toy.content(),
+        iteration="release",
+    )
+    return origin_of(configuration.job(**config), facts, toy.definition())
+
+
+def dcp(pieces: Pieces, naming: str) -> DcpSource:
+    index = DcpIndex(directory="/dcp", tensors=pieces.tensors, others=())
+    return DcpSource(index=index, naming=naming, prefix="", others=("optimizer (3 entries)",))
+
+
+def published_of(found: Origin, pieces: Pieces) -> dict[str, np.ndarray]:
+    return {each.name: pieces.evaluate(each.tensor, each.sources) for each in found.published().tensors}
+
+
+def parameters_of(found: Origin, pieces: Pieces) -> dict[str, np.ndarray]:
+    return {each.name: pieces.evaluate(each.recipe.tensor, each.sources) for each in found.parameters().parameters}
+
+
+def test_a_hugging_face_source_gives_its_tensors_as_they_are():
+    found = origin(Checkpoint(index=toy.index(), config=toy.config()))
+    tensors = found.published().tensors
+    assert [each.name for each in tensors] == list(toy.shapes())
+    assert all(each.tensor == whole("bfloat16", each.sources[0].shape) for each in tensors)
+    assert {each.name for each in found.parameters().parameters} == {each.name for each in toy.bound().parameters}
+    assert (found.copies, found.notes) == ((), ())
+
+
+def test_a_dcp_with_megatron_names_gives_both():
+    arrays = toy.arrays()
+    pieces = Pieces(made(arrays), halves)
+    found = origin(dcp(pieces, "megatron"))
+    assert_same(parameters_of(found, pieces), made(arrays))
+    assert_same(published_of(found, pieces), arrays)
+    assert found.notes == ("not carried over: optimizer (3 entries): training state; only the model is converted",)
+
+
+def test_what_a_dcp_with_megatron_names_lacks_is_said_with_its_directory():
+    arrays = made(toy.arrays())
+    name = next(name for name in arrays if ".1." in name)
+    del arrays[name]
+    with pytest.raises(InputError) as caught:
+        origin(dcp(Pieces(arrays, halves), "megatron"))
+    assert caught.value.problems == [f"/dcp: 1 tensors are missing: model/{name}"]
+
+
+def test_a_dcp_with_megatron_names_has_the_vocabulary_of_the_reference_when_it_is_published():
+    arrays = toy.arrays()
+    pieces = Pieces(made(arrays), halves)
+    found = origin(dcp(pieces, "megatron"), changes={"vocab_size": 17})
+    assert parameters_of(found, pieces)["text.head.weight"].shape == (toy.VOCABULARY, toy.HIDDEN)
+    np.testing.assert_array_equal(published_of(found, pieces)["lm_head.weight"], arrays["lm_head.weight"][:17])
+    with pytest.raises(InputError, match="has 30 rows of the vocabulary, reference=/hf says 31"):
+        origin(dcp(pieces, "megatron"), changes={"vocab_size": 31}).published()
+
+
+@pytest.mark.parametrize("as_matrix", [False, True])
+@pytest.mark.parametrize("spelled", [False, True])
+def test_a_dcp_with_published_names_gives_both(as_matrix, spelled):
+    """In either spelling, and with packed experts as wrapped models hold them."""
+    arrays = toy.arrays()
+    stored = {
+        name.replace("model.", "model.language_model.", 1) if spelled else name: array.reshape(-1, toy.HIDDEN)
+        if as_matrix and name.endswith("experts.down")
+        else array
+        for name, array in arrays.items()
+    }
+    pieces = Pieces(stored, halves)
+    found = origin(dcp(pieces, "hf"))
+    assert_same(published_of(found, pieces), arrays)
+    assert_same(parameters_of(found, pieces), made(arrays))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("naming", ["hf", "megatron"])
+def test_a_published_model_is_tied_if_its_configuration_says_so(tied, naming):
+    arrays = toy.arrays()
+    pieces = Pieces(arrays if naming == "hf" else made(arrays), halves)
+    found = origin(dcp(pieces, naming), changes={"tie_word_embeddings": tied})
+    assert found.published().tied == tied
+
+
+def test_a_megatron_source_gives_both_and_the_copies_that_must_agree():
+    files = toy_megatron.source(layout(((1, 2),), tp=2))
+    found = origin(files.index(others=("optimizer",)))
+    expected = toy.arrays()
+    tensors = {
+        each.name: evaluate(each.tensor, [files.stored(source) for source in each.sources], INT)
+        for each in found.published().tensors
+    }
+    assert_same(tensors, expected)
+    assert_same({each.name: files.elements(each) for each in found.parameters().parameters}, made(expected))
+    assert found.copies
+    assert found.notes == ("not carried over: optimizer: training state; only the model is converted",)
+
+
+def test_a_selection_leaves_the_rest_of_a_trained_source_out():
+    files = toy_megatron.source(layout())
+    found = origin(files.index(), select=["vision"])
+    assert {each.name.partition(".")[0] for each in found.published().tensors} == {"visual"}
+    pieces = Pieces(made(toy.arrays()), halves)
+    found = origin(dcp(pieces, "megatron"), select=["vision"])
+    assert {each.name.partition(".")[0] for each in found.parameters().parameters} == {"vision"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "names"),
+    [
+        ({"select": ["vision"]}, ["select"]),
+        ({"lora_only": True, "projector": "omit"}, ["projector", "lora_only"]),
+        ({"text_source": "/llm"}, ["text_source"]),
+    ],
+)
+def test_tensors_that_are_taken_as_they_are_are_all_taken(keys, names):
+    pieces = Pieces(toy.arrays(), halves)
+    for source in (dcp(pieces, "hf"), Checkpoint(index=toy.index(), config=toy.config())):
+        with pytest.raises(InputError) as caught:
+            origin(source, **keys).published()
+        assert [problem.partition(":")[0] for problem in caught.value.problems] == names
+
+
+def test_a_hugging_face_source_without_a_definition_has_published_tensors():
+    facts = Facts(
+        source=Checkpoint(index=toy.index(), config={}),
+        text_source=None,
+        reference=None,
+        model=None,
+        definition={},
+        iteration="release",
+    )
+    found = origin_of(configuration.job(target_format="dcp", naming="hf"), facts, None)
+    assert [each.name for each in found.published().tensors] == list(toy.shapes())

@@ -1,0 +1,188 @@
+"""The rules of LoRA factors follow from those of the modules they adapt, and PEFT's configuration is checked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from distconv.models.adapters import adapter_problems, canonical_factor, rules_of_adapters, rules_with_adapters
+from distconv.models.rules import Rule, SourcePattern, parse_rules
+
+SIZES = ("hidden", "ffn", "heads")
+
+
+def rules(**changes: Any) -> list[Rule]:
+    entry = {
+        "target": "layers.{layer}.fc.weight",
+        "sources": [["model.{layer}.fc.weight", "ffn", "hidden"]],
+        "tp": ["rows", "heads"],
+        **changes,
+    }
+    return list(parse_rules("text", "mlp", 0, entry, SIZES, ()))
+
+
+@pytest.mark.parametrize(
+    ("tensor_parallel", "of_a", "of_b"),
+    [
+        # The factor on the side that is cut is cut like the module; the other has that side not at all.
+        ("rows", "replicated", "rows"),
+        ("rows_uneven", "replicated", "rows_uneven"),
+        ("rows3", "replicated", "rows3"),
+        ("glu", "replicated", "glu"),
+        ("cols", "cols", "replicated"),
+        ("cols_uneven", "cols_uneven", "replicated"),
+    ],
+)
+def test_the_factor_on_the_cut_side_is_cut_like_the_module(tensor_parallel, of_a, of_b):
+    _, _, a, b = rules_with_adapters(rules(tp=[tensor_parallel, "heads"]))
+    assert (a.tensor_parallel, a.unit) == (of_a, None if of_a == "replicated" else "heads")
+    assert (b.tensor_parallel, b.unit) == (of_b, None if of_b == "replicated" else "heads")
+
+
+def test_beside_base_weights_a_module_is_plain_or_adapted():
+    plain, base, a, b = rules_with_adapters(rules())
+    assert (plain.target, plain.sources[0].name) == ("layers.{layer}.fc.weight", "model.{layer}.fc.weight")
+    assert base.target == "layers.{layer}.fc.base_layer.weight"
+    assert base.sources == (SourcePattern(name="model.{layer}.fc.base_layer.weight", dims=("ffn", "hidden")),)
+    assert a.target == "layers.{layer}.fc.lora_A.default.weight"
+    assert a.sources == (SourcePattern(name="model.{layer}.fc.lora_A.default.weight", dims=("any", "hidden")),)
+    assert b.target == "layers.{layer}.fc.lora_B.default.weight"
+    assert b.sources == (SourcePattern(name="model.{layer}.fc.lora_B.default.weight", dims=("ffn", "any")),)
+    assert all(plain.excludes(other) for other in (base, a, b))
+    assert not any(base.excludes(other) for other in (a, b))
+    assert [rule.is_adapter for rule in (plain, base, a, b)] == [False, False, True, True]
+
+
+def test_the_bias_of_an_adapted_module_belongs_to_its_base():
+    given = rules(target="layers.{layer}.fc.{weight,bias}", sources=[["m.{layer}.fc.{weight,bias}", "ffn", "hidden"]])
+    found = {rule.target: rule for rule in rules_with_adapters(given)}
+    assert sorted(found) == [
+        "layers.{layer}.fc.base_layer.bias",
+        "layers.{layer}.fc.base_layer.weight",
+        "layers.{layer}.fc.bias",
+        "layers.{layer}.fc.lora_A.default.weight",
+        "layers.{layer}.fc.lora_B.default.weight",
+        "layers.{layer}.fc.weight",
+    ]
+    assert found["layers.{layer}.fc.bias"].excludes(found["layers.{layer}.fc.base_layer.bias"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # Sources that are merged, vectors, experts, and whatever stands outside of the layers.
+        {
+            "operator": "concat",
+            "sources": [["m.{layer}.a.weight", "ffn", "hidden"], ["m.{layer}.b.weight", "ffn", "hidden"]],
+        },
+        {"operator": ["qkv_heads", "heads"]},
+        {"sources": [["m.{layer}.fc.weight", "ffn"]]},
+        {"target": "layers.{layer}.{expert}.fc.weight", "sources": [["m.{layer}.{expert}.weight", "ffn", "hidden"]]},
+        {"target": "fc.weight", "sources": [["fc.weight", "ffn", "hidden"]], "stage": "first"},
+        {"target": "layers.{layer}.table", "sources": [["m.{layer}.table", "ffn", "hidden"]]},
+    ],
+)
+def test_what_cannot_be_adapted_stays_as_it_is(changes):
+    given = rules(**changes)
+    assert list(rules_with_adapters(given)) == given
+    assert list(rules_of_adapters(given, sized=False)) == []
+
+
+def test_adapters_alone_know_neither_widths_nor_heads_and_a_module_may_have_none():
+    a, b = rules_of_adapters(rules(tp=["cols", "heads"]), sized=False)
+    assert [rule.sources[0].dims for rule in (a, b)] == [("any", "any")] * 2
+    assert [rule.tensor_parallel for rule in (a, b)] == ["cols", "replicated"]
+    assert [rule.unit for rule in (a, b)] == [None, None]
+    assert a.choice == b.choice
+    assert all(rule.may_be_absent and rule.is_adapter for rule in (a, b))
+
+
+def test_a_rule_that_is_in_a_choice_already_is_not_adapted():
+    given = [replace(rule, choice=("group", "dense")) for rule in rules()]
+    assert list(rules_with_adapters(given)) == given
+
+
+@pytest.mark.parametrize(
+    ("name", "canonical"),
+    [
+        ("model.0.fc.lora_A.weight", "model.0.fc.lora_A.default.weight"),
+        ("model.0.fc.lora_B.weight", "model.0.fc.lora_B.default.weight"),
+        ("model.0.fc.lora_A.default.weight", "model.0.fc.lora_A.default.weight"),
+        ("model.0.fc.weight", "model.0.fc.weight"),
+        ("model.0.lora_A.weight.more", "model.0.lora_A.weight.more"),
+    ],
+)
+def test_factors_have_one_canonical_name(name, canonical):
+    assert canonical_factor(name) == canonical
+
+
+CONFIG = {"peft_type": "LORA", "bias": "none", "r": 8, "target_modules": ["q_proj", "down_proj"]}
+SHAPES = {
+    "model.0.q_proj.lora_A.default.weight": (8, 16),
+    "model.0.q_proj.lora_B.default.weight": (32, 8),
+    "model.1.down_proj.lora_A.weight": (8, 16),
+    "model.1.down_proj.lora_B.weight": (32, 8),
+}
+
+
+def problems(shapes: dict[str, tuple[int, ...]] = SHAPES, left_out: tuple[str, ...] = (), **changes: Any) -> list[str]:
+    return adapter_problems({**CONFIG, **changes}, shapes, left_out, "/hf/adapter_config.json")
+
+
+def test_an_adapter_that_is_what_its_configuration_says():
+    assert problems() == []
+    assert problems(target_modules=["model.0.q_proj", "1.down_proj"]) == []
+    assert problems(target_modules=r".*_proj") == []
+    shapes = {name.replace("_proj", "_proj"): (4, 16) if "A" in name else (32, 4) for name in SHAPES}
+    assert (
+        problems({**SHAPES, **{name: shapes[name] for name in SHAPES if "down" in name}}, rank_pattern={"down_proj": 4})
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "LOHA"}, "/hf/adapter_config.json: peft_type is 'LOHA'; only LORA adapters can be converted"),
+        ({"bias": "all"}, "/hf/adapter_config.json: bias is 'all'; the training side has adapters without bias only"),
+        (
+            {"target_modules": ["q_proj", "down_proj", "up_proj"]},
+            "/hf/adapter_config.json: target module up_proj has no adapter in the checkpoint",
+        ),
+        (
+            {"target_modules": ["q_proj"]},
+            "/hf/adapter_config.json: down_proj, which has adapters in the checkpoint, is no target module",
+        ),
+    ],
+)
+def test_a_contradiction_is_reported(changes, message):
+    assert problems(**changes) == [message]
+
+
+def test_a_target_module_may_be_left_out_on_purpose():
+    targets = [*CONFIG["target_modules"], "mlp.0"]
+    assert problems(target_modules=targets) != []
+    assert problems(target_modules=targets, left_out=("visual.merger.mlp.0.lora_A.weight", "other")) == []
+
+
+def test_every_factor_of_another_rank_is_reported():
+    assert problems(r=4) == [f"{name} has rank 8, but /hf/adapter_config.json says 4" for name in SHAPES]
+    assert problems(rank_pattern={"down_proj": 4}) == [
+        f"{name} has rank 8, but /hf/adapter_config.json says 4" for name in SHAPES if "down" in name
+    ]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        # Each alternative is a whole name, as in PEFT: "o_proj" is not the end of "q_proj|o_proj" alone.
+        ({"x_proj|n_proj": 4}, []),
+        ({"*": 4}, None),
+        (["q_proj"], None),
+    ],
+)
+def test_rank_patterns_are_those_of_peft(patterns, expected):
+    found = problems(rank_pattern=patterns)
+    assert found == expected if expected is not None else len(found) == 1

@@ -1,0 +1,156 @@
+"""Published tensors come back from parameters, whatever the layout and the model; nothing is made up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distconv.errors import InputError, JobError
+from distconv.formats.records import NamedTensor
+from distconv.models.bind import Binding
+from distconv.models.unbind import Restored, restore, with_vocabulary
+from distconv.tensors.virtual import whole
+from tests.unit import toy
+from tests.unit.formats.megatron.test_bind import layouts
+from tests.unit.reference import evaluate
+from tests.unit.toy_megatron import Source, bound, contiguous, layout, source, spaced, transposed
+
+NAMES = ["model.embed.weight", "lm_head.weight"]
+
+
+def arrays(tensors: tuple[NamedTensor, ...] | list[NamedTensor], files: Source) -> dict[str, np.ndarray]:
+    return {
+        each.name: evaluate(each.tensor, [files.stored(source) for source in each.sources], np.dtype(np.int64))
+        for each in tensors
+    }
+
+
+def assert_same(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+@settings(max_examples=30)
+@given(layouts(), st.sampled_from([contiguous, transposed, spaced]))
+def test_every_published_tensor_comes_back(planned, store):
+    files = source(planned)
+    files.store = store
+    found = bound(files)
+    restored = restore(found.published, found.parameters)
+    assert_same(arrays(restored.tensors, files), toy.arrays())
+    assert len(restored.tensors) == len(toy.shapes())
+    assert restored.left_out == ()
+
+
+def forward(**given: object) -> Binding:
+    return toy.bound(**given)  # type: ignore[arg-type]
+
+
+def identity(published: Binding) -> Binding:
+    """The parameters as they would be stored whole."""
+    stored = tuple(
+        replace(
+            each,
+            recipe=replace(
+                each.recipe,
+                tensor=whole(each.recipe.tensor.dtype, each.recipe.tensor.shape),
+                source_shapes=(each.recipe.tensor.shape,),
+            ),
+            sources=(replace(each.sources[0], name=each.name, shape=each.recipe.tensor.shape),),
+        )
+        for each in published.parameters
+    )
+    return replace(published, parameters=stored)
+
+
+def without(binding: Binding, *numbers: int) -> Binding:
+    kept = [each for number, each in enumerate(binding.parameters) if number not in numbers]
+    return replace(binding, parameters=tuple(kept))
+
+
+def test_an_element_that_no_parameter_holds_is_an_error_and_not_zeros():
+    """One of the experts that are one tensor."""
+    published = forward()
+    stored = identity(published)
+    (number,) = [i for i, each in enumerate(published.parameters) if each.name == "text.layers.1.experts.2.fc2.weight"]
+    lost = toy.FFN * toy.HIDDEN
+    with pytest.raises(JobError, match=rf"model\.layers\.1\.experts\.down: {lost} elements would have no source"):
+        restore(without(published, number), without(stored, number))
+
+
+def without_key_bias() -> dict[str, object]:
+    """The toy with attention whose k has no bias: zeros stand for it on the Megatron side."""
+    content = toy.content()
+    attention = content["rules"]["text"]["attention"]
+    (norm, qkv) = attention
+    weight = {
+        **qkv,
+        "target": qkv["target"].replace("{weight,bias}", "weight"),
+        "sources": [[name.replace("{weight,bias}", "weight"), *dims] for name, *dims in qkv["sources"]],
+    }
+    bias = {
+        **qkv,
+        "target": qkv["target"].replace("{weight,bias}", "bias"),
+        "sources": [
+            [name.replace("{weight,bias}", "bias"), dims[0]] for name, *dims in (qkv["sources"][0], qkv["sources"][2])
+        ],
+        "operator": ["qzv_group", "groups"],
+    }
+    content["rules"]["text"]["attention"] = [norm, weight, bias]
+    return content
+
+
+def test_what_the_published_model_has_no_part_for_is_left_out_by_name():
+    shapes = {name: shape for name, shape in toy.shapes().items() if not name.endswith(".k.bias")}
+    published = forward(given=shapes, model=without_key_bias())
+    restored: Restored = restore(published, identity(published))
+    assert {each.name for each in restored.tensors} == shapes.keys()
+    rows = toy.HIDDEN // toy.HEADS * toy.GROUPS
+    whole_bias = toy.HIDDEN + 2 * rows
+    assert [(each.tensor.name, each.reason) for each in restored.left_out] == [
+        (
+            f"text.layers.{layer}.qkv.bias",
+            f"{rows} of {whole_bias} elements: the published model has no such part",
+        )
+        for layer in range(toy.LAYERS)
+    ]
+
+
+def test_layers_that_look_alike_share_a_table():
+    found = bound(source(layout(((1, 1, 1),), tp=2)))
+    tables = {
+        each.name: each.tensor
+        for each in restore(found.published, found.parameters).tensors
+        if each.name.endswith(".q.weight")
+    }
+    assert len(tables) == toy.LAYERS
+    assert len({id(tensor) for tensor in tables.values()}) == 1
+
+
+@pytest.mark.parametrize("rows", [1, toy.VOCABULARY - 1, toy.VOCABULARY])
+def test_rows_that_only_padded_the_vocabulary_are_left_out(rows):
+    files = source(layout(((1, 2),), tp=4))
+    found = bound(files, vocab_size=rows)
+    restored = restore(found.published, found.parameters)
+    cut = with_vocabulary(found.published, restored.tensors, rows, "reference=/hf")
+    expected = toy.arrays()
+    assert_same(arrays(cut, files), {**expected, **{name: expected[name][:rows] for name in NAMES}})
+    # A narrowed table is shared as the whole one was.
+    same = {id(each.tensor) for each in restored.tensors if each.name in NAMES}
+    assert len({id(each.tensor) for each in cut if each.name in NAMES}) == len(same)
+
+
+def test_too_few_rows_are_refused_in_every_tensor_that_has_them():
+    found = bound(source(layout(tp=2)))
+    restored = restore(found.published, found.parameters)
+    with pytest.raises(InputError) as caught:
+        with_vocabulary(found.published, restored.tensors, 31, "reference=/hf")
+    assert sorted(caught.value.problems) == sorted(
+        f"{name}: the source has 30 rows of the vocabulary, reference=/hf says 31" for name in NAMES
+    )

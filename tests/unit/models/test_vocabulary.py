@@ -1,0 +1,77 @@
+"""Rows of a vocabulary are left out or added as zeros, in the embedding and the head alike."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from distconv.errors import InputError
+from distconv.formats.megatron.plan import make_plan
+from distconv.layout.balance import complete_layout
+from distconv.layout.request import Layout
+from distconv.layout.tied_head import resolve_head
+from distconv.models.bind import Binding
+from distconv.models.vocabulary import resize_vocabulary
+from tests.unit import toy
+from tests.unit.reference import evaluate
+
+OF_VOCABULARY = ["text.embedding.weight", "text.head.weight"]
+
+
+def evaluated(binding: Binding) -> dict[str, np.ndarray]:
+    source = toy.arrays()
+    return {
+        each.name: evaluate(each.recipe.tensor, [source[stored.name] for stored in each.sources])
+        for each in binding.parameters
+    }
+
+
+@pytest.mark.parametrize("rows", [1, 17, toy.VOCABULARY - 1, toy.VOCABULARY, toy.VOCABULARY + 1, 64])
+def test_rows_beyond_are_left_out_and_new_ones_are_zeros(rows):
+    before, after = evaluated(toy.bound()), evaluated(resize_vocabulary(toy.bound(), rows))
+    assert list(after) == list(before)
+    for name, array in after.items():
+        expected = before[name]
+        if name in OF_VOCABULARY:
+            expected = np.concatenate([expected, np.zeros((64, toy.HIDDEN), np.int64)])[:rows]
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_without_a_number_nothing_changes():
+    binding = toy.bound()
+    assert resize_vocabulary(binding, None) is binding
+
+
+def test_a_model_whose_vocabulary_is_not_converted_has_none():
+    binding = toy.bound(left_out=lambda rule: "no" if rule.modality == "text" else None)
+    with pytest.raises(InputError, match="vocab_size=64: nothing that is converted has a vocabulary"):
+        resize_vocabulary(binding, 64)
+
+
+@pytest.mark.parametrize("rows", [17, 64])
+def test_a_resized_vocabulary_is_planned_with_its_new_size(rows):
+    """Also the copy of a tied model; and rows that are left out on purpose are not taken for lost ones."""
+    shapes = toy.shapes()
+    del shapes["lm_head.weight"]
+    binding = resize_vocabulary(toy.bound(shapes, tie_word_embeddings=True), rows)
+    layout = complete_layout(Layout(tp=2, stages={"text": ((1, 2),)}), binding, toy.definition())
+    plan = make_plan(resolve_head(binding, toy.definition(), layout, "auto"), layout)
+    found: dict[str, list[tuple[int, ...]]] = {}
+    for file in plan.files:
+        for entry in plan.entries(file):
+            if entry.name in OF_VOCABULARY:
+                found.setdefault(entry.name, []).append(entry.tensor.shape)
+    shapes_of_shards = [((rows + 1) // 2, toy.HIDDEN), (rows // 2, toy.HIDDEN)]
+    assert found == dict.fromkeys(OF_VOCABULARY, shapes_of_shards)
+
+
+def test_a_new_size_that_does_not_divide_is_named():
+    model = toy.content()
+    for section, number in (("embedding", 0), ("head", 1)):
+        model["rules"]["text"][section][number]["tp"] = "rows"
+    binding = resize_vocabulary(toy.bound(model=model), 31)
+    layout = complete_layout(Layout(tp=2), binding, toy.definition(model))
+    with pytest.raises(InputError) as caught:
+        make_plan(binding, layout)
+    for problem in caught.value.problems:
+        assert "vocab_size=31" in problem

@@ -1,0 +1,96 @@
+"""Facts survive being shared as JSON, whatever the source is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+
+from distconv.formats.dcp.index import DcpIndex
+from distconv.models.sizes import Sizes
+from distconv.planning.facts import Checkpoint, DcpSource, Facts, Reference, Source
+from distconv.tensors.compose import merge_dims
+from distconv.tensors.stored import AssembledTensor
+from distconv.tensors.virtual import concat, whole
+from tests.unit import toy
+from tests.unit.toy_megatron import layout, source
+
+PUBLISHED = Checkpoint(index=toy.index(), config=toy.config())
+WITH_WEIGHTS = Reference(
+    directory="/hf",
+    config=toy.config(),
+    is_adapter=False,
+    index=toy.index(),
+    shards=dict.fromkeys(toy.shapes(), "model.safetensors"),
+    index_content={"metadata": {"total_size": 3}, "weight_map": {"a": "b"}, "more": [1, None, "x"]},
+)
+BARE = Reference(directory="/ref", config={"r": 8}, is_adapter=True, index=None, shards=None, index_content=None)
+
+
+def dcp() -> DcpSource:
+    """Tensors in two chunks, two of them cut alike, and one that is a merged one."""
+    stored = list(toy.index().tensors.values())
+    table = concat([whole("bfloat16", (2, 3), 0), whole("bfloat16", (1, 3), 1)])
+    parts = [tuple(replace(stored[0], name=name, shape=shape) for shape in ((2, 3), (1, 3))) for name in "ab"]
+    experts = merge_dims(whole("float32", (2, 3, 4)), 0)
+    tensors = {name: AssembledTensor(name, table, held) for name, held in zip("ab", parts, strict=True)}
+    of_experts = replace(stored[1], name="c", dtype="float32", shape=(2, 3, 4))
+    tensors["c"] = AssembledTensor("c", experts, (of_experts,))
+    index = DcpIndex(directory="/dcp", tensors=tensors, others=("optimizer",))
+    return DcpSource(index=index, naming="hf", prefix="model.", others=("optimizer", "args (2 entries)"))
+
+
+def facts(found: Source, reference: Reference | None = None, text_source: Checkpoint | None = None) -> Facts:
+    return Facts(
+        source=found,
+        text_source=text_source,
+        reference=reference,
+        model="toy",
+        definition=toy.content(),
+        iteration="1000",
+    )
+
+
+def content(found: Facts) -> dict[str, Any]:
+    """Everything in it, also of records that are compared by identity."""
+    return {**vars(found), "source": asdict(found.source)}
+
+
+def shared(found: Facts) -> Facts:
+    return Facts.from_json(json.loads(json.dumps(found.to_json())))
+
+
+@pytest.mark.parametrize(
+    ("known", "kind"),
+    [
+        (facts(PUBLISHED), "hf"),
+        (replace(facts(PUBLISHED), model=None, definition={}), "hf"),
+        (facts(PUBLISHED, text_source=replace(PUBLISHED, config={"other": [1]})), "hf"),
+        (facts(source(layout(((1, 2),), tp=2, ep=2)).index(others=("args",)), WITH_WEIGHTS), "megatron"),
+        (facts(source(layout(((1, 0), (1, 1)), ((1, 0), (1, 0)))).index(), BARE), "megatron"),
+        (facts(dcp(), WITH_WEIGHTS), "dcp"),
+        (facts(dcp(), BARE), "dcp"),
+    ],
+)
+def test_what_one_process_tells_another_understands(known, kind):
+    assert known.kind == kind
+    assert content(shared(known)) == content(known)
+    assert shared(known).to_json() == known.to_json()
+
+
+def test_tensors_that_are_cut_alike_still_share_a_table():
+    found = shared(facts(dcp(), BARE)).source
+    assert isinstance(found, DcpSource)
+    assert found.index.tensors["a"].tensor is found.index.tensors["b"].tensor
+
+
+def test_sizes_are_those_of_the_model_and_not_of_a_trained_checkpoint():
+    definition = toy.definition()
+    other = replace(WITH_WEIGHTS, config=toy.config(hidden_size=64))
+    for known, hidden in ((facts(PUBLISHED), toy.HIDDEN), (facts(dcp(), other), 64)):
+        sizes = known.sizes(definition)
+        assert isinstance(sizes, Sizes)
+        assert sizes.get("hidden") == hidden
+        assert known.sizes(None) is None

@@ -1,0 +1,142 @@
+"""What rank 0 reads of a source, and which definition it chooses by what the checkpoint says it is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distconv.errors import InputError
+from distconv.models.library import Definitions
+from distconv.options import Options
+from distconv.planning.facts import Facts
+from distconv.planning.inspect import inspect
+from tests.unit.planning.test_plan import CONFIG
+from tests.unit.safetensors_files import shard
+
+DEFINITIONS = {
+    "one": {"model_types": ["model_one", "model_uno"]},
+    "one_variant": {"model_types": ["model_one"], "variant_of": "one"},
+    "two": {"model_types": ["model_two"]},
+    "nameless": {},
+}
+
+AT_HAND = Definitions(heads=lambda: DEFINITIONS, compose=DEFINITIONS.__getitem__)
+
+
+def checkpoint(directory: Path, **config: Any) -> Path:
+    directory.mkdir()
+    shard(directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+def looked(config: Options, chosen: str | None = None) -> Facts:
+    return inspect(config, None if chosen is None else (chosen, DEFINITIONS[chosen]), AT_HAND)
+
+
+def refused(config: Options, chosen: str | None = None) -> str:
+    with pytest.raises(InputError) as caught:
+        looked(config, chosen)
+    return str(caught.value)
+
+
+def job(source: Path, text_source: Path | None = None) -> Options:
+    return replace(CONFIG, source=source, text_source=text_source)
+
+
+def test_the_facts_are_the_tensors_the_config_and_the_definition(tmp_path):
+    found = looked(job(checkpoint(tmp_path / "hf", model_type="model_uno", hidden_size=8)))
+    assert sorted(found.source.index.tensors) == ["a", "b"]
+    assert found.source.config == {"model_type": "model_uno", "hidden_size": 8}
+    assert (found.model, found.definition, found.text_source) == ("one", DEFINITIONS["one"], None)
+
+
+def test_a_separate_language_model_is_looked_at_too(tmp_path):
+    source, text = checkpoint(tmp_path / "hf", model_type="model_two"), checkpoint(tmp_path / "llm", model_type="any")
+    found = looked(job(source, text))
+    assert found.text_source is not None
+    assert found.text_source.index.directory == str(text)
+    assert found.model == "two"
+
+
+@pytest.mark.parametrize(
+    ("config", "chosen", "message"),
+    [
+        ({}, None, "has no model_type; name the model with +model=NAME: one, one_variant, two, nameless"),
+        (
+            {"model_type": "model_on"},
+            None,
+            "model_type 'model_on' is of no model definition; the nearest is 'model_one' (+model=one)",
+        ),
+        (
+            {"model_type": "xyz"},
+            None,
+            "model_type 'xyz' is of no model definition; known: model_one, model_two, model_uno",
+        ),
+        (
+            {"model_type": "model_two"},
+            "one",
+            "says model_type 'model_two', but +model=one is for model_one, model_uno",
+        ),
+        ({}, "one", "says model_type None, but +model=one is for model_one, model_uno"),
+    ],
+)
+def test_a_model_that_cannot_be_chosen_is_refused(tmp_path, config, chosen, message):
+    found = refused(job(checkpoint(tmp_path / "hf", **config)), chosen)
+    assert found.startswith(f"{tmp_path}/hf/config.json: {message}")
+
+
+@pytest.mark.parametrize("chosen", ["one", "one_variant", "nameless"])
+def test_a_definition_that_was_named_is_taken_if_it_is_for_such_a_model(tmp_path, chosen):
+    assert looked(job(checkpoint(tmp_path / "hf", model_type="model_one")), chosen).model == chosen
+
+
+def test_a_model_type_that_is_no_text_is_refused(tmp_path):
+    assert "model_type" in refused(job(checkpoint(tmp_path / "hf", model_type=["model_one"])))
+
+
+def test_a_directory_that_is_no_checkpoint_is_refused(tmp_path):
+    assert refused(job(tmp_path / "hf")) == f"source={tmp_path}/hf: no such directory"
+    source = checkpoint(tmp_path / "hf", model_type="model_one")
+    assert refused(job(source, tmp_path / "llm")) == f"text_source={tmp_path}/llm: no such directory"
+    (source / "config.json").unlink()
+    assert refused(job(source)).startswith(
+        f"{source}/config.json: no such file; it is needed for the sizes of the model"
+    )
+
+
+def test_the_same_directory_twice_is_refused(tmp_path):
+    source = checkpoint(tmp_path / "hf", model_type="model_one")
+    (tmp_path / "link").symlink_to(source)
+    assert "is the same directory as source; leave it out" in refused(job(source, tmp_path / "link"))
+
+
+def adapter(directory: Path) -> Path:
+    directory.mkdir()
+    shard(directory / "adapter_model.safetensors")
+    (directory / "adapter_config.json").write_text(json.dumps({"r": 8}))
+    return directory
+
+
+def test_an_adapter_is_read_for_a_definition_of_adapters_alone(tmp_path):
+    content = {"adapters": "only", "model_types": ["model_one"]}
+    found = inspect(job(adapter(tmp_path / "hf")), ("one_lora", content), AT_HAND)
+    assert found.source.config == {"r": 8}
+    assert sorted(found.source.index.tensors) == ["a", "b"]
+
+
+def test_an_adapter_has_no_separate_language_model(tmp_path):
+    text = checkpoint(tmp_path / "llm", model_type="model_one")
+    with pytest.raises(InputError, match="text_source"):
+        inspect(job(adapter(tmp_path / "hf"), text), ("one_lora", {"adapters": "only"}), AT_HAND)
+
+
+def test_an_adapter_needs_its_model_to_be_named(tmp_path):
+    found = refused(job(adapter(tmp_path / "hf")))
+    assert found.startswith(
+        f"source={tmp_path}/hf: holds an adapter (adapter_config.json); name the model that it is for"
+    )

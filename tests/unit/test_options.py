@@ -1,0 +1,320 @@
+"""Every key is checked: a wrong value is reported with the key, the value and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distconv.cli.values import shown
+from distconv.errors import InputError
+from distconv.layout.request import Layout, SourceLayout
+from distconv.options import ACTIONS, InputOutput, Options, parse_config
+from tests import configuration
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    """A valid configuration with some values changed."""
+    valid = {
+        "source": "/hf",
+        "target": "/mm",
+        "layout__tp": 2,
+        "layout__stages": {"text": [[1, 2]], "vision": [2, 0], "audio": None},
+        "layout__modality_tp__vision": 4,
+        "iteration": "release",
+        "io__buffer_mib": 4,
+    }
+    return configuration.content(**{**valid, **changes})
+
+
+def problems(**changes: Any) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        parse_config(content(**changes))
+    return caught.value.problems
+
+
+def test_a_configuration_is_read_as_it_is_written():
+    assert parse_config(content(model={"rules": "of the definition"})) == Options(
+        action="convert",
+        source=Path("/hf"),
+        target=Path("/mm"),
+        target_format="megatron",
+        naming="megatron",
+        name_prefix=None,
+        packed_experts="auto",
+        reference=None,
+        fill_from_reference=False,
+        source_layout=SourceLayout(),
+        layout=Layout(
+            tp=2,
+            ep=1,
+            pp=None,
+            vpp=None,
+            stages={"text": ((1, 2),), "vision": ((2, 0),)},
+            modality_tp={"vision": 4},
+            placement="sequential",
+        ),
+        select=None,
+        text_source=None,
+        projector="auto",
+        tied_head="auto",
+        vocab_size=None,
+        lora_only=False,
+        merge_lora=False,
+        lora_alpha=None,
+        iteration="release",
+        overwrite=False,
+        io=InputOutput(fsync=True, threads=2, buffer_bytes=4 * 1024 * 1024),
+        report=None,
+        processes=None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("layout__pp", 4, {"layout.pp": 4}),
+        ("layout__stages__text", [[0, 0, 1], [4, 4, 2]], {"layout.stages": {"text": ((0, 0, 1), (4, 4, 2))}}),
+        ("layout__stages__text", [0, 3], {"layout.stages": {"text": ((0, 3),)}}),
+        ("layout__placement", "u_shape", {"layout.placement": "u_shape"}),
+        ("select", ["vision"], {"select": ("vision",)}),
+        ("select", ["vision", "text"], {"select": ("vision", "text")}),
+        ("text_source", "/llm", {"text_source": Path("/llm")}),
+        ("projector", "keep", {"projector": "keep"}),
+        ("tied_head", "omit", {"tied_head": "omit"}),
+        ("vocab_size", 151936, {"vocab_size": 151936}),
+        ("lora_only", True, {"lora_only": True}),
+        ("iteration", 1000, {"iteration": "1000"}),
+        ("iteration", None, {"iteration": None}),
+        ("name_prefix", "", {"name_prefix": ""}),
+        ("reference", "~/hf", {"reference": Path.home() / "hf"}),
+        ("overwrite", True, {"overwrite": True}),
+        ("report", "plan.json", {"report": Path("plan.json")}),
+        ("source", "~/hf", {"source": Path.home() / "hf"}),
+    ],
+)
+def test_a_value_is_taken_over(key, value, expected):
+    config = parse_config(content(**{key: value}))
+    for name, wanted in expected.items():
+        found: Any = config
+        for part in name.split("."):
+            found = getattr(found, part)
+        if isinstance(wanted, dict):
+            found = {part: found[part] for part in wanted}
+        assert found == wanted
+
+
+def test_every_action_is_allowed():
+    assert [parse_config(content(action=action)).action for action in ACTIONS] == list(ACTIONS)
+
+
+def test_another_number_of_processes_goes_with_planning():
+    assert parse_config(content(action="plan", processes=64)).processes == 64
+    assert problems(processes=64) == [
+        "processes: goes with action=plan; otherwise the launcher says how many processes run"
+    ]
+
+
+SIZE = f"an integer from 1 to {2**24}"
+AXIS = f"an integer from 1 to {2**16}"
+STAGES = "layers per stage, such as [1,10,10,7], or one such list per virtual stage"
+NO_SIZES = [0, -1, 1.5, 2.0, "2", True, [2], {}]
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "allowed"),
+    [
+        ("action", ["plann", "", 3, True, ["plan"], None], "one of convert, plan, verify, models"),
+        ("source", [3, True, ["/hf"], {}, ""], "a path"),
+        ("target", [3, True, ["/mm"], {}, ""], "a path"),
+        ("text_source", [3, True, ["/llm"], {}, ""], "a path"),
+        ("report", [3, True, ["x"], {}, ""], "a path"),
+        ("layout__tp", [*NO_SIZES, None, 2**16 + 1], AXIS),
+        ("layout__ep", [*NO_SIZES, None, 2**16 + 1], AXIS),
+        ("layout__pp", NO_SIZES, AXIS),
+        ("layout__vpp", NO_SIZES, AXIS),
+        ("layout__modality_tp__vision", NO_SIZES, AXIS),
+        ("layout__modality_tp__audio", NO_SIZES, AXIS),
+        ("io__threads", [*NO_SIZES, None], SIZE),
+        ("io__buffer_mib", [*NO_SIZES, None], SIZE),
+        ("processes", NO_SIZES, SIZE),
+        ("layout__stages__text", [4, "4", [], [[]], [-1], [1.0], [True], ["1"], [[1], 2], [1, [2]], {}], STAGES),
+        ("layout__stages__vision", [[None], [[1], []], [[1, -1]], [[[1]]]], STAGES),
+        ("layout__placement", ["u-shape", 1, None], "one of sequential, u_shape"),
+        ("select", ["vision", [], ["video"], ["vision", 3], {}, [["vision"]]],
+         "a list of modalities out of text, vision, audio, such as [vision]"),
+        ("target_format", ["safetensors", None], "one of megatron, dcp, hf"),
+        ("naming", ["mm", None], "one of megatron, hf"),
+        ("name_prefix", [1, True, ["model."], {}], "text; the empty text is written ''"),
+        ("reference", [3, True, ["/hf"], {}, ""], "a path"),
+        ("fill_from_reference", ["yes", 1, None], "true or false"),
+        ("source_layout__tp", NO_SIZES, AXIS),
+        ("source_layout__stages__vision", [4, [[1], []]], STAGES),
+        ("source_layout__modality_tp__vision", NO_SIZES, AXIS),
+        ("source_layout__placement", ["u-shape", 1], "one of sequential, u_shape"),
+        ("source_layout__vision_qkv", ["canonical", None], "one of heads, fused"),
+        ("packed_experts", ["drop", None], "one of auto, flatten, keep"),
+        ("projector", ["drop", True, None], "one of auto, keep, omit"),
+        ("tied_head", ["copy", False, None], "one of auto, write, omit"),
+        ("vocab_size", NO_SIZES, SIZE),
+        ("lora_only", ["yes", 1, None], "true or false"),
+        ("iteration", ["latest", "1000", 0, -1, 1.0, True, [1]], "release, or a positive integer"),
+        ("overwrite", ["yes", "true", 1, 0, None], "true or false"),
+        ("io__fsync", ["yes", 1, None], "true or false"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_reported_with_its_key_and_what_is_allowed(key, values, allowed):
+    # Planning is the action in which every key may be given.
+    given = {} if key == "action" else {"action": "plan"}
+    for value in values:
+        assert problems(**given, **{key: value}) == [f"{key.replace('__', '.')}={shown(value)}: expected {allowed}"]
+
+
+@pytest.mark.parametrize("key", ["source", "target"])
+def test_a_wrong_path_is_not_reported_as_missing(key):
+    assert problems(**{key: 3}) == [f"{key}=3: expected a path"]
+
+
+@pytest.mark.parametrize("key", ["source", "target"])
+def test_a_missing_directory_is_asked_for(key):
+    (problem,) = problems(**{key: None})
+    assert problem.startswith(f"{key} is missing: give {key}=DIR, the ")
+
+
+def test_listing_the_models_needs_no_directories():
+    assert parse_config(content(action="models", source=None, target=None)).action == "models"
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("sorce", "unknown key 'sorce'; did you mean 'source'?"),
+        ("xyz", "unknown key 'xyz'; known: action, source, "),
+        ("layout__tpp", "layout: unknown key 'tpp'; did you mean 'tp'?"),
+        ("layout__stages__txt", "layout.stages: unknown key 'txt'; did you mean 'text'?"),
+        ("layout__modality_tp__text", "layout.modality_tp: unknown key 'text'; known: vision, audio"),
+        ("io__buffer", "io: unknown key 'buffer'; did you mean 'buffer_mib'?"),
+    ],
+)
+def test_an_unknown_key_is_reported_with_the_nearest_one(key, message):
+    assert any(problem.startswith(message) for problem in problems(**{key: 1}))
+
+
+@pytest.mark.parametrize(
+    "key", ["layout", "layout__stages", "layout__modality_tp", "source_layout", "source_layout__stages", "io"]
+)
+def test_a_group_that_is_none_is_reported(key):
+    name = key.replace("__", ".")
+    (problem,) = problems(**{key: 3})
+    assert problem.startswith(f"{name}=3: expected a group of options: ")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [([1, "x"], "[1,x]"), (None, "null"), (True, "true"), ("a b", "a b"), ({"a": [1]}, "{a:[1]}")]
+)
+def test_a_value_is_shown_as_it_is_written(value, text):
+    assert shown(value) == text
+
+
+def test_a_separate_language_model_that_is_not_selected_is_a_contradiction():
+    assert problems(text_source="/llm", select=["vision"]) == [
+        "text_source=/llm: select=['vision'] leaves out the text"
+    ]
+    assert parse_config(content(text_source="/llm", select=["vision", "text"])).text_source == Path("/llm")
+
+
+def test_all_problems_are_reported_together():
+    wrong = {
+        "action": "plann",
+        "source": None,
+        "target": "",
+        "layout__tp": 0,
+        "layout__stages__text": 28,
+        "layout__modality_tp__vision": "2",
+        "layout__placement": "v_shape",
+        "select": ["video"],
+        "projector": "drop",
+        "tied_head": "copy",
+        "iteration": 0,
+        "overwrite": "yes",
+        "io__fsync": 1,
+        "io__threads": 0,
+        "report": 3,
+        "xyz": 1,
+    }
+    found = problems(**wrong)
+    for key in wrong:
+        name = key.replace("__", ".")
+        starts = (f"{name}=", f"{name} is missing", f"unknown key '{name}'")
+        assert any(problem.startswith(starts) for problem in found), name
+
+
+DCP = {"target_format": "dcp", "layout__tp": 1, "layout__stages": {}, "layout__modality_tp": {}}
+HF = {**DCP, "target_format": "hf"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"target_format": "dcp"}, ["layout.tp", "layout.stages", "layout.modality_tp"]),
+        ({"target_format": "hf", "layout__pp": 2}, ["layout.tp", "layout.pp", "layout.stages", "layout.modality_tp"]),
+        ({"naming": "hf"}, ["naming"]),
+        ({**HF, "naming": "hf"}, ["naming"]),
+        ({"packed_experts": "keep"}, ["packed_experts"]),
+        ({**DCP, "packed_experts": "keep"}, ["packed_experts"]),
+        ({**HF, "packed_experts": "flatten"}, ["packed_experts"]),
+        ({**DCP, "naming": "hf", "vocab_size": 8}, ["vocab_size"]),
+        ({**HF, "vocab_size": 8}, ["vocab_size"]),
+        ({**HF, "tied_head": "write"}, ["tied_head"]),
+        ({"fill_from_reference": True}, ["fill_from_reference"]),
+        ({**DCP, "fill_from_reference": True}, ["fill_from_reference"]),
+    ],
+)  # fmt: skip
+def test_keys_that_say_nothing_about_the_job_are_refused(changes, expected):
+    assert [problem.partition(":")[0] for problem in problems(**changes)] == expected
+
+
+def test_a_dcp_may_have_either_names():
+    assert parse_config(content(**DCP, name_prefix="x.", vocab_size=8)).name_prefix == "x."
+    assert parse_config(content(**DCP, naming="hf", packed_experts="keep")).packed_experts == "keep"
+    assert parse_config(content(**DCP, naming="hf", fill_from_reference=True)).fill_from_reference
+
+
+def test_a_hugging_face_directory_has_no_layout():
+    assert parse_config(content(**HF, fill_from_reference=True)).layout == Layout()
+
+
+def test_the_layout_of_a_source_is_read_like_that_of_a_target():
+    given = {
+        "tp": 2, "ep": 4, "pp": 3, "vpp": 2, "stages": {"text": [0, 3], "vision": None, "audio": None},
+        "modality_tp": {"vision": 1, "audio": None}, "placement": "u_shape", "vision_qkv": "fused",
+    }  # fmt: skip
+    assert parse_config(content(source_layout=given)).source_layout == SourceLayout(
+        tp=2, ep=4, pp=3, vpp=2, stages={"text": ((0, 3),)}, modality_tp={"vision": 1}, placement="u_shape",
+        vision_qkv="fused",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 0, -1, True, "16"])
+def test_an_alpha_that_is_no_positive_number_is_refused(value):
+    (problem,) = problems(target_format="hf", lora_alpha=value)
+    assert problem.endswith(": expected a positive number")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layout__tp": "2"}, "layout.tp='2': expected an integer from 1 to 65536"),
+        (
+            {"layout__stages": {"text": "[3,3]"}},
+            "layout.stages.text='[3,3]': expected layers per stage",
+        ),
+        ({"overwrite": "true"}, "overwrite='true': expected true or false"),
+        ({"layout__tp": "two"}, "layout.tp=two: expected an integer from 1 to 65536"),
+    ],
+)
+def test_a_value_that_quotes_have_made_text_is_shown_with_them(changes, message):
+    """A launcher's script may pass on the quotes that were meant for the shell."""
+    (problem,) = problems(**changes)
+    assert problem.startswith(message)

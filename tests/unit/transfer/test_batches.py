@@ -1,0 +1,138 @@
+"""The work of a process covers its files, shares what it reads, and is what `action=plan` counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distconv.formats.megatron.plan import MegatronPlan, make_plan
+from distconv.formats.records import OutputFile
+from distconv.layout.balance import complete_layout
+from distconv.layout.request import Layout
+from distconv.planning.assign import assign
+from distconv.tensors.dtypes import ITEM_SIZE
+from distconv.transfer import batches as work
+from distconv.transfer.batches import batches, planned_reads
+from distconv.transfer.engine import Work
+from distconv.transfer.lower import lower
+from distconv.transfer.steps import bytes_read
+from tests.unit import toy
+
+REQUESTS = st.fixed_dictionaries(
+    {
+        "tp": st.sampled_from([1, 2, 4]),
+        "ep": st.sampled_from([1, 2, 4]),
+        "modality_tp": st.sampled_from([{}, {"vision": 2}, {"vision": 8}]),
+        "stages": st.sampled_from([{}, {"text": ((1, 0, 2),)}, {"text": ((1, 0), (0, 2))}]),
+    }
+).filter(lambda request: request["tp"] <= request["modality_tp"].get("vision", 8))
+
+
+def plan(**request: Any) -> MegatronPlan:
+    binding = toy.bound()
+    return make_plan(binding, complete_layout(Layout(**request), binding, toy.definition()))
+
+
+def work_of(found: MegatronPlan, files: Sequence[OutputFile]) -> list[Work]:
+    """All the work for these files; paths are those of the plan, offsets are made up but different."""
+    result = []
+    for batch in batches(found, files):
+        offsets = {}
+        for file, entries in batch.files.items():
+            for entry in entries:
+                offsets[file, entry.key, entry.name] = len(offsets)
+        result += batch.work({file: file.path for file in batch.files}, offsets)
+    return result
+
+
+@settings(max_examples=30)
+@given(REQUESTS, st.integers(1, 5))
+def test_the_work_of_all_processes_is_every_entry_of_every_file_once(request_, processes):
+    found = plan(**request_)
+    done = Counter(
+        (shard.path, id(shard.tensor), tuple(source.name for source in each.sources))
+        for files in assign(found.files, processes)
+        for each in work_of(found, files)
+        for shard in each.shards
+    )
+    wanted = Counter(
+        (file.path, id(entry.tensor), tuple(source.name for source in entry.sources))
+        for file in found.files
+        for entry in found.entries(file)
+    )
+    assert done == wanted
+
+
+@settings(max_examples=15)
+@given(REQUESTS, st.integers(1, 5), st.sampled_from([2000, 1024 * 1024]))
+def test_planned_read_is_what_the_steps_read(request_, processes, buffer_bytes):
+    found = plan(**request_)
+    for files in assign(found.files, processes):
+        counted = sum(
+            bytes_read(list(lower([s.tensor for s in each.shards], [s.shape for s in each.sources], buffer_bytes)))
+            for each in work_of(found, files)
+        )
+        assert planned_reads(found, [files], buffer_bytes) == [counted]
+
+
+@settings(max_examples=15)
+@given(REQUESTS, st.integers(1, 9), st.sampled_from([2000, 1024 * 1024]))
+def test_planned_reads_are_those_of_each_process(request_, processes, buffer_bytes):
+    found = plan(**request_)
+    shares = assign(found.files, processes)
+    assert planned_reads(found, shares, buffer_bytes) == [
+        planned_reads(found, [each], buffer_bytes)[0] for each in shares
+    ]
+
+
+def test_what_processes_have_in_common_is_lowered_once():
+    found = plan(tp=2, ep=4)
+    shares = assign(found.files, len(found.files))
+    with patch.object(work, "lower", side_effect=lower) as lowered:
+        planned_reads(found, shares, 1024)
+    kinds = {id(entry.tensor) for file in found.files for entry in found.entries(file)}
+    assert lowered.call_count == len(kinds)
+
+
+def test_offsets_and_paths_are_those_given_for_each_file_key_and_name():
+    found = plan(tp=2, stages={"text": ((1,), (2,))})
+    (batch,) = batches(found, found.files)
+    numbers = {}
+    for file, entries in batch.files.items():
+        for entry in entries:
+            numbers[file, entry.key, entry.name] = len(numbers)
+    paths = {file: f"/staging/{file.path}" for file in found.files}
+    by_offset = {shard.offset: shard for each in batch.work(paths, numbers) for shard in each.shards}
+    for (file, key, name), offset in numbers.items():
+        (entry,) = [each for each in batch.files[file] if (each.key, each.name) == (key, name)]
+        assert by_offset[offset].path == paths[file]
+        assert by_offset[offset].tensor is entry.tensor
+
+
+def test_shards_of_one_parameter_are_produced_together():
+    found = plan(tp=2, ep=2, stages={"text": ((1, 2),)})
+    for each in work_of(found, found.files):
+        # Its two tensor parallel ranks, and for all but experts both expert parallel ranks.
+        assert len(each.shards) == (2 if "experts" in each.sources[0].name else 4)
+        assert len({shard.path for shard in each.shards}) == len(each.shards)
+
+
+def test_a_batch_is_the_files_of_one_pipeline_rank():
+    found = plan(tp=2, stages={"text": ((1, 0, 2),)})
+    assert [sorted(file.pp_rank for file in batch.files) for batch in batches(found, found.files)] == [
+        [0, 0], [1, 1], [2, 2]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4])
+def test_one_process_reads_the_checkpoint_once_whatever_the_tensor_parallel_size(tp):
+    found = plan(tp=tp)
+    stored = sum(source.nbytes for source in toy.index().tensors.values())
+    assert stored == sum(array.size for array in toy.arrays().values()) * ITEM_SIZE["bfloat16"]
+    assert planned_reads(found, [found.files], 1024 * 1024) == [stored]

@@ -1,0 +1,110 @@
+"""A result that is what its source says has no difference; everything else is named. Torch writes the files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distconv.errors import InputError
+from distconv.formats.megatron.files import MegatronFormat
+from distconv.formats.megatron.plan import MegatronPlan
+from distconv.options import InputOutput
+from distconv.transfer.sinks import Counters
+from distconv.transfer.verify import compare_files
+from distconv.transfer.write import write_files
+from tests.unit.toy_files import planned
+
+IO = InputOutput(fsync=False, threads=1, buffer_bytes=4096)
+PATH = "mp_rank_01/model_optim_rng.pt"
+QKV = "text.layers.0.qkv.weight"
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> MegatronPlan:
+    """With a result beside it."""
+    found = planned(tmp_path, tp=2)
+    (tmp_path / "release").mkdir()
+    form = MegatronFormat(found.dictionaries)
+    write_files(found, found.files, tmp_path / "release", form, IO, Counters(lambda _: None), lambda: False)
+    return found
+
+
+def differences(plan: MegatronPlan, directory: Path) -> list[str]:
+    counters = Counters(lambda _: None)
+    form = MegatronFormat(plan.dictionaries)
+    found = compare_files(plan, plan.files, directory / "release", form, IO, counters, lambda: False)
+    assert counters.written == 0
+    return [line.replace(f"{directory}/release/", "") for line in found]
+
+
+def test_a_result_is_what_its_source_says(plan, tmp_path):
+    assert differences(plan, tmp_path) == []
+
+
+def test_one_byte_of_any_tensor_is_seen(plan, tmp_path):
+    file = plan.files[1]
+    found = {}
+    for entry in plan.entries(file):
+        content = torch.load(tmp_path / "release" / PATH, weights_only=True)
+        kept = content[entry.key][entry.name].clone()
+        content[entry.key][entry.name].view(-1).view(torch.uint8)[-1] ^= 1
+        torch.save(content, tmp_path / "release" / PATH)
+        found[entry.name] = differences(plan, tmp_path)
+        content[entry.key][entry.name] = kept
+        torch.save(content, tmp_path / "release" / PATH)
+    assert found == {name: [f"{PATH}: model/{name} differs from the source"] for name in found}
+    assert len(found) == sum(1 for _ in plan.entries(file))
+
+
+def retype(model: dict[str, Any]) -> None:
+    model[QKV] = model[QKV].float()
+
+
+def reshape(model: dict[str, Any]) -> None:
+    model[QKV] = model[QKV][:, 1:].contiguous()
+
+
+def turn(model: dict[str, Any]) -> None:
+    model[QKV] = model[QKV].t().contiguous().t()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda model: model.pop(QKV), [f"model/{QKV} is missing"]),
+        (lambda model: model.update(other=torch.zeros(2)), ["model/other is not expected"]),
+        (lambda model: model.update({QKV: "text"}), [f"model/{QKV} is missing"]),
+        (retype, [f"model/{QKV} is float32 [16, 16], expected bfloat16 [16, 16]"]),
+        (reshape, [f"model/{QKV} is bfloat16 [16, 15], expected bfloat16 [16, 16]"]),
+        (turn, [f"model/{QKV} is not contiguous"]),
+    ],
+)
+def test_what_is_in_a_dictionary_is_compared(plan, tmp_path, change: Callable[[dict[str, Any]], None], expected):
+    content = torch.load(tmp_path / "release" / PATH, weights_only=True)
+    change(content["model"])
+    torch.save(content, tmp_path / "release" / PATH)
+    assert differences(plan, tmp_path) == [f"{PATH}: {line}" for line in expected]
+
+
+def test_the_rest_of_a_file_is_compared(plan, tmp_path):
+    content = torch.load(tmp_path / "release" / PATH, weights_only=True)
+    torch.save({**content, "checkpoint_version": 2.0}, tmp_path / "release" / PATH)
+    assert differences(plan, tmp_path) == [f"{PATH}: checkpoint_version is 2.0, expected 3.0"]
+    torch.save({"checkpoint_version": 3.0, "model0": content["model"]}, tmp_path / "release" / PATH)
+    found = differences(plan, tmp_path)
+    assert found[0] == f"{PATH}: has no model"
+    assert len(found) == 1 + len(content["model"])
+
+
+def test_a_missing_and_a_damaged_file_are_refused(plan, tmp_path):
+    path = tmp_path / "release" / PATH
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=PATH):
+        differences(plan, tmp_path)
+    path.unlink()
+    with pytest.raises(InputError, match=PATH):
+        differences(plan, tmp_path)
