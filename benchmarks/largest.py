@@ -123,13 +123,12 @@ def configured(*options: str) -> dict[str, Any]:
 def read_facts(directory: Path, model: str, definition: Mapping[str, Any]) -> Facts:
     """What rank 0 finds in the directory."""
     from distconv.formats.huggingface.directory import read_directory  # noqa: PLC0415
-    from distconv.planning.facts import Checkpoint, Facts  # noqa: PLC0415
+    from distconv.formats.huggingface.source import Checkpoint, HuggingFaceFacts  # noqa: PLC0415
+    from distconv.planning.facts import Facts  # noqa: PLC0415
 
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    checkpoint = Checkpoint(index=read_directory(directory), config=config)
-    return Facts(
-        source=checkpoint, text_source=None, reference=None, model=model, definition=definition, iteration="release"
-    )
+    source = HuggingFaceFacts(model=Checkpoint(index=read_directory(directory), config=config), text=None)
+    return Facts(kind="hf", source=source, reference=None, model=model, definition=definition, iteration="release")
 
 
 class Stopwatch:

@@ -70,9 +70,10 @@ def measured(directory: Path, model: str, processes: int, *, balance: bool) -> F
 
 def measure_here(directory: Path, model: str, processes: int, *, balance: bool) -> Forward:
     """The costs of planning a directory in this process, which has done nothing else yet."""
+    from distconv.formats.huggingface.source import HuggingFaceFacts  # noqa: PLC0415
     from distconv.options import parse_config  # noqa: PLC0415
     from distconv.planning.assign import assign  # noqa: PLC0415
-    from distconv.planning.facts import Checkpoint, Facts  # noqa: PLC0415
+    from distconv.planning.facts import Facts  # noqa: PLC0415
     from distconv.planning.plan import plan_job  # noqa: PLC0415
     from distconv.runtime.measurement import peak_resident_bytes  # noqa: PLC0415
     from distconv.transfer.batches import planned_reads  # noqa: PLC0415
@@ -89,8 +90,8 @@ def measure_here(directory: Path, model: str, processes: int, *, balance: bool) 
     watch.timed("own share", lambda: planned_reads(plan, shares[:1], job.io.buffer_bytes))
     peak = peak_resident_bytes()
     assert "torch" not in sys.modules
-    assert isinstance(found.source, Checkpoint)
-    index = found.source.index
+    assert isinstance(found.source, HuggingFaceFacts)
+    index = found.source.model.index
     return Forward(
         seconds=watch.seconds,
         peak_bytes=peak,

@@ -58,11 +58,12 @@ class Back(Costs):
 
 def make_facts(directory: Path, model: str) -> None:
     """Write what rank 0 shares of the Megatron checkpoint that a Hugging Face directory would become."""
+    from distconv.formats.huggingface.source import HuggingFaceFacts  # noqa: PLC0415
     from distconv.formats.megatron.index import MegatronIndex, RankFile  # noqa: PLC0415
     from distconv.formats.megatron.plan import MegatronPlan  # noqa: PLC0415
+    from distconv.formats.model import Reference  # noqa: PLC0415
     from distconv.formats.torch_zip.archive import ArchivedTensor  # noqa: PLC0415
     from distconv.options import parse_config  # noqa: PLC0415
-    from distconv.planning.facts import Checkpoint, Reference  # noqa: PLC0415
     from distconv.planning.plan import plan_job  # noqa: PLC0415
     from distconv.tensors.stored import SourceFile  # noqa: PLC0415
 
@@ -70,8 +71,8 @@ def make_facts(directory: Path, model: str) -> None:
     facts = read_facts(directory, model, content.pop("model"))
     plan = plan_job(parse_config(content), facts).plan
     assert isinstance(plan, MegatronPlan)
-    assert isinstance(facts.source, Checkpoint)
-    checkpoint = facts.source
+    assert isinstance(facts.source, HuggingFaceFacts)
+    checkpoint = facts.source.model
 
     def tensors(entries: Iterator[Any]) -> dict[tuple[str, str], ArchivedTensor]:
         found, offset = {}, 0
@@ -101,7 +102,7 @@ def make_facts(directory: Path, model: str) -> None:
         shards=shards,
         index_content=None,
     )
-    shared = json.dumps(replace(facts, source=index, reference=reference).to_json())
+    shared = json.dumps(replace(facts, kind="megatron", source=index, reference=reference).to_json())
     (directory / "facts.json").write_text(shared, encoding="utf-8")
 
 
@@ -131,7 +132,7 @@ def measure_here(directory: Path) -> Back:
         shared_bytes=len(shared),
         files=len(facts.source.files),
         pieces=sum(len(file.tensors) for file in facts.source.files),
-        copies=len(planned.copies),
+        copies=len(planned.source.replicas),
         tensors=planned.plan.summary()["hf"]["tensors"],
     )
 

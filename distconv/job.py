@@ -1,249 +1,280 @@
-"""One job from configuration to result, on all its processes.
+"""One job from options to result, on all its processes.
 
 Owns the order of phases and what is shared between them; each phase itself is another module's. The same code runs on
-one process and on many.
+one process and on many. Prints nothing: it reports to an observer.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distconv.cli.show import (
-    Reporter,
-    check_report,
-    models_text,
-    plan_report,
-    plan_text,
-    planned_processes,
-    result_text,
-    write_report,
-)
-from distconv.errors import InputError, JobError, joined, raise_if
-from distconv.formats.provenance import Record
-from distconv.formats.records import OutputFile, Plan
-from distconv.formats.registry import check_side, format_of, record_of, target_of
+from distconv.errors import InputError
+from distconv.formats.provenance import Record, record_of
+from distconv.formats.records import OutputFile
+from distconv.formats.registry import format_named, tasks
 from distconv.models.library import Definitions
 from distconv.options import Options
 from distconv.planning.assign import assign
 from distconv.planning.facts import Facts
-from distconv.planning.inspect import TASKS, inspect
+from distconv.planning.inspect import Chosen, inspect
 from distconv.planning.plan import Planned, plan_job
+from distconv.planning.summary import check_report, plan_report, planned_processes, write_report
 from distconv.runtime.agreement import on_all, on_first, on_first_with_help
 from distconv.runtime.hand_out import HandOut
-from distconv.runtime.interruption import undisturbed
 from distconv.runtime.measurement import cpu_seconds, peak_resident_bytes
 from distconv.runtime.processes import Processes
 from distconv.transfer.batches import planned_reads
-from distconv.transfer.commit import Staging, Target, check_absent, check_target, leftovers
+from distconv.transfer.commit import Staging, Target, check_absent, check_present, check_target, leftovers
 from distconv.transfer.sinks import Counters
-from distconv.transfer.verify import compare_copies, compare_files
+from distconv.transfer.verify import compare_copies, compare_files, unexpected_files
 from distconv.transfer.write import Written, finish, write_files
+
+_LOG = logging.getLogger("distconv")
+
+
+class Observer:
+    """Hears of the progress of a job; this one does nothing. Methods are called on every process."""
+
+    def planned(self, report: Mapping[str, Any]) -> None:
+        """The plan, before any work is done."""
+
+    def begin(self, phase: str, nbytes: int) -> None:
+        """A phase that moves or compares `nbytes` bytes on this process."""
+
+    def advance(self, nbytes: int) -> None:
+        """So many bytes more of the phase are done; called from several threads, one at a time."""
+
+    def end(self) -> None:
+        """The phase is over."""
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """A context in which signals do not interrupt: what was begun is being taken back."""
+        return nullcontext()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The report of a job as plain data; of a verification, the differences in words; and notes for the user."""
+
+    report: dict[str, Any]
+    differences: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def run_job(
-    config: Options,
-    chosen: tuple[str, Mapping[str, Any]] | None,
-    definitions: Definitions,
-    processes: Processes,
-    reporter: Reporter,
-) -> None:
-    """Do what the configuration says.
+    options: Options, chosen: Chosen | None, definitions: Definitions, processes: Processes, observer: Observer
+) -> Outcome:
+    """Convert, plan or verify, as the options say; the same outcome on every process.
 
     Raises:
         DistconvError: the same on every process.
     """
-    if config.action == "models":
-        on_first(processes, lambda: reporter.say(models_text(definitions.heads())))
-        return
     start = time.monotonic()
+    found: Facts | None = None
 
     def look(hand_out: HandOut) -> dict[str, Any]:
-        if config.report is not None:
-            check_report(config.report)
-        return inspect(config, chosen, definitions, hand_out).to_json()
+        nonlocal found
+        if options.report is not None:
+            check_report(options.report)
+        found = inspect(options, chosen, definitions, hand_out)
+        return found.to_json()
 
-    told = on_first_with_help(processes, look, TASKS, config.io.threads)
-    facts = Facts.from_json(told)
-    planned, _ = on_all(processes, lambda: plan_job(config, facts), lambda _: None)
-    planning = time.monotonic() - start
-    plan = planned.plan
-    target = target_of(plan, config.target, facts.iteration)
-    report = plan_report(config, planned, facts, target)
-    if config.action == "plan":
-        on_first(processes, lambda: _show_plan(config, planned, report, processes.size, reporter))
-        return
-    on_first(processes, lambda: _check_target(config, facts, plan, target))
-    reporter.say(plan_text(report, full=False) + "\n")
-    share = _Share(processes, reporter, assign(plan.files, processes.size)[processes.rank], planning)
-    _check_copies(planned, config, share)
-    if config.action == "verify":
-        report["processes"] = _verify(config, plan, target, share)
-    else:
-        report["processes"] = _convert(config, plan, target, share, record_of(config, facts))
-    on_first(processes, lambda: _show_result(config, report, target, reporter))
+    told = on_first_with_help(processes, look, tasks(), options.io.threads)
+    facts = found or Facts.from_json(told)
+    planned, _ = on_all(processes, lambda: plan_job(options, facts), lambda _: None)
+    _LOG.info("planned %d files from %s", len(planned.plan.files), options.source)
+    job = _Job(options, facts, planned, processes, observer, planning=time.monotonic() - start)
+    return job.plan() if options.action == "plan" else job.transfer()
 
 
-class _Share:
-    """What one process does of a transfer, with its counters and the wish to stop when another fails."""
+class _Job:
+    """A planned job: its target, its report, and what this process does of it, with counters."""
 
-    def __init__(self, processes: Processes, reporter: Reporter, files: Sequence[OutputFile], planning: float) -> None:
-        self.processes = processes
-        self.files = files
-        self.counters = Counters(reporter.progress)
-        self._reporter = reporter
+    def __init__(
+        self,
+        options: Options,
+        facts: Facts,
+        planned: Planned,
+        processes: Processes,
+        observer: Observer,
+        *,
+        planning: float,
+    ) -> None:
+        self._options, self._facts, self._planned = options, facts, planned
+        self._processes, self._observer = processes, observer
+        form = format_named(options.target_format)
+        iteration = facts.iteration if form.holds_iterations else None
+        self._target = Target(directory=options.target, iteration=iteration, marks=form.marks)
+        self._report = plan_report(options, planned, facts, self._target.result)
+        self._files: Sequence[OutputFile] = assign(planned.plan.files, processes.size)[processes.rank]
+        self._counters = Counters(observer.advance)
         self._seconds = {"planning": planning}
 
-    @property
-    def nbytes(self) -> int:
-        """Tensor data of its files in bytes."""
-        return sum(file.nbytes for file in self.files)
+    def plan(self) -> Outcome:
+        """What would be done, and nothing is."""
+        options, planned = self._options, self._planned
+        count = options.processes or self._processes.size
 
-    def transfer(
+        def shares() -> list[dict[str, Any]]:
+            planned.files.check_inputs()
+            reads = planned_reads(planned.plan, assign(planned.plan.files, count), options.io.buffer_bytes)
+            # Replicas are compared with what they are replicas of.
+            compared = (2 * sum(each.nbytes for each in share) for share in planned.shares_of_replicas(count))
+            return planned_processes(options, planned, count, map(sum, zip(reads, compared, strict=True)))
+
+        self._report["processes"] = on_first(self._processes, shares)
+        return self._reported(Outcome(report=self._report))
+
+    def transfer(self) -> Outcome:
+        """The result converted, or verified."""
+        on_first(self._processes, self._check_target)
+        self._observer.planned(self._report)
+        differences = self._compare_replicas()
+        if differences:
+            raise InputError(differences)
+        if self._options.action == "verify":
+            differences, self._report["processes"] = self._verify()
+        else:
+            self._report["processes"] = self._convert()
+        notes = on_first(self._processes, lambda: [_leftover(path) for path in leftovers(self._target)])
+        _LOG.info("%s of %s is done", self._options.action, self._target.result)
+        return self._reported(Outcome(report=self._report, differences=differences, notes=notes))
+
+    def _reported(self, outcome: Outcome) -> Outcome:
+        """The outcome, written to the file that `report` names."""
+        path = self._options.report
+        if path is not None and not outcome.differences:
+            on_first(self._processes, lambda: write_report(path, outcome.report))
+        return outcome
+
+    def _check_target(self) -> None:
+        """Whether the result can be written or, to verify it, is there."""
+        options, facts, target = self._options, self._facts, self._target
+        self._planned.files.check_inputs()
+        if options.action == "verify":
+            check_present(target)
+            return
+        sources = {"source": options.source}
+        if options.text_source is not None:
+            sources["text_source"] = options.text_source
+        if facts.reference is not None:
+            sources["reference"] = Path(facts.reference.directory)
+        needed = sum(file.nbytes for file in self._planned.plan.files)
+        check_target(target, sources, overwrite=options.overwrite, needed=needed)
+
+    def _compare_replicas(self) -> list[str]:
+        """The differences among tensors that the source stores several times."""
+        if not self._planned.source.replicas:
+            return []
+        share = self._planned.shares_of_replicas(self._processes.size)[self._processes.rank]
+        io, alarmed = self._options.io, self._processes.alarmed
+        values, _ = self._phase(
+            "comparing copies in the source",
+            sum(each.nbytes for each in share),
+            lambda: compare_copies(share, io, self._counters, alarmed),
+            counted_as="comparing",
+        )
+        return [line for value in values for line in value]
+
+    def _convert(self) -> list[Any]:
+        """The files written and committed; the measurements of all processes."""
+        processes, io, target = self._processes, self._options.io, self._target
+        plan, form = self._planned.plan, self._planned.files
+        staging: Staging | None = None
+
+        def prepare() -> str:
+            nonlocal staging
+            staging = Staging(target)
+            return str(staging.path)
+
+        def commit() -> None:
+            assert staging is not None
+            if not self._options.overwrite:
+                check_absent(target)
+            written = Written(
+                sizes={path: size for value in values for path, size in value["sizes"].items()},
+                details={path: detail for value in values for path, detail in value["details"].items()},
+            )
+            finish(written, staging.path, form, self._record(), durable=io.fsync)
+            staging.commit(written.sizes, durable=io.fsync)
+
+        try:
+            directory = Path(on_first(processes, prepare))
+            values, measured = self._phase(
+                "writing",
+                sum(file.nbytes for file in self._files),
+                lambda: asdict(write_files(plan, self._files, directory, form, io, self._counters, processes.alarmed)),
+            )
+            on_first(processes, commit)
+        except BaseException:
+            if staging is not None:
+                with self._observer.undisturbed():
+                    staging.discard()
+            raise
+        if processes.rank == 0:
+            # To finish a result can take more than to write files.
+            measured[0]["peak_bytes"] = peak_resident_bytes()
+        return measured
+
+    def _record(self) -> Record | None:
+        """The provenance of the result, where it has one."""
+        if self._target.iteration is None:
+            return None
+        facts, options = self._facts, self._options
+        if facts.reference is not None:
+            reference: Path | None = Path(facts.reference.directory)
+        else:
+            # A model of two directories is followed by neither.
+            reference = None if options.text_source is not None else options.source
+        return record_of(facts.model, reference)
+
+    def _verify(self) -> tuple[list[str], list[Any]]:
+        """The differences between result and plan, and the measurements of all processes."""
+        plan, form, result = self._planned.plan, self._planned.files, self._target.result
+        io, alarmed = self._options.io, self._processes.alarmed
+        values, measured = self._phase(
+            "comparing",
+            sum(file.nbytes for file in self._files),
+            lambda: compare_files(plan, self._files, result, form, io, self._counters, alarmed),
+        )
+        beside = on_first(self._processes, lambda: unexpected_files(plan, form, result) + form.check(result))
+        return beside + [line for value in values for line in value], measured
+
+    def _phase(
         self, what: str, nbytes: int, phase: Callable[[], Any], *, counted_as: str = "transfer"
     ) -> tuple[list[Any], list[Any]]:
-        """Run the phase on every process, under a progress bar; everyone's values, and everyone's measurements.
+        """Run a phase on every process: the values of all, and the measurements of all.
 
-        `nbytes` is what this process has to do, in bytes; `counted_as` the name of the phase in the measurements.
+        `nbytes` is this process's share in bytes; `counted_as` the name of the phase in the measurements.
         """
         start, cpu = time.monotonic(), cpu_seconds()
-        self._reporter.start_progress(what if self.processes.size == 1 else f"{what} (rank 0's share)", nbytes)
+        self._observer.begin(what if self._processes.size == 1 else f"{what} (rank 0's share)", nbytes)
 
         def told(value: Any) -> dict[str, Any]:
             self._seconds[counted_as] = time.monotonic() - start
             return {
                 "value": value,
-                "rank": self.processes.rank,
-                "files": [file.path for file in self.files],
-                "bytes_read": self.counters.read,
-                "bytes_written": self.counters.written,
+                "rank": self._processes.rank,
+                "files": [file.path for file in self._files],
+                "bytes_read": self._counters.read,
+                "bytes_written": self._counters.written,
                 "seconds": self._seconds,
                 "cpu_seconds": {"transfer": cpu_seconds() - cpu},
                 "peak_bytes": peak_resident_bytes(),
             }
 
         try:
-            _, outcomes = on_all(self.processes, phase, told)
+            _, outcomes = on_all(self._processes, phase, told)
             return [each.pop("value") for each in outcomes], outcomes
         finally:
-            self._reporter.end_progress()
+            self._observer.end()
 
 
-def _check_target(config: Options, facts: Facts, plan: Plan, target: Target) -> None:
-    """Whether the result can be written or, to verify it, is there."""
-    check_side(plan)
-    if config.action == "verify":
-        if not target.result.is_dir():
-            raise InputError(f"target={target.directory}: holds no {target.result.name} to verify")
-        if target.tracker is not None:
-            found = target.tracker.read_text() if target.tracker.is_file() else None
-            if found != target.iteration:
-                raise InputError(f"{target.tracker}: expected {target.iteration!r}, found {found!r}")
-        return
-    sources = {"source": config.source}
-    if config.text_source is not None:
-        sources["text_source"] = config.text_source
-    if facts.reference is not None:
-        sources["reference"] = Path(facts.reference.directory)
-    check_target(target, sources, overwrite=config.overwrite, needed=sum(file.nbytes for file in plan.files))
-
-
-def _check_copies(planned: Planned, config: Options, share: _Share) -> None:
-    """Whether what the source holds several times is the same everywhere."""
-    if not planned.copies:
-        return
-    copies = planned.shares_of_copies(share.processes.size)[share.processes.rank]
-    alarmed = share.processes.alarmed
-    values, _ = share.transfer(
-        "comparing copies in the source",
-        sum(each.nbytes for each in copies),
-        lambda: compare_copies(copies, config.io, share.counters, alarmed),
-        counted_as="comparing",
-    )
-    raise_if([line for value in values for line in value])
-
-
-def _convert(config: Options, plan: Plan, target: Target, share: _Share, record: Record | None) -> list[Any]:
-    processes = share.processes
-    staging: Staging | None = None
-
-    def prepare() -> str:
-        nonlocal staging
-        staging = Staging(target)
-        return str(staging.path)
-
-    try:
-        directory = Path(on_first(processes, prepare))
-        form = format_of(plan)
-
-        def write() -> dict[str, Any]:
-            return asdict(write_files(plan, share.files, directory, form, config.io, share.counters, processes.alarmed))
-
-        values, measured = share.transfer("writing", share.nbytes, write)
-
-        def commit() -> None:
-            assert staging is not None
-            if not config.overwrite:
-                check_absent(target)
-            written = Written(
-                sizes={path: size for value in values for path, size in value["sizes"].items()},
-                details={path: detail for value in values for path, detail in value["details"].items()},
-            )
-            finish(written, staging.path, form, record, durable=config.io.fsync)
-            staging.commit(written.sizes, durable=config.io.fsync)
-
-        on_first(processes, commit)
-        if processes.rank == 0:
-            # To finish a result can take more than to write files.
-            measured[0]["peak_bytes"] = peak_resident_bytes()
-    except BaseException:
-        if staging is not None:
-            with undisturbed():
-                staging.discard()
-        raise
-    return measured
-
-
-def _verify(config: Options, plan: Plan, target: Target, share: _Share) -> list[Any]:
-    form = format_of(plan)
-
-    def compare() -> list[str]:
-        alarmed = share.processes.alarmed
-        return compare_files(plan, share.files, target.result, form, config.io, share.counters, alarmed)
-
-    values, measured = share.transfer("comparing", share.nbytes, compare)
-    expected = {file.path for file in plan.files}
-
-    def extra() -> list[str]:
-        found = {path.relative_to(target.result).as_posix() for path in target.result.rglob(form.pattern)}
-        unexpected = [f"{target.result / path}: is not expected" for path in sorted(found - expected)]
-        return unexpected + form.check(target.result)
-
-    differences = on_first(share.processes, extra) + [line for value in values for line in value]
-    if differences:
-        raise JobError(joined(differences))
-    return measured
-
-
-def _show_plan(config: Options, planned: Planned, report: dict[str, Any], running: int, reporter: Reporter) -> None:
-    count = config.processes or running
-    plan = planned.plan
-    check_side(plan)
-    reads = planned_reads(plan, assign(plan.files, count), config.io.buffer_bytes)
-    # Copies are compared with what they are copies of.
-    copied = (2 * sum(each.nbytes for each in copies) for copies in planned.shares_of_copies(count))
-    report["processes"] = planned_processes(plan, count, config, map(sum, zip(reads, copied, strict=True)))
-    if config.report is not None:
-        write_report(config.report, report)
-    reporter.say(plan_text(report, full=True))
-
-
-def _show_result(config: Options, report: Mapping[str, Any], target: Target, reporter: Reporter) -> None:
-    if config.report is not None:
-        write_report(config.report, report)
-    reporter.say(result_text(report))
-    for path in leftovers(target):
-        reporter.say(f"note: {path} is left of a job that was killed, unless one is running; remove it")
+def _leftover(path: Path) -> str:
+    return f"{path} is left of a job that was killed, unless one is running; remove it"

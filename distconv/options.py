@@ -5,8 +5,8 @@ Owns the checks that need nothing but the configuration: types, allowed values, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,21 +45,21 @@ class Options:
     source: Path
     target: Path
     target_format: str
-    naming: str
-    name_prefix: str | None
-    packed_experts: str
-    reference: Path | None
-    fill_from_reference: bool
-    layout: Layout
-    source_layout: SourceLayout
-    select: tuple[str, ...] | None
-    text_source: Path | None
-    projector: str
-    tied_head: str
-    vocab_size: int | None
-    lora_only: bool
-    merge_lora: bool
-    lora_alpha: float | None
+    naming: str = "megatron"
+    name_prefix: str | None = None
+    packed_experts: str = "auto"
+    reference: Path | None = None
+    fill_from_reference: bool = False
+    layout: Layout = field(default_factory=Layout)
+    source_layout: SourceLayout = field(default_factory=SourceLayout)
+    select: tuple[str, ...] | None = None
+    text_source: Path | None = None
+    projector: str = "auto"
+    tied_head: str = "auto"
+    vocab_size: int | None = None
+    lora_only: bool = False
+    merge_lora: bool = False
+    lora_alpha: float | None = None
     iteration: str | None
     overwrite: bool
     io: InputOutput
@@ -129,55 +129,12 @@ def parse_config(content: Mapping[str, Any]) -> Options:
         report=reader.path(content, "report"),
         processes=processes,
     )
-    if not reader.problems:
-        reader.problems += _contradictions(config)
     if config.text_source is not None and config.select is not None and "text" not in config.select:
         reader.problems.append(f"text_source={config.text_source}: select={list(config.select)} leaves out the text")
     raise_if(reader.problems)
     return config
 
 
-def _contradictions(config: Options) -> Iterator[str]:
-    """Keys that were given although they say nothing about a result of this format."""
-    published = config.target_format == "hf" or config.naming == "hf"
-    is_dcp = config.target_format == "dcp"
-    for keys, allowed, why in (
-        (
-            {f"layout.{key}": given for key, given in _given(config.layout, Layout()).items()},
-            config.target_format == "megatron",
-            f"target_format={config.target_format} holds whole tensors; leave it out",
-        ),
-        ({"naming": config.naming != NAMINGS[0]}, is_dcp, "goes with target_format=dcp"),
-        (
-            {"packed_experts": config.packed_experts != PACKED_EXPERTS[0]},
-            is_dcp and published,
-            "goes with target_format=dcp and naming=hf",
-        ),
-        (
-            {"vocab_size": config.vocab_size is not None},
-            not published,
-            "the published names have the vocabulary of the published model; leave it out",
-        ),
-        (
-            {"merge_lora": config.merge_lora, "lora_alpha": config.lora_alpha is not None},
-            config.target_format == "hf",
-            "goes with target_format=hf",
-        ),
-        (
-            {"tied_head": config.tied_head != TIED_HEAD[0]},
-            config.target_format != "hf",
-            "the result has a head where the reference has one; leave it out",
-        ),
-        (
-            {"fill_from_reference": config.fill_from_reference},
-            published,
-            "goes with target_format=hf, or dcp and naming=hf",
-        ),
-    ):
-        if not allowed:
-            yield from (f"{key}: {why}" for key, given in keys.items() if given)
-
-
-def _given(value: Any, default: Any) -> dict[str, bool]:
-    """Which fields of a record differ from those of another one."""
-    return {each.name: getattr(value, each.name) != getattr(default, each.name) for each in fields(value)}
+def default_of(option: Field[Any]) -> Any:
+    """The default of a field; a required one has none that a value can equal."""
+    return option.default if option.default_factory is MISSING else option.default_factory()

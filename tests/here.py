@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from distconv.cli.show import Reporter
-from distconv.job import run_job
+from distconv.errors import JobError
+from distconv.job import Observer, run_job
 from distconv.models.library import Definitions
 from distconv.options import parse_config
 from distconv.runtime.processes import SingleProcess
@@ -25,7 +25,9 @@ def run_here(*options: str, **changes: Any) -> None:
     name = given.pop("model", None)
     chosen = None if name is None else (name, definition_content(name))
     definitions = Definitions(heads=lambda: {key: definition_content(key) for key in NAMES}, compose=definition_content)
-    run_job(parse_config(content(**given)), chosen, definitions, SingleProcess(), Reporter(rank=1))
+    outcome = run_job(parse_config(content(**given)), chosen, definitions, SingleProcess(), Observer())
+    if outcome.differences:
+        raise JobError("\n".join(outcome.differences))
 
 
 def changed(options: Iterable[str]) -> dict[str, Any]:

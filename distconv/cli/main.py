@@ -10,9 +10,12 @@ import os
 import traceback
 
 from distconv.cli.command_line import run_command_line
-from distconv.cli.show import Reporter
-from distconv.errors import DistconvError, LauncherError
+from distconv.cli.show import Reporter, models_text, outcome_text
+from distconv.errors import DistconvError, JobError, LauncherError, joined
 from distconv.job import run_job
+from distconv.models.library import Definitions
+from distconv.options import Options
+from distconv.planning.inspect import Chosen
 from distconv.runtime.interruption import end_politely
 from distconv.runtime.processes import Launch, Processes, connect, launch
 
@@ -34,7 +37,7 @@ def main() -> int:
     end_politely()
     try:
         run_command_line(
-            lambda config, chosen, definitions: run_job(config, chosen, definitions, connection.made(), reporter),
+            lambda options, chosen, definitions: _run(options, chosen, definitions, connection, reporter),
             quiet=start.rank != 0,
         )
     except DistconvError as error:
@@ -56,6 +59,23 @@ def main() -> int:
         return 1
     connection.leave()
     return 0
+
+
+def _run(
+    options: Options, chosen: Chosen | None, definitions: Definitions, connection: _Connection, reporter: Reporter
+) -> None:
+    """Do one job of a command line, and tell its outcome.
+
+    Raises:
+        DistconvError: the job failed; a verification found differences.
+    """
+    if options.action == "models":
+        reporter.say(models_text(definitions.heads()))
+        return
+    outcome = run_job(options, chosen, definitions, connection.made(), reporter)
+    if outcome.differences:
+        raise JobError(joined(outcome.differences))
+    reporter.say(outcome_text(outcome))
 
 
 class _Connection:

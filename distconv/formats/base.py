@@ -1,24 +1,130 @@
-"""What writing and verifying need to know of a file format, whichever it is.
+"""What a checkpoint format is: the protocols that reading, planning, writing and checking are done through.
 
-Owns the interface alone; `megatron_files`, `dcp_files` and `huggingface_files` are the formats.
+Owns the interfaces and their records. A format is a folder that implements `Format`, and a line in `registry`; nothing
+else asks which format a source or a result has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-from distconv.formats.records import Entry, OutputFile
+from distconv.formats.iterations import iterations_in
+from distconv.formats.model import Model
+from distconv.formats.records import Entry, NamedTensor, OutputFile, Plan
+from distconv.formats.replicas import Replica
+from distconv.models.bind import Binding, Unconverted
+from distconv.runtime.hand_out import HandOut, Task
 
-# File offsets in bytes of tensors, by key and name.
+# File offsets in bytes of tensors, by key and name of their entries.
 Offsets = Mapping[tuple[str, str], int]
 
 
+class Evidence(IntEnum):
+    """How clearly a directory is a checkpoint of a format; the format with the clearest evidence reads it."""
+
+    NONE = 0
+    ITERATIONS = 1  # directories named as iterations, and nothing that says of what
+    CONFIGURATION = 2  # the configuration of a model
+    BELOW = 3  # an iteration in it has the files of the format
+    HERE = 4  # it has the files of the format
+
+
 @dataclass(frozen=True, kw_only=True)
-class LaidOut:
-    """Where the data of a new file belongs, and what `finish` needs to know of the file (plain JSON data)."""
+class Takes:
+    """The options that say something about a source, a result, or either of a format, beyond those of every job.
+
+    `target` maps an option to the condition under which it is taken, as `KEY=VALUE`, empty for none. `refusals`: the
+    reason why the format does not take an option as a result, where that says more than who takes it.
+    """
+
+    source: frozenset[str] = frozenset()
+    target: Mapping[str, str] = field(default_factory=dict)
+    either: frozenset[str] = frozenset()
+    refusals: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """Tensors under published names, in a definition's spelling; what has no place among them; whether head is tied."""
+
+    tensors: tuple[NamedTensor, ...]
+    left_out: tuple[Unconverted, ...] = ()
+    tied: bool = False
+
+
+class SourceFacts(Protocol):
+    """What was read of a source, as records that processes share.
+
+    `directory` holds its files; `config` is its own configuration, `None` where a reference has it.
+    """
+
+    @property
+    def directory(self) -> str:
+        """The directory of the files, of an iteration where there are several."""
+
+    @property
+    def config(self) -> Mapping[str, Any] | None:
+        """The configuration of the model."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `Format.facts_from_json` reads it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A source whose files were found, before its model is known.
+
+    `directory` holds the files, of an iteration where there are several; `config` is its own configuration, `None`
+    where a reference has it; `adapters`: it holds adapters alone, and `config` is theirs. `read` gives the facts of the
+    source, for its model, and raises `InputError` for files that are damaged or not of this model.
+    """
+
+    directory: Path
+    iteration: str
+    read: Callable[[Model], SourceFacts]
+    config: Mapping[str, Any] | None = None
+    adapters: bool = False
+
+
+class Source(ABC):
+    """A source, bound to its model.
+
+    `replicas`: stored tensors that must equal others, to be compared before anything is written. `notes`: sentences
+    about the source for the report.
+    """
+
+    replicas: tuple[Replica, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @abstractmethod
+    def parameters(self) -> Binding:
+        """The Megatron-side parameters.
+
+        Raises:
+            InputError: everything that is missing, unknown or misshapen.
+        """
+
+    @abstractmethod
+    def published(self) -> Published:
+        """The tensors under published names.
+
+        Raises:
+            InputError: as `parameters`.
+        """
+
+    def summary(self) -> dict[str, Any]:
+        """What was found of the source, as plain data for the report."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Created:
+    """Where the data of a new file belongs, and what `FileFormat.finish` needs to know of the file (plain data)."""
 
     offsets: Offsets
     details: Any = None
@@ -32,42 +138,130 @@ class Located:
     differences: list[str] = field(default_factory=list)
 
 
-class Format(Protocol):
-    """A format of the files of a result."""
+class FileFormat(ABC):
+    """The files of one result. What is beside the tensors is optional.
 
-    # Files that a result has no more of than its plan says.
+    `pattern`: the names of files of which a result has no more than its plan; `finish_bytes`: what `finish` adds to
+    the memory of rank 0.
+    """
+
     pattern: str
+    finish_bytes: int = 0
 
-    def lay_out(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> LaidOut:
-        """Write a complete file with holes where the data of the tensors goes.
+    @abstractmethod
+    def create(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Created:
+        """Write a complete file with holes for the data of its tensors.
 
         Raises:
             OSError: it cannot be written.
         """
 
+    @abstractmethod
     def locate(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Located:
-        """Compare the structure of an existing file with what it should hold.
+        """Compare the structure of an existing file with that of its plan.
 
         Raises:
             InputError: it is missing or damaged.
         """
 
-    def finish(self, directory: Path, details: Mapping[str, Any]) -> Mapping[str, int]:
-        """Write what a result has beside its tensors, on rank 0 when all files are there; path → size in bytes.
+    def check_inputs(self) -> None:  # noqa: B027 - for others
+        """Raise `InputError` unless everything can be read that `finish` copies."""
 
-        `details` are those of every file, by path.
+    def finish(self, directory: Path, details: Mapping[str, Any]) -> Mapping[str, int]:  # noqa: ARG002 - for others
+        """Write the files beside the tensors, on rank 0 when all others are there; path → size in bytes.
+
+        `details` are those of all files, by path.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: a file cannot be written.
+        """
+        return {}
+
+    def check(self, directory: Path) -> list[str]:  # noqa: ARG002 - for others
+        """The differences, in words, of the files beside the tensors of an existing result."""
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedResult:
+    """The plan of a result, and the format of its files."""
+
+    plan: Plan
+    files: FileFormat
+
+
+def evidence_of_files(directory: Path, *patterns: str) -> Evidence:
+    """The evidence of files of these names, in a directory or in an iteration in it."""
+
+    def holds(place: Path) -> bool:
+        return any(next(place.glob(pattern), None) is not None for pattern in patterns)
+
+    if holds(directory):
+        return Evidence.HERE
+    return Evidence.BELOW if any(map(holds, iterations_in(directory))) else Evidence.NONE
+
+
+_Options_contra = TypeVar("_Options_contra", contravariant=True)
+
+
+class Format(ABC, Generic[_Options_contra]):
+    """A format of checkpoints, as a source and as a result.
+
+    `name` is the value of `target_format`; `noun` and `title` are for messages ("DCP", "a Megatron checkpoint");
+    `help` says what a result is. `tasks` are the functions that reading hands out to processes. `holds_iterations`: a
+    result is an iteration in the target directory, with a tracker and a provenance record; else it is the target
+    directory itself, and `marks` are files of which an existing one has at least one.
+    """
+
+    name: str
+    noun: str
+    title: str
+    help: str
+    takes: Takes = Takes()
+    tasks: tuple[Task, ...] = ()
+    holds_iterations: bool = False
+    marks: tuple[str, ...] = ()
+
+    @abstractmethod
+    def evidence(self, directory: Path) -> Evidence:
+        """How clearly the directory is a checkpoint of this format; opens no file."""
+
+    @abstractmethod
+    def open(self, options: _Options_contra, *, adapters: bool, hand_out: HandOut) -> Opened:
+        """The source of a job; `adapters`: the model definition that was named converts adapters alone.
+
+        Raises:
+            InputError: no such checkpoint, or a damaged one.
         """
 
-    def check(self, directory: Path) -> list[str]:
-        """In words, what is wrong with what an existing result has beside its tensors."""
+    @abstractmethod
+    def facts_from_json(self, data: Mapping[str, Any]) -> SourceFacts:
+        """The facts in the data of `SourceFacts.to_json`."""
 
+    @abstractmethod
+    def source(self, options: _Options_contra, facts: Any, model: Model) -> Source:
+        """The source that these facts of the format are of.
 
-def mismatch(entry: Entry, dtype: str, shape: Sequence[int]) -> str | None:
-    """In words, how a stored tensor differs from an entry before its data is looked at, if it does."""
-    tensor = entry.tensor
-    if (dtype, tuple(shape)) == (tensor.dtype, tensor.shape):
-        return None
-    return f"is {dtype} {list(shape)}, expected {tensor.dtype} {list(tensor.shape)}"
+        Raises:
+            InputError: facts and model contradict.
+        """
+
+    @abstractmethod
+    def is_published(self, options: _Options_contra) -> bool:
+        """Whether a result has published names; else it has those of Megatron-side parameters."""
+
+    @abstractmethod
+    def plan(self, options: _Options_contra, source: Source, model: Model) -> PlannedResult:
+        """The result made from a source.
+
+        Raises:
+            InputError: everything wrong with source, options or layout, one kind at a time.
+        """
+
+    def source_words(self, report: Mapping[str, Any]) -> list[str]:  # noqa: ARG002 - for others
+        """`Source.summary` in words, a line each."""
+        return []
+
+    def target_words(self, report: Mapping[str, Any]) -> list[str]:  # noqa: ARG002 - for others
+        """`Plan.summary` in words, as lines of the plan's text."""
+        return []

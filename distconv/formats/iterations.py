@@ -31,6 +31,11 @@ def iteration_of(directory: Path) -> str | None:
     return str(int(match[1])) if match else RELEASE if directory.name == RELEASE else None
 
 
+def iterations_in(directory: Path) -> list[Path]:
+    """The directories of iterations in a directory, by name."""
+    return sorted(path for path in directory.glob("*") if path.is_dir() and iteration_of(path) is not None)
+
+
 def iteration_directory(directory: Path, iteration: str | None) -> Path:
     """The directory of an iteration in that of a source.
 
@@ -39,7 +44,7 @@ def iteration_directory(directory: Path, iteration: str | None) -> Path:
     Raises:
         InputError: nothing says which iteration, or it is not there.
     """
-    there = sorted(path.name for path in directory.glob("*") if path.is_dir() and iteration_of(path) is not None)
+    there = [path.name for path in iterations_in(directory)]
     holds = f"it holds {named(there)}" if there else "it holds no iteration"
     tracker = directory / TRACKER_NAME
     if iteration is not None:

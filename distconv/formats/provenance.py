@@ -24,6 +24,11 @@ class Record:
     reference: str | None = None
 
 
+def record_of(model: str | None, reference: Path | None) -> Record:
+    """The record of a result of this model definition, whose tensors a Hugging Face directory names."""
+    return Record(model=model, reference=None if reference is None else str(reference.resolve()))
+
+
 def read_record(directory: Path) -> Record:
     """The record in a directory, an empty one if there is none.
 

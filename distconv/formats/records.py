@@ -5,7 +5,7 @@ Owns the records that assignment, transfer, verification and reports work with. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
@@ -47,6 +47,14 @@ class Entry:
     def title(self) -> str:
         """What it is called in messages about its file."""
         return f"{self.key}/{self.name}" if self.key else self.name
+
+
+def mismatch(entry: Entry, dtype: str, shape: Sequence[int]) -> str | None:
+    """In words, how a stored tensor differs from an entry before its data is looked at, if it does."""
+    tensor = entry.tensor
+    if (dtype, tuple(shape)) == (tensor.dtype, tensor.shape):
+        return None
+    return f"is {dtype} {list(shape)}, expected {tensor.dtype} {list(tensor.shape)}"
 
 
 class Plan(Protocol):

@@ -1,146 +1,73 @@
 """What planning starts from, as plain data that rank 0 found and shared with the other processes.
 
-Owns the records and how they are shared. Reads nothing.
+Owns the record, and how it is shared. Reads nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from distconv.formats.dcp.index import DcpIndex
-from distconv.formats.megatron.index import MegatronIndex
-from distconv.models.definition import Definition
-from distconv.models.sizes import Sizes
-from distconv.tensors.stored import SourceIndex
-
-MODEL_CONFIG = "config.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """One source directory: its tensors, and its `config.json`."""
-
-    index: SourceIndex
-    config: Mapping[str, Any]
-
-    def sizes(self, definition: Definition) -> Sizes:
-        """The sizes that a definition finds in this checkpoint's `config.json`."""
-        return Sizes(definition.sizes, self.config, f"{self.index.directory}/{MODEL_CONFIG}")
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for sharing."""
-        return {"index": self.index.to_json(), "config": self.config}
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Checkpoint:
-        """The checkpoint that `to_json` described."""
-        return Checkpoint(index=SourceIndex.from_json(data["index"]), config=data["config"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """The Hugging Face directory that a conversion back follows.
-
-    `config` is its `config.json` (of an adapter: its `adapter_config.json`). `index`: its tensors, if it has weights.
-    `shards`: the file of each tensor, where the directory says it; `index_content`: what the file says that says it.
-    """
-
-    directory: str
-    config: Mapping[str, Any]
-    is_adapter: bool
-    index: SourceIndex | None
-    shards: Mapping[str, str] | None
-    index_content: Mapping[str, Any] | None
-
-    def sizes(self, definition: Definition) -> Sizes:
-        """The sizes that a definition finds in its `config.json`."""
-        return Sizes(definition.sizes, self.config, f"{self.directory}/{MODEL_CONFIG}")
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for sharing."""
-        return {**vars(self), "index": None if self.index is None else self.index.to_json()}
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Reference:
-        """The reference that `to_json` described."""
-        index = data["index"]
-        return Reference(**{**data, "index": None if index is None else SourceIndex.from_json(index)})
-
-
-@dataclass(frozen=True, kw_only=True)
-class DcpSource:
-    """A DCP: its tensors by the names that a model definition or the reference knows, and which of the two it is.
-
-    `prefix` is what training put in front of the names; `others` describes entries that are no tensors of the model.
-    """
-
-    index: DcpIndex
-    naming: str
-    prefix: str
-    others: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for sharing."""
-        return {**vars(self), "index": self.index.to_json()}
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> DcpSource:
-        """The source that `to_json` described."""
-        return DcpSource(**{**data, "index": DcpIndex.from_json(data["index"]), "others": tuple(data["others"])})
-
-
-Source = Checkpoint | MegatronIndex | DcpSource
-_KINDS: Mapping[str, Any] = {"hf": Checkpoint, "megatron": MegatronIndex, "dcp": DcpSource}
+from distconv.formats.base import SourceFacts
+from distconv.formats.model import MODEL_CONFIG, Model, Reference
+from distconv.formats.registry import format_named
+from distconv.models.definition import parse_definition
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What planning starts from: the checkpoints, and the name and content of the model definition, if there is one.
+    """A source with its format, its model, and the iteration of the result.
 
-    `reference` is given where the source is no Hugging Face directory itself; `iteration` is that of the result.
+    `model` is the name of the model definition and `definition` its content, where there is one; `reference` is `None`
+    for a source that describes itself. `parsed` is the model that rank 0 needed to read the source; it is not shared.
     """
 
-    source: Source
-    text_source: Checkpoint | None
+    kind: str
+    source: SourceFacts
     reference: Reference | None
     model: str | None
     definition: Mapping[str, Any]
     iteration: str
+    parsed: Model | None = field(default=None, compare=False)
 
-    @property
-    def kind(self) -> str:
-        """The format of the source: hf, megatron or dcp."""
-        return next(kind for kind, each in _KINDS.items() if isinstance(self.source, each))
+    def bound_model(self) -> Model:
+        """The model of the job.
 
-    def sizes(self, definition: Definition | None) -> Sizes | None:
-        """The sizes that a definition, if there is one, finds in the model's `config.json`."""
-        model = self.source if isinstance(self.source, Checkpoint) else self.reference
-        return None if definition is None or model is None else model.sizes(definition)
+        Raises:
+            InputError: every problem of the definition.
+        """
+        if self.parsed is not None:
+            return self.parsed
+        reference = self.reference
+        if reference is not None:
+            return model_of(self.model, self.definition, reference, reference.config, reference.directory)
+        assert self.source.config is not None
+        return model_of(self.model, self.definition, None, self.source.config, self.source.directory)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for sharing."""
-        return {
-            **vars(self),
-            "kind": self.kind,
-            **{
-                key: None if value is None else value.to_json()
-                for key, value in (
-                    ("source", self.source), ("text_source", self.text_source), ("reference", self.reference)
-                )
-            },
-        }  # fmt: skip
+        """Plain data for sharing with other processes; `from_json` reads it."""
+        reference = None if self.reference is None else self.reference.to_json()
+        return {**vars(self), "source": self.source.to_json(), "reference": reference, "parsed": None}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Facts:
-        """The facts that `to_json` described."""
-        text_source, reference = data["text_source"], data["reference"]
-        return Facts(
-            source=_KINDS[data["kind"]].from_json(data["source"]),
-            text_source=None if text_source is None else Checkpoint.from_json(text_source),
-            reference=None if reference is None else Reference.from_json(reference),
-            model=data["model"],
-            definition=data["definition"],
-            iteration=data["iteration"],
-        )
+        """The facts in the data of `to_json`."""
+        reference = None if data["reference"] is None else Reference.from_json(data["reference"])
+        source = format_named(data["kind"]).facts_from_json(data["source"])
+        return Facts(**{**data, "source": source, "reference": reference})
+
+
+def model_of(
+    name: str | None, content: Mapping[str, Any], reference: Reference | None, config: Mapping[str, Any], directory: str
+) -> Model:
+    """The model with the definition of this name and content, and the configuration in a directory.
+
+    Raises:
+        InputError: every problem of the definition.
+    """
+    definition = None
+    if name is not None:
+        # Adapters alone have sizes where the reference is their base model.
+        definition = parse_definition(name, content, sized=reference is not None and not reference.is_adapter)
+    return Model(definition=definition, reference=reference, config=config, config_path=f"{directory}/{MODEL_CONFIG}")

@@ -1,187 +1,76 @@
 """Looking at the source: everything that planning needs to know, read once by rank 0.
 
-Owns what kind of checkpoint a directory holds, and the choice of the model definition by what it says it is. Reads
+Owns the choice of the model definition and of the reference. What is in the files, their format knows; read are
 headers, metadata and JSON only.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distconv.errors import InputError, raise_if
-from distconv.formats.dcp.index import DcpDirectory, locate, locate_chunks, open_dcp
-from distconv.formats.dcp.known_names import known_parameters, known_tensors
-from distconv.formats.dcp.metadata import METADATA
-from distconv.formats.dcp.prefix import find_prefix, names_under
-from distconv.formats.huggingface.directory import check_directory, read_directory
+from distconv.formats.base import Opened
+from distconv.formats.huggingface.directory import check_directory
 from distconv.formats.huggingface.reference import read_reference
-from distconv.formats.iterations import RELEASE, VERSION_KEY, iteration_of
-from distconv.formats.jsonfile import read_object
-from distconv.formats.megatron.index import read_megatron, read_rank_file
-from distconv.formats.provenance import RECORD_NAME, read_record
-from distconv.layout.request import SourceLayout
-from distconv.models.adapters import CONFIG_NAME
-from distconv.models.definition import Definition, parse_definition
-from distconv.models.library import Definitions, Head, head_of
+from distconv.formats.model import MODEL_CONFIG, Reference
+from distconv.formats.provenance import RECORD_NAME, Record, read_record
+from distconv.formats.registry import contradictions, format_named, format_of
+from distconv.models.library import Definitions, head_of
 from distconv.options import Options
-from distconv.planning.facts import MODEL_CONFIG, Checkpoint, DcpSource, Facts, Reference, Source
-from distconv.runtime.hand_out import HandOut, Task, here
+from distconv.planning.facts import Facts, model_of
+from distconv.runtime.hand_out import HandOut, here
 
+# Name and content of a model definition.
 Chosen = tuple[str, Mapping[str, Any]]
-# What `inspect` hands out.
-TASKS: tuple[Task, ...] = (read_rank_file, locate_chunks)
-_KINDS = {
-    "hf": "a Hugging Face directory",
-    "megatron": "a Megatron checkpoint",
-    "dcp": "a torch.distributed.checkpoint",
-}
 
 
-def inspect(config: Options, chosen: Chosen | None, definitions: Definitions, hand_out: HandOut = here) -> Facts:
-    """The facts of a job; `chosen` is the name and content of the definition that the user named.
+def inspect(options: Options, chosen: Chosen | None, definitions: Definitions, hand_out: HandOut = here) -> Facts:
+    """The facts of a job; `chosen` is the definition that the user named.
 
-    The files of what training saved are many: to read them is handed out, as `TASKS`.
+    The files of what training saved are many: to read them is handed out, as `registry.tasks`.
 
     Raises:
-        InputError: a directory that is not a checkpoint, or no definition for it.
+        InputError: options that contradict, a directory that is not a checkpoint, or no definition for it.
     """
-    check_directory(config.source, "source")
-    kind = _kind(config.source)
-    raise_if(list(_contradictions(config, kind)))
-    if kind != "hf":
-        return _trained(config, kind, chosen, definitions, hand_out)
-    if chosen is not None and chosen[1].get("adapters") == "only":
-        if config.text_source is not None:
-            raise InputError(
-                f"text_source={config.text_source}: +model={chosen[0]} converts adapters alone; leave it out"
-            )
-        return _facts(config, _adapter(config.source), None, chosen)
-    source = _checkpoint(config.source, "source")
-    text_source = None if config.text_source is None else _checkpoint(config.text_source, "text_source")
-    needed = not (config.target_format == "dcp" and config.naming == "hf")
-    chosen = chosen or _recognised(source.config, str(config.source), definitions, needed=needed)
-    _check_model_type(chosen, source.config, str(config.source))
-    return _facts(config, source, text_source, chosen)
-
-
-def _facts(config: Options, source: Source, text_source: Checkpoint | None, chosen: Chosen | None) -> Facts:
-    name, content = chosen or (None, {})
+    check_directory(options.source, "source")
+    form = format_of(options.source)
+    raise_if(list(contradictions(options, form)))
+    adapters = chosen is not None and chosen[1].get("adapters") == "only"
+    opened = form.open(options, adapters=adapters, hand_out=hand_out)
+    model = _Choice(definitions, chosen, opened)
+    reference = None
+    if opened.config is not None:
+        config, directory = opened.config, str(opened.directory)
+        if not opened.adapters:
+            published = format_named(options.target_format).is_published(options)
+            model.recognise(config, directory, needed=not published)
+    else:
+        record = read_record(opened.directory)
+        reference = _reference(options, record.reference, opened.directory)
+        config, directory = reference.config, reference.directory
+        model.remember(record)
+        model.recognise(config, directory, needed=True, is_adapter=reference.is_adapter)
+    name, content = model.chosen or (None, {})
+    parsed = model_of(name, content, reference, config, directory)
     return Facts(
-        source=source,
-        text_source=text_source,
-        reference=None,
+        kind=form.name,
+        source=opened.read(parsed),
+        reference=reference,
         model=name,
         definition=content,
-        iteration=config.iteration or RELEASE,
+        iteration=opened.iteration,
+        parsed=parsed,
     )
 
 
-def _kind(directory: Path) -> str:
-    """The format of the checkpoint in a directory: hf, megatron or dcp."""
-    iterations = [path for path in directory.glob("*") if iteration_of(path) is not None]
-    for each in (directory, *iterations):
-        if next(each.glob("mp_rank_*"), None) is not None:
-            return "megatron"
-        if (each / METADATA).exists() or any(next(each.glob(name), None) for name in ("*.distcp", "__*.metadata")):
-            return "dcp"
-    # A configuration may have been put beside a checkpoint of training, never one of training beside a published model.
-    if any((directory / name).exists() for name in (MODEL_CONFIG, CONFIG_NAME)):
-        return "hf"
-    return "megatron" if iterations else "hf"
-
-
-def _contradictions(config: Options, kind: str) -> Iterator[str]:
-    """Keys that say nothing about a source of this kind."""
-    trained = {"reference": config.reference is not None, "fill_from_reference": config.fill_from_reference}
-    published = {
-        "text_source": config.text_source is not None,
-        "projector": config.projector != "auto",
-        "lora_only": config.lora_only,
-    }
-    for keys, allowed, which in (
-        (trained, kind != "hf", "a Megatron or DCP source"),
-        ({"source_layout": config.source_layout != SourceLayout()}, kind == "megatron", "a Megatron source"),
-        ({"name_prefix": config.name_prefix is not None}, "dcp" in (kind, config.target_format), "a DCP"),
-        (published, kind == "hf", "a Hugging Face source"),
-    ):
-        if not allowed:
-            found = f"source={config.source} is {_KINDS[kind]}"
-            yield from (f"{key}: goes with {which}; {found}" for key in keys if keys[key])
-    if kind == "hf" and config.target_format == "hf":
-        yield f"target_format=hf: source={config.source} is a Hugging Face directory already"
-    if config.text_source is not None and config.text_source.resolve() == config.source.resolve():
-        yield f"text_source={config.text_source}: is the same directory as source; leave it out"
-
-
-def _trained(config: Options, kind: str, chosen: Chosen | None, definitions: Definitions, hand_out: HandOut) -> Facts:
-    """The facts of a checkpoint that training reads and writes, and of the directory that it came from."""
-    if kind == "megatron":
-        index = read_megatron(config.source, config.iteration, hand_out)
-        directory, iteration = Path(index.directory), index.iteration
-    else:
-        opened = open_dcp(config.source, config.iteration)
-        directory = opened.directory
-        iteration = iteration_of(directory.resolve()) or RELEASE
-    record = read_record(directory)
-    reference = _reference(config, record.reference, directory)
-    remembered = chosen is None and record.model is not None and record.model in definitions.heads()
-    if remembered:
-        assert record.model is not None
-        chosen = record.model, definitions.compose(record.model)
-    if chosen is None:
-        chosen = _recognised(reference.config, reference.directory, definitions, needed=True)
-    assert chosen is not None
-    if not reference.is_adapter:
-        where = str(directory / RECORD_NAME) if remembered else None
-        _check_model_type(chosen, reference.config, reference.directory, where)
-    source: Source
-    if kind == "megatron":
-        source = index
-    else:
-        definition = parse_definition(*chosen, sized=not reference.is_adapter)
-        given = config.name_prefix if config.target_format != "dcp" else None
-        source = _dcp_source(opened, definition, reference, given, hand_out)
-    return Facts(
-        source=source,
-        text_source=None,
-        reference=reference,
-        model=chosen[0],
-        definition=chosen[1],
-        iteration=iteration,
-    )
-
-
-def _dcp_source(
-    opened: DcpDirectory, definition: Definition, reference: Reference, given: str | None, hand_out: HandOut
-) -> DcpSource:
-    """What a DCP holds of the model, under names with the prefix that is `given`, or else recognised."""
-    tensors = known_tensors(definition, reference)
-    parameters = known_parameters(definition, reference)
-    found = opened.metadata.tensors
-    prefix = find_prefix(found, tensors | parameters, given)
-    names = names_under(found, prefix)
-    wanted = {full: bare for bare, full in names.items()}
-    located = locate(opened, wanted.__contains__, hand_out)
-    naming = "hf" if len(tensors & names.keys()) >= len(parameters & names.keys()) else "megatron"
-    others = sorted({*opened.metadata.others, *(found.keys() - wanted.keys())} - {VERSION_KEY})
-    return DcpSource(index=located.renamed(wanted), naming=naming, prefix=prefix, others=_summarised(others))
-
-
-def _summarised(names: Collection[str]) -> tuple[str, ...]:
-    """Entries that are not carried over, by what they begin with."""
-    counts: dict[str, int] = {}
-    for name in names:
-        first = name.partition(".")[0]
-        counts[first] = counts.get(first, 0) + 1
-    return tuple(f"{first} ({count} entries)" if count > 1 else first for first, count in sorted(counts.items()))
-
-
-def _reference(config: Options, recorded: str | None, directory: Path) -> Reference:
-    if config.reference is not None:
-        return read_reference(config.reference, "reference")
+def _reference(options: Options, recorded: str | None, directory: Path) -> Reference:
+    """The reference of a source that does not describe itself: named by the user, or by its provenance."""
+    if options.reference is not None:
+        return read_reference(options.reference, "reference")
     if recorded is None:
         raise InputError(
             f"reference is missing: give reference=DIR, the Hugging Face directory of the model that {directory} was "
@@ -198,43 +87,52 @@ def _reference(config: Options, recorded: str | None, directory: Path) -> Refere
         ) from None
 
 
-def _adapter(directory: Path) -> Checkpoint:
-    config = read_object(directory / CONFIG_NAME, "the rank and the target modules of the adapter")
-    return Checkpoint(index=read_directory(directory, adapter=True), config=config)
+@dataclass
+class _Choice:
+    """The model definition of a source: named by the user, by its provenance, or by the configuration of the model."""
 
+    definitions: Definitions
+    chosen: Chosen | None
+    opened: Opened
+    recorded_in: Path | None = None
 
-def _checkpoint(directory: Path, key: str) -> Checkpoint:
-    check_directory(directory, key)
-    if not (directory / MODEL_CONFIG).exists() and (directory / CONFIG_NAME).exists():
-        raise InputError(
-            f"{key}={directory}: holds an adapter ({CONFIG_NAME}); name the model that it is for: +model=NAME_lora"
-        )
-    config = read_object(directory / MODEL_CONFIG, f"the sizes of the model in {key}")
-    return Checkpoint(index=read_directory(directory), config=config)
+    def remember(self, record: Record) -> None:
+        """Take the definition that the provenance of the source names, unless the user named one."""
+        if self.chosen is None and record.model is not None and record.model in self.definitions.heads():
+            self.chosen = record.model, self.definitions.compose(record.model)
+            self.recorded_in = self.opened.directory / RECORD_NAME
 
+    def recognise(self, config: Mapping[str, Any], directory: str, *, needed: bool, is_adapter: bool = False) -> None:
+        """Take the definition for the `model_type` of a configuration, or check that the chosen one is for it.
 
-def _check_model_type(
-    chosen: Chosen | None, config: Mapping[str, Any], directory: str, record: str | None = None
-) -> None:
-    """Whether config.json is of a model that the definition is for; `record`: the file that named the definition."""
-    name, content = chosen or ("", {})
-    expected = head_of(content).get("model_types") or []
-    found = config.get("model_type")
-    if expected and found not in expected:
-        if record is not None:
+        Raises:
+            InputError: no definition is for it, and one is needed; or the chosen one is for another.
+        """
+        if self.chosen is None:
+            self.chosen = _recognised(config, directory, self.definitions, needed=needed)
+        if self.chosen is not None and not is_adapter:
+            self._check(*self.chosen, config.get("model_type"), directory)
+
+    def _check(self, name: str, content: Mapping[str, Any], found: object, directory: str) -> None:
+        expected = head_of(content).get("model_types") or []
+        if not expected or found in expected:
+            return
+        says = f"{directory}/{MODEL_CONFIG}: says model_type {found!r}, but "
+        if self.recorded_in is not None:
             raise InputError(
-                f"{directory}/{MODEL_CONFIG}: says model_type {found!r}, but {record} says that the source is {name}, "
-                f"which is {', '.join(expected)}; give the reference of that model"
+                f"{says}{self.recorded_in} says that the source is {name}, which is {', '.join(expected)}; give the "
+                "reference of that model"
             )
         raise InputError(
-            f"{directory}/{MODEL_CONFIG}: says model_type {found!r}, but +model={name} is for {', '.join(expected)}; "
-            f"leave +model out to have it chosen, or, if this is such a model, add model.model_types=[{found}]"
+            f"{says}+model={name} is for {', '.join(expected)}; leave +model out to have it chosen, or, if this is "
+            f"such a model, add model.model_types=[{found}]"
         )
 
 
 def _recognised(config: Mapping[str, Any], directory: str, definitions: Definitions, *, needed: bool) -> Chosen | None:
+    """The definition for the `model_type` of a configuration."""
     where = f"{directory}/{MODEL_CONFIG}"
-    heads: Mapping[str, Head] = definitions.heads()
+    heads = definitions.heads()
     known: dict[str, str] = {}
     for name, head in heads.items():
         if head.get("variant_of") is None:

@@ -20,18 +20,20 @@ from distconv.formats.iterations import TRACKER_NAME, iteration_name
 from distconv.transfer.files import synchronise_directory
 
 _PREFIX = ".distconv-"
-# Of which a result that is a directory of its own has one.
-_MODEL_FILES = ("config.json", "adapter_config.json")
 _DISCARD_ATTEMPTS = 10
 _DISCARD_PAUSE_SECONDS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A result to be: the directory that the user named holds it as an iteration, or (`None`) is the result."""
+    """Where a result goes: an iteration below `directory`, or with `None` that directory itself.
+
+    `marks` are files of which a directory that is a result itself has at least one.
+    """
 
     directory: Path
     iteration: str | None
+    marks: tuple[str, ...] = ()
 
     @property
     def result(self) -> Path:
@@ -47,6 +49,16 @@ class Target:
     def tracker(self) -> Path | None:
         """The file that points to the iteration."""
         return None if self.iteration is None else self.directory / TRACKER_NAME
+
+
+def check_present(target: Target) -> None:
+    """Raise `InputError` unless there is a result to verify, and the tracker names it."""
+    if not target.result.is_dir():
+        raise InputError(f"target={target.directory}: holds no {target.result.name} to verify")
+    if target.tracker is not None:
+        found = target.tracker.read_text() if target.tracker.is_file() else None
+        if found != target.iteration:
+            raise InputError(f"{target.tracker}: expected {target.iteration!r}, found {found!r}")
 
 
 def check_target(target: Target, sources: Mapping[str, Path], *, overwrite: bool, needed: int) -> None:
@@ -74,9 +86,9 @@ def check_target(target: Target, sources: Mapping[str, Path], *, overwrite: bool
         raise InputError(f"target={target.directory}: exists and is not a directory")
     if not overwrite:
         check_absent(target)
-    elif target.iteration is None and directory.exists() and not (_is_empty(directory) or _is_model(directory)):
+    elif target.iteration is None and directory.exists() and not (_is_empty(directory) or _is_marked(target)):
         raise InputError(
-            f"target={target.directory}: holds no {' or '.join(_MODEL_FILES)}: it is no result, and all that is in it "
+            f"target={target.directory}: holds no {' or '.join(target.marks)}: it is no result, and all that is in it "
             "would be deleted; choose another directory, or empty it"
         )
     parent = next(path for path in (directory, *directory.parents) if path.exists())
@@ -107,8 +119,8 @@ def _is_empty(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def _is_model(path: Path) -> bool:
-    return any((path / name).exists() for name in _MODEL_FILES)
+def _is_marked(target: Target) -> bool:
+    return any((target.directory / name).exists() for name in target.marks)
 
 
 def leftovers(target: Target) -> list[Path]:

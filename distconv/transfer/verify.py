@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from distconv.formats.base import Format
+from distconv.formats.base import FileFormat
 from distconv.formats.records import Entry, OutputFile, Plan
 from distconv.formats.replicas import Replica
 from distconv.options import InputOutput
@@ -24,7 +24,7 @@ def compare_files(
     plan: Plan,
     files: Sequence[OutputFile],
     directory: Path,
-    form: Format,
+    form: FileFormat,
     io: InputOutput,
     counters: Counters,
     must_stop: Callable[[], bool],
@@ -57,6 +57,13 @@ def compare_files(
             differing = _differing(work, names, sources, io, counters, must_stop)
             differences += [f"{place[0]}: {names[place]} differs from the source" for place in differing]
     return differences
+
+
+def unexpected_files(plan: Plan, form: FileFormat, directory: Path) -> list[str]:
+    """The files of the format in a result's directory that its plan does not have, in words."""
+    expected = {file.path for file in plan.files}
+    found = {path.relative_to(directory).as_posix() for path in directory.rglob(form.pattern)}
+    return [f"{directory / path}: is not expected" for path in sorted(found - expected)]
 
 
 def compare_copies(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distconv.errors import JobError
-from distconv.formats.base import Format
+from distconv.formats.base import FileFormat
 from distconv.formats.provenance import Record, write_record
 from distconv.formats.records import OutputFile, Plan
 from distconv.options import InputOutput
@@ -34,7 +34,7 @@ def write_files(
     plan: Plan,
     files: Sequence[OutputFile],
     directory: Path,
-    form: Format,
+    form: FileFormat,
     io: InputOutput,
     counters: Counters,
     must_stop: Callable[[], bool],
@@ -55,11 +55,11 @@ def write_files(
                 path = Path(paths[file])
                 try:
                     path.parent.mkdir(exist_ok=True)
-                    laid_out = form.lay_out(path, file, entries)
+                    created = form.create(path, file, entries)
                 except OSError as error:
                     raise JobError(f"creating {path}: {error.strerror or error}") from error
-                offsets |= {(file, key, name): offset for (key, name), offset in laid_out.offsets.items()}
-                written.details[file.path] = laid_out.details
+                offsets |= {(file, key, name): offset for (key, name), offset in created.offsets.items()}
+                written.details[file.path] = created.details
             with OpenFiles(os.O_WRONLY) as targets:
                 run(
                     batch.work(paths, offsets),
@@ -79,7 +79,7 @@ def write_files(
     return written
 
 
-def finish(written: Written, directory: Path, form: Format, record: Record | None, *, durable: bool) -> None:
+def finish(written: Written, directory: Path, form: FileFormat, record: Record | None, *, durable: bool) -> None:
     """Write what the result has beside its tensors, and add it to what was written; called by rank 0 alone.
 
     Raises:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from distconv.formats.dcp import plan as dcp_plan
-from distconv.formats.dcp.files import DcpFormat
+from distconv.formats.dcp.files import DcpFiles
 from distconv.formats.dcp.plan import make_dcp_plan
 from distconv.formats.records import NamedTensor
 from distconv.tensors.stored import SourceFile, StoredTensor
@@ -42,11 +42,11 @@ def test_torch_finds_each_chunk_where_it_was_laid_out(tmp_path_factory, drawn):
         plan = make_dcp_plan(
             [NamedTensor(each.name, (each,), whole(each.dtype, each.shape)) for each in stored], (), ""
         )
-    form = DcpFormat(plan)
+    form = DcpFiles(plan)
     details = {}
     for output in reversed(plan.files):
         path = directory / output.path
-        laid_out = form.lay_out(path, output, list(plan.entries(output)))
+        laid_out = form.create(path, output, list(plan.entries(output)))
         with path.open("r+b") as stream:
             for chunk in plan.chunks(output):
                 box = tuple(slice(low, low + size) for low, size in zip(chunk.offsets, chunk.tensor.shape, strict=True))

@@ -18,10 +18,11 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
+from distconv.formats.huggingface.source import Checkpoint, HuggingFaceFacts
 from distconv.formats.megatron.plan import MegatronPlan
 from distconv.models.library import Definitions
 from distconv.options import parse_config
-from distconv.planning.facts import Checkpoint, Facts
+from distconv.planning.facts import Facts
 from distconv.planning.inspect import _recognised
 from distconv.planning.plan import plan_job
 from distconv.tensors.stored import SourceFile, SourceIndex, StoredTensor
@@ -54,14 +55,13 @@ def planned() -> PlanOf:
         if published.name not in indices:
             indices[published.name] = index_of(published.tensors())
         checkpoint = Checkpoint(index=indices[published.name], config=config)
+        source = HuggingFaceFacts(model=checkpoint, text=None)
         chosen = _recognised(config, "published", known, needed=True)
         assert chosen is not None
         name, definition = chosen
-        facts = Facts(
-            source=checkpoint, text_source=None, reference=None, model=name, definition=definition, iteration="release"
-        )
+        facts = Facts(kind="hf", source=source, reference=None, model=name, definition=definition, iteration="release")
         found = plan_job(parse_config(as_configured(defaults, layout)), facts)
-        assert found.copies == found.notes == ()
+        assert found.source.replicas == found.source.notes == ()
         assert isinstance(found.plan, MegatronPlan)
         return name, found.plan
 

@@ -1,4 +1,4 @@
-"""The import graph of distconv: one direction, and nothing heavy where nothing heavy is needed."""
+"""The import graph: rooms in one order, no circles in a room, nothing heavy where nothing heavy is needed."""
 
 from __future__ import annotations
 
@@ -7,164 +7,52 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import distconv
 
 PACKAGE = Path(distconv.__file__).parent
 
-# From the bottom to the top: a module imports only from layers above its own line in this list.
-LAYERS: list[set[str]] = [
-    {
-        "dtypes",
-        "errors",
-        "inert_pickle",
-        "interruption",
-        "measurement",
-        "partition",
-        "virtual",
-    },
-    {
-        "catalogue",
-        "composition",
-        "files",
-        "interleaving",
-        "iterations",
-        "jsonfile",
-        "layout",
-        "name_prefix",
-        "operators",
-        "parts",
-        "processes",
-        "rejections",
-        "safetensors_file",
-        "sizes",
-        "source",
-        "steps",
-        "tensor_parallel",
-        "torch_archive",
-    },
-    {
-        "agreement",
-        "commit",
-        "config_reader",
-        "dcp_metadata",
-        "given_layout",
-        "low_rank",
-        "lowering",
-        "megatron_directory",
-        "pt_file",
-        "record",
-        "rules",
-        "safetensors_index",
-        "sinks",
-        "torch_blobs",
-        "torch_index",
-    },
-    {
-        "adapters",
-        "megatron_index",
-        "source_directory",
-        "targets",
-        "transfer",
-    },
-    {
-        "dcp_index",
-        "definition",
-        "rank_grid",
-        "replicas",
-    },
-    {
-        "facts",
-        "holdings",
-        "matching",
-    },
-    {
-        "binding",
-        "known_names",
-        "reference",
-    },
-    {
-        "balance",
-        "outputs",
-        "shards",
-        "tying",
-        "vocabulary",
-    },
-    {
-        "assignment",
-        "blueprint",
-        "config",
-        "dcp_plan",
-        "following",
-        "formats",
-        "huggingface_plan",
-        "lora",
-        "megatron_plan",
-        "piece_sizes",
-        "published",
-        "reversal",
-        "work",
-    },
-    {
-        "dcp_blobs",
-        "detection",
-        "huggingface_files",
-        "inspection",
-        "megatron_files",
-        "selection",
-        "verification",
-        "writing",
-    },
-    {
-        "dcp_planner",
-        "megatron_binding",
-    },
-    {
-        "dcp_files",
-        "sources",
-    },
-    {
-        "planning",
-        "results",
-    },
-    {
-        "report",
-    },
-    {
-        "command_line",
-        "job",
-    },
-    {
-        "cli",
-    },
-    {
-        "__main__",
-    },
+# A room imports only from rooms of earlier lines; those of one line do not know each other.
+ROOMS = [
+    {"errors", "words"},
+    {"tensors"},
+    {"runtime"},
+    {"models"},
+    {"layout"},
+    {"options"},
+    {"formats"},
+    {"transfer", "planning"},
+    {"job"},
+    {"api"},
+    {"cli", "distconv"},
+    {"__main__"},
 ]
-# Everything outside of the standard library. Modules that are not here need nothing.
+# As the rooms: what all formats have in common, the formats, the list of them.
+FORMATS = [{"base"}, {"torch_zip"}, {"huggingface"}, {"megatron"}, {"dcp"}, {"registry"}]
+# Everything outside of the standard library, by module or folder. What is not here needs nothing.
 THIRD_PARTY = {
-    "catalogue": {"yaml"},
-    "command_line": {"hydra", "omegaconf"},
-    "dcp_blobs": {"torch"},
-    "dcp_planner": {"torch"},
-    "processes": {"mpi4py", "torch"},
-    "rejections": {"hydra", "omegaconf", "yaml"},
-    "low_rank": {"numpy"},
-    "pt_file": {"torch"},
-    "report": {"tqdm"},
-    "sinks": {"numpy"},
+    "cli": {"hydra", "omegaconf", "tqdm", "yaml"},
+    "formats.dcp.blobs": {"torch"},
+    "formats.dcp.write_metadata": {"torch"},
+    "formats.torch_zip.create": {"torch"},
+    "models.library": {"yaml"},
+    "runtime.processes": {"mpi4py", "torch"},
+    "tensors.values": {"numpy"},
     "transfer": {"numpy"},
 }
-# Modules that are imported by whoever plans, on a machine with nothing but Python and small packages.
+# What is not imported by whoever plans, on a machine with nothing but Python and small packages.
 HEAVY = {"torch", "mpi4py", "hydra", "omegaconf"}
-NEED_HEAVY = {"command_line", "rejections", "cli", "__main__", "dcp_blobs", "dcp_planner", "pt_file"}
-
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
 
-def tree(module: str) -> ast.Module:
-    return ast.parse((PACKAGE / f"{module}.py").read_text())
+def name_of(path: Path) -> str:
+    """The name of a module below the package; a package's own is that of its folder."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts) or "distconv"
+
+
+MODULES = {name_of(path): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imported(node: ast.AST) -> Iterator[str]:
@@ -175,41 +63,73 @@ def imported(node: ast.AST) -> Iterator[str]:
         elif isinstance(each, ast.ImportFrom):
             assert each.level == 0, "imports are absolute"
             assert each.module is not None
-            if each.module == "distconv":
-                yield from (f"distconv.{alias.name}" for alias in each.names)
-            else:
-                yield each.module
+            # A name may be that of a module.
+            yield each.module
+            yield from (f"{each.module}.{alias.name}" for alias in each.names)
 
 
-def test_every_module_has_one_place_in_the_layers():
-    assert sorted(module for layer in LAYERS for module in layer) == MODULES
+def own(tree: ast.Module) -> set[str]:
+    """The modules of distconv among them, below the package."""
+    names = {name.removeprefix("distconv.") for name in imported(tree) if name.startswith("distconv")}
+    return names & MODULES.keys()
 
 
-def test_a_module_imports_only_from_lower_layers():
-    level = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+def levels(order: list[set[str]]) -> dict[str, int]:
+    return {name: number for number, names in enumerate(order) for name in names}
+
+
+def test_every_module_is_in_a_room():
+    assert {name.partition(".")[0] for name in MODULES} == set.union(*ROOMS)
+
+
+def test_rooms_import_only_from_rooms_before_them():
+    level = levels(ROOMS)
     upwards = {
         f"{module} imports {name}"
-        for module in MODULES
-        for name in (full.split(".")[1] for full in imported(tree(module)) if full.startswith("distconv."))
-        if level[name] >= level[module]
+        for module, tree in MODULES.items()
+        for name in own(tree)
+        if (here := module.partition(".")[0]) != (there := name.partition(".")[0]) and level[there] >= level[here]
     }
     assert upwards == set()
 
 
+def test_formats_import_only_from_those_before_them():
+    level = levels(FORMATS)
+
+    def place(module: str) -> int:
+        """Modules beside the folders are what all formats have in common."""
+        return level.get(module.split(".")[1], level["base"])
+
+    inside = {name: tree for name, tree in MODULES.items() if name.startswith("formats.")}
+    upwards = {
+        f"{module} imports {name}"
+        for module, tree in inside.items()
+        for name in own(tree) & inside.keys()
+        if place(name) > place(module)
+    }
+    assert upwards == set()
+
+
+def test_there_is_no_circle_of_imports():
+    TopologicalSorter({module: own(tree) - {module} for module, tree in MODULES.items()}).prepare()
+
+
 def test_a_module_uses_only_the_packages_that_it_is_known_to_need():
     inner = sys.stdlib_module_names | {"distconv"}
-    used = {module: {name.split(".")[0] for name in imported(tree(module))} - inner for module in MODULES}
-    assert {module: packages for module, packages in used.items() if packages} == THIRD_PARTY
+    for module, tree in MODULES.items():
+        known = {name for place, names in THIRD_PARTY.items() if f"{module}.".startswith(f"{place}.") for name in names}
+        used = {name.split(".")[0] for name in imported(tree)} - inner
+        assert used <= known, module
 
 
 def test_what_only_some_launchers_need_is_imported_only_there():
-    at_the_top = [node for node in tree("processes").body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    at_the_top = [node for node in MODULES["runtime.processes"].body if isinstance(node, (ast.Import, ast.ImportFrom))]
     packages = {name.split(".")[0] for node in at_the_top for name in imported(node)}
     assert packages.isdisjoint(HEAVY)
 
 
-def _prints(module: str) -> bool:
-    for node in ast.walk(tree(module)):
+def _prints(tree: ast.Module) -> bool:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
             return True
         if isinstance(node, ast.Attribute) and node.attr in ("stdout", "__stdout__"):
@@ -217,8 +137,21 @@ def _prints(module: str) -> bool:
     return False
 
 
-def test_only_the_report_prints():
-    assert [module for module in MODULES if _prints(module)] == ["report"]
+def test_only_one_module_prints():
+    assert [module for module, tree in MODULES.items() if _prints(tree)] == ["cli.show"]
+
+
+def test_only_the_registry_and_the_formats_themselves_name_a_format():
+    named = {"formats.dcp", "formats.huggingface", "formats.megatron"}
+    outside = {
+        f"{module} imports {name}"
+        for module, tree in MODULES.items()
+        if not module.startswith("formats.")
+        for name in own(tree)
+        if any(name.startswith(f"{each}.") for each in named)
+    }
+    # A reference is a Hugging Face directory, whatever the formats of source and result.
+    assert {each for each in outside if " imports formats.huggingface." not in each} == set()
 
 
 def run(code: str, directory: Path) -> str:
@@ -236,8 +169,17 @@ def run(code: str, directory: Path) -> str:
     return finished.stdout
 
 
+def full(module: str) -> str:
+    return module if module == "distconv" else f"distconv.{module}"
+
+
 def test_planning_needs_no_torch_no_mpi_and_no_hydra(tmp_path):
-    modules = [f"distconv.{module}" for module in MODULES if module not in NEED_HEAVY]
+    needed = {place for place, names in THIRD_PARTY.items() if names & HEAVY and place != "runtime.processes"}
+    modules = [
+        full(module)
+        for module in MODULES
+        if module != "__main__" and not any(f"{module}.".startswith(f"{place}.") for place in needed)
+    ]
     output = run(f"import sys, {', '.join(modules)}; print(*{HEAVY!r} & set(sys.modules))", tmp_path)
     assert output.split() == []
 
@@ -249,7 +191,7 @@ def test_the_command_line_needs_no_torch_and_no_mpi(tmp_path):
 
 def test_importing_does_nothing_else(tmp_path):
     """No file, no output, no thread, no signal handler, no change of the environment."""
-    modules = [f"distconv.{module}" for module in MODULES if module != "pt_file"]
+    modules = [full(module) for module in MODULES]
     code = f"""
 import os, signal, sys, threading
 def state():

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from distconv.formats.base import LaidOut
-from distconv.formats.megatron.files import MegatronFormat
+from distconv.formats.base import Created
+from distconv.formats.megatron.files import MegatronFiles
 from distconv.formats.megatron.plan import MegatronPlan, make_plan
 from distconv.formats.records import Entry, OutputFile
 from distconv.layout.balance import complete_layout
@@ -37,17 +37,17 @@ def planned(directory: Path, **request: Any) -> MegatronPlan:
     return make_plan(binding, complete_layout(Layout(**request), binding, toy.definition()))
 
 
-class Unmarked(MegatronFormat):
+class Unmarked(MegatronFiles):
     """Files of tensors one after the other, without anything that says what they are."""
 
-    def lay_out(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> LaidOut:
+    def create(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Created:
         """A file that reads as zeros; the details are its number of tensors."""
         offsets, end = {}, START
         for entry in entries:
             offsets[entry.key, entry.name] = end
             end += entry.tensor.elements * ITEM_SIZE[entry.tensor.dtype]
         path.write_bytes(bytes(end))
-        return LaidOut(offsets=offsets, details=[file.path, len(offsets)])
+        return Created(offsets=offsets, details=[file.path, len(offsets)])
 
 
 def expected(plan: MegatronPlan, path: str) -> bytes:

@@ -9,24 +9,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distconv.formats.base import LaidOut, Located, mismatch
+from distconv.formats.base import Created, FileFormat, Located
 from distconv.formats.dcp.metadata import METADATA, Metadata, read_metadata
 from distconv.formats.dcp.plan import MODEL_KEY, DcpPlan
-from distconv.formats.records import Entry, OutputFile
+from distconv.formats.records import Entry, OutputFile, mismatch
 from distconv.formats.torch_zip.archive import ArchivedTensor
 from distconv.formats.torch_zip.blobs import stored_within
 
 
-class DcpFormat:
+class DcpFiles(FileFormat):
     """The format of the result of a plan."""
 
     pattern = "*.distcp"
+    # The checkpoint package of torch, measured.
+    finish_bytes = 64 * 1024**2
 
     def __init__(self, plan: DcpPlan) -> None:
         self._plan = plan
         self._known: Metadata | None = None
 
-    def lay_out(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> LaidOut:
+    def create(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Created:
         """Write the blobs with holes for their data; the details are their spans."""
         from distconv.formats.dcp.blobs import lay_out  # noqa: PLC0415 - torch takes a second to import; planning does without it
 
@@ -36,7 +38,7 @@ class DcpFormat:
             offsets = {
                 (entry.key, entry.name): read(*span).offset for entry, span in zip(entries, spans[first:], strict=True)
             }
-        return LaidOut(offsets=offsets, details=spans)
+        return Created(offsets=offsets, details=spans)
 
     def finish(self, directory: Path, details: Mapping[str, Any]) -> Mapping[str, int]:
         """Write `.metadata`."""

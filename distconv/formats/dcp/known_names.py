@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from distconv.errors import InputError
+from distconv.formats.model import Reference
 from distconv.models.adapters import saved_factor
 from distconv.models.definition import Definition
 from distconv.models.names import filled
 from distconv.models.rules import Rule
 from distconv.models.sizes import Sizes
-from distconv.planning.facts import Reference
 
 
 def known_tensors(definition: Definition, reference: Reference) -> set[str]:

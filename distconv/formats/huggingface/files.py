@@ -9,15 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distconv.formats.base import LaidOut, Located, mismatch
+from distconv.formats.base import Created, FileFormat, Located
 from distconv.formats.huggingface.plan import HuggingFacePlan
-from distconv.formats.huggingface.reference import copy_side_file, side_files
+from distconv.formats.huggingface.reference import check_side_files, copy_side_file, side_files
 from distconv.formats.huggingface.safetensors import read_header
 from distconv.formats.huggingface.safetensors_file import lay_out
-from distconv.formats.records import Entry, OutputFile
+from distconv.formats.records import Entry, OutputFile, mismatch
 
 
-class HuggingFaceFormat:
+class HuggingFaceFiles(FileFormat):
     """The format of the result of a plan."""
 
     pattern = "*.safetensors"
@@ -25,10 +25,10 @@ class HuggingFaceFormat:
     def __init__(self, plan: HuggingFacePlan) -> None:
         self._plan = plan
 
-    def lay_out(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> LaidOut:  # noqa: ARG002 - of the interface
+    def create(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Created:  # noqa: ARG002 - of the interface
         """Write the header and a hole for the data."""
         offsets = lay_out(path, ((entry.name, entry.tensor.dtype, entry.tensor.shape) for entry in entries))
-        return LaidOut(offsets={("", name): offset for name, offset in offsets.items()})
+        return Created(offsets={("", name): offset for name, offset in offsets.items()})
 
     def locate(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Located:  # noqa: ARG002
         """Find the tensors in the header, and what it should not hold."""
@@ -44,6 +44,11 @@ class HuggingFaceFormat:
             elif tensor is not None:
                 offsets["", entry.name] = tensor.offset
         return Located(offsets=offsets, differences=differences)
+
+    def check_inputs(self) -> None:
+        """Raise `InputError` for side files of the reference that cannot be copied."""
+        if self._plan.reference is not None:
+            check_side_files(Path(self._plan.reference))
 
     def finish(self, directory: Path, details: Mapping[str, Any]) -> Mapping[str, int]:  # noqa: ARG002
         """Write the index, and copy what the reference has beside its weights."""

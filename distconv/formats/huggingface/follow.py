@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from distconv.errors import counted, named, raise_if
+from distconv.formats.base import Published
+from distconv.formats.model import Reference
 from distconv.formats.records import NamedTensor, as_stored
 from distconv.models.bind import Unconverted
-from distconv.planning.facts import Reference
+from distconv.models.definition import Definition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,12 @@ class Followed:
     tensors: tuple[NamedTensor, ...]
     left_out: tuple[Unconverted, ...]
     filled: tuple[str, ...]
+
+
+def follow_reference(published: Published, definition: Definition, reference: Reference, *, fill: bool) -> Followed:
+    """The published tensors of a source as its reference has them; arguments and errors are those of `follow`."""
+    tied = definition.tied_sources() if published.tied else None
+    return follow(published.tensors, definition.spelled, reference, tied=tied, fill=fill)
 
 
 def follow(

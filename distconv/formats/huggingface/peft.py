@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from distconv.errors import InputError, named, raise_if
+from distconv.formats.model import Reference
 from distconv.formats.records import NamedTensor, as_stored
 from distconv.models.bind import Unconverted
-from distconv.planning.facts import Reference
 from distconv.tensors.values import Factor, LowRank
 
 Spelled = Callable[[str], str]

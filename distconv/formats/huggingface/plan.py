@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from distconv.formats.model import MODEL_CONFIG, Reference
 from distconv.formats.records import Entry, NamedTensor, OutputFile
 from distconv.models.bind import Unconverted
 from distconv.models.definition import FLOATING
-from distconv.planning.facts import MODEL_CONFIG, Reference
 from distconv.tensors.dtypes import ITEM_SIZE
 
 # What transformers' save_pretrained cuts at, in bytes.

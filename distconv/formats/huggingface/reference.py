@@ -16,8 +16,8 @@ from distconv.errors import InputError, raise_if
 from distconv.formats.huggingface.directory import check_directory, find_index, read_directory, read_weight_map
 from distconv.formats.iterations import TRACKER_NAME
 from distconv.formats.jsonfile import read_object
+from distconv.formats.model import MODEL_CONFIG, Reference
 from distconv.models.adapters import CONFIG_NAME
-from distconv.planning.facts import MODEL_CONFIG, Reference
 from distconv.tensors.stored import SourceIndex
 
 # Files of weights, in this format or another: the result has its own.

@@ -17,8 +17,8 @@ from distconv.formats.iterations import iteration_directory, iteration_of
 FILE_NAME = "model_optim_rng.pt"
 # A stray name may have any number in it.
 _MISSING_NAMED = 1000
-_RANK_PREFIX = "mp_rank_"
-_RANK = re.compile(_RANK_PREFIX + r"(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
+RANK_PREFIX = "mp_rank_"
+_RANK = re.compile(RANK_PREFIX + r"(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ def find_ranks(directory: Path, iteration: str | None) -> RankDirectories:
             return _only_iteration(directory, iteration)
         chosen = iteration_directory(directory, iteration)
         if not _rank_names(chosen):
-            raise InputError(f"{chosen}: holds no {_RANK_PREFIX}* directory")
+            raise InputError(f"{chosen}: holds no {RANK_PREFIX}* directory")
         return RankDirectories(directory=chosen, iteration=iteration_of(chosen), paths=_ranks(chosen))
     except OSError as error:
         raise InputError(f"source={directory}: cannot be read: {error.strerror}") from None
@@ -64,7 +64,7 @@ def _only_iteration(directory: Path, iteration: str | None) -> RankDirectories:
 
 
 def _rank_names(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir() if path.name.startswith(_RANK_PREFIX))
+    return sorted(path.name for path in directory.iterdir() if path.name.startswith(RANK_PREFIX))
 
 
 def _ranks(directory: Path) -> Mapping[tuple[int, ...], Path]:
@@ -75,7 +75,7 @@ def _ranks(directory: Path) -> Mapping[tuple[int, ...], Path]:
     for name in names:
         match = _RANK.fullmatch(name)
         if match is None or not (directory / name).is_dir():
-            problems.append(f"{directory / name}: expected a directory named {_RANK_PREFIX}TP, …TP_PP or …TP_PP_EP")
+            problems.append(f"{directory / name}: expected a directory named {RANK_PREFIX}TP, …TP_PP or …TP_PP_EP")
             continue
         rank = tuple(int(number) for number in match.groups() if number is not None)
         other = ranks.setdefault(rank, name)
@@ -117,4 +117,4 @@ def _grid(last: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 
 def _spelled(rank: tuple[int, ...]) -> str:
     first, *others = rank
-    return f"{_RANK_PREFIX}{first:02d}" + "".join(f"_{number:03d}" for number in others)
+    return f"{RANK_PREFIX}{first:02d}" + "".join(f"_{number:03d}" for number in others)

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distconv.formats.base import LaidOut, Located, mismatch
+from distconv.formats.base import Created, FileFormat, Located
 from distconv.formats.iterations import CHECKPOINT_VERSION, VERSION_KEY
-from distconv.formats.records import Entry, OutputFile
+from distconv.formats.records import Entry, OutputFile, mismatch
 from distconv.formats.torch_zip.archive import ArchivedTensor, read_archive
 
 
-class MegatronFormat:
+class MegatronFiles(FileFormat):
     """`dictionaries`: the keys of the dictionaries of tensors, which every file has, be they empty."""
 
     pattern = "*.pt"
@@ -23,12 +23,12 @@ class MegatronFormat:
     def __init__(self, dictionaries: Sequence[str]) -> None:
         self._dictionaries = dictionaries
 
-    def lay_out(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> LaidOut:  # noqa: ARG002 - of the interface
+    def create(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Created:  # noqa: ARG002 - of the interface
         """Write the archive with holes for the data."""
         from distconv.formats.torch_zip.create import lay_out  # noqa: PLC0415 - torch takes a second to import; planning does without it
 
         tensors = [(entry.key, entry.name, entry.tensor.dtype, entry.tensor.shape) for entry in entries]
-        return LaidOut(offsets=lay_out(path, self._dictionaries, tensors, {VERSION_KEY: CHECKPOINT_VERSION}))
+        return Created(offsets=lay_out(path, self._dictionaries, tensors, {VERSION_KEY: CHECKPOINT_VERSION}))
 
     def locate(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Located:  # noqa: ARG002
         """Find the tensors in the archive, and what it should not hold."""
@@ -57,14 +57,6 @@ class MegatronFormat:
             elif tensor is not None:
                 offsets[entry.key, entry.name] = tensor.offset
         return Located(offsets=offsets, differences=differences)
-
-    def finish(self, directory: Path, details: Mapping[str, Any]) -> Mapping[str, int]:  # noqa: ARG002
-        """Nothing: the files are all there is."""
-        return {}
-
-    def check(self, directory: Path) -> list[str]:  # noqa: ARG002
-        """Nothing can be wrong with it."""
-        return []
 
 
 def _archived(content: Mapping[str, Any], entry: Entry) -> ArchivedTensor | None:

@@ -56,6 +56,10 @@ class MegatronIndex:
     files: tuple[RankFile, ...]
     others: tuple[str, ...]
 
+    @property
+    def config(self) -> None:
+        """Megatron checkpoints have no configuration that describes a published model."""
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for sharing with other processes; `from_json` reads it. Ranks that look alike are said once."""
         forms: dict[tuple[Any, ...], int] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -12,43 +11,18 @@ from typing import Any
 
 import pytest
 
-from distconv.cli.show import (
-    Reporter,
-    binary,
-    check_report,
-    models_text,
-    plan_report,
-    plan_text,
-    planned_processes,
-    result_text,
-    write_report,
-)
-from distconv.errors import InputError
+from distconv.cli.show import Reporter, models_text, outcome_text, plan_text
+from distconv.job import Outcome
 from distconv.options import Options
 from distconv.planning.plan import Planned
-from distconv.transfer.commit import Target
+from distconv.planning.summary import plan_report, planned_processes
 from tests.unit.planning.test_plan import CONFIG, facts, planned
 
-TARGET = Target(directory=Path("/mm"), iteration="release")
+RESULT = Path("/mm/release")
 
 
 def report_of(config: Options, found: Planned) -> dict[str, Any]:
-    return plan_report(config, found, facts(), TARGET)
-
-
-@pytest.mark.parametrize(
-    ("nbytes", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1.0 KiB"),
-        (1536, "1.5 KiB"),
-        (1 << 30, "1.0 GiB"),
-        (3 << 50, "3072.0 TiB"),
-    ],
-)
-def test_bytes_are_shown_in_binary_units(nbytes, text):
-    assert binary(nbytes) == text
+    return plan_report(config, found, facts(), RESULT)
 
 
 def test_only_the_first_process_speaks(capsys):
@@ -56,9 +30,9 @@ def test_only_the_first_process_speaks(capsys):
         reporter = Reporter(rank)
         reporter.say("out")
         reporter.complain("err")
-        reporter.start_progress("writing", 10)
-        reporter.progress(10)
-        reporter.end_progress()
+        reporter.begin("writing", 10)
+        reporter.advance(10)
+        reporter.end()
         found = capsys.readouterr()
         if rank:
             assert (found.out, found.err) == ("", "")
@@ -66,23 +40,6 @@ def test_only_the_first_process_speaks(capsys):
             assert found.out == "out\n"
             assert found.err.startswith("err\n")
             assert "writing" in found.err
-
-
-def test_the_report_is_the_plan_as_plain_data():
-    found = planned(select=("vision",))
-    report = json.loads(json.dumps(report_of(CONFIG, found)))
-    (nbytes,) = [file.nbytes for file in found.plan.files]
-    assert report["layout"] == {
-        "tp": 1, "pp": 1, "vpp": 1, "ep": 1, "modality_tp": {}, "placement": "sequential", "stages": {"vision": [[2]]},
-    }  # fmt: skip
-    (file,), (stage,) = report["files"], report["stages"]
-    assert file == {"path": "release/mp_rank_00/model_optim_rng.pt", "bytes": nbytes}
-    assert stage["bytes"] == nbytes
-    assert stage["parameters"] * 2 == nbytes
-    left_out = {each["name"]: each for each in report["not_converted"]}
-    assert left_out["model.norm.weight"] == {
-        "directory": "/hf", "name": "model.norm.weight", "bytes": 32, "reason": "not selected: text (select=[vision])",
-    }  # fmt: skip
 
 
 def test_the_text_of_a_plan_names_the_layout_and_what_is_left_out():
@@ -101,7 +58,7 @@ def test_the_text_of_a_plan_names_the_layout_and_what_is_left_out():
 
 def test_processes_that_do_the_same_share_a_line():
     found = planned()
-    processes = planned_processes(found.plan, 3, CONFIG, [7, 0, 0])
+    processes = planned_processes(CONFIG, found, 3, [7, 0, 0])
     assert [each["rank"] for each in processes] == [0, 1, 2]
     assert processes[0]["bytes_read"] == 7
     assert processes[0]["bytes_written"] == sum(file.nbytes for file in found.plan.files)
@@ -115,7 +72,7 @@ def test_processes_that_do_the_same_share_a_line():
 def test_many_files_are_not_all_shown():
     found = planned(layout=replace(CONFIG.layout, tp=4, ep=4, modality_tp={"vision": 8}))
     files = found.plan.files
-    processes = planned_processes(found.plan, 1, CONFIG, [0])
+    processes = planned_processes(CONFIG, found, 1, [0])
     text = plan_text({**report_of(CONFIG, found), "processes": processes}, full=True)
     assert f"files    {len(files)}" in text
     assert text.count("model_optim_rng.pt") == 16
@@ -137,28 +94,15 @@ def test_definitions_are_listed_by_family():
 
 
 @pytest.mark.parametrize(("action", "begin"), [("convert", "wrote 1 file, "), ("verify", "verified: 1 file, ")])
-def test_a_result_is_one_line(action, begin):
+def test_a_result_is_one_line_and_notes(action, begin):
     report = report_of(replace(CONFIG, action=action), planned())
     done = {"bytes_written": 1024, "peak_bytes": 2048, "seconds": {"transfer": 2.0}}
     report["processes"] = [{**done, "bytes_read": 1024}, {**done, "bytes_read": 2048, "peak_bytes": 1024}]
-    text = result_text(report)
+    text = outcome_text(Outcome(report=report, notes=["remove it"]))
     assert text.startswith(begin)
     assert "on 2 processes in 2.0 s" in text
     assert "read 3.0 KiB, wrote 2.0 KiB; peak memory 2.0 KiB per process" in text
-
-
-def test_a_report_is_written_and_refused_before_anything_is_done(tmp_path):
-    path = tmp_path / "report.json"
-    check_report(path)
-    assert not path.exists()
-    write_report(path, {"a": [1]})
-    check_report(path)
-    assert json.loads(path.read_text()) == {"a": [1]}
-    for wrong in (tmp_path, tmp_path / "none" / "report.json"):
-        with pytest.raises(InputError, match=f"report={wrong}: cannot be written"):
-            check_report(wrong)
-        with pytest.raises(InputError, match=f"report={wrong}: cannot be written"):
-            write_report(wrong, {})
+    assert text.endswith("\nnote: remove it")
 
 
 def test_a_reader_that_has_left_misses_the_rest():

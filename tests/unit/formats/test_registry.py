@@ -1,65 +1,102 @@
-"""Each plan has its format and its place, and a result remembers what it was made from."""
+"""Each format knows its directories, and the options that go with it."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from distconv.formats.base import Format
-from distconv.formats.dcp.files import DcpFormat
-from distconv.formats.dcp.plan import make_dcp_plan
-from distconv.formats.huggingface.files import HuggingFaceFormat
-from distconv.formats.huggingface.plan import make_huggingface_plan
-from distconv.formats.megatron.files import MegatronFormat
-from distconv.formats.provenance import Record
-from distconv.formats.records import Plan
-from distconv.formats.registry import format_of, record_of, target_of
-from distconv.planning.facts import Reference
+from distconv.formats.registry import FORMATS, contradictions, format_named, format_of
 from tests import configuration
-from tests.unit.planning.test_plan import facts, plan
-
-REFERENCE = Reference(directory="/hf", config={}, is_adapter=False, index=None, shards=None, index_content=None)
-HF = make_huggingface_plan((), (), (), REFERENCE)
-DCP = make_dcp_plan((), (), "hf")
 
 
-@pytest.mark.parametrize(("made", "form"), [(plan(), MegatronFormat), (DCP, DcpFormat), (HF, HuggingFaceFormat)])
-def test_a_plan_is_for_one_format(made: Plan, form: type[Format]):
-    assert type(format_of(made)) is form
+@pytest.mark.parametrize(
+    ("paths", "name"),
+    [
+        (["config.json"], "hf"),
+        (["adapter_config.json"], "hf"),
+        ([], "hf"),
+        (["mp_rank_00/model_optim_rng.pt"], "megatron"),
+        (["iter_0001000/mp_rank_00/model_optim_rng.pt", "config.json"], "megatron"),
+        (["release/"], "megatron"),
+        (["release/", "config.json"], "hf"),
+        ([".metadata"], "dcp"),
+        (["__0_0.distcp", "config.json"], "dcp"),
+        (["iter_0000001/__0.metadata"], "dcp"),
+        ([".metadata", "iter_0000001/mp_rank_00/model_optim_rng.pt"], "dcp"),
+    ],
+)
+def test_a_directory_is_of_the_format_with_the_clearest_evidence(tmp_path: Path, paths: list[str], name: str):
+    for path in paths:
+        place = tmp_path / path
+        if path.endswith("/"):
+            place.mkdir(parents=True)
+        else:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.touch()
+    assert format_of(tmp_path).name == name
 
 
-@pytest.mark.parametrize("made", [plan(), DCP])
-@pytest.mark.parametrize(("iteration", "name"), [("release", "release"), ("1000", "iter_0001000")])
-def test_training_formats_hold_iterations(made: Plan, iteration, name):
-    target = target_of(made, Path("/mm"), iteration)
-    assert (target.result, target.home) == (Path("/mm") / name, Path("/mm"))
-    assert target.tracker == Path("/mm/latest_checkpointed_iteration.txt")
+def test_formats_are_told_apart():
+    assert len({each.name for each in FORMATS}) == len({each.title for each in FORMATS}) == len(FORMATS)
+    for each in FORMATS:
+        assert format_named(each.name) is each
 
 
-@pytest.mark.parametrize("iteration", ["release", "1000"])
-def test_a_hugging_face_directory_is_the_one_that_was_named(iteration):
-    target = target_of(HF, Path("/out/hf"), iteration)
-    assert (target.result, target.home, target.tracker) == (Path("/out/hf"), Path("/out"), None)
-
-
-@pytest.mark.parametrize("target_format", ["megatron", "dcp"])
-def test_the_source_or_what_it_followed_is_remembered(target_format, tmp_path, monkeypatch):
-    """By absolute paths, since the next job may run elsewhere."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "hf").mkdir()
-    (tmp_path / "link").symlink_to("hf")
-    job = configuration.job(source="link", target_format=target_format)
-    assert record_of(job, facts()) == Record(model="toy", reference=str(tmp_path / "hf"))
-    trained = replace(facts(), reference=replace(REFERENCE, directory="link"))
-    assert record_of(replace(job, source=Path("/mm")), trained) == Record(model="toy", reference=str(tmp_path / "hf"))
-
-
-def test_a_model_of_two_directories_is_followed_by_neither():
-    job = configuration.job(text_source="/llm")
-    assert record_of(job, facts(text=True)) == Record(model="toy", reference=None)
-
-
-def test_a_hugging_face_directory_remembers_nothing():
-    assert record_of(configuration.job(target_format="hf"), replace(facts(), reference=REFERENCE)) is None
+@pytest.mark.parametrize(
+    ("options", "source", "problems"),
+    [
+        ({}, "hf", []),
+        ({"layout__tp": 2, "layout__pp": 2, "tied_head": "write"}, "hf", []),
+        (
+            {"target_format": "dcp", "layout__tp": 2, "layout__pp": 2},
+            "hf",
+            [f"layout.{key}: target_format=dcp holds whole tensors; leave it out" for key in ("tp", "pp")],
+        ),
+        ({"naming": "hf"}, "hf", ["naming: goes with target_format=dcp"]),
+        (
+            {"packed_experts": "keep", "target_format": "dcp"},
+            "hf",
+            ["packed_experts: goes with target_format=dcp and naming=hf"],
+        ),
+        ({"packed_experts": "keep", "target_format": "dcp", "naming": "hf"}, "hf", []),
+        (
+            {"vocab_size": 8, "target_format": "hf"},
+            "megatron",
+            ["vocab_size: the published names have the vocabulary of the published model; leave it out"],
+        ),
+        ({"vocab_size": 8, "target_format": "dcp"}, "megatron", []),
+        (
+            {"vocab_size": 8, "target_format": "dcp", "naming": "hf"},
+            "megatron",
+            ["vocab_size: the published names have the vocabulary of the published model; leave it out"],
+        ),
+        (
+            {"fill_from_reference": True},
+            "megatron",
+            ["fill_from_reference: goes with target_format=hf, or dcp and naming=hf"],
+        ),
+        ({"fill_from_reference": True, "target_format": "hf"}, "dcp", []),
+        (
+            {"reference": "/ref"},
+            "hf",
+            ["reference: goes with a Megatron or DCP source; source=/hf is a Hugging Face directory"],
+        ),
+        (
+            {"source_layout__tp": 2},
+            "dcp",
+            ["source_layout: goes with a Megatron source; source=/hf is a torch.distributed.checkpoint"],
+        ),
+        (
+            {"name_prefix": "model."},
+            "megatron",
+            ["name_prefix: goes with a DCP; source=/hf is a Megatron checkpoint"],
+        ),
+        ({"name_prefix": "model."}, "dcp", []),
+        ({"name_prefix": "model.", "target_format": "dcp"}, "megatron", []),
+        ({"target_format": "hf"}, "hf", ["target_format=hf: source=/hf is a Hugging Face directory already"]),
+        ({"target_format": "dcp"}, "dcp", []),
+    ],
+)
+def test_options_go_with_formats(options, source, problems):
+    assert list(contradictions(configuration.job(**options), format_named(source))) == problems

@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 
 from distconv.formats.dcp.index import DcpIndex
-from distconv.models.sizes import Sizes
-from distconv.planning.facts import Checkpoint, DcpSource, Facts, Reference, Source
+from distconv.formats.dcp.source import DcpFacts
+from distconv.formats.model import Reference
+from distconv.planning.facts import Facts
 from distconv.tensors.compose import merge_dims
 from distconv.tensors.stored import AssembledTensor
 from distconv.tensors.virtual import concat, whole
 from tests.unit import toy
+from tests.unit.toy_facts import PUBLISHED, facts
 from tests.unit.toy_megatron import layout, source
 
-PUBLISHED = Checkpoint(index=toy.index(), config=toy.config())
 WITH_WEIGHTS = Reference(
     directory="/hf",
     config=toy.config(),
@@ -29,7 +30,7 @@ WITH_WEIGHTS = Reference(
 BARE = Reference(directory="/ref", config={"r": 8}, is_adapter=True, index=None, shards=None, index_content=None)
 
 
-def dcp() -> DcpSource:
+def dcp() -> DcpFacts:
     """Tensors in two chunks, two of them cut alike, and one that is a merged one."""
     stored = list(toy.index().tensors.values())
     table = concat([whole("bfloat16", (2, 3), 0), whole("bfloat16", (1, 3), 1)])
@@ -39,18 +40,7 @@ def dcp() -> DcpSource:
     of_experts = replace(stored[1], name="c", dtype="float32", shape=(2, 3, 4))
     tensors["c"] = AssembledTensor("c", experts, (of_experts,))
     index = DcpIndex(directory="/dcp", tensors=tensors, others=("optimizer",))
-    return DcpSource(index=index, naming="hf", prefix="model.", others=("optimizer", "args (2 entries)"))
-
-
-def facts(found: Source, reference: Reference | None = None, text_source: Checkpoint | None = None) -> Facts:
-    return Facts(
-        source=found,
-        text_source=text_source,
-        reference=reference,
-        model="toy",
-        definition=toy.content(),
-        iteration="1000",
-    )
+    return DcpFacts(index=index, naming="hf", prefix="model.", others=("optimizer", "args (2 entries)"))
 
 
 def content(found: Facts) -> dict[str, Any]:
@@ -63,34 +53,30 @@ def shared(found: Facts) -> Facts:
 
 
 @pytest.mark.parametrize(
-    ("known", "kind"),
+    "known",
     [
-        (facts(PUBLISHED), "hf"),
-        (replace(facts(PUBLISHED), model=None, definition={}), "hf"),
-        (facts(PUBLISHED, text_source=replace(PUBLISHED, config={"other": [1]})), "hf"),
-        (facts(source(layout(((1, 2),), tp=2, ep=2)).index(others=("args",)), WITH_WEIGHTS), "megatron"),
-        (facts(source(layout(((1, 0), (1, 1)), ((1, 0), (1, 0)))).index(), BARE), "megatron"),
-        (facts(dcp(), WITH_WEIGHTS), "dcp"),
-        (facts(dcp(), BARE), "dcp"),
+        facts(),
+        facts(model=None, definition={}),
+        facts(replace(PUBLISHED, text=replace(PUBLISHED.model, config={"other": [1]}))),
+        facts(source(layout(((1, 2),), tp=2, ep=2)).index(others=("args",)), WITH_WEIGHTS),
+        facts(source(layout(((1, 0), (1, 1)), ((1, 0), (1, 0)))).index(), BARE),
+        facts(dcp(), WITH_WEIGHTS),
+        facts(dcp(), BARE),
     ],
 )
-def test_what_one_process_tells_another_understands(known, kind):
-    assert known.kind == kind
+def test_what_one_process_tells_another_understands(known):
     assert content(shared(known)) == content(known)
     assert shared(known).to_json() == known.to_json()
 
 
 def test_tensors_that_are_cut_alike_still_share_a_table():
     found = shared(facts(dcp(), BARE)).source
-    assert isinstance(found, DcpSource)
+    assert isinstance(found, DcpFacts)
     assert found.index.tensors["a"].tensor is found.index.tensors["b"].tensor
 
 
 def test_sizes_are_those_of_the_model_and_not_of_a_trained_checkpoint():
-    definition = toy.definition()
     other = replace(WITH_WEIGHTS, config=toy.config(hidden_size=64))
-    for known, hidden in ((facts(PUBLISHED), toy.HIDDEN), (facts(dcp(), other), 64)):
-        sizes = known.sizes(definition)
-        assert isinstance(sizes, Sizes)
-        assert sizes.get("hidden") == hidden
-        assert known.sizes(None) is None
+    for known, hidden in ((facts(), toy.HIDDEN), (facts(dcp(), other), 64)):
+        assert known.bound_model().sizes.get("hidden") == hidden
+    assert facts(model=None, definition={}).bound_model().definition is None

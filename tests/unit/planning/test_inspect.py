@@ -14,14 +14,15 @@ from distconv.models.library import Definitions
 from distconv.options import Options
 from distconv.planning.facts import Facts
 from distconv.planning.inspect import inspect
+from tests.unit import toy
 from tests.unit.planning.test_plan import CONFIG
 from tests.unit.safetensors_files import shard
 
 DEFINITIONS = {
-    "one": {"model_types": ["model_one", "model_uno"]},
-    "one_variant": {"model_types": ["model_one"], "variant_of": "one"},
-    "two": {"model_types": ["model_two"]},
-    "nameless": {},
+    "one": {**toy.content(), "model_types": ["model_one", "model_uno"]},
+    "one_variant": {**toy.content(), "model_types": ["model_one"], "variant_of": "one"},
+    "two": {**toy.content(), "model_types": ["model_two"]},
+    "nameless": {**toy.content(), "model_types": []},
 }
 
 AT_HAND = Definitions(heads=lambda: DEFINITIONS, compose=DEFINITIONS.__getitem__)
@@ -50,16 +51,15 @@ def job(source: Path, text_source: Path | None = None) -> Options:
 
 def test_the_facts_are_the_tensors_the_config_and_the_definition(tmp_path):
     found = looked(job(checkpoint(tmp_path / "hf", model_type="model_uno", hidden_size=8)))
-    assert sorted(found.source.index.tensors) == ["a", "b"]
+    assert sorted(found.source.model.index.tensors) == ["a", "b"]
     assert found.source.config == {"model_type": "model_uno", "hidden_size": 8}
-    assert (found.model, found.definition, found.text_source) == ("one", DEFINITIONS["one"], None)
+    assert (found.model, found.definition, found.source.text) == ("one", DEFINITIONS["one"], None)
 
 
 def test_a_separate_language_model_is_looked_at_too(tmp_path):
     source, text = checkpoint(tmp_path / "hf", model_type="model_two"), checkpoint(tmp_path / "llm", model_type="any")
     found = looked(job(source, text))
-    assert found.text_source is not None
-    assert found.text_source.index.directory == str(text)
+    assert found.source.text.index.directory == str(text)
     assert found.model == "two"
 
 
@@ -123,10 +123,10 @@ def adapter(directory: Path) -> Path:
 
 
 def test_an_adapter_is_read_for_a_definition_of_adapters_alone(tmp_path):
-    content = {"adapters": "only", "model_types": ["model_one"]}
+    content = {**toy.content(), "adapters": "only", "model_types": ["model_one"]}
     found = inspect(job(adapter(tmp_path / "hf")), ("one_lora", content), AT_HAND)
     assert found.source.config == {"r": 8}
-    assert sorted(found.source.index.tensors) == ["a", "b"]
+    assert sorted(found.source.model.index.tensors) == ["a", "b"]
 
 
 def test_an_adapter_has_no_separate_language_model(tmp_path):

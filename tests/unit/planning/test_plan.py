@@ -14,24 +14,21 @@ from distconv.errors import InputError
 from distconv.formats.megatron.plan import MegatronPlan
 from distconv.layout.request import Layout
 from distconv.options import InputOutput
-from distconv.planning.facts import Checkpoint, Facts
+from distconv.planning.facts import Facts
 from distconv.planning.plan import Planned, plan_job
 from tests import configuration
-from tests.unit import toy
+from tests.unit import toy, toy_facts
 
 CONFIG = replace(configuration.job(action="plan"), io=InputOutput(fsync=True, threads=1, buffer_bytes=1024))
 
 
 def facts(shapes: dict[str, tuple[int, ...]] | None = None, *, text: bool = False, **definition: Any) -> Facts:
-    checkpoint = Checkpoint(index=toy.index(shapes), config=toy.config())
-    return Facts(
-        source=checkpoint,
-        text_source=Checkpoint(index=toy.index(), config=toy.config()) if text else None,
-        reference=None,
-        model="toy",
-        definition={**toy.content(), **definition},
-        iteration="release",
+    source = replace(
+        toy_facts.PUBLISHED,
+        model=replace(toy_facts.PUBLISHED.model, index=toy.index(shapes)),
+        text=toy_facts.PUBLISHED.model if text else None,
     )
+    return toy_facts.facts(source, definition={**toy.content(), **definition})
 
 
 def planned(known: Facts | None = None, **changes: Any) -> Planned:
@@ -140,18 +137,13 @@ def test_a_model_without_adapters_cannot_be_converted_to_them_alone():
         plan(lora_only=True)
 
 
-def test_facts_survive_being_shared():
-    for known in (facts(), facts(text=True)):
-        assert Facts.from_json(json.loads(json.dumps(known.to_json()))) == known
-
-
 def test_the_plan_is_the_same_wherever_it_is_made():
     shared = Facts.from_json(json.loads(json.dumps(facts().to_json())))
     assert plan(shared, layout=Layout(tp=2, pp=2)).files == plan(layout=Layout(tp=2, pp=2)).files
 
 
-def test_copies_are_divided_over_processes():
-    copies = tuple(SimpleNamespace(nbytes=nbytes) for nbytes in (3, 1, 2, 2))
-    found = replace(planned(), copies=copies)
-    assert [[each.nbytes for each in share] for share in found.shares_of_copies(2)] == [[3, 1], [2, 2]]
-    assert sum(map(len, found.shares_of_copies(100_000))) == 4
+def test_replicas_are_divided_over_processes():
+    replicas = tuple(SimpleNamespace(nbytes=nbytes) for nbytes in (3, 1, 2, 2))
+    found = replace(planned(), source=SimpleNamespace(replicas=replicas))
+    assert [[each.nbytes for each in share] for share in found.shares_of_replicas(2)] == [[3, 1], [2, 2]]
+    assert sum(map(len, found.shares_of_replicas(100_000))) == 4

@@ -301,7 +301,7 @@ def test_an_existing_result_may_be_overwritten_if_that_is_wanted(tmp_path):
 
 @pytest.mark.parametrize("name", ["config.json", "adapter_config.json", None])
 def test_only_a_directory_that_is_a_result_is_overwritten_as_a_whole(tmp_path, name):
-    found = Target(directory=tmp_path / "hf", iteration=None)
+    found = Target(directory=tmp_path / "hf", iteration=None, marks=("config.json", "adapter_config.json"))
     found.directory.mkdir()
     if name is not None:
         (found.directory / "thesis.txt").touch()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from distconv.errors import InputError
-from distconv.formats.megatron.files import MegatronFormat
+from distconv.formats.megatron.files import MegatronFiles
 from distconv.formats.megatron.plan import MegatronPlan
 from distconv.options import InputOutput
 from distconv.transfer.sinks import Counters
@@ -28,14 +28,14 @@ def plan(tmp_path: Path) -> MegatronPlan:
     """With a result beside it."""
     found = planned(tmp_path, tp=2)
     (tmp_path / "release").mkdir()
-    form = MegatronFormat(found.dictionaries)
+    form = MegatronFiles(found.dictionaries)
     write_files(found, found.files, tmp_path / "release", form, IO, Counters(lambda _: None), lambda: False)
     return found
 
 
 def differences(plan: MegatronPlan, directory: Path) -> list[str]:
     counters = Counters(lambda _: None)
-    form = MegatronFormat(plan.dictionaries)
+    form = MegatronFiles(plan.dictionaries)
     found = compare_files(plan, plan.files, directory / "release", form, IO, counters, lambda: False)
     assert counters.written == 0
     return [line.replace(f"{directory}/release/", "") for line in found]

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pytest
 
 from distconv.errors import JobError
-from distconv.formats.base import LaidOut
+from distconv.formats.base import Created
 from distconv.formats.jsonfile import read_object
 from distconv.formats.megatron.plan import MegatronPlan
 from distconv.formats.provenance import Record
@@ -86,7 +86,7 @@ def test_a_file_that_cannot_be_laid_out_is_named(tmp_path):
     (tmp_path / "out").mkdir()
 
     class Full(Unmarked):
-        def lay_out(self, *_: object) -> LaidOut:
+        def create(self, *_: object) -> Created:
             raise OSError(28, os.strerror(28))
 
     with pytest.raises(JobError, match=f"creating {tmp_path}/out/mp_rank_00/model_optim_rng.pt: No space left"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from distconv.formats.dcp.known_names import known_parameters, known_tensors
-from distconv.planning.facts import Reference
+from distconv.formats.model import Reference
 from tests.unit import toy
 
 OPTIONAL = {"model.positions.weight", *(f"model.layers.{layer}.norm.bias" for layer in range(toy.LAYERS))}

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from distconv.errors import InputError
-from distconv.formats.huggingface.files import HuggingFaceFormat
+from distconv.formats.huggingface.files import HuggingFaceFiles
 from distconv.formats.huggingface.plan import HuggingFacePlan, make_huggingface_plan
 from distconv.formats.huggingface.reference import read_reference
 from distconv.formats.huggingface.safetensors import read_header
 from distconv.formats.huggingface.safetensors_file import lay_out
+from distconv.formats.model import Reference
 from distconv.formats.records import NamedTensor
 from distconv.options import InputOutput
-from distconv.planning.facts import Reference
 from distconv.tensors.stored import SourceFile, StoredTensor
 from distconv.tensors.virtual import permute, whole
 from distconv.transfer.sinks import Counters
@@ -73,14 +73,14 @@ def made(tmp_path: Path) -> HuggingFacePlan:
 
 def write(found: HuggingFacePlan, directory: Path) -> Written:
     directory.mkdir()
-    form = HuggingFaceFormat(found)
+    form = HuggingFaceFiles(found)
     written = write_files(found, found.files, directory, form, IO, Counters(lambda _: None), lambda: False)
     finish(written, directory, form, None, durable=False)
     return written
 
 
 def differences(found: HuggingFacePlan, directory: Path) -> list[str]:
-    form = HuggingFaceFormat(found)
+    form = HuggingFaceFiles(found)
     shards = compare_files(found, found.files, directory, form, IO, Counters(lambda _: None), lambda: False)
     return [line.replace(f"{directory}/", "") for line in shards + form.check(directory)]
 

@@ -9,8 +9,8 @@ import pytest
 
 from distconv.errors import InputError
 from distconv.formats.huggingface.follow import Followed, follow
+from distconv.formats.model import Reference
 from distconv.formats.records import NamedTensor
-from distconv.planning.facts import Reference
 from distconv.tensors.stored import SourceFile, StoredTensor
 from distconv.tensors.virtual import whole
 from tests.unit import toy

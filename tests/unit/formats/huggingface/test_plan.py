@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distconv.formats.huggingface.plan import HuggingFacePlan, make_huggingface_plan
+from distconv.formats.model import Reference
 from distconv.formats.records import NamedTensor
-from distconv.planning.facts import Reference
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.virtual import whole
 

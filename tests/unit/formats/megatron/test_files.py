@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from distconv.formats.base import Located, mismatch
-from distconv.formats.megatron.files import MegatronFormat
-from distconv.formats.records import Entry, OutputFile
+from distconv.formats.base import Located
+from distconv.formats.megatron.files import MegatronFiles
+from distconv.formats.records import Entry, OutputFile, mismatch
 from distconv.formats.torch_zip.archive import ArchivedTensor
 from distconv.tensors.virtual import whole
 
@@ -34,7 +34,7 @@ def located(monkeypatch):
         content = copy.deepcopy(CONTENT)
         change(content)
         monkeypatch.setattr("distconv.formats.megatron.files.read_archive", lambda _: content)
-        return MegatronFormat(("model0", "model1")).locate(PATH, FILE, [A, B])
+        return MegatronFiles(("model0", "model1")).locate(PATH, FILE, [A, B])
 
     return locate
 

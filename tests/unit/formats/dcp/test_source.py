@@ -1,4 +1,4 @@
-"""Parameters and published tensors of every kind of source, over the pieces that they lie in."""
+"""Parameters and published tensors of a DCP, over the chunks that they lie in."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distconv.errors import InputError
+from distconv.formats.base import Source, SourceFacts
 from distconv.formats.dcp.index import DcpIndex
-from distconv.formats.sources import Origin, origin_of, over
+from distconv.formats.dcp.source import DcpFacts, over
+from distconv.formats.registry import format_named
 from distconv.layout.shards import cut_recipes
-from distconv.planning.facts import Checkpoint, DcpSource, Facts, Reference, Source
 from distconv.tensors.compose import renumbered
 from distconv.tensors.stored import AssembledTensor, SourceFile, StoredTensor
 from distconv.tensors.virtual import concat, whole
 from tests import configuration
-from tests.unit import toy, toy_megatron
+from tests.unit import toy, toy_facts, toy_megatron
 from tests.unit.reference import evaluate
 from tests.unit.toy_megatron import layout
 
@@ -110,52 +111,29 @@ def test_what_is_not_converted_is_where_its_first_piece_is():
     assert {each.tensor.file.path for each in found.unconverted} == {"/dcp/__0_0.distcp"}
 
 
-def origin(source: Source, *, changes: Mapping[str, Any] | None = None, **config: Any) -> Origin:
-    reference = Reference(
-        directory="/hf",
-        config=toy.config(**(changes or {})),
-        is_adapter=False,
-        index=None,
-        shards=None,
-        index_content=None,
-    )
-    facts = Facts(
-        source=source,
-        text_source=None,
-        reference=None if isinstance(source, Checkpoint) else reference,
-        model="toy",
-        definition=toy.content(),
-        iteration="release",
-    )
-    return origin_of(configuration.job(**config), facts, toy.definition())
+def bound(facts: SourceFacts, *, changes: Mapping[str, Any] | None = None, **options: Any) -> Source:
+    """A source that follows a reference, whose configuration has some values changed."""
+    known = toy_facts.facts(facts, toy_facts.reference(**(changes or {})))
+    return format_named(known.kind).source(configuration.job(**options), facts, known.bound_model())
 
 
-def dcp(pieces: Pieces, naming: str) -> DcpSource:
+def dcp(pieces: Pieces, naming: str) -> DcpFacts:
     index = DcpIndex(directory="/dcp", tensors=pieces.tensors, others=())
-    return DcpSource(index=index, naming=naming, prefix="", others=("optimizer (3 entries)",))
+    return DcpFacts(index=index, naming=naming, prefix="", others=("optimizer (3 entries)",))
 
 
-def published_of(found: Origin, pieces: Pieces) -> dict[str, np.ndarray]:
+def published_of(found: Source, pieces: Pieces) -> dict[str, np.ndarray]:
     return {each.name: pieces.evaluate(each.tensor, each.sources) for each in found.published().tensors}
 
 
-def parameters_of(found: Origin, pieces: Pieces) -> dict[str, np.ndarray]:
+def parameters_of(found: Source, pieces: Pieces) -> dict[str, np.ndarray]:
     return {each.name: pieces.evaluate(each.recipe.tensor, each.sources) for each in found.parameters().parameters}
-
-
-def test_a_hugging_face_source_gives_its_tensors_as_they_are():
-    found = origin(Checkpoint(index=toy.index(), config=toy.config()))
-    tensors = found.published().tensors
-    assert [each.name for each in tensors] == list(toy.shapes())
-    assert all(each.tensor == whole("bfloat16", each.sources[0].shape) for each in tensors)
-    assert {each.name for each in found.parameters().parameters} == {each.name for each in toy.bound().parameters}
-    assert (found.copies, found.notes) == ((), ())
 
 
 def test_a_dcp_with_megatron_names_gives_both():
     arrays = toy.arrays()
     pieces = Pieces(made(arrays), halves)
-    found = origin(dcp(pieces, "megatron"))
+    found = bound(dcp(pieces, "megatron"))
     assert_same(parameters_of(found, pieces), made(arrays))
     assert_same(published_of(found, pieces), arrays)
     assert found.notes == ("not carried over: optimizer (3 entries): training state; only the model is converted",)
@@ -166,18 +144,18 @@ def test_what_a_dcp_with_megatron_names_lacks_is_said_with_its_directory():
     name = next(name for name in arrays if ".1." in name)
     del arrays[name]
     with pytest.raises(InputError) as caught:
-        origin(dcp(Pieces(arrays, halves), "megatron"))
+        bound(dcp(Pieces(arrays, halves), "megatron"))
     assert caught.value.problems == [f"/dcp: 1 tensors are missing: model/{name}"]
 
 
 def test_a_dcp_with_megatron_names_has_the_vocabulary_of_the_reference_when_it_is_published():
     arrays = toy.arrays()
     pieces = Pieces(made(arrays), halves)
-    found = origin(dcp(pieces, "megatron"), changes={"vocab_size": 17})
+    found = bound(dcp(pieces, "megatron"), changes={"vocab_size": 17})
     assert parameters_of(found, pieces)["text.head.weight"].shape == (toy.VOCABULARY, toy.HIDDEN)
     np.testing.assert_array_equal(published_of(found, pieces)["lm_head.weight"], arrays["lm_head.weight"][:17])
     with pytest.raises(InputError, match="has 30 rows of the vocabulary, reference=/hf says 31"):
-        origin(dcp(pieces, "megatron"), changes={"vocab_size": 31}).published()
+        bound(dcp(pieces, "megatron"), changes={"vocab_size": 31}).published()
 
 
 @pytest.mark.parametrize("as_matrix", [False, True])
@@ -192,7 +170,7 @@ def test_a_dcp_with_published_names_gives_both(as_matrix, spelled):
         for name, array in arrays.items()
     }
     pieces = Pieces(stored, halves)
-    found = origin(dcp(pieces, "hf"))
+    found = bound(dcp(pieces, "hf"))
     assert_same(published_of(found, pieces), arrays)
     assert_same(parameters_of(found, pieces), made(arrays))
 
@@ -202,30 +180,16 @@ def test_a_dcp_with_published_names_gives_both(as_matrix, spelled):
 def test_a_published_model_is_tied_if_its_configuration_says_so(tied, naming):
     arrays = toy.arrays()
     pieces = Pieces(arrays if naming == "hf" else made(arrays), halves)
-    found = origin(dcp(pieces, naming), changes={"tie_word_embeddings": tied})
+    found = bound(dcp(pieces, naming), changes={"tie_word_embeddings": tied})
     assert found.published().tied == tied
-
-
-def test_a_megatron_source_gives_both_and_the_copies_that_must_agree():
-    files = toy_megatron.source(layout(((1, 2),), tp=2))
-    found = origin(files.index(others=("optimizer",)))
-    expected = toy.arrays()
-    tensors = {
-        each.name: evaluate(each.tensor, [files.stored(source) for source in each.sources], INT)
-        for each in found.published().tensors
-    }
-    assert_same(tensors, expected)
-    assert_same({each.name: files.elements(each) for each in found.parameters().parameters}, made(expected))
-    assert found.copies
-    assert found.notes == ("not carried over: optimizer: training state; only the model is converted",)
 
 
 def test_a_selection_leaves_the_rest_of_a_trained_source_out():
     files = toy_megatron.source(layout())
-    found = origin(files.index(), select=["vision"])
+    found = bound(files.index(), select=["vision"])
     assert {each.name.partition(".")[0] for each in found.published().tensors} == {"visual"}
     pieces = Pieces(made(toy.arrays()), halves)
-    found = origin(dcp(pieces, "megatron"), select=["vision"])
+    found = bound(dcp(pieces, "megatron"), select=["vision"])
     assert {each.name.partition(".")[0] for each in found.parameters().parameters} == {"vision"}
 
 
@@ -239,20 +203,7 @@ def test_a_selection_leaves_the_rest_of_a_trained_source_out():
 )
 def test_tensors_that_are_taken_as_they_are_are_all_taken(keys, names):
     pieces = Pieces(toy.arrays(), halves)
-    for source in (dcp(pieces, "hf"), Checkpoint(index=toy.index(), config=toy.config())):
+    for source in (dcp(pieces, "hf"), toy_facts.PUBLISHED):
         with pytest.raises(InputError) as caught:
-            origin(source, **keys).published()
+            bound(source, **keys).published()
         assert [problem.partition(":")[0] for problem in caught.value.problems] == names
-
-
-def test_a_hugging_face_source_without_a_definition_has_published_tensors():
-    facts = Facts(
-        source=Checkpoint(index=toy.index(), config={}),
-        text_source=None,
-        reference=None,
-        model=None,
-        definition={},
-        iteration="release",
-    )
-    found = origin_of(configuration.job(target_format="dcp", naming="hf"), facts, None)
-    assert [each.name for each in found.published().tensors] == list(toy.shapes())

@@ -1,0 +1,134 @@
+"""Checkpoints of torch.distributed.checkpoint as a format: one whole model, under published or Megatron-side names.
+
+Owns which names a result has, and what FSDP2 training holds otherwise than a published directory does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from distconv.errors import InputError
+from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, Takes, evidence_of_files
+from distconv.formats.dcp.files import DcpFiles
+from distconv.formats.dcp.index import locate_chunks, open_dcp
+from distconv.formats.dcp.live_model import flattened, with_tied_head
+from distconv.formats.dcp.metadata import METADATA
+from distconv.formats.dcp.plan import make_dcp_plan
+from distconv.formats.dcp.source import PUBLISHED, DcpFacts, MegatronNamedDcp, PublishedDcp, read_dcp
+from distconv.formats.huggingface.follow import Followed, follow_reference
+from distconv.formats.iterations import RELEASE, iteration_of
+from distconv.formats.model import Model
+from distconv.formats.records import NamedTensor
+from distconv.layout.balance import complete_layout
+from distconv.layout.request import Layout
+from distconv.layout.shards import cut_recipes
+from distconv.layout.tied_head import resolve_head
+from distconv.models.bind import Unconverted
+from distconv.models.vocabulary import resize_vocabulary
+from distconv.options import Options
+from distconv.runtime.hand_out import HandOut
+
+_Tensors = tuple[Sequence[NamedTensor], tuple[Unconverted, ...]]
+
+
+class Dcp(Format[Options]):
+    """Directories of `.metadata` and `.distcp` files."""
+
+    name = "dcp"
+    noun = "DCP"
+    title = "a torch.distributed.checkpoint"
+    help = "whole tensors, without layout"
+    takes = Takes(
+        source=frozenset({"reference", "fill_from_reference"}),
+        target={
+            "naming": "",
+            "packed_experts": "naming=hf",
+            "tied_head": "",
+            "vocab_size": "naming=megatron",
+            "fill_from_reference": "naming=hf",
+        },
+        either=frozenset({"name_prefix"}),
+        refusals={
+            "layout": "target_format=dcp holds whole tensors; leave it out",
+            "vocab_size": "the published names have the vocabulary of the published model; leave it out",
+        },
+    )
+    tasks = (locate_chunks,)
+    holds_iterations = True
+
+    def evidence(self, directory: Path) -> Evidence:
+        """Files of chunks, or metadata, in the directory or in one of its iterations."""
+        return evidence_of_files(directory, METADATA, "*.distcp", "__*.metadata")
+
+    def open(self, options: Options, *, adapters: bool, hand_out: HandOut) -> Opened:  # noqa: ARG002
+        """The metadata of an iteration; its chunks are located when the names of its model are known."""
+        opened = open_dcp(options.source, options.iteration)
+        # The prefix of a result of this format is that of its own names.
+        prefix = None if options.target_format == self.name else options.name_prefix
+        return Opened(
+            directory=opened.directory,
+            iteration=iteration_of(opened.directory.resolve()) or RELEASE,
+            read=partial(read_dcp, opened, prefix, hand_out),
+        )
+
+    def facts_from_json(self, data: Mapping[str, Any]) -> DcpFacts:
+        """The facts in plain data."""
+        return DcpFacts.from_json(data)
+
+    def source(self, options: Options, facts: DcpFacts, model: Model) -> Source:
+        """The source of a job."""
+        return (PublishedDcp if facts.naming == PUBLISHED else MegatronNamedDcp)(options, facts, model)
+
+    def is_published(self, options: Options) -> bool:
+        """As `naming` says."""
+        return options.naming == PUBLISHED
+
+    def plan(self, options: Options, source: Source, model: Model) -> PlannedResult:
+        """The chunks of all tensors, under names with the prefix that is asked for."""
+        published = self.is_published(options)
+        tensors, left_out = (_published if published else _parameters)(options, source, model)
+        prefix = options.name_prefix or ""
+        named = [replace(each, name=prefix + each.name) for each in tensors]
+        plan = make_dcp_plan(named, left_out, options.naming)
+        return PlannedResult(plan=plan, files=DcpFiles(plan))
+
+    def source_words(self, report: Mapping[str, Any]) -> list[str]:
+        """The names that were found."""
+        names = report["source_names"]
+        prefix = f" with the prefix {names['prefix']}" if names["prefix"] else ""
+        return [f"found    {names['naming']} names{prefix}"]
+
+    def target_words(self, report: Mapping[str, Any]) -> list[str]:
+        """Tensors and chunks, and one name as an example."""
+        dcp = report[self.name]
+        return [
+            f"dcp      {dcp['tensors']} tensors in {dcp['chunks']} chunks, {dcp['naming']} names: {dcp['example']} …"
+        ]
+
+
+def _parameters(options: Options, source: Source, model: Model) -> _Tensors:
+    binding = resize_vocabulary(source.parameters(), options.vocab_size)
+    layout = complete_layout(Layout(), binding, model.defined)
+    binding = resolve_head(binding, model.defined, layout, options.tied_head)
+    # Whole parameters, but proved as shards are: no element of a source is lost or doubled.
+    cut_recipes((each.recipe for each in binding.parameters), layout)
+    tensors = [NamedTensor(each.name, each.sources, each.recipe.tensor) for each in binding.parameters]
+    return tensors, binding.unconverted
+
+
+def _published(options: Options, source: Source, model: Model) -> _Tensors:
+    published, definition, reference = source.published(), model.definition, model.reference
+    followed = Followed(tensors=published.tensors, left_out=(), filled=())
+    if reference is not None:
+        if model.defined.adapters == "only" and not reference.is_adapter:
+            raise InputError("naming=hf: adapters alone need reference=DIR with an adapter_config.json")
+        followed = follow_reference(published, model.defined, reference, fill=options.fill_from_reference)
+    sizes = None if definition is None else model.sizes
+    tensors, head = with_tied_head(followed.tensors, definition, sizes, options.tied_head)
+    if options.packed_experts == "flatten" or (options.packed_experts == "auto" and options.name_prefix):
+        tensors = flattened(tensors, definition)
+    return tensors, published.left_out + followed.left_out + head

@@ -1,0 +1,112 @@
+"""Hugging Face directories as a format: recognised by their configuration, written as a reference directory has them.
+
+Owns what a result takes from its source and its reference, adapters included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from distconv.errors import InputError, named
+from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, Takes
+from distconv.formats.huggingface.files import HuggingFaceFiles
+from distconv.formats.huggingface.follow import follow_reference
+from distconv.formats.huggingface.peft import as_peft, beside_adapters, merged_beside, merged_into
+from distconv.formats.huggingface.plan import HuggingFacePlan, make_huggingface_plan
+from distconv.formats.huggingface.source import HuggingFaceFacts, HuggingFaceSource, open_adapters, open_model
+from distconv.formats.iterations import RELEASE
+from distconv.formats.model import MODEL_CONFIG, Model, Reference
+from distconv.formats.records import NamedTensor
+from distconv.models.adapters import CONFIG_NAME
+from distconv.options import Options
+from distconv.runtime.hand_out import HandOut
+
+
+class HuggingFace(Format[Options]):
+    """Directories as they are published."""
+
+    name = "hf"
+    noun = "Hugging Face"
+    title = "a Hugging Face directory"
+    help = "Hugging Face"
+    takes = Takes(
+        source=frozenset({"text_source", "projector", "lora_only"}),
+        target={"merge_lora": "", "lora_alpha": "", "fill_from_reference": ""},
+        refusals={
+            "layout": "target_format=hf holds whole tensors; leave it out",
+            "vocab_size": "the published names have the vocabulary of the published model; leave it out",
+            "tied_head": "the result has a head where the reference has one; leave it out",
+        },
+    )
+    marks = (MODEL_CONFIG, CONFIG_NAME)
+
+    def evidence(self, directory: Path) -> Evidence:
+        """A configuration may lie beside a checkpoint of training, never one of training beside a published model."""
+        return Evidence.CONFIGURATION if any((directory / name).exists() for name in self.marks) else Evidence.NONE
+
+    def open(self, options: Options, *, adapters: bool, hand_out: HandOut) -> Opened:  # noqa: ARG002
+        """The directories, with the headers of all their files."""
+        facts = open_adapters(options) if adapters else open_model(options)
+        return Opened(
+            directory=options.source,
+            iteration=options.iteration or RELEASE,
+            read=lambda _: facts,
+            config=facts.model.config,
+            adapters=adapters,
+        )
+
+    def facts_from_json(self, data: Mapping[str, Any]) -> HuggingFaceFacts:
+        """The facts in plain data."""
+        return HuggingFaceFacts.from_json(data)
+
+    def source(self, options: Options, facts: HuggingFaceFacts, model: Model) -> HuggingFaceSource:
+        """The source of a job."""
+        return HuggingFaceSource(options, facts, model)
+
+    def is_published(self, options: Options) -> bool:  # noqa: ARG002 - whatever the options
+        """Always."""
+        return True
+
+    def plan(self, options: Options, source: Source, model: Model) -> PlannedResult:
+        """The directory that follows the reference of a source."""
+        published, reference, definition = source.published(), model.followed, model.defined
+        if definition.adapters == "only" and not reference.is_adapter:
+            return _planned(_plan_adapters(options, model, reference, published.tensors))
+        if options.lora_alpha is not None and not options.merge_lora:
+            raise InputError(
+                f"lora_alpha={options.lora_alpha:g}: goes with merge_lora=true, or with adapters whose reference is "
+                f"the base model; nothing of reference={reference.directory} needs it; leave it out"
+            )
+        if options.merge_lora:
+            tensors, reference = merged_beside(published.tensors, reference, options.lora_alpha)
+            published = replace(published, tensors=tuple(tensors))
+        followed = follow_reference(published, definition, reference, fill=options.fill_from_reference)
+        left_out = published.left_out + followed.left_out
+        return _planned(make_huggingface_plan(followed.tensors, left_out, followed.filled, reference))
+
+    def target_words(self, report: Mapping[str, Any]) -> list[str]:
+        """Tensors and files, and the tensors of the reference among them."""
+        summary = report[self.name]
+        lines = [f"{self.name}       {summary['tensors']} tensors in {len(report['files'])} files"]
+        if filled := summary["filled_from_reference"]:
+            lines.append(f"filled   {len(filled)} tensors come from the reference: {named(filled, 3)}")
+        return lines
+
+
+def _planned(plan: HuggingFacePlan) -> PlannedResult:
+    return PlannedResult(plan=plan, files=HuggingFaceFiles(plan))
+
+
+def _plan_adapters(options: Options, model: Model, base: Reference, tensors: Sequence[NamedTensor]) -> HuggingFacePlan:
+    """Adapters whose reference is the model that they are for: merged into it, or as PEFT saves them."""
+    definition = model.defined
+    left_out = beside_adapters(tensors, definition.name)
+    if options.merge_lora:
+        merged = merged_into(tensors, definition.spelled, base, options.lora_alpha)
+        return make_huggingface_plan(merged, left_out, (), base)
+    adapter = as_peft(tensors, definition.spelled, base, options.lora_alpha, definition.name)
+    own = replace(base, is_adapter=True, index=None, shards=None, index_content=None)
+    return make_huggingface_plan(adapter.tensors, left_out, (), own, {CONFIG_NAME: adapter.config})

@@ -1,0 +1,147 @@
+"""A Hugging Face directory as a source: published tensors, or the parameters that a definition makes of them.
+
+Owns how the directory of a model, that of its adapters, and a second one for the language model become one source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distconv.errors import InputError, raise_if
+from distconv.formats.base import Published, Source
+from distconv.formats.huggingface.directory import check_directory, read_directory
+from distconv.formats.jsonfile import read_object
+from distconv.formats.model import MODEL_CONFIG, Model
+from distconv.formats.records import as_stored
+from distconv.formats.select import check_taken_whole, selection
+from distconv.models.adapters import CONFIG_NAME, adapter_problems
+from distconv.models.bind import Binding, bind
+from distconv.models.definition import Definition
+from distconv.models.rules import TEXT, Rule
+from distconv.models.sizes import Sizes
+from distconv.options import Options
+from distconv.tensors.stored import SourceIndex
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One directory: its tensors, and its `config.json`, or of adapters their `adapter_config.json`."""
+
+    index: SourceIndex
+    config: Mapping[str, Any]
+
+    def sizes(self, definition: Definition) -> Sizes:
+        """The sizes of a definition, by the configuration in the directory."""
+        return Sizes(definition.sizes, self.config, f"{self.index.directory}/{MODEL_CONFIG}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for sharing with other processes; `from_json` reads it."""
+        return {"index": self.index.to_json(), "config": self.config}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Checkpoint:
+        """The checkpoint in the data of `to_json`."""
+        return Checkpoint(index=SourceIndex.from_json(data["index"]), config=data["config"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFaceFacts:
+    """The directory of a model or of adapters; `text`: that of the language model, where it is another one."""
+
+    model: Checkpoint
+    text: Checkpoint | None
+
+    @property
+    def directory(self) -> str:
+        """The directory of the model."""
+        return self.model.index.directory
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Its configuration."""
+        return self.model.config
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for sharing with other processes; `from_json` reads it."""
+        return {"model": self.model.to_json(), "text": None if self.text is None else self.text.to_json()}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> HuggingFaceFacts:
+        """The facts in the data of `to_json`."""
+        text = data["text"]
+        return HuggingFaceFacts(
+            model=Checkpoint.from_json(data["model"]), text=None if text is None else Checkpoint.from_json(text)
+        )
+
+
+def open_model(options: Options) -> HuggingFaceFacts:
+    """The directories of a model.
+
+    Raises:
+        InputError: a directory that holds no model, or a damaged one.
+    """
+    text = options.text_source
+    if text is not None and text.resolve() == options.source.resolve():
+        raise InputError(f"text_source={text}: is the same directory as source; leave it out")
+    model = _checkpoint(options.source, "source")
+    return HuggingFaceFacts(model=model, text=None if text is None else _checkpoint(text, "text_source"))
+
+
+def open_adapters(options: Options) -> HuggingFaceFacts:
+    """The directory of adapters alone.
+
+    Raises:
+        InputError: it holds none, or damaged ones; a language model beside them.
+    """
+    if options.text_source is not None:
+        raise InputError(f"text_source={options.text_source}: only adapters are converted; leave it out")
+    config = read_object(options.source / CONFIG_NAME, "the rank and the target modules of the adapter")
+    index = read_directory(options.source, adapter=True)
+    return HuggingFaceFacts(model=Checkpoint(index=index, config=config), text=None)
+
+
+def _checkpoint(directory: Path, key: str) -> Checkpoint:
+    check_directory(directory, key)
+    if not (directory / MODEL_CONFIG).exists() and (directory / CONFIG_NAME).exists():
+        raise InputError(
+            f"{key}={directory}: holds an adapter ({CONFIG_NAME}); name the model that it is for: +model=NAME_lora"
+        )
+    config = read_object(directory / MODEL_CONFIG, f"the sizes of the model in {key}")
+    return Checkpoint(index=read_directory(directory), config=config)
+
+
+class HuggingFaceSource(Source):
+    """The source of a job."""
+
+    def __init__(self, options: Options, facts: HuggingFaceFacts, model: Model) -> None:
+        self._options, self._facts, self._model = options, facts, model
+
+    def published(self) -> Published:
+        """The tensors as they are."""
+        check_taken_whole(self._options)
+        return Published(tensors=tuple(as_stored(self._facts.model.index.tensors.values())))
+
+    def parameters(self) -> Binding:
+        """The parameters that the rules of the definition make."""
+        definition, source, text = self._model.defined, self._facts.model, self._facts.text
+        selected = selection(self._options, definition)
+
+        def from_source(rule: Rule) -> str | None:
+            if text is not None and rule.modality == TEXT:
+                return f"the language model comes from text_source={text.index.directory}"
+            return selected(rule)
+
+        def from_text(rule: Rule) -> str | None:
+            return selected(rule) if rule.modality == TEXT else "text_source: only its language model is converted"
+
+        binding = bind(definition, source.sizes(definition), source.index, from_source)
+        if text is not None:
+            binding = binding.and_text_from(bind(definition, text.sizes(definition), text.index, from_text))
+        if binding.adapters:
+            shapes = {stored.name: stored.shape for each in binding.parameters for stored in each.sources}
+            left_out = [each.tensor.name for each in binding.unconverted]
+            raise_if(adapter_problems(source.config, shapes, left_out, f"{source.index.directory}/{CONFIG_NAME}"))
+        return binding

@@ -1,0 +1,101 @@
+"""Megatron checkpoints as a format: recognised by their rank directories, written under a layout.
+
+Owns the way from bound parameters to the rank files of a layout, and the layout in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, Takes, evidence_of_files
+from distconv.formats.iterations import iterations_in
+from distconv.formats.megatron.directory import RANK_PREFIX
+from distconv.formats.megatron.files import MegatronFiles
+from distconv.formats.megatron.index import MegatronIndex, read_megatron, read_rank_file
+from distconv.formats.megatron.plan import make_plan
+from distconv.formats.megatron.source import MegatronSource
+from distconv.formats.model import Model
+from distconv.layout.balance import complete_layout
+from distconv.layout.layout import shown_stages
+from distconv.layout.tied_head import resolve_head
+from distconv.models.vocabulary import resize_vocabulary
+from distconv.options import Options
+from distconv.runtime.hand_out import HandOut
+from distconv.words import binary, table
+
+
+class Megatron(Format[Options]):
+    """Directories of one file for each tensor, pipeline and expert parallel rank."""
+
+    name = "megatron"
+    noun = "Megatron"
+    title = "a Megatron checkpoint"
+    help = "mp_rank_* directories"
+    takes = Takes(
+        source=frozenset({"reference", "fill_from_reference", "source_layout"}),
+        target={"layout": "", "vocab_size": "", "tied_head": ""},
+    )
+    tasks = (read_rank_file,)
+    holds_iterations = True
+
+    def evidence(self, directory: Path) -> Evidence:
+        """Rank directories, in the directory or in one of its iterations; or iterations alone."""
+        found = evidence_of_files(directory, f"{RANK_PREFIX}*")
+        return found or (Evidence.ITERATIONS if iterations_in(directory) else found)
+
+    def open(self, options: Options, *, adapters: bool, hand_out: HandOut) -> Opened:  # noqa: ARG002
+        """The files of an iteration."""
+        index = read_megatron(options.source, options.iteration, hand_out)
+        return Opened(directory=Path(index.directory), iteration=index.iteration, read=lambda _: index)
+
+    def facts_from_json(self, data: Mapping[str, Any]) -> MegatronIndex:
+        """The index in plain data."""
+        return MegatronIndex.from_json(data)
+
+    def source(self, options: Options, facts: MegatronIndex, model: Model) -> MegatronSource:
+        """The source of a job."""
+        return MegatronSource(options, facts, model)
+
+    def is_published(self, options: Options) -> bool:  # noqa: ARG002 - whatever the options
+        """Never."""
+        return False
+
+    def plan(self, options: Options, source: Source, model: Model) -> PlannedResult:
+        """The rank files of the layout that is asked for."""
+        binding = resize_vocabulary(source.parameters(), options.vocab_size)
+        layout = complete_layout(options.layout, binding, model.defined)
+        plan = make_plan(resolve_head(binding, model.defined, layout, options.tied_head), layout)
+        return PlannedResult(plan=plan, files=MegatronFiles(plan.dictionaries))
+
+    def source_words(self, report: Mapping[str, Any]) -> list[str]:
+        """The layout that was found."""
+        return [f"found    {' '.join(_layout_words(report['source_layout']))}"]
+
+    def target_words(self, report: Mapping[str, Any]) -> list[str]:
+        """The layout, and a table of its stages."""
+        sizes, *stages = _layout_words(report["layout"])
+        return [f"layout   {sizes}", *(f"stages   {each}" for each in stages), "", _stage_table(report)]
+
+
+def _layout_words(layout: Mapping[str, Any]) -> list[str]:
+    """The sizes of a layout, then its stages by modality."""
+    sizes = f"tp={layout['tp']} pp={layout['pp']} vpp={layout['vpp']} ep={layout['ep']}"
+    sizes += "".join(f" {modality} tp={size}" for modality, size in layout["modality_tp"].items())
+    if layout["placement"] != "sequential":
+        sizes += f" placement={layout['placement']}"
+    stages = layout["stages"].items()
+    return [sizes, *(f"{modality}={shown_stages(tuple(map(tuple, rows)))}" for modality, rows in stages)]
+
+
+def _stage_table(report: Mapping[str, Any]) -> str:
+    modalities = list(report["layout"]["stages"])
+    rows = [
+        ["virtual stage", "pipeline rank", *(f"{modality} layers" for modality in modalities), "parameters", "bytes"]
+    ]
+    for stage in report["stages"]:
+        layers = [str(stage["layers"].get(modality, 0)) for modality in modalities]
+        position = [str(stage["virtual_stage"]), str(stage["pipeline_rank"])]
+        rows.append([*position, *layers, f"{stage['parameters']:,}", binary(stage["bytes"])])
+    return table(rows)

@@ -1,0 +1,60 @@
+"""A Megatron checkpoint as a source: parameters over the pieces in its files, and the published tensors they stand for.
+
+Owns what sources with Megatron-side names have in common, a DCP with such names included.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distconv.formats.base import Published, Source
+from distconv.formats.megatron.bind import MegatronBinding, bind_megatron
+from distconv.formats.megatron.index import MegatronIndex
+from distconv.formats.model import Model
+from distconv.formats.select import selection
+from distconv.layout.request import SourceLayout
+from distconv.models.bind import Binding
+from distconv.models.unbind import restore, with_vocabulary
+from distconv.models.vocabulary import SIZE_NAME, has_vocabulary
+from distconv.options import Options
+
+
+class MegatronSource(Source):
+    """The source of a job."""
+
+    def __init__(self, options: Options, index: MegatronIndex, model: Model) -> None:
+        self._model = model
+        self._bound = bound(options, index, model, options.source_layout)
+        self.replicas = self._bound.replicas
+        self.notes = (
+            *(f"not carried over: {each.name}: {each.reason}" for each in self._bound.dropped),
+            *self._bound.absent,
+        )
+
+    def parameters(self) -> Binding:
+        """The parameters over their pieces."""
+        return self._bound.parameters
+
+    def published(self) -> Published:
+        """The tensors that the parameters were made of."""
+        return restored(self._bound, self.parameters(), self._model)
+
+    def summary(self) -> dict[str, Any]:
+        """The layout of the files."""
+        return {"source_layout": self._bound.layout.to_json()}
+
+
+def bound(options: Options, index: MegatronIndex, model: Model, given: SourceLayout) -> MegatronBinding:
+    """The files of an index bound to a model; `given`: the user's words on their layout."""
+    selected = selection(options, model.defined)
+    return bind_megatron(model.defined, model.sizes, index, given, selected, model.followed.shards or ())
+
+
+def restored(bound: MegatronBinding, parameters: Binding, model: Model) -> Published:
+    """The published tensors of bound parameters, with the vocabulary of the reference."""
+    restored = restore(bound.published, parameters)
+    tensors = list(restored.tensors)
+    if any(has_vocabulary(each.recipe.rule) for each in bound.published.parameters):
+        rows = model.sizes.get(SIZE_NAME)
+        tensors = with_vocabulary(bound.published, tensors, rows, f"reference={model.followed.directory}")
+    return Published(tensors=tuple(tensors), left_out=restored.left_out, tied=bound.published.tied)

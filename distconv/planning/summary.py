@@ -1,0 +1,93 @@
+"""The plan of a job as plain data: the report that `report=FILE` gets, and that the words of a plan are made from.
+
+Owns the shape of the report. Prints nothing and decides nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from distconv.errors import InputError
+from distconv.options import Options
+from distconv.planning.assign import assign
+from distconv.planning.facts import Facts
+from distconv.planning.plan import Planned
+
+# Resident set of an interpreter that has imported torch and numpy (CPU build of torch 2.13), measured.
+_INTERPRETER_BYTES = 240 * 1024**2
+
+
+def plan_report(options: Options, planned: Planned, facts: Facts, result: Path) -> dict[str, Any]:
+    """The report of a plan whose files are below the directory `result`; sizes in bytes, and no processes yet."""
+    plan = planned.plan
+    within = result.relative_to(options.target)
+    return {
+        "action": options.action,
+        "source": str(options.source),
+        "text_source": None if options.text_source is None else str(options.text_source),
+        "target": str(options.target),
+        "target_format": options.target_format,
+        "source_format": facts.kind,
+        "source_layout": None,
+        "reference": None if facts.reference is None else facts.reference.directory,
+        "model": facts.model,
+        "iteration": within.name or None,
+        **plan.summary(),
+        "files": [{"path": (within / file.path).as_posix(), "bytes": file.nbytes} for file in plan.files],
+        "not_converted": [
+            {
+                "directory": str(Path(each.tensor.file.path).parent),
+                "name": each.tensor.name,
+                "bytes": each.tensor.nbytes,
+                "reason": each.reason,
+            }
+            for each in plan.unconverted
+        ],
+        "notes": list(planned.source.notes),
+        "source_names": None,
+        **planned.source.summary(),
+        "processes": [],
+    }
+
+
+def planned_processes(options: Options, planned: Planned, count: int, reads: Iterable[int]) -> list[dict[str, Any]]:
+    """Per process its files, the bytes that it will read and write, and its projected peak memory in bytes."""
+    buffers = 2 * options.io.threads * options.io.buffer_bytes
+    return [
+        {
+            "rank": rank,
+            "files": [file.path for file in files],
+            "bytes_read": read,
+            "bytes_written": sum(file.nbytes for file in files),
+            "buffer_bytes": buffers,
+            "projected_peak_bytes": _INTERPRETER_BYTES + buffers + (0 if rank else planned.files.finish_bytes),
+        }
+        for rank, (files, read) in enumerate(zip(assign(planned.plan.files, count), reads, strict=True))
+    ]
+
+
+def check_report(path: Path) -> None:
+    """Check, before anything is done, that the report can be written.
+
+    Raises:
+        InputError: it cannot.
+    """
+    writable = os.access(path if os.path.lexists(path) else path.parent, os.W_OK)
+    if not writable or os.path.isdir(path):
+        raise InputError(f"report={path}: cannot be written there; give the name of a file in an existing directory")
+
+
+def write_report(path: Path, report: Mapping[str, Any]) -> None:
+    """Write the report as JSON.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        path.write_text(json.dumps(report, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"report={path}: cannot be written: {error.strerror}") from None

@@ -1,0 +1,23 @@
+"""Numbers of bytes and tables in words, for what is said of plans and results. Prints nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+
+def binary(nbytes: float) -> str:
+    """A number of bytes for a person."""
+    size = float(nbytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def table(rows: Sequence[Sequence[str]], align: Callable[[str, int], str] = str.rjust) -> str:
+    """Rows of cells in columns of equal width, indented."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  " + "  ".join(align(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
