@@ -15,7 +15,7 @@ class DistconvError(Exception):
     exit_status = 1
 
 
-class InputError(DistconvError):
+class InputError(DistconvError, ValueError):
     """The user's input is wrong; nothing has been written. Carries every problem of its kind."""
 
     exit_status = 2
@@ -29,7 +29,7 @@ class LauncherError(InputError):
     """The processes that a launcher started cannot find each other."""
 
 
-class JobError(DistconvError):
+class JobError(DistconvError, RuntimeError):
     """The input was right and the job failed all the same (a read error, a full disk, a dead process)."""
 
 

@@ -94,9 +94,11 @@ class StoreProcesses:
 
         self.rank = rank
         self.size = size
-        # A restarted job of an elastic agent must not see the keys of the attempt before it.
-        self._prefix = f"distconv/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self._store, _, _ = next(rendezvous("env://", rank, size, timeout=_PATIENCE))
+        # A restarted job of an elastic agent must not see the keys of the attempt before it, nor a second job of one
+        # program those of the first.
+        attempt = f"distconv/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self._prefix = f"{attempt}/{self._store.add(f'{attempt}/jobs/{rank}', 1)}"
         self._number = 0
 
     def share(self, value: Any) -> Any:
@@ -149,14 +151,14 @@ class StoreProcesses:
 class MpiProcesses:
     """Processes of `MPI.COMM_WORLD`."""
 
-    def __init__(self, expected: int) -> None:
+    def __init__(self, expected: int | None = None) -> None:
         from mpi4py import MPI  # noqa: PLC0415 - importing it initialises MPI
 
         self._mpi = MPI
         self._world = MPI.COMM_WORLD.Dup()
         self.rank = self._world.Get_rank()
         self.size = self._world.Get_size()
-        if expected != self.size:
+        if expected not in (None, self.size):
             raise LauncherError(
                 f"the MPI launcher started {expected} processes, but mpi4py sees {self.size}: mpi4py belongs to "
                 "another MPI than the launcher; install mpi4py for the MPI whose mpirun you use"
@@ -195,6 +197,8 @@ class MpiProcesses:
         if self._meet(self._leaving, patience):
             self.alarmed()
             self._mpi.Request.Waitall(self._alarm_requests)
+            self._leaving.Free()
+            self._world.Free()
 
     def abort(self) -> None:
         """End all processes of the MPI job."""
@@ -247,6 +251,26 @@ def connect(start: Launch) -> Processes:
     if start.means == "single":
         return SingleProcess()
     return StoreProcesses(start.rank, start.size) if start.means == "store" else MpiProcesses(start.size)
+
+
+def connect_to(which: str | None, environment: Mapping[str, str]) -> Processes:
+    """Connect to the processes that a program names: `torchrun`, `mpi`, `auto` (as a launcher set the environment).
+
+    Without a name, this process is alone, whatever started it.
+
+    Raises:
+        LauncherError: another name, or no such processes.
+    """
+    if which is None:
+        return SingleProcess()
+    if which == "mpi":
+        return MpiProcesses()
+    if which not in ("auto", "torchrun"):
+        raise LauncherError(f"processes={which!r}: expected None, 'auto', 'torchrun' or 'mpi'")
+    start = launch(environment)
+    if which == "torchrun" and start.means == "mpi":
+        raise LauncherError("processes='torchrun': RANK, WORLD_SIZE and MASTER_ADDR are not set; start with torchrun")
+    return connect(start)
 
 
 def _launch(means: str, rank: str, size: str) -> Launch:

@@ -44,6 +44,8 @@ def read_header(path: Path) -> list[StoredTensor]:
                     "truncated, or not a safetensors file"
                 )
             header = parse_object(stream.read(length), f"{path} (header)")
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such file: not downloaded, or a link whose target is gone") from None
     except OSError as error:

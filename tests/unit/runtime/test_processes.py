@@ -12,7 +12,7 @@ import pytest
 
 from distconv.errors import InputError
 from distconv.runtime import processes
-from distconv.runtime.processes import Launch, MpiProcesses, SingleProcess, StoreProcesses, connect, launch
+from distconv.runtime.processes import Launch, MpiProcesses, SingleProcess, StoreProcesses, connect, connect_to, launch
 from tests.unit.threads import on_threads
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500", "LOCAL_RANK": "1"}
@@ -173,3 +173,15 @@ def test_an_mpi4py_of_another_mpi_is_refused(monkeypatch):
     with pytest.raises(InputError, match="started 4 processes, but mpi4py sees 1: mpi4py belongs to another MPI"):
         MpiProcesses(4)
     assert (MpiProcesses(1).rank, MpiProcesses(1).size) == (0, 1)
+
+
+def test_a_program_is_alone_unless_it_names_its_processes():
+    assert isinstance(connect_to(None, TORCHRUN), SingleProcess)
+    assert isinstance(connect_to("auto", {}), SingleProcess)
+    assert isinstance(connect_to("torchrun", {}), SingleProcess)
+
+
+@pytest.mark.parametrize(("which", "environment"), [("slurm", {}), ("torchrun", {"PMI_RANK": "0", "PMI_SIZE": "2"})])
+def test_processes_that_a_program_names_wrongly_are_refused(which, environment):
+    with pytest.raises(InputError, match=f"processes='{which}'"):
+        connect_to(which, environment)
