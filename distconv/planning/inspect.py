@@ -141,7 +141,9 @@ def _trained(config: Options, kind: str, chosen: Chosen | None, definitions: Def
     if kind == "megatron":
         source = index
     else:
-        definition = parse_definition(*chosen, sized=not reference.is_adapter)
+        definition = parse_definition(*chosen)
+        if reference.is_adapter:
+            definition = definition.without_base()
         given = config.name_prefix if config.target_format != "dcp" else None
         source = _dcp_source(opened, definition, reference, given, hand_out)
     return Facts(

@@ -57,8 +57,9 @@ def plan_job(config: Options, facts: Facts) -> Planned:
     """
     definition = None
     if facts.model is not None:
-        sized = facts.reference is not None and not facts.reference.is_adapter
-        definition = parse_definition(facts.model, facts.definition, sized=sized)
+        definition = parse_definition(facts.model, facts.definition)
+        if facts.reference is None or facts.reference.is_adapter:
+            definition = definition.without_base()
     origin = origin_of(config, facts, definition)
     if config.target_format == "hf" or (config.target_format == "dcp" and config.naming == "hf"):
         plan = _plan_published(config, facts, definition, origin)
