@@ -26,7 +26,7 @@ from distconv.errors import InputError, JobError, joined, raise_if
 from distconv.formats.provenance import Record
 from distconv.formats.records import OutputFile, Plan
 from distconv.formats.registry import check_side, format_of, record_of, target_of
-from distconv.models.library import Definitions
+from distconv.models.library import Library
 from distconv.options import Options
 from distconv.planning.assign import assign
 from distconv.planning.facts import Facts
@@ -47,7 +47,7 @@ from distconv.transfer.write import Written, finish, write_files
 def run_job(
     config: Options,
     chosen: tuple[str, Mapping[str, Any]] | None,
-    definitions: Definitions,
+    library: Library,
     processes: Processes,
     reporter: Reporter,
 ) -> None:
@@ -57,14 +57,14 @@ def run_job(
         DistconvError: the same on every process.
     """
     if config.action == "models":
-        on_first(processes, lambda: reporter.say(models_text(definitions.heads())))
+        on_first(processes, lambda: reporter.say(models_text(library.heads())))
         return
     start = time.monotonic()
 
     def look(hand_out: HandOut) -> dict[str, Any]:
         if config.report is not None:
             check_report(config.report)
-        return inspect(config, chosen, definitions, hand_out).to_json()
+        return inspect(config, chosen, library, hand_out).to_json()
 
     told = on_first_with_help(processes, look, TASKS, config.io.threads)
     facts = Facts.from_json(told)

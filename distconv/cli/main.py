@@ -34,7 +34,7 @@ def main() -> int:
     end_politely()
     try:
         run_command_line(
-            lambda config, chosen, definitions: run_job(config, chosen, definitions, connection.made(), reporter),
+            lambda config, chosen, library: run_job(config, chosen, library, connection.made(), reporter),
             quiet=start.rank != 0,
         )
     except DistconvError as error:

@@ -25,7 +25,7 @@ from distconv.formats.provenance import RECORD_NAME, read_record
 from distconv.layout.request import SourceLayout
 from distconv.models.adapters import CONFIG_NAME
 from distconv.models.definition import Definition, parse_definition
-from distconv.models.library import Definitions, Head, head_of
+from distconv.models.library import Head, Library, head_of
 from distconv.options import Options
 from distconv.planning.facts import MODEL_CONFIG, Checkpoint, DcpSource, Facts, Reference, Source
 from distconv.runtime.hand_out import HandOut, Task, here
@@ -40,7 +40,7 @@ _KINDS = {
 }
 
 
-def inspect(config: Options, chosen: Chosen | None, definitions: Definitions, hand_out: HandOut = here) -> Facts:
+def inspect(config: Options, chosen: Chosen | None, library: Library, hand_out: HandOut = here) -> Facts:
     """The facts of a job; `chosen` is the name and content of the definition that the user named.
 
     The files of what training saved are many: to read them is handed out, as `TASKS`.
@@ -52,7 +52,7 @@ def inspect(config: Options, chosen: Chosen | None, definitions: Definitions, ha
     kind = _kind(config.source)
     raise_if(list(_contradictions(config, kind)))
     if kind != "hf":
-        return _trained(config, kind, chosen, definitions, hand_out)
+        return _trained(config, kind, chosen, library, hand_out)
     if chosen is not None and chosen[1].get("adapters") == "only":
         if config.text_source is not None:
             raise InputError(
@@ -62,7 +62,7 @@ def inspect(config: Options, chosen: Chosen | None, definitions: Definitions, ha
     source = _checkpoint(config.source, "source")
     text_source = None if config.text_source is None else _checkpoint(config.text_source, "text_source")
     needed = not (config.target_format == "dcp" and config.naming == "hf")
-    chosen = chosen or _recognised(source.config, str(config.source), definitions, needed=needed)
+    chosen = chosen or _recognised(source.config, str(config.source), library, needed=needed)
     _check_model_type(chosen, source.config, str(config.source))
     return _facts(config, source, text_source, chosen)
 
@@ -116,7 +116,7 @@ def _contradictions(config: Options, kind: str) -> Iterator[str]:
         yield f"text_source={config.text_source}: is the same directory as source; leave it out"
 
 
-def _trained(config: Options, kind: str, chosen: Chosen | None, definitions: Definitions, hand_out: HandOut) -> Facts:
+def _trained(config: Options, kind: str, chosen: Chosen | None, library: Library, hand_out: HandOut) -> Facts:
     """The facts of a checkpoint that training reads and writes, and of the directory that it came from."""
     if kind == "megatron":
         index = read_megatron(config.source, config.iteration, hand_out)
@@ -127,12 +127,12 @@ def _trained(config: Options, kind: str, chosen: Chosen | None, definitions: Def
         iteration = iteration_of(directory.resolve()) or RELEASE
     record = read_record(directory)
     reference = _reference(config, record.reference, directory)
-    remembered = chosen is None and record.model is not None and record.model in definitions.heads()
+    remembered = chosen is None and record.model is not None and record.model in library.names()
     if remembered:
         assert record.model is not None
-        chosen = record.model, definitions.compose(record.model)
+        chosen = record.model, library.content(record.model)
     if chosen is None:
-        chosen = _recognised(reference.config, reference.directory, definitions, needed=True)
+        chosen = _recognised(reference.config, reference.directory, library, needed=True)
     assert chosen is not None
     if not reference.is_adapter:
         where = str(directory / RECORD_NAME) if remembered else None
@@ -234,16 +234,16 @@ def _check_model_type(
         )
 
 
-def _recognised(config: Mapping[str, Any], directory: str, definitions: Definitions, *, needed: bool) -> Chosen | None:
+def _recognised(config: Mapping[str, Any], directory: str, library: Library, *, needed: bool) -> Chosen | None:
     where = f"{directory}/{MODEL_CONFIG}"
-    heads: Mapping[str, Head] = definitions.heads()
+    heads: Mapping[str, Head] = library.heads()
     known: dict[str, str] = {}
     for name, head in heads.items():
         if head.get("variant_of") is None:
             known.update(dict.fromkeys(head.get("model_types") or (), name))
     model_type = config.get("model_type")
     if isinstance(model_type, str) and model_type in known:
-        return known[model_type], definitions.compose(known[model_type])
+        return known[model_type], library.content(known[model_type])
     if not needed:
         return None
     if model_type is None:
