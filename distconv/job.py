@@ -18,7 +18,7 @@ from distconv.errors import InputError
 from distconv.formats.provenance import Record, record_of
 from distconv.formats.records import OutputFile
 from distconv.formats.registry import format_named, tasks
-from distconv.models.library import Definitions
+from distconv.models.library import Library
 from distconv.options import Options
 from distconv.planning.assign import assign
 from distconv.planning.facts import Facts
@@ -68,7 +68,7 @@ class Outcome:
 
 
 def run_job(
-    options: Options, chosen: Chosen | None, definitions: Definitions, processes: Processes, observer: Observer
+    options: Options, chosen: Chosen | None, library: Library, processes: Processes, observer: Observer
 ) -> Outcome:
     """Convert, plan or verify, as the options say; the same outcome on every process.
 
@@ -82,7 +82,7 @@ def run_job(
         nonlocal found
         if options.report is not None:
             check_report(options.report)
-        found = inspect(options, chosen, definitions, hand_out)
+        found = inspect(options, chosen, library, hand_out)
         return found.to_json()
 
     told = on_first_with_help(processes, look, tasks(), options.io.threads)

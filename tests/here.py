@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.resources import files
 from typing import Any
 
 import yaml
 
 from distconv.errors import JobError
 from distconv.job import Observer, run_job
-from distconv.models.library import Definitions
+from distconv.models.library import Library
 from distconv.options import parse_config
 from distconv.runtime.processes import SingleProcess
 from tests.configuration import content
-from tests.megatron_sources import definition_content
 
-NAMES = [path.name[:-5] for path in (files("distconv.conf") / "model").iterdir() if path.name.endswith(".yaml")]
+LIBRARY = Library.of_package()
 
 
 def run_here(*options: str, **changes: Any) -> None:
     """Run a job with options of the command line, and changes such as `layout__tp=2`; raises what is wrong."""
     given = {**changed(options), **changes}
     name = given.pop("model", None)
-    chosen = None if name is None else (name, definition_content(name))
-    definitions = Definitions(heads=lambda: {key: definition_content(key) for key in NAMES}, compose=definition_content)
-    outcome = run_job(parse_config(content(**given)), chosen, definitions, SingleProcess(), Observer())
+    chosen = None if name is None else (name, LIBRARY.content(name))
+    outcome = run_job(parse_config(content(**given)), chosen, LIBRARY, SingleProcess(), Observer())
     if outcome.differences:
         raise JobError("\n".join(outcome.differences))
 

@@ -5,32 +5,21 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from distconv.models.bind import Parameter
 from distconv.models.definition import Definition, parse_definition
+from distconv.models.library import Library
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import StoredTensor
 from tests.unit.reference import evaluate
 
 
 @functools.cache
-def definition_content(name: str) -> Mapping[str, Any]:
-    """The composed content of a model definition of `conf/model`."""
-    from hydra import compose, initialize_config_module  # noqa: PLC0415 - unit tests do without it
-    from omegaconf import OmegaConf  # noqa: PLC0415
-
-    with initialize_config_module("distconv.conf", version_base="1.3"):
-        content: Any = OmegaConf.to_container(compose("config", [f"+model={name}"]).model)
-    return content
-
-
-@functools.cache
 def definition(name: str) -> Definition:
     """A model definition of `conf/model`: always the same object."""
-    return parse_definition(name, definition_content(name))
+    return parse_definition(name, Library.of_package().content(name))
 
 
 def element_type(dtype: str) -> np.dtype:

@@ -16,8 +16,18 @@ from typing import Any
 import numpy as np
 
 from distconv.errors import InputError
-from distconv.formats.base import Created, Evidence, FileFormat, Format, Located, Opened, PlannedResult, Published
-from distconv.formats.base import Source, evidence_of_files
+from distconv.formats.base import (
+    Created,
+    Evidence,
+    FileFormat,
+    Format,
+    Located,
+    Opened,
+    PlannedResult,
+    Published,
+    Source,
+    evidence_of_files,
+)
 from distconv.formats.iterations import RELEASE
 from distconv.formats.model import Model
 from distconv.formats.records import Entry, OutputFile, mismatch

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,22 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from distconv.cli.rejections import in_own_words
 from distconv.cli.show import lose_reader
 from distconv.errors import InputError
-from distconv.models.library import Definitions, Head, read_heads
+from distconv.models.library import Library
 from distconv.options import Options, parse_config
 
 if TYPE_CHECKING:
     from importlib.abc import Traversable
 
-# The configuration of a job, the name and content of the definition that was named, and where others are found.
-Job = Callable[[Options, "tuple[str, Mapping[str, Any]] | None", Definitions], None]
+# The configuration of a job, the name and content of the definition that was named, and all others.
+Job = Callable[[Options, "tuple[str, Mapping[str, Any]] | None", Library], None]
 
 
 def run_command_line(job: Job, *, quiet: bool) -> None:
@@ -47,7 +46,9 @@ def run_command_line(job: Job, *, quiet: bool) -> None:
 
     def task(content: DictConfig) -> None:
         try:
-            job(*_parsed(content), Definitions(heads=_heads, compose=_composed))
+            library = _library()
+            _check_named(library, overrides)
+            job(*_parsed(content), library)
         except Exception as error:  # noqa: BLE001 - Hydra would print it in its own words
             failures.append(error)
 
@@ -75,6 +76,8 @@ def _arrange_words(stack: contextlib.ExitStack) -> Sequence[str]:
     words = sys.argv[1:]
     found = get_args_parser().parse_intermixed_args(words)
     overrides: list[str] = found.overrides
+    config_dir = None if found.config_dir is None else Path(found.config_dir)
+    _check_named(Library.of_package(config_dir), overrides)
     for word in overrides:
         words.remove(word)
     if found.multirun:
@@ -94,9 +97,7 @@ def _parsed(content: DictConfig) -> tuple[Options, tuple[str, Mapping[str, Any]]
         raise InputError("model: give one definition, +model=NAME; model.KEY=… then changes it")
     if not isinstance(model, Mapping):
         raise InputError(f"model definition {name}: expected a mapping, found {model!r}")
-    name = name.removesuffix(".yaml")
-    _check_unique(name)
-    return parse_config(plain), (name, model)
+    return parse_config(plain), (name.removesuffix(".yaml"), model)
 
 
 def _plain(content: Any) -> dict[str, Any]:
@@ -106,33 +107,22 @@ def _plain(content: Any) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _heads() -> Mapping[str, Head]:
-    """What the model definitions on Hydra's search path say that they are for."""
-    return read_heads(_search_path(), _composed)
-
-
-def _search_path() -> Sequence[Traversable]:
+def _library() -> Library:
+    """The model definitions on Hydra's search path."""
     places: Mapping[str, Callable[[str], Traversable]] = {"pkg": files, "file": Path}
     sources = HydraConfig.get().runtime.config_sources
-    return [places[each.schema](each.path) for each in sources if each.schema in places]
+    return Library([places[each.schema](each.path) for each in sources if each.schema in places])
 
 
-def _check_unique(name: str) -> None:
-    """Hydra would take the first definition of a name, and say nothing of the others."""
-    paths = (root.joinpath("model").joinpath(f"{name}.yaml") for root in _search_path())
-    found = [str(path) for path in paths if path.is_file()]
-    if len(found) > 1:
-        raise InputError(f"+model={name}: {found[1]} has the name of {found[0]}; give it another one")
+def _check_named(library: Library, overrides: Sequence[str]) -> None:
+    """Refuse what is wrong with a definition that an option names, be it one of several or in quotes.
 
-
-def _composed(name: str) -> Mapping[str, Any]:
-    """A model definition as Hydra composes it, from the search path that this job has."""
-    _check_unique(name)
-    overrides = [*HydraConfig.get().overrides.hydra, f"+model={name}"]
-    loader = GlobalHydra.instance().config_loader()
-    with in_own_words(()):
-        content = loader.load_configuration("config", overrides, RunMode.RUN, validate_sweep_overrides=False).model
-    return _plain(content)
+    Hydra would take the first of two of a name, and write out aliases, however many values that makes.
+    """
+    values = " ".join(each.partition("=")[2] for each in overrides if each.startswith(("+model=", "+model@")))
+    for name in library.names():
+        if re.search(rf"(?<![\w.-]){re.escape(name)}(?:\.yaml)?(?![\w.-])", values):
+            library.check(name)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from distconv.cli.command_line import run_command_line
 from distconv.cli.show import Reporter, models_text, outcome_text
 from distconv.errors import DistconvError, JobError, LauncherError, joined
 from distconv.job import run_job
-from distconv.models.library import Definitions
+from distconv.models.library import Library
 from distconv.options import Options
 from distconv.planning.inspect import Chosen
 from distconv.runtime.interruption import end_politely
@@ -37,7 +37,7 @@ def main() -> int:
     end_politely()
     try:
         run_command_line(
-            lambda options, chosen, definitions: _run(options, chosen, definitions, connection, reporter),
+            lambda options, chosen, library: _run(options, chosen, library, connection, reporter),
             quiet=start.rank != 0,
         )
     except DistconvError as error:
@@ -62,7 +62,7 @@ def main() -> int:
 
 
 def _run(
-    options: Options, chosen: Chosen | None, definitions: Definitions, connection: _Connection, reporter: Reporter
+    options: Options, chosen: Chosen | None, library: Library, connection: _Connection, reporter: Reporter
 ) -> None:
     """Do one job of a command line, and tell its outcome.
 
@@ -70,9 +70,9 @@ def _run(
         DistconvError: the job failed; a verification found differences.
     """
     if options.action == "models":
-        reporter.say(models_text(definitions.heads()))
+        reporter.say(models_text(library.heads()))
         return
-    outcome = run_job(options, chosen, definitions, connection.made(), reporter)
+    outcome = run_job(options, chosen, library, connection.made(), reporter)
     if outcome.differences:
         raise JobError(joined(outcome.differences))
     reporter.say(outcome_text(outcome))

@@ -36,20 +36,18 @@ def rules_with_adapters(rules: Iterable[Rule]) -> Iterator[Rule]:
             yield from (replace(factor, choice=(group, "adapted")) for factor in _factors(rule))
 
 
-def rules_of_adapters(rules: Iterable[Rule], *, sized: bool) -> Iterator[Rule]:
-    """The rules for a checkpoint of adapters alone: of each layer, a module has both factors or none.
-
-    Not `sized`: nothing but the adapters' own configuration is at hand, so neither widths nor heads are known.
-    """
+def rules_of_adapters(rules: Iterable[Rule]) -> Iterator[Rule]:
+    """The rules for a checkpoint of adapters alone: of each layer, a module has both factors or none."""
     for rule in rules:
         if _is_adaptable(rule):
             for factor in _factors(rule):
-                choice = (f"adapter of {_stem(rule)}", "adapted")
-                adapted = replace(factor, choice=choice, may_be_absent=True)
-                if not sized:
-                    sources = tuple(SourcePattern(name=each.name, dims=(ANY, ANY)) for each in factor.sources)
-                    adapted = replace(adapted, sources=sources, unit=None)
-                yield adapted
+                yield replace(factor, choice=(f"adapter of {_stem(rule)}", "adapted"), may_be_absent=True)
+
+
+def without_sizes(rule: Rule) -> Rule:
+    """The rule of a factor where the base model's sizes are unknown: neither widths nor heads can be checked."""
+    sources = tuple(SourcePattern(name=each.name, dims=(ANY, ANY)) for each in rule.sources)
+    return replace(rule, sources=sources, unit=None)
 
 
 def canonical_factor(name: str) -> str:

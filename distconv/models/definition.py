@@ -7,11 +7,17 @@ and never runs an operator.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from distconv.errors import InputError, raise_if, unknown_keys
-from distconv.models.adapters import ADAPTERS, canonical_factor, rules_of_adapters, rules_with_adapters
+from distconv.models.adapters import (
+    ADAPTERS,
+    canonical_factor,
+    rules_of_adapters,
+    rules_with_adapters,
+    without_sizes,
+)
 from distconv.models.rules import MODALITIES, Rule, parse_rules
 from distconv.models.sizes import Sizes, SizeSpec
 
@@ -69,6 +75,12 @@ class Definition:
         """
         return self.tied is not None and sizes.flag(self.tied.flag)
 
+    def without_base(self) -> Definition:
+        """The definition where no `config.json` of the model is at hand: adapters alone can do without its sizes."""
+        if self.adapters != "only":
+            return self
+        return replace(self, rules=tuple(map(without_sizes, self.rules)))
+
     def tied_sources(self) -> tuple[str, str]:
         """The source tensors of the head and of the embedding, for a definition with tied models."""
         assert self.tied is not None
@@ -87,8 +99,8 @@ class Definition:
         return name if self.adapters is None else canonical_factor(name)
 
 
-def parse_definition(name: str, content: Mapping[str, Any], *, sized: bool = False) -> Definition:
-    """The definition in a composed YAML file; `sized`: adapters alone come with the `config.json` of their base.
+def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
+    """The definition in a composed YAML file.
 
     Raises:
         InputError: every problem of the file together, each with the rule it is in.
@@ -113,7 +125,7 @@ def parse_definition(name: str, content: Mapping[str, Any], *, sized: bool = Fal
     renamed_prefixes = parser.renamed_prefixes(content)
     raise_if(parser.problems)
     if adapters is not None:
-        rules = list(rules_with_adapters(rules) if adapters == "beside" else rules_of_adapters(rules, sized=sized))
+        rules = list(rules_with_adapters(rules) if adapters == "beside" else rules_of_adapters(rules))
     return Definition(
         name=name,
         model_types=model_types,

@@ -1,31 +1,162 @@
-"""The model definitions at hand: what each says it is for, and the content of the one that is chosen.
+"""The library of model definitions: what each is for, and its content with all that it inherits.
 
-Owns reading the heads of the files (`model_types`, `variant_of`, `adapters`) as Hydra would compose them: the first
-file of a name on the search path counts, and a key that a file leaves out is inherited. It never composes a definition:
-that is Hydra's, takes a tenth of a second, and is asked for here only if a file inherits by more than a list of names.
+Owns where definitions are found, and the merging along their `defaults`, which is Hydra's. It never looks into a
+definition beyond its head, and leaves to Hydra what only a composition by Hydra can tell.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from distconv.errors import InputError
+from distconv.errors import InputError, raise_if
+from distconv.models.definition_file import DEEPEST, LARGEST, SELF, DefinitionFile, read_definition
 
 if TYPE_CHECKING:
     from importlib.abc import Traversable
 
-_SELF = "_self_"
-# Of a file whose content Hydra puts elsewhere than into the model.
-_PACKAGE = re.compile(r"^\s*#\s*@", re.MULTILINE)
-# Several times as fast, where PyYAML was built with it.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
 Head = Mapping[str, Any]
+
+
+class Library:
+    """The model definitions in the `model` folders of some roots, by name; the first root that has a name counts.
+
+    Files are read when they are asked for, and once. A definition that Hydra places by a header `# @package`, or by
+    `defaults` that are more than names, has a name, an empty head and no content.
+    """
+
+    def __init__(self, roots: Sequence[Traversable]) -> None:
+        self._roots = tuple(roots)
+        self._read: dict[str, DefinitionFile] = {}
+
+    @classmethod
+    def of_package(cls, config_dir: Path | None = None) -> Library:
+        """The definitions that come with distconv, and those in `config_dir/model`.
+
+        Raises:
+            InputError: no such directory.
+        """
+        roots: list[Traversable] = [files("distconv.conf")]
+        if config_dir is not None:
+            if not config_dir.is_dir():
+                raise InputError(f"{config_dir}: no such directory; expected one with model definitions in model/")
+            roots.append(config_dir.absolute())
+        return cls(roots)
+
+    def names(self) -> list[str]:
+        """The names of all definitions, sorted."""
+        return sorted(self._files)
+
+    def heads(self) -> dict[str, Head]:
+        """What the definitions say that they are for, by name.
+
+        Raises:
+            InputError: every definition that cannot be read.
+        """
+        heads: dict[str, Head] = {}
+        problems: dict[str, None] = {}
+        for name in self.names():
+            try:
+                lineage = self._lineage(name)
+                heads[name] = {} if _placed(lineage) else head_of(_merged(lineage))
+            except InputError as error:
+                problems |= dict.fromkeys(error.problems)
+        raise_if(list(problems))
+        return heads
+
+    def check(self, name: str) -> None:
+        """Refuse what is wrong with a definition, or with one that it inherits, whoever composes it.
+
+        Raises:
+            InputError: no such definition, or two of the name; a file that cannot be read; a parent that does not
+                exist or is an heir; values that cannot be merged.
+        """
+        lineage = self._chosen(name)
+        if not _placed(lineage):
+            _merged(lineage)
+
+    def content(self, name: str) -> Mapping[str, Any]:
+        """The content of a definition with what it inherits: mappings are merged, everything else is replaced.
+
+        Raises:
+            InputError: as `check`, or only Hydra can tell what the content is.
+        """
+        lineage = self._chosen(name)
+        for file in lineage:
+            if reason := file.placed or file.interpolated:
+                raise InputError(
+                    f"{file.path}: {reason}: only Hydra composes this; name the definition on the command line, "
+                    f"+model={name}"
+                )
+        return _merged(lineage)
+
+    @cached_property
+    def _files(self) -> Mapping[str, list[Traversable]]:
+        """The files of each name."""
+        found: dict[str, list[Traversable]] = {}
+        for group in (root.joinpath("model") for root in self._roots):
+            try:
+                for file in group.iterdir() if group.is_dir() else ():
+                    if file.name.endswith(".yaml") and file.is_file():
+                        found.setdefault(file.name.removesuffix(".yaml"), []).append(file)
+            except OSError as error:
+                raise InputError(f"{group}: cannot be read: {error.strerror}") from None
+        return found
+
+    def _chosen(self, name: str) -> list[DefinitionFile]:
+        """The lineage of a definition that is chosen by name: there must be no doubt which one is meant."""
+        if name not in self._files:
+            raise InputError(f"+model={name}: no such model definition{_nearest(name, self._files)}")
+        first, *others = self._files[name]
+        if others:
+            raise InputError(f"+model={name}: {others[0]} has the name of {first}; give it another one")
+        return self._lineage(name)
+
+    def _lineage(self, name: str) -> list[DefinitionFile]:
+        """The files that make up a definition, in the order in which they are merged."""
+        lineage = []
+        nodes = 0
+        for file in self._inherited(name, ()):
+            nodes += file.nodes
+            if nodes > LARGEST:
+                raise InputError(f"{self._files[name][0]}: more than {LARGEST:,} keys and values with what it inherits")
+            lineage.append(file)
+        return lineage
+
+    def _inherited(self, name: str, heirs: tuple[str, ...]) -> Iterator[DefinitionFile]:
+        file = self._file(name)
+        heirs = (*heirs, name)
+        raise_if(
+            [
+                f"{file.path}: defaults: no model definition {parent}{_nearest(parent, self._files)}"
+                for parent in file.parents
+                if parent != SELF and parent not in self._files
+            ]
+        )
+        for parent in file.parents:
+            if parent == SELF:
+                yield file
+            elif parent in heirs:
+                chain = " from ".join((*heirs[heirs.index(parent) :], parent))
+                raise InputError(f"{file.path}: defaults: a model definition inherits from itself: {chain}")
+            elif len(heirs) == DEEPEST:
+                raise InputError(f"{file.path}: defaults: more than {DEEPEST} definitions inherit from each other")
+            else:
+                yield from self._inherited(parent, heirs)
+
+    def _file(self, name: str) -> DefinitionFile:
+        if name not in self._read:
+            self._read[name] = read_definition(self._files[name][0])
+        return self._read[name]
+
+
+def head_of(content: Mapping[str, Any]) -> Head:
+    """What a definition says that it is for; without what is no such thing, as parsing the definition will say."""
+    return {key: content[key] for key, fits in _HEAD.items() if key in content and fits(content[key])}
 
 
 def _is_text(value: object) -> bool:
@@ -37,70 +168,43 @@ def _are_names(value: object) -> bool:
 
 
 # The keys of a head, and whether a value is one.
-_KEYS = {"model_types": _are_names, "variant_of": _is_text, "adapters": _is_text}
+_HEAD = {"model_types": _are_names, "variant_of": _is_text, "adapters": _is_text}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Definitions:
-    """The heads of all definitions by name, and the composed content of one."""
-
-    heads: Callable[[], Mapping[str, Head]]
-    compose: Callable[[str], Mapping[str, Any]]
+def _placed(lineage: Iterable[DefinitionFile]) -> bool:
+    """Whether Hydra puts contents elsewhere than into the definition."""
+    return any(file.placed is not None for file in lineage)
 
 
-def read_heads(roots: Sequence[Traversable], compose: Callable[[str], Mapping[str, Any]]) -> dict[str, Head]:
-    """The heads of the definitions in the `model` directories below `roots`, the first root first, by name.
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.4)
+    return f"; the nearest is {near[0]}" if near else ""
+
+
+def _merged(lineage: Iterable[DefinitionFile]) -> dict[str, Any]:
+    """The contents of files one after the other.
 
     Raises:
-        InputError: a file is not YAML.
+        InputError: a list where a mapping is inherited, or the reverse.
     """
-    found: dict[str, Traversable] = {}
-    for root in roots:
-        group = root.joinpath("model")
-        if group.is_dir():
-            for file in group.iterdir():
-                if file.name.endswith(".yaml") and file.is_file():
-                    found.setdefault(file.name.removesuffix(".yaml"), file)
-    heads: dict[str, Head | None] = {}
-
-    def head(name: str) -> Head | None:
-        """With what is inherited; `None` if only Hydra can tell."""
-        if name not in heads:
-            # Hydra says what is wrong with a file that inherits from itself, or from none, when that is chosen.
-            heads[name] = {}
-            if name in found:
-                heads[name] = inherited(*_read(found[name]))
-        return heads[name]
-
-    def inherited(text: str, content: Mapping[str, Any]) -> Head | None:
-        defaults = content.get("defaults") or []
-        if _PACKAGE.search(text) or not isinstance(defaults, list) or not all(map(_is_name, defaults)):
-            return None
-        merged: dict[str, Any] = {}
-        for item in defaults if _SELF in defaults else [*defaults, _SELF]:
-            parent = head_of(content) if item == _SELF else head(item)
-            if parent is None:
-                return None
-            merged |= parent
-        return merged
-
-    return {name: known if (known := head(name)) is not None else head_of(compose(name)) for name in sorted(found)}
+    merged: dict[str, Any] = {}
+    for file in lineage:
+        problems: list[str] = []
+        merged = _merge(merged, file.content, f"{file.path}: ", problems)
+        raise_if(problems)
+    return merged
 
 
-def head_of(content: Mapping[str, Any]) -> Head:
-    """What a definition says that it is for; without what is no such thing, as parsing the definition will say."""
-    return {key: content[key] for key, fits in _KEYS.items() if key in content and fits(content[key])}
-
-
-def _is_name(item: object) -> bool:
-    """Whether an entry of `defaults` is just another definition."""
-    return isinstance(item, str) and not set(item) & set("/@$")
-
-
-def _read(file: Traversable) -> tuple[str, Mapping[str, Any]]:
-    try:
-        text = file.read_text(encoding="utf-8")
-        content = yaml.load(text, _LOADER)  # noqa: S506 - one of the safe ones
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: not a YAML file: {error}") from error
-    return text, content if isinstance(content, Mapping) else {}
+def _merge(old: Mapping[str, Any], new: Mapping[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
+    merged = dict(old)
+    for key, value in new.items():
+        inherited = merged.get(key)
+        kinds = [kind for kind in (dict, list) for each in (inherited, value) if isinstance(each, kind)]
+        if kinds == [dict, dict]:
+            merged[key] = _merge(merged[key], value, f"{where}{key}.", problems)
+        elif kinds == [dict, list]:
+            expected, found = ("mapping", "list") if isinstance(value, list) else ("list", "mapping")
+            problems.append(f"{where}{key}: expected a {expected}, as in what it inherits, found a {found}")
+        else:
+            merged[key] = value
+    return merged

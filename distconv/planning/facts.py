@@ -68,6 +68,8 @@ def model_of(
     """
     definition = None
     if name is not None:
-        # Adapters alone have sizes where the reference is their base model.
-        definition = parse_definition(name, content, sized=reference is not None and not reference.is_adapter)
+        definition = parse_definition(name, content)
+        if reference is None or reference.is_adapter:
+            # Of adapters alone, only a base model tells the sizes.
+            definition = definition.without_base()
     return Model(definition=definition, reference=reference, config=config, config_path=f"{directory}/{MODEL_CONFIG}")

@@ -19,7 +19,7 @@ from distconv.formats.huggingface.reference import read_reference
 from distconv.formats.model import MODEL_CONFIG, Reference
 from distconv.formats.provenance import RECORD_NAME, Record, read_record
 from distconv.formats.registry import contradictions, format_named, format_of
-from distconv.models.library import Definitions, head_of
+from distconv.models.library import Library, head_of
 from distconv.options import Options
 from distconv.planning.facts import Facts, model_of
 from distconv.runtime.hand_out import HandOut, here
@@ -28,7 +28,7 @@ from distconv.runtime.hand_out import HandOut, here
 Chosen = tuple[str, Mapping[str, Any]]
 
 
-def inspect(options: Options, chosen: Chosen | None, definitions: Definitions, hand_out: HandOut = here) -> Facts:
+def inspect(options: Options, chosen: Chosen | None, library: Library, hand_out: HandOut = here) -> Facts:
     """The facts of a job; `chosen` is the definition that the user named.
 
     The files of what training saved are many: to read them is handed out, as `registry.tasks`.
@@ -41,7 +41,7 @@ def inspect(options: Options, chosen: Chosen | None, definitions: Definitions, h
     raise_if(list(contradictions(options, form)))
     adapters = chosen is not None and chosen[1].get("adapters") == "only"
     opened = form.open(options, adapters=adapters, hand_out=hand_out)
-    model = _Choice(definitions, chosen, opened)
+    model = _Choice(library, chosen, opened)
     reference = None
     if opened.config is not None:
         config, directory = opened.config, str(opened.directory)
@@ -91,15 +91,15 @@ def _reference(options: Options, recorded: str | None, directory: Path) -> Refer
 class _Choice:
     """The model definition of a source: named by the user, by its provenance, or by the configuration of the model."""
 
-    definitions: Definitions
+    library: Library
     chosen: Chosen | None
     opened: Opened
     recorded_in: Path | None = None
 
     def remember(self, record: Record) -> None:
         """Take the definition that the provenance of the source names, unless the user named one."""
-        if self.chosen is None and record.model is not None and record.model in self.definitions.heads():
-            self.chosen = record.model, self.definitions.compose(record.model)
+        if self.chosen is None and record.model is not None and record.model in self.library.names():
+            self.chosen = record.model, self.library.content(record.model)
             self.recorded_in = self.opened.directory / RECORD_NAME
 
     def recognise(self, config: Mapping[str, Any], directory: str, *, needed: bool, is_adapter: bool = False) -> None:
@@ -109,7 +109,7 @@ class _Choice:
             InputError: no definition is for it, and one is needed; or the chosen one is for another.
         """
         if self.chosen is None:
-            self.chosen = _recognised(config, directory, self.definitions, needed=needed)
+            self.chosen = _recognised(config, directory, self.library, needed=needed)
         if self.chosen is not None and not is_adapter:
             self._check(*self.chosen, config.get("model_type"), directory)
 
@@ -129,17 +129,17 @@ class _Choice:
         )
 
 
-def _recognised(config: Mapping[str, Any], directory: str, definitions: Definitions, *, needed: bool) -> Chosen | None:
+def _recognised(config: Mapping[str, Any], directory: str, library: Library, *, needed: bool) -> Chosen | None:
     """The definition for the `model_type` of a configuration."""
     where = f"{directory}/{MODEL_CONFIG}"
-    heads = definitions.heads()
+    heads = library.heads()
     known: dict[str, str] = {}
     for name, head in heads.items():
         if head.get("variant_of") is None:
             known.update(dict.fromkeys(head.get("model_types") or (), name))
     model_type = config.get("model_type")
     if isinstance(model_type, str) and model_type in known:
-        return known[model_type], definitions.compose(known[model_type])
+        return known[model_type], library.content(known[model_type])
     if not needed:
         return None
     if model_type is None:

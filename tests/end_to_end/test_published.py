@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.resources import files
 from itertools import accumulate, product
 from math import prod
 from typing import Any
@@ -20,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distconv.formats.huggingface.source import Checkpoint, HuggingFaceFacts
 from distconv.formats.megatron.plan import MegatronPlan
-from distconv.models.library import Definitions
+from distconv.models.library import Library
 from distconv.options import parse_config
 from distconv.planning.facts import Facts
 from distconv.planning.inspect import _recognised
@@ -42,13 +41,9 @@ PlanOf = Callable[[Published, Config, Layout], tuple[str, MegatronPlan]]
 @pytest.fixture(scope="module")
 def planned() -> PlanOf:
     """Plan a published size under a layout; gives the name of the definition that was chosen for it, too."""
-    names = [path.name.removesuffix(".yaml") for path in files("distconv.conf.model").iterdir()]
+    known = Library.of_package()
     with initialize_config_module("distconv.conf", version_base="1.3"):
         defaults = plain(compose("config"))
-        definitions = {
-            name: plain(compose("config", [f"+model={name}"]).model) for name in names if not name.startswith("_")
-        }
-    known = Definitions(heads=lambda: definitions, compose=definitions.__getitem__)
     indices: dict[str, SourceIndex] = {}
 
     def plan(published: Published, config: Config, layout: Layout) -> tuple[str, MegatronPlan]:

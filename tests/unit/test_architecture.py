@@ -37,7 +37,7 @@ THIRD_PARTY = {
     "formats.dcp.blobs": {"torch"},
     "formats.dcp.write_metadata": {"torch"},
     "formats.torch_zip.create": {"torch"},
-    "models.library": {"yaml"},
+    "models.definition_file": {"yaml"},
     "runtime.processes": {"mpi4py", "torch"},
     "tensors.values": {"numpy"},
     "transfer": {"numpy"},

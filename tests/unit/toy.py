@@ -206,8 +206,11 @@ def config(**changes: Any) -> dict[str, Any]:
 
 
 def definition(changed: Mapping[str, Any] | None = None) -> Definition:
-    """The definition: always the same object, as its rules are compared by identity, or one of changed content."""
-    return _definition() if changed is None else parse_definition("toy", changed)
+    """The definition: always the same object, as its rules are compared by identity; or one of changed content.
+
+    One of adapters alone comes without the sizes of its base.
+    """
+    return _definition() if changed is None else parse_definition("toy", changed).without_base()
 
 
 @functools.cache

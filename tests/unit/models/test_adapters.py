@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from distconv.models.adapters import adapter_problems, canonical_factor, rules_of_adapters, rules_with_adapters
+from distconv.models.adapters import (
+    adapter_problems,
+    canonical_factor,
+    rules_of_adapters,
+    rules_with_adapters,
+    without_sizes,
+)
 from distconv.models.rules import Rule, SourcePattern, parse_rules
 
 SIZES = ("hidden", "ffn", "heads")
@@ -87,16 +93,22 @@ def test_the_bias_of_an_adapted_module_belongs_to_its_base():
 def test_what_cannot_be_adapted_stays_as_it_is(changes):
     given = rules(**changes)
     assert list(rules_with_adapters(given)) == given
-    assert list(rules_of_adapters(given, sized=False)) == []
+    assert list(rules_of_adapters(given)) == []
 
 
-def test_adapters_alone_know_neither_widths_nor_heads_and_a_module_may_have_none():
-    a, b = rules_of_adapters(rules(tp=["cols", "heads"]), sized=False)
-    assert [rule.sources[0].dims for rule in (a, b)] == [("any", "any")] * 2
-    assert [rule.tensor_parallel for rule in (a, b)] == ["cols", "replicated"]
-    assert [rule.unit for rule in (a, b)] == [None, None]
+def test_of_adapters_alone_a_module_may_have_none():
+    a, b = rules_of_adapters(rules(tp=["cols", "heads"]))
+    assert [rule.sources[0].dims for rule in (a, b)] == [("any", "hidden"), ("ffn", "any")]
+    assert [(rule.tensor_parallel, rule.unit) for rule in (a, b)] == [("cols", "heads"), ("replicated", None)]
     assert a.choice == b.choice
     assert all(rule.may_be_absent and rule.is_adapter for rule in (a, b))
+
+
+def test_without_the_sizes_of_the_base_neither_widths_nor_heads_are_known():
+    for sized in rules_of_adapters(rules(tp=["cols", "heads"])):
+        (source,) = sized.sources
+        unknown = {"sources": (replace(source, dims=("any", "any")),), "unit": None}
+        assert vars(without_sizes(sized)) == {**vars(sized), **unknown}
 
 
 def test_a_rule_that_is_in_a_choice_already_is_not_adapted():

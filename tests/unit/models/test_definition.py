@@ -57,6 +57,17 @@ def test_a_definition_says_what_its_file_says():
     assert sections == ["embedding", *["blocks"] * 4, "deep", "projector"]
 
 
+def test_without_its_base_only_a_definition_of_adapters_alone_loses_sizes():
+    content = toy.content()
+    found = parse_definition("toy", content)
+    assert found.without_base() is found
+    alone = parse_definition("toy", {**content, "adapters": "only"})
+    assert {dim for rule in alone.rules for dim in rule.sources[0].dims} > {"any"}
+    assert {dim for rule in alone.without_base().rules for dim in rule.sources[0].dims} == {"any"}
+    assert {rule.unit for rule in alone.rules} > {None}
+    assert {rule.unit for rule in alone.without_base().rules} == {None}
+
+
 def test_a_rule_is_found_by_its_target():
     found = toy.definition()
     assert found.rule_for("text.layers.{layer}.qkv.bias").tensor_parallel == "rows"

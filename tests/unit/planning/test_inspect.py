@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 from distconv.errors import InputError
-from distconv.models.library import Definitions
+from distconv.models.library import Library
 from distconv.options import Options
 from distconv.planning.facts import Facts
 from distconv.planning.inspect import inspect
@@ -19,13 +21,19 @@ from tests.unit.planning.test_plan import CONFIG
 from tests.unit.safetensors_files import shard
 
 DEFINITIONS = {
+    "nameless": {**toy.content(), "model_types": []},
     "one": {**toy.content(), "model_types": ["model_one", "model_uno"]},
     "one_variant": {**toy.content(), "model_types": ["model_one"], "variant_of": "one"},
     "two": {**toy.content(), "model_types": ["model_two"]},
-    "nameless": {**toy.content(), "model_types": []},
 }
 
-AT_HAND = Definitions(heads=lambda: DEFINITIONS, compose=DEFINITIONS.__getitem__)
+
+def at_hand(root: Path) -> Library:
+    """A library of these definitions, written below a directory."""
+    (root / "model").mkdir()
+    for name, content in DEFINITIONS.items():
+        (root / "model" / f"{name}.yaml").write_text(json.dumps(content))
+    return Library([root])
 
 
 def checkpoint(directory: Path, **config: Any) -> Path:
@@ -35,8 +43,11 @@ def checkpoint(directory: Path, **config: Any) -> Path:
     return directory
 
 
-def looked(config: Options, chosen: str | None = None) -> Facts:
-    return inspect(config, None if chosen is None else (chosen, DEFINITIONS[chosen]), AT_HAND)
+def looked(config: Options, chosen: tuple[str, Mapping[str, Any]] | str | None = None) -> Facts:
+    if isinstance(chosen, str):
+        chosen = chosen, DEFINITIONS[chosen]
+    with tempfile.TemporaryDirectory() as root:
+        return inspect(config, chosen, at_hand(Path(root)))
 
 
 def refused(config: Options, chosen: str | None = None) -> str:
@@ -66,7 +77,7 @@ def test_a_separate_language_model_is_looked_at_too(tmp_path):
 @pytest.mark.parametrize(
     ("config", "chosen", "message"),
     [
-        ({}, None, "has no model_type; name the model with +model=NAME: one, one_variant, two, nameless"),
+        ({}, None, "has no model_type; name the model with +model=NAME: nameless, one, one_variant, two"),
         (
             {"model_type": "model_on"},
             None,
@@ -124,7 +135,7 @@ def adapter(directory: Path) -> Path:
 
 def test_an_adapter_is_read_for_a_definition_of_adapters_alone(tmp_path):
     content = {**toy.content(), "adapters": "only", "model_types": ["model_one"]}
-    found = inspect(job(adapter(tmp_path / "hf")), ("one_lora", content), AT_HAND)
+    found = looked(job(adapter(tmp_path / "hf")), ("one_lora", content))
     assert found.source.config == {"r": 8}
     assert sorted(found.source.model.index.tensors) == ["a", "b"]
 
@@ -132,7 +143,7 @@ def test_an_adapter_is_read_for_a_definition_of_adapters_alone(tmp_path):
 def test_an_adapter_has_no_separate_language_model(tmp_path):
     text = checkpoint(tmp_path / "llm", model_type="model_one")
     with pytest.raises(InputError, match="text_source"):
-        inspect(job(adapter(tmp_path / "hf"), text), ("one_lora", {"adapters": "only"}), AT_HAND)
+        looked(job(adapter(tmp_path / "hf"), text), ("one_lora", {"adapters": "only"}))
 
 
 def test_an_adapter_needs_its_model_to_be_named(tmp_path):
