@@ -7,7 +7,7 @@ else asks which format a source or a result has.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -75,18 +75,31 @@ class SourceFacts(Protocol):
         """Plain data; `Format.facts_from_json` reads it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A tensor as the files of a source have it: its file, or empty for several; name, element type and shape."""
+
+    file: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Opened:
     """A source whose files were found, before its model is known.
 
     `directory` holds the files, of an iteration where there are several; `config` is its own configuration, `None`
     where a reference has it; `adapters`: it holds adapters alone, and `config` is theirs. `read` gives the facts of the
-    source, for its model, and raises `InputError` for files that are damaged or not of this model.
+    source, for its model, and raises `InputError` for files that are damaged or not of this model. `held` lists the
+    tensors of the files as they are, whatever the model, and `summary` what else the files tell, as plain data.
     """
 
     directory: Path
     iteration: str
     read: Callable[[Model], SourceFacts]
+    held: Callable[[], Iterable[Held]]
+    summary: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
     adapters: bool = False
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distconv.errors import InputError, raise_if
-from distconv.formats.base import Opened
+from distconv.formats.base import Format, Opened
 from distconv.formats.huggingface.directory import check_directory
 from distconv.formats.huggingface.reference import read_reference
 from distconv.formats.model import MODEL_CONFIG, Reference
@@ -41,19 +41,30 @@ def inspect(options: Options, chosen: Chosen | None, library: Library, hand_out:
     raise_if(list(contradictions(options, form)))
     adapters = chosen is not None and chosen[1].get("adapters") == "only"
     opened = form.open(options, adapters=adapters, hand_out=hand_out)
+    needed = opened.config is None or not format_named(options.target_format).is_published(options)
+    return facts_of(options, form, opened, chosen, library, needed=needed)
+
+
+def facts_of(
+    options: Options, form: Format[Options], opened: Opened, chosen: Chosen | None, library: Library, *, needed: bool
+) -> Facts:
+    """The facts of an opened source, with its model; `needed`: a model that no definition is for is refused.
+
+    Raises:
+        InputError: no definition, or another than the source is of; files that are damaged.
+    """
     model = _Choice(library, chosen, opened)
     reference = None
     if opened.config is not None:
         config, directory = opened.config, str(opened.directory)
         if not opened.adapters:
-            published = format_named(options.target_format).is_published(options)
-            model.recognise(config, directory, needed=not published)
+            model.recognise(config, directory, needed=needed)
     else:
         record = read_record(opened.directory)
         reference = _reference(options, record.reference, opened.directory)
         config, directory = reference.config, reference.directory
         model.remember(record)
-        model.recognise(config, directory, needed=True, is_adapter=reference.is_adapter)
+        model.recognise(config, directory, needed=needed, is_adapter=reference.is_adapter)
     name, content = model.chosen or (None, {})
     parsed = model_of(name, content, reference, config, directory)
     return Facts(

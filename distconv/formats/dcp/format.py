@@ -73,6 +73,7 @@ class Dcp(Format[Options]):
             directory=opened.directory,
             iteration=iteration_of(opened.directory.resolve()) or RELEASE,
             read=partial(read_dcp, opened, prefix, hand_out),
+            held=opened.held,
         )
 
     def facts_from_json(self, data: Mapping[str, Any]) -> DcpFacts:

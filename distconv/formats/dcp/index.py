@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from operator import add, gt
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from distconv.errors import InputError, named, raise_if
+from distconv.formats.base import Held
 from distconv.formats.dcp.metadata import METADATA, Chunk, Entry, Metadata, read_metadata
 from distconv.formats.huggingface.directory import check_directory
 from distconv.formats.iterations import iteration_directory, iteration_name
@@ -37,6 +38,11 @@ class DcpDirectory:
 
     directory: Path
     metadata: Metadata
+
+    def held(self) -> Iterator[Held]:
+        """The tensors that the metadata names, the optimizer's included."""
+        for name, entry in self.metadata.tensors.items():
+            yield Held("", name, entry.dtype, entry.shape)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,6 +54,7 @@ class HuggingFace(Format[Options]):
             directory=options.source,
             iteration=options.iteration or RELEASE,
             read=lambda _: facts,
+            held=facts.held,
             config=facts.model.config,
             adapters=adapters,
         )

@@ -5,13 +5,13 @@ Owns how the directory of a model, that of its adapters, and a second one for th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distconv.errors import InputError, raise_if
-from distconv.formats.base import Published, Source
+from distconv.formats.base import Held, Published, Source
 from distconv.formats.huggingface.directory import check_directory, read_directory
 from distconv.formats.jsonfile import read_object
 from distconv.formats.model import MODEL_CONFIG, Model
@@ -63,6 +63,11 @@ class HuggingFaceFacts:
     def config(self) -> Mapping[str, Any]:
         """Its configuration."""
         return self.model.config
+
+    def held(self) -> Iterator[Held]:
+        """The tensors of the model's files."""
+        for each in self.model.index.tensors.values():
+            yield Held(Path(each.file.path).name, each.name, each.dtype, each.shape)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for sharing with other processes; `from_json` reads it."""

@@ -48,7 +48,7 @@ class Megatron(Format[Options]):
     def open(self, options: Options, *, adapters: bool, hand_out: HandOut) -> Opened:  # noqa: ARG002
         """The files of an iteration."""
         index = read_megatron(options.source, options.iteration, hand_out)
-        return Opened(directory=Path(index.directory), iteration=index.iteration, read=lambda _: index)
+        return Opened(directory=Path(index.directory), iteration=index.iteration, read=lambda _: index, held=index.held)
 
     def facts_from_json(self, data: Mapping[str, Any]) -> MegatronIndex:
         """The index in plain data."""

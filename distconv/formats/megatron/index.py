@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distconv.errors import InputError, named, raise_if
+from distconv.formats.base import Held
 from distconv.formats.iterations import CHECKPOINT_VERSION, RELEASE, VERSION_KEY
 from distconv.formats.megatron.directory import find_ranks
 from distconv.formats.torch_zip.archive import ArchivedTensor, read_archive
@@ -55,6 +56,13 @@ class MegatronIndex:
     dictionaries: tuple[str, ...]
     files: tuple[RankFile, ...]
     others: tuple[str, ...]
+
+    def held(self) -> Iterator[Held]:
+        """The tensors of all files, by the directories of their ranks."""
+        for file in self.files:
+            rank = Path(file.file.path).parent.name
+            for (key, name), each in file.tensors.items():
+                yield Held(rank, f"{key}/{name}", each.dtype, each.shape)
 
     @property
     def config(self) -> None:

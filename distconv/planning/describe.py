@@ -1,0 +1,163 @@
+"""What a checkpoint directory is: format, family, layout, tensors, and what is missing or odd.
+
+Owns the description as plain data. Reads headers, metadata and JSON; compares nothing, and needs no target.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from math import prod
+from typing import Any
+
+from distconv.errors import InputError
+from distconv.formats.base import Format, Held, Opened, Source
+from distconv.formats.huggingface.directory import check_directory
+from distconv.formats.iterations import iterations_in
+from distconv.formats.provenance import read_record
+from distconv.formats.registry import format_of
+from distconv.models.definition import parse_definition
+from distconv.models.library import Library
+from distconv.options import Options
+from distconv.planning.inspect import Chosen, facts_of
+from distconv.runtime.hand_out import HandOut, here
+from distconv.tensors.dtypes import ITEM_SIZE
+
+# Fewer names in common than this share say nothing about the family.
+_LEAST_LIKENESS = 0.5
+_DIGITS = re.compile(r"\d+")
+
+
+def describe(options: Options, chosen: Chosen | None, library: Library, hand_out: HandOut = here) -> dict[str, Any]:
+    """The description of the directory `source`; sizes in bytes, `tensors` as lists of file, name, dtype and shape.
+
+    `problems` are what a conversion would refuse, `notes` what it would say; neither is raised.
+
+    Raises:
+        InputError: no such directory.
+    """
+    check_directory(options.source, "source")
+    form = format_of(options.source)
+    report: dict[str, Any] = {
+        "action": "inspect",
+        "source": str(options.source),
+        "source_format": form.name,
+        "title": form.title,
+        "iteration": None,
+        "iterations": [path.name for path in iterations_in(options.source)] if form.holds_iterations else [],
+        "model": None,
+        "model_type": None,
+        "resembles": [],
+        "reference": None,
+        "source_layout": None,
+        "source_names": None,
+        "parameters": None,
+        "bytes": 0,
+        "dtypes": {},
+        "notes": [],
+        "problems": [],
+        "tensors": [],
+    }
+    try:
+        opened = _opened(form, options, hand_out)
+    except InputError as error:
+        return {**report, "problems": error.problems}
+    held = list(opened.held())
+    report |= {
+        "iteration": opened.iteration if form.holds_iterations else None,
+        "dtypes": _by_dtype(held),
+        "bytes": sum(map(_nbytes, held)),
+        "tensors": [[each.file, each.name, each.dtype, list(each.shape)] for each in held],
+        **opened.summary,
+    }
+    return report | _of_model(options, form, opened, held, chosen, library)
+
+
+def _opened(form: Format[Options], options: Options, hand_out: HandOut) -> Opened:
+    """The source as the directory of a model, or of adapters alone."""
+    try:
+        return form.open(options, adapters=False, hand_out=hand_out)
+    except InputError as error:
+        try:
+            return form.open(options, adapters=True, hand_out=hand_out)
+        except InputError:
+            raise error from None
+
+
+def _of_model(
+    options: Options,
+    form: Format[Options],
+    opened: Opened,
+    held: Sequence[Held],
+    chosen: Chosen | None,
+    library: Library,
+) -> dict[str, Any]:
+    """What is known of a source by its model: family, layout, parameters, and whether it is complete."""
+    try:
+        if opened.config is None and options.reference is None and read_record(opened.directory).reference is None:
+            note = "not compared with a model: it says of none that it was trained from; give reference=DIR"
+            return {"notes": [note], "resembles": _resembling(held, library)}
+        facts = facts_of(options, form, opened, chosen, library, needed=False)
+    except InputError as error:
+        return {"problems": error.problems, "resembles": _resembling(held, library)}
+    config = opened.config if facts.reference is None else facts.reference.config
+    found: dict[str, Any] = {
+        "model": facts.model,
+        "model_type": (config or {}).get("model_type"),
+        "reference": None if facts.reference is None else facts.reference.directory,
+    }
+    if facts.model is None:
+        return found | {
+            "notes": ["not compared with a model: no definition is for its model_type"],
+            "parameters": sum(prod(each.shape) for each in held),
+        }
+    try:
+        return found | _of_source(form.source(options, facts.source, facts.bound_model()))
+    except InputError as error:
+        return found | {"problems": error.problems}
+
+
+def _of_source(source: Source) -> dict[str, Any]:
+    """What binding a source to its model tells."""
+    binding = source.parameters()
+    reasons: dict[str, int] = {}
+    for each in binding.unconverted:
+        reasons[each.reason] = reasons.get(each.reason, 0) + 1
+    elements = (each.tensor.elements for each in source.published().tensors)
+    left_out = [f"{count} tensors are not converted: {reason}" for reason, count in reasons.items()]
+    return {**source.summary(), "parameters": sum(elements), "notes": [*source.notes, *left_out]}
+
+
+def _by_dtype(held: Iterable[Held]) -> dict[str, dict[str, int]]:
+    """Tensors, elements and bytes of each element type, as stored."""
+    found: dict[str, dict[str, int]] = {}
+    for each in held:
+        counts = found.setdefault(each.dtype, {"tensors": 0, "elements": 0, "bytes": 0})
+        counts["tensors"] += 1
+        counts["elements"] += prod(each.shape)
+        counts["bytes"] += _nbytes(each)
+    return found
+
+
+def _nbytes(held: Held) -> int:
+    return prod(held.shape) * ITEM_SIZE.get(held.dtype, 0)
+
+
+def _resembling(held: Iterable[Held], library: Library) -> list[str]:
+    """The model definitions that know most of the names, whatever stands in front of them."""
+    names = {_DIGITS.sub("0", each.name.rpartition("/")[2]) for each in held}
+    likeness: dict[str, float] = {}
+    for name in library.names():
+        try:
+            definition = parse_definition(name, library.content(name))
+        except InputError:
+            continue
+        known = {rule.target for rule in definition.rules}
+        known |= {source.name for rule in definition.rules for source in rule.sources}
+        patterns = "|".join(re.sub(r"\\{\w+\\}", "0", re.escape(each)) for each in known)
+        pattern = re.compile(rf"(?:.*\.)?(?:{patterns})")
+        likeness[name] = sum(pattern.fullmatch(definition.spelled(each)) is not None for each in names) / max(
+            len(names), 1
+        )
+    most = max(likeness.values(), default=0.0)
+    return [name for name, each in likeness.items() if each == most >= _LEAST_LIKENESS]
