@@ -25,9 +25,9 @@ from distconv.cli.show import (
 from distconv.errors import InputError, JobError, joined, raise_if
 from distconv.formats.provenance import Record
 from distconv.formats.records import OutputFile, Plan
-from distconv.formats.registry import check_side, format_of, record_of, target_of
+from distconv.formats.registry import Options
+from distconv.formats.results import check_side, format_of, record_of, target_of
 from distconv.models.library import Definitions
-from distconv.options import Options
 from distconv.planning.assign import assign
 from distconv.planning.facts import Facts
 from distconv.planning.inspect import TASKS, inspect

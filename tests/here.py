@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from distconv.cli.show import Reporter
+from distconv.formats.registry import Options
 from distconv.job import run_job
 from distconv.models.library import Definitions
-from distconv.options import parse_config
 from distconv.runtime.processes import SingleProcess
 from tests.configuration import content
 from tests.megatron_sources import definition_content
@@ -25,7 +25,7 @@ def run_here(*options: str, **changes: Any) -> None:
     name = given.pop("model", None)
     chosen = None if name is None else (name, definition_content(name))
     definitions = Definitions(heads=lambda: {key: definition_content(key) for key in NAMES}, compose=definition_content)
-    run_job(parse_config(content(**given)), chosen, definitions, SingleProcess(), Reporter(rank=1))
+    run_job(Options.from_content(content(**given)), chosen, definitions, SingleProcess(), Reporter(rank=1))
 
 
 def changed(options: Iterable[str]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from distconv.errors import InputError, counted, named
 from distconv.formats.records import Plan
+from distconv.formats.registry import Options
 from distconv.layout.layout import shown_stages
-from distconv.options import Options
 from distconv.planning.assign import assign
 from distconv.planning.facts import DcpSource, Facts
 from distconv.planning.plan import Planned

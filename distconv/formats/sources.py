@@ -30,7 +30,7 @@ from distconv.models.names import pattern_of
 from distconv.models.rules import TEXT, Rule
 from distconv.models.unbind import restore, with_vocabulary
 from distconv.models.vocabulary import SIZE_NAME, has_vocabulary
-from distconv.options import Options
+from distconv.options import CommonOptions
 from distconv.planning.facts import Checkpoint, DcpSource, Facts, Reference
 from distconv.tensors.compose import renumbered, split_dim, substitute
 from distconv.tensors.stored import AssembledTensor, SourceFile, SourceIndex, StoredTensor
@@ -62,7 +62,7 @@ class Origin(Protocol):
         """The tensors under published names."""
 
 
-def origin_of(config: Options, facts: Facts, definition: Definition | None) -> Origin:
+def origin_of(config: CommonOptions, facts: Facts, definition: Definition | None) -> Origin:
     """The source of a job; without a definition it gives published tensors only."""
     if definition is None or isinstance(facts.source, Checkpoint):
         return _HuggingFace(config, facts, definition)
@@ -79,7 +79,7 @@ class _HuggingFace:
     notes: tuple[str, ...] = ()
     layout: CompleteLayout | None = None
 
-    def __init__(self, config: Options, facts: Facts, definition: Definition | None) -> None:
+    def __init__(self, config: CommonOptions, facts: Facts, definition: Definition | None) -> None:
         assert isinstance(facts.source, Checkpoint)
         self._config, self._source, self._text_source = config, facts.source, facts.text_source
         self._definition = definition
@@ -115,7 +115,9 @@ class _HuggingFace:
 
 
 class _Megatron:
-    def __init__(self, config: Options, index: MegatronIndex, reference: Reference, definition: Definition) -> None:
+    def __init__(
+        self, config: CommonOptions, index: MegatronIndex, reference: Reference, definition: Definition
+    ) -> None:
         self._reference, self._definition = reference, definition
         self._bound = _bound(config, index, reference, definition, config.source_layout)
         self.layout: CompleteLayout | None = self._bound.layout
@@ -140,7 +142,7 @@ class _MegatronDcp:
     copies: tuple[Replica, ...] = ()
     layout: CompleteLayout | None = None
 
-    def __init__(self, config: Options, source: DcpSource, reference: Reference, definition: Definition) -> None:
+    def __init__(self, config: CommonOptions, source: DcpSource, reference: Reference, definition: Definition) -> None:
         self._reference, self._definition = reference, definition
         tensors = {
             ("model", each.name): ArchivedTensor.contiguous(each.tensor.dtype, each.tensor.shape, 0)
@@ -172,7 +174,7 @@ class _PublishedDcp:
     copies: tuple[Replica, ...] = ()
     layout: CompleteLayout | None = None
 
-    def __init__(self, config: Options, source: DcpSource, reference: Reference, definition: Definition) -> None:
+    def __init__(self, config: CommonOptions, source: DcpSource, reference: Reference, definition: Definition) -> None:
         self._config, self._reference, self._definition = config, reference, definition
         self._directory = source.index.directory
         self._sizes = reference.sizes(definition)
@@ -255,7 +257,7 @@ def _over(recipe: Recipe, tensors: list[AssembledTensor]) -> Recipe:
 
 
 def _bound(
-    config: Options, index: MegatronIndex, reference: Reference, definition: Definition, given: SourceLayout
+    config: CommonOptions, index: MegatronIndex, reference: Reference, definition: Definition, given: SourceLayout
 ) -> MegatronBinding:
     selected = selection(config, definition)
     names = reference.shards or ()

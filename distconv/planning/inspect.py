@@ -22,11 +22,11 @@ from distconv.formats.iterations import RELEASE, VERSION_KEY, iteration_of
 from distconv.formats.jsonfile import read_object
 from distconv.formats.megatron.index import read_megatron, read_rank_file
 from distconv.formats.provenance import RECORD_NAME, read_record
+from distconv.formats.registry import Options
 from distconv.layout.request import SourceLayout
 from distconv.models.adapters import CONFIG_NAME
 from distconv.models.definition import Definition, parse_definition
 from distconv.models.library import Definitions, Head, head_of
-from distconv.options import Options
 from distconv.planning.facts import MODEL_CONFIG, Checkpoint, DcpSource, Facts, Reference, Source
 from distconv.runtime.hand_out import HandOut, Task, here
 
@@ -48,6 +48,7 @@ def inspect(config: Options, chosen: Chosen | None, definitions: Definitions, ha
     Raises:
         InputError: a directory that is not a checkpoint, or no definition for it.
     """
+    raise_if(list(_without_meaning(config)))
     check_directory(config.source, "source")
     kind = _kind(config.source)
     raise_if(list(_contradictions(config, kind)))
@@ -65,6 +66,36 @@ def inspect(config: Options, chosen: Chosen | None, definitions: Definitions, ha
     chosen = chosen or _recognised(source.config, str(config.source), definitions, needed=needed)
     _check_model_type(chosen, source.config, str(config.source))
     return _facts(config, source, text_source, chosen)
+
+
+def _without_meaning(config: Options) -> Iterator[str]:
+    """Options that were given although they say nothing about a result of this format."""
+    published = config.target_format == "hf" or config.naming == "hf"
+    is_dcp = config.target_format == "dcp"
+    given = [*(f"layout.{key}" for key in config.layout.given()), *config.given()]
+    for keys, allowed, why in (
+        (
+            [key for key in given if key.startswith("layout.")],
+            config.target_format == "megatron",
+            f"target_format={config.target_format} holds whole tensors; leave it out",
+        ),
+        (["naming"], is_dcp, "goes with target_format=dcp"),
+        (["packed_experts"], is_dcp and published, "goes with target_format=dcp and naming=hf"),
+        (
+            ["vocab_size"],
+            not published,
+            "the published names have the vocabulary of the published model; leave it out",
+        ),
+        (["merge_lora", "lora_alpha"], config.target_format == "hf", "goes with target_format=hf"),
+        (
+            ["tied_head"],
+            config.target_format != "hf",
+            "the result has a head where the reference has one; leave it out",
+        ),
+        (["fill_from_reference"], published, "goes with target_format=hf, or dcp and naming=hf"),
+    ):
+        if not allowed:
+            yield from (f"{key}: {why}" for key in keys if key in given)
 
 
 def _facts(config: Options, source: Source, text_source: Checkpoint | None, chosen: Chosen | None) -> Facts:

@@ -17,6 +17,7 @@ from distconv.formats.huggingface.peft import as_peft, beside_adapters, merged_b
 from distconv.formats.huggingface.plan import make_huggingface_plan
 from distconv.formats.megatron.plan import make_plan
 from distconv.formats.records import NamedTensor, Plan
+from distconv.formats.registry import Options
 from distconv.formats.replicas import Replica
 from distconv.formats.sources import Origin, origin_of
 from distconv.layout.balance import complete_layout
@@ -27,7 +28,6 @@ from distconv.layout.tied_head import resolve_head
 from distconv.models.adapters import CONFIG_NAME
 from distconv.models.definition import Definition, parse_definition
 from distconv.models.vocabulary import resize_vocabulary
-from distconv.options import Options
 from distconv.planning.facts import Facts, Reference
 
 

@@ -19,8 +19,8 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
 from distconv.formats.megatron.plan import MegatronPlan
+from distconv.formats.registry import Options
 from distconv.models.library import Definitions
-from distconv.options import parse_config
 from distconv.planning.facts import Checkpoint, Facts
 from distconv.planning.inspect import _recognised
 from distconv.planning.plan import plan_job
@@ -60,7 +60,7 @@ def planned() -> PlanOf:
         facts = Facts(
             source=checkpoint, text_source=None, reference=None, model=name, definition=definition, iteration="release"
         )
-        found = plan_job(parse_config(as_configured(defaults, layout)), facts)
+        found = plan_job(Options.from_content(as_configured(defaults, layout)), facts)
         assert found.copies == found.notes == ()
         assert isinstance(found.plan, MegatronPlan)
         return name, found.plan

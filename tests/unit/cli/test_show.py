@@ -24,7 +24,7 @@ from distconv.cli.show import (
     write_report,
 )
 from distconv.errors import InputError
-from distconv.options import Options
+from distconv.formats.registry import Options
 from distconv.planning.plan import Planned
 from distconv.transfer.commit import Target
 from tests.unit.planning.test_plan import CONFIG, facts, planned
