@@ -6,7 +6,7 @@ TESTS := tests
 # Tests that run at a time: most wait for processes of their own, which are at least as many again.
 WORKERS := 2
 
-.PHONY: help setup demo fmt check test bench bench-plan clean
+.PHONY: help setup demo fmt options check test bench bench-plan clean
 
 help:           ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -28,6 +28,9 @@ demo: $(READY)  ## Convert a checkpoint made on the spot, on four processes, and
 fmt: $(READY)   ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+options: $(READY) ## Write the table of options into conf/config.yaml and README.md
+	$(BIN)/python -c 'import pathlib, distconv.cli.config as config; config.rewrite(pathlib.Path())'
 
 check: $(READY) ## Lint and types
 	$(BIN)/ruff format --check .

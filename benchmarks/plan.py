@@ -71,7 +71,7 @@ def measured(directory: Path, model: str, processes: int, *, balance: bool) -> F
 def measure_here(directory: Path, model: str, processes: int, *, balance: bool) -> Forward:
     """The costs of planning a directory in this process, which has done nothing else yet."""
     from distconv.formats.huggingface.source import HuggingFaceFacts  # noqa: PLC0415
-    from distconv.options import parse_config  # noqa: PLC0415
+    from distconv.formats.registry import Options  # noqa: PLC0415
     from distconv.planning.assign import assign  # noqa: PLC0415
     from distconv.planning.facts import Facts  # noqa: PLC0415
     from distconv.planning.plan import plan_job  # noqa: PLC0415
@@ -80,7 +80,7 @@ def measure_here(directory: Path, model: str, processes: int, *, balance: bool) 
 
     content = configured(*overrides(directory, model))
     definition = content.pop("model")
-    job = parse_config(content)
+    job = Options.from_content(content)
     watch = Stopwatch()
     found = watch.timed("headers", lambda: read_facts(directory, model, definition))
     shared = watch.timed("telling", lambda: json.dumps(found.to_json()))

@@ -62,14 +62,14 @@ def make_facts(directory: Path, model: str) -> None:
     from distconv.formats.megatron.index import MegatronIndex, RankFile  # noqa: PLC0415
     from distconv.formats.megatron.plan import MegatronPlan  # noqa: PLC0415
     from distconv.formats.model import Reference  # noqa: PLC0415
+    from distconv.formats.registry import Options  # noqa: PLC0415
     from distconv.formats.torch_zip.archive import ArchivedTensor  # noqa: PLC0415
-    from distconv.options import parse_config  # noqa: PLC0415
     from distconv.planning.plan import plan_job  # noqa: PLC0415
     from distconv.tensors.stored import SourceFile  # noqa: PLC0415
 
     content = configured(f"+model={model}", f"source={directory}", "target=unused", *layout_options(PP))
     facts = read_facts(directory, model, content.pop("model"))
-    plan = plan_job(parse_config(content), facts).plan
+    plan = plan_job(Options.from_content(content), facts).plan
     assert isinstance(plan, MegatronPlan)
     assert isinstance(facts.source, HuggingFaceFacts)
     checkpoint = facts.source.model
@@ -109,14 +109,14 @@ def make_facts(directory: Path, model: str) -> None:
 def measure_here(directory: Path) -> Back:
     """The costs of planning the way back in this process, which has done nothing else yet."""
     from distconv.formats.megatron.index import MegatronIndex  # noqa: PLC0415
-    from distconv.options import parse_config  # noqa: PLC0415
+    from distconv.formats.registry import Options  # noqa: PLC0415
     from distconv.planning.assign import assign  # noqa: PLC0415
     from distconv.planning.facts import Facts  # noqa: PLC0415
     from distconv.planning.plan import plan_job  # noqa: PLC0415
     from distconv.runtime.measurement import peak_resident_bytes  # noqa: PLC0415
     from distconv.transfer.batches import planned_reads  # noqa: PLC0415
 
-    job = parse_config(configured(f"source={directory}", "target=unused", "target_format=hf"))
+    job = Options.from_content(configured(f"source={directory}", "target=unused", "target_format=hf"))
     shared = (directory / "facts.json").read_text(encoding="utf-8")
     watch = Stopwatch()
     facts = watch.timed("hearing", lambda: Facts.from_json(json.loads(shared)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -61,6 +62,21 @@ def named(names: Iterable[object], limit: int = 5) -> str:
 def counted(number: int, one: str, many: str | None = None) -> str:
     """A number of things for a message: `1 tensor`, `2 tensors`."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
+def shown(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if isinstance(value, str):
+        return f"'{value}'" if _is_more_than_text(value) else value
+    return json.dumps(value, separators=(",", ":"), default=str, ensure_ascii=False).replace('"', "")
+
+
+def _is_more_than_text(text: str) -> bool:
+    """Whether text looks like a number, a list or a truth value; it is text because it was in quotes."""
+    try:
+        return not isinstance(json.loads(text), str)
+    except ValueError:
+        return False
 
 
 def unknown_keys(content: Mapping[Any, Any], known: Collection[str]) -> list[str]:

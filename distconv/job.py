@@ -17,9 +17,8 @@ from typing import Any
 from distconv.errors import InputError
 from distconv.formats.provenance import Record, record_of
 from distconv.formats.records import OutputFile
-from distconv.formats.registry import format_named, tasks
+from distconv.formats.registry import Options, format_named, tasks
 from distconv.models.library import Library
-from distconv.options import Options
 from distconv.planning.assign import assign
 from distconv.planning.facts import Facts
 from distconv.planning.inspect import Chosen, inspect

@@ -1,140 +1,160 @@
-"""The configuration of a job as one validated, frozen record. Nothing after this module sees an OmegaConf object.
+"""The options of a job, each once: name, kind, default and words, of which command line, files and API are made.
 
-Owns the checks that need nothing but the configuration: types, allowed values, what goes with what.
+Owns the options that are of no format alone, and what is wrong with their values whatever the source holds. An option
+of one format is a field in that format's folder; `formats.registry` has the record of all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from distconv.cli.values import LayoutReader, Reader
-from distconv.errors import raise_if, unknown_keys
-from distconv.layout.layout import PLACEMENTS
-from distconv.layout.request import VISION_QKV, Layout, SourceLayout
-from distconv.layout.tied_head import TIED_HEAD
+from distconv.fields import Choice, FilePath, Group, Integer, Record, Text, Truth, Value, option, options_of
+from distconv.layout.request import Layout, SourceLayout
+from distconv.models.rules import MODALITIES, TEXT
 
-ACTIONS = ("convert", "plan", "verify", "models")
-TARGET_FORMATS = ("megatron", "dcp", "hf")
-NAMINGS = ("megatron", "hf")
-PACKED_EXPERTS = ("auto", "flatten", "keep")
-PROJECTOR_CHOICES = ("auto", "keep", "omit")
-_KEYS = (
-    "action", "source", "target", "target_format", "reference", "fill_from_reference", "naming", "name_prefix",
-    "packed_experts", "layout", "source_layout", "select", "text_source", "projector", "tied_head", "vocab_size",
-    "lora_only", "merge_lora", "lora_alpha", "iteration", "overwrite", "io", "report", "processes", "model",
-)  # fmt: skip
+_DIRECTORY = FilePath("DIR")
+# No vocabulary and no number of threads is larger; a typing error is.
+_SIZE = Integer(2**24)
+# The paths that an action needs, if not both.
+_NEEDED: dict[str, tuple[str, ...]] = {"models": ()}
+
+
+@dataclass(frozen=True)
+class _Modalities(Value[tuple[str, ...]]):
+    expected = f"a list of modalities out of {', '.join(MODALITIES)}, such as [vision]"
+    example = "[vision]"
+
+    def fits(self, value: Any) -> bool:
+        return isinstance(value, (list, tuple)) and len(value) > 0 and all(each in MODALITIES for each in value)
+
+    def held(self, value: Any) -> tuple[str, ...]:
+        return tuple(value)
+
+
+@dataclass(frozen=True)
+class _Iteration(Value[str]):
+    expected = "release, or a positive integer"
+    example = "N"
+
+    def fits(self, value: Any) -> bool:
+        if isinstance(value, str):
+            return value == "release" or (value.isascii() and value.isdecimal() and not value.startswith("0"))
+        return type(value) is int and value >= 1
+
+    def held(self, value: Any) -> str:
+        return str(value)
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputOutput:
-    """How a process reads and writes; `buffer_bytes` is the size of each of the two buffers of a thread."""
+class InputOutput(Record):
+    """How a process reads and writes."""
 
-    fsync: bool
-    threads: int
-    buffer_bytes: int
+    GROUP: ClassVar[str] = "io"
+
+    fsync: bool = option(Truth(), True, "make everything durable before it gets its final name")
+    threads: int = option(_SIZE, 2, "I/O threads of each process")
+    buffer_mib: int = option(_SIZE, 8, "size of each of the two buffers of a thread, in MiB")
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Size of each of the two buffers of a thread in bytes."""
+        return self.buffer_mib * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """What the user asked for, all but the model definition."""
+class CommonOptions(Record):
+    """What the user asks for, in any format, all but the model definition.
 
-    action: str
-    source: Path
-    target: Path
-    target_format: str
-    naming: str = "megatron"
-    name_prefix: str | None = None
-    packed_experts: str = "auto"
-    reference: Path | None = None
-    fill_from_reference: bool = False
-    layout: Layout = field(default_factory=Layout)
-    source_layout: SourceLayout = field(default_factory=SourceLayout)
-    select: tuple[str, ...] | None = None
-    text_source: Path | None = None
-    projector: str = "auto"
-    tied_head: str = "auto"
-    vocab_size: int | None = None
-    lora_only: bool = False
-    merge_lora: bool = False
-    lora_alpha: float | None = None
-    iteration: str | None
-    overwrite: bool
-    io: InputOutput
-    report: Path | None
-    processes: int | None
-
-
-def parse_config(content: Mapping[str, Any]) -> Options:
-    """The configuration in Hydra's composed content.
-
-    Raises:
-        InputError: every wrong key or value, with what is allowed.
+    `source` and `target` are `None` where the action does without; `target_format` is narrowed where formats are known.
     """
-    reader = Reader()
-    reader.problems += unknown_keys(content, _KEYS)
-    layout = LayoutReader(reader, content, "layout", ())
-    source_layout = LayoutReader(reader, content, "source_layout", ("vision_qkv",))
-    io = reader.section(content, "io", ("fsync", "threads", "buffer_mib"))
-    action = reader.choice(content, "action", ACTIONS)
-    processes = reader.optional_size(content, "processes")
-    if processes is not None and action != "plan":
-        reader.problems.append("processes: goes with action=plan; otherwise the launcher says how many processes run")
-    config = Options(
-        action=action,
-        source=reader.needed_path(content, "source", "the directory of the checkpoint to convert", action),
-        target=reader.needed_path(content, "target", "the directory that gets the result", action),
-        target_format=reader.choice(content, "target_format", TARGET_FORMATS),
-        naming=reader.choice(content, "naming", NAMINGS),
-        name_prefix=reader.optional_text(content, "name_prefix"),
-        packed_experts=reader.choice(content, "packed_experts", PACKED_EXPERTS),
-        reference=reader.path(content, "reference"),
-        fill_from_reference=reader.truth(content, "fill_from_reference"),
-        layout=Layout(
-            tp=layout.axis("tp"),
-            ep=layout.axis("ep"),
-            pp=layout.optional_axis("pp"),
-            vpp=layout.optional_axis("vpp"),
-            stages=layout.stages(),
-            modality_tp=layout.modality_tp(),
-            placement=layout.choice("placement", PLACEMENTS),
+
+    action: str = option(
+        Choice(
+            {
+                "convert": "",
+                "plan": "print what would happen, write nothing",
+                "verify": "prove a result against its source",
+                "models": "list the model definitions",
+            }
         ),
-        source_layout=SourceLayout(
-            tp=source_layout.optional_axis("tp"),
-            ep=source_layout.optional_axis("ep"),
-            pp=source_layout.optional_axis("pp"),
-            vpp=source_layout.optional_axis("vpp"),
-            stages=source_layout.stages(),
-            modality_tp=source_layout.modality_tp(),
-            placement=source_layout.optional_choice("placement", PLACEMENTS),
-            vision_qkv=source_layout.choice("vision_qkv", VISION_QKV),
-        ),
-        select=reader.modalities(content, "select"),
-        text_source=reader.path(content, "text_source"),
-        projector=reader.choice(content, "projector", PROJECTOR_CHOICES),
-        tied_head=reader.choice(content, "tied_head", TIED_HEAD),
-        vocab_size=reader.optional_size(content, "vocab_size"),
-        lora_only=reader.truth(content, "lora_only"),
-        merge_lora=reader.truth(content, "merge_lora"),
-        lora_alpha=reader.optional_number(content, "lora_alpha"),
-        iteration=reader.iteration(content, "iteration"),
-        overwrite=reader.truth(content, "overwrite"),
-        io=InputOutput(
-            fsync=reader.truth(io, "io.fsync"),
-            threads=reader.size(io, "io.threads"),
-            buffer_bytes=reader.size(io, "io.buffer_mib") * 1024 * 1024,
-        ),
-        report=reader.path(content, "report"),
-        processes=processes,
+        "convert",
+        "what to do",
     )
-    if config.text_source is not None and config.select is not None and "text" not in config.select:
-        reader.problems.append(f"text_source={config.text_source}: select={list(config.select)} leaves out the text")
-    raise_if(reader.problems)
-    return config
+    source: Path = option(_DIRECTORY, None, "the directory of the checkpoint to convert")
+    target: Path = option(_DIRECTORY, None, "the directory that gets the result")
+    target_format: str = option(Text("FORMAT"), "", "format of the result")
+    reference: Path | None = option(
+        _DIRECTORY,
+        None,
+        "of a source made for training: the published directory that the model came from, for its `config.json`, "
+        "shards and side files",
+        unset="what the source remembers",
+    )
+    fill_from_reference: bool = option(Truth(), False, "take tensors that the source does not have from the reference")
+    layout: Layout = option(Group(Layout), Layout(), "How the result is cut by ranks")
+    source_layout: SourceLayout = option(
+        Group(SourceLayout),
+        SourceLayout(),
+        "How the source is cut by ranks; a contradiction to what is found in its files is an error",
+    )
+    select: Sequence[str] | None = option(
+        _Modalities(), None, "modalities to convert, such as `[vision]`", unset="all of them"
+    )
+    text_source: Path | None = option(
+        _DIRECTORY, None, "beside a published source: a separate directory for the language model"
+    )
+    projector: str = option(
+        Choice(
+            {
+                "auto": "as it is, but not with `text_source`: it was made for another language model",
+                "keep": "",
+                "omit": "",
+            }
+        ),
+        "auto",
+        "projector from an encoder to the language model",
+    )
+    tied_head: str = option(
+        Choice(
+            {
+                "auto": "as the training side needs it; under published names as source or reference has it",
+                "write": "",
+                "omit": "",
+            }
+        ),
+        "auto",
+        "head of a tied model",
+    )
+    vocab_size: int | None = option(
+        _SIZE,
+        None,
+        "new number of rows of the embedding and the head, not under published names; new rows are zeros",
+        unset="as it is",
+    )
+    lora_only: bool = option(Truth(), False, "keep only the adapter tensors of a source that holds both")
+    iteration: str | None = option(
+        _Iteration(),
+        None,
+        "iteration of the result, and of a source that has several: a number, or `release`",
+        unset="the latest of the source, else `release`",
+    )
+    overwrite: bool = option(Truth(), False, "replace an existing result, at commit")
+    io: InputOutput = option(Group(InputOutput), InputOutput(), "How a process reads and writes")
+    report: Path | None = option(FilePath("FILE"), None, "write what was done, or planned, to this file as JSON")
+    processes: int | None = option(
+        _SIZE, None, "with `action=plan`: plan for so many processes", unset="those that run"
+    )
 
-
-def default_of(option: Field[Any]) -> Any:
-    """The default of a field; a required one has none that a value can equal."""
-    return option.default if option.default_factory is MISSING else option.default_factory()
+    def contradictions(self, wrong: Collection[str]) -> Iterator[str]:
+        """Options that are missing, and options that exclude each other."""
+        words = options_of(type(self))
+        for key in _NEEDED.get(self.action, ("source", "target")):
+            if key not in wrong and getattr(self, key) is None:
+                yield f"{key} is missing: give {key}=DIR, {words[key].words} (--help lists all options)"
+        if self.processes is not None and self.action != "plan" and "action" not in wrong:
+            yield "processes: goes with action=plan; otherwise the launcher says how many processes run"
+        if self.text_source is not None and self.select is not None and TEXT not in self.select:
+            yield f"text_source={self.text_source}: select={list(self.select)} leaves out the text"

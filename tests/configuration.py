@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from distconv.options import Options, parse_config
+from distconv.formats.registry import Options
 
 
 def content(**changes: Any) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def content(**changes: Any) -> dict[str, Any]:
 
 def job(**changes: Any) -> Options:
     """The configuration of a job from `/hf` to `/mm`, with some values changed as in `content`."""
-    return parse_config(content(**{"source": "/hf", "target": "/mm", **changes}))
+    return Options.from_content(content(**{"source": "/hf", "target": "/mm", **changes}))
 
 
 @cache

@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from distconv.errors import JobError
+from distconv.formats.registry import Options
 from distconv.job import Observer, run_job
 from distconv.models.library import Library
-from distconv.options import parse_config
 from distconv.runtime.processes import SingleProcess
 from tests.configuration import content
 
@@ -22,7 +22,7 @@ def run_here(*options: str, **changes: Any) -> None:
     given = {**changed(options), **changes}
     name = given.pop("model", None)
     chosen = None if name is None else (name, LIBRARY.content(name))
-    outcome = run_job(parse_config(content(**given)), chosen, LIBRARY, SingleProcess(), Observer())
+    outcome = run_job(Options.from_content(content(**given)), chosen, LIBRARY, SingleProcess(), Observer())
     if outcome.differences:
         raise JobError("\n".join(outcome.differences))
 

@@ -21,11 +21,13 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from distconv.cli.config import help_text
 from distconv.cli.rejections import in_own_words
 from distconv.cli.show import lose_reader
+from distconv.cli.values import literal, with_expanded_paths, with_literal_path
 from distconv.errors import InputError
+from distconv.formats.registry import Options
 from distconv.models.library import Library
-from distconv.options import Options, parse_config
 
 if TYPE_CHECKING:
     from importlib.abc import Traversable
@@ -71,7 +73,8 @@ def run_command_line(job: Job, *, quiet: bool) -> None:
 def _arrange_words(stack: contextlib.ExitStack) -> Sequence[str]:
     """Put the flags of the command line before the options, the only order that Hydra understands; the options.
 
-    Of several jobs, Hydra would leave a file in the working directory; it goes to one that lasts as long as `stack`.
+    Paths are put in terms of Hydra's grammar, except of several jobs, where it can say more than one. Of these, Hydra
+    would leave a file in the working directory; it goes to one that lasts as long as `stack`.
     """
     words = sys.argv[1:]
     found = get_args_parser().parse_intermixed_args(words)
@@ -81,23 +84,27 @@ def _arrange_words(stack: contextlib.ExitStack) -> Sequence[str]:
     for word in overrides:
         words.remove(word)
     if found.multirun:
-        words.append(f'hydra.sweep.dir="{stack.enter_context(tempfile.TemporaryDirectory())}"')
+        words.append(f"hydra.sweep.dir={literal(stack.enter_context(tempfile.TemporaryDirectory()))}")
+    else:
+        overrides = [with_literal_path(word) for word in overrides]
+    if found.help:
+        words.append(f"hydra.help.template={literal(help_text().replace('$', '$$'))}")
     sys.argv[1:] = [*words, *overrides]
     return overrides
 
 
 def _parsed(content: DictConfig) -> tuple[Options, tuple[str, Mapping[str, Any]] | None]:
     """The configuration, and the name and content of the model definition if one was named."""
-    plain = _plain(content)
-    model = plain.get("model")
+    plain = with_expanded_paths(_plain(content))
+    model = plain.pop("model", None)
     if model is None:
-        return parse_config(plain), None
+        return Options.from_content(plain), None
     name = HydraConfig.get().runtime.choices.get("model")
     if name is None:
         raise InputError("model: give one definition, +model=NAME; model.KEY=… then changes it")
     if not isinstance(model, Mapping):
         raise InputError(f"model definition {name}: expected a mapping, found {model!r}")
-    return parse_config(plain), (name.removesuffix(".yaml"), model)
+    return Options.from_content(plain), (name.removesuffix(".yaml"), model)
 
 
 def _plain(content: Any) -> dict[str, Any]:

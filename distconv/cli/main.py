@@ -12,9 +12,9 @@ import traceback
 from distconv.cli.command_line import run_command_line
 from distconv.cli.show import Reporter, models_text, outcome_text
 from distconv.errors import DistconvError, JobError, LauncherError, joined
+from distconv.formats.registry import Options
 from distconv.job import run_job
 from distconv.models.library import Library
-from distconv.options import Options
 from distconv.planning.inspect import Chosen
 from distconv.runtime.interruption import end_politely
 from distconv.runtime.processes import Launch, Processes, connect, launch

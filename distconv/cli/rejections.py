@@ -1,7 +1,7 @@
 """What Hydra cannot compose, in the words of this program.
 
 Owns the messages about options and configuration files that no job begins with. What is wrong in a configuration that
-could be composed is the business of `config` and `definition`.
+could be composed is the business of `options` and `definition`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ import contextlib
 import difflib
 import re
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
-from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from distconv.errors import InputError
+from distconv.fields import keys_of
+from distconv.formats.registry import Options
 
 # What Hydra says of a key that does not exist, and of a value that a group of keys cannot have.
 _REJECTED_KEY = re.compile(r"Could not override '([^']+)'|Error merging override ([^=\s]+)=\S*")
+# The key of a word that gives an option of this program.
+_KEY = re.compile(r"(?!model\b|hydra\b)([a-z_][\w.]*)=")
 # What Hydra says of a definition that inherits from one that is not there.
 _HEIR = re.compile(r"In '(model/.+?)'")
 # What Hydra raises of a command line, or of a configuration file, that it cannot compose; of a definition that inherits
@@ -66,13 +67,17 @@ def _explained(error: Exception, overrides: Sequence[str]) -> str:
             f"{error.full_key}: {str(error).splitlines()[0]}; ${{…}} stands for the value of an option, "
             "a placeholder of a rule is {…}"
         )
+    known = [key for key, _ in keys_of(Options)]
     wrong = [word for word in overrides if not _is_override(word)]
     if wrong:
+        given = _KEY.match(wrong[0])
+        if given is not None and not any(f"{key}.".startswith(f"{given[1]}.") for key in known):
+            return _unknown(given[1], known)
         return (
-            f"{wrong[0]}: not of the form KEY=VALUE; a value with = , ( ) [ ] {{ }} or a blank in it needs own quotes: "
-            "'target=\"/data/a=b\"'; python -m distconv --help lists the options"
+            f"{wrong[0]}: not of the form KEY=VALUE; a value with = , ( ) [ ] {{ }}, a blank or é in it needs own "
+            "quotes: 'name_prefix=\"a=b\"'; so does a path with --multirun; "
+            "python -m distconv --help lists the options"
         )
-    known = list(_keys(OmegaConf.create((files("distconv.conf") / "config.yaml").read_text())))
     match = _REJECTED_KEY.search(str(error))
     if match is None:
         return f"{error}\npython -m distconv --help lists the options"
@@ -83,8 +88,12 @@ def _explained(error: Exception, overrides: Sequence[str]) -> str:
         return f"{key}: the model definition has no such key; write +{key}=…"
     members = [each.removeprefix(f"{key}.") for each in known if each.startswith(f"{key}.")]
     if members:
-        given = match[0].rpartition(" ")[2]
-        return f"{given}: expected a group of options: {', '.join(members)}; give {key}.{members[0]}=…"
+        word = match[0].rpartition(" ")[2]
+        return f"{word}: expected a group of options: {', '.join(members)}; give {key}.{members[0]}=…"
+    return _unknown(key, known)
+
+
+def _unknown(key: str, known: Sequence[str]) -> str:
     near = [each for each in known if each.endswith(f".{key}")] or difflib.get_close_matches(key, known, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"unknown option {key}{hint}\nknown: {', '.join(known)}"
@@ -95,13 +104,3 @@ def _is_override(word: str) -> bool:
         return bool(OverridesParser.create().parse_override(word).key_or_group)
     except (HydraException, ValueError):
         return False
-
-
-def _keys(content: Any, prefix: str = "") -> Iterator[str]:
-    for key, value in content.items():
-        if not prefix and key in ("hydra", "defaults"):
-            continue
-        if isinstance(value, DictConfig):
-            yield from _keys(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"

@@ -221,7 +221,7 @@ class Format(ABC, Generic[_Options_contra]):
     """A format of checkpoints, as a source and as a result.
 
     `name` is the value of `target_format`; `noun` and `title` are for messages ("DCP", "a Megatron checkpoint");
-    `help` says what a result is. `tasks` are the functions that reading hands out to processes. `holds_iterations`: a
+    `words` say what a result is. `tasks` are the functions that reading hands out to processes. `holds_iterations`: a
     result is an iteration in the target directory, with a tracker and a provenance record; else it is the target
     directory itself, and `marks` are files of which an existing one has at least one.
     """
@@ -229,7 +229,7 @@ class Format(ABC, Generic[_Options_contra]):
     name: str
     noun: str
     title: str
-    help: str
+    words: str
     takes: Takes = Takes()
     tasks: tuple[Task, ...] = ()
     holds_iterations: bool = False

@@ -6,17 +6,29 @@ Owns the list, and which format a directory has. Nothing else names a format.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+from distconv.fields import Choice, Record, option
 from distconv.formats.base import Format
 from distconv.formats.dcp.format import Dcp
+from distconv.formats.dcp.options import DcpOptions
 from distconv.formats.huggingface.format import HuggingFace
+from distconv.formats.huggingface.options import HuggingFaceOptions
 from distconv.formats.megatron.format import Megatron
-from distconv.options import Options, default_of
 from distconv.runtime.hand_out import Task
 
-# In the order of the flow; of formats with equal evidence the first one reads a directory.
+
+@dataclass(frozen=True, kw_only=True)
+class Options(HuggingFaceOptions, DcpOptions):
+    """What the user asks for, all but the model definition: the options of all formats."""
+
+    target_format: str = option(
+        Choice(lambda: {each.name: each.words for each in FORMATS}), "megatron", "format of the result"
+    )
+
+
+# Of formats with equal evidence the first one reads a directory.
 FORMATS: tuple[Format[Options], ...] = (
     HuggingFace(),
     Megatron(),
@@ -39,38 +51,31 @@ def tasks() -> list[Task]:
     return [task for each in FORMATS for task in each.tasks]
 
 
-def contradictions(options: Options, source: Format[Options]) -> Iterator[str]:
-    """The options that were given although a source or a result of these formats does not take them, in words."""
+def target_contradictions(options: Options) -> Iterator[str]:
+    """The options that were given although a result in `target_format` does not take them, in words."""
+    target = format_named(options.target_format)
+    for key in options.given():
+        writing = [each for each in FORMATS if key in each.takes.target]
+        if writing and not _takes(target, key, options):
+            why = target.takes.refusals.get(key) or _who_takes(key, writing)
+            group = getattr(options, key)
+            members = [f"{key}.{each}" for each in group.given()] if isinstance(group, Record) else [key]
+            yield from (f"{each}: {why}" for each in members)
+
+
+def source_contradictions(options: Options, source: Format[Options]) -> Iterator[str]:
+    """The options that were given although a source in this format does not take them, in words."""
     target = format_named(options.target_format)
     found = f"source={options.source} is {source.title}"
-    for key, given in _given(options).items():
+    for key in options.given():
         either = [each for each in FORMATS if key in each.takes.either]
         reading = [each for each in FORMATS if key in each.takes.source]
-        writing = [each for each in FORMATS if key in each.takes.target]
         if either and source not in either and target not in either:
             yield f"{key}: goes with a {_nouns(either)}; {found}"
         if reading and source not in reading:
             yield f"{key}: goes with a {_nouns(reading)} source; {found}"
-        if writing and not _takes(target, key, options):
-            why = target.takes.refusals.get(key)
-            yield from (f"{each}: {why or _who_takes(key, writing)}" for each in given)
     if source is target and not target.holds_iterations:
         yield f"target_format={target.name}: {found} already"
-
-
-def _given(options: Options) -> dict[str, list[str]]:
-    """The options that differ from their defaults: of each field, its name or those of the group's members."""
-    given = {}
-    taken = {key for each in FORMATS for key in (*each.takes.source, *each.takes.target, *each.takes.either)}
-    for option in fields(options):
-        if option.name not in taken:
-            continue
-        value, default = getattr(options, option.name), default_of(option)
-        if value != default:
-            members = [each.name for each in fields(value)] if is_dataclass(value) else []
-            different = [each for each in members if getattr(value, each) != getattr(default, each)]
-            given[option.name] = [f"{option.name}.{each}" for each in different] or [option.name]
-    return given
 
 
 def _takes(target: Format[Options], key: str, options: Options) -> bool:

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from distconv.errors import InputError, raise_if
 from distconv.models.definition import PROJECTOR, Definition
 from distconv.models.rules import Rule
-from distconv.options import Options
+from distconv.options import CommonOptions
 
 
-def selection(config: Options, definition: Definition) -> Callable[[Rule], str | None]:
+def selection(config: CommonOptions, definition: Definition) -> Callable[[Rule], str | None]:
     """Why a rule is not wanted, if the configuration says that it is not.
 
     Raises:
@@ -41,8 +41,8 @@ def selection(config: Options, definition: Definition) -> Callable[[Rule], str |
     return selected
 
 
-def check_taken_whole(config: Options) -> None:
+def check_taken_whole(config: CommonOptions) -> None:
     """Raise `InputError` if a part is asked for of what is only taken whole."""
-    defaults = {"select": None, "text_source": None, "projector": "auto", "lora_only": False}
     why = "tensors that have their published names are all written as they are; leave it out"
-    raise_if([f"{key}: {why}" for key, default in defaults.items() if getattr(config, key) != default])
+    parts = ("select", "text_source", "projector", "lora_only")
+    raise_if([f"{key}: {why}" for key in config.given() if key in parts])

@@ -1,47 +1,102 @@
-"""Layouts as users give them: the keys of `layout.*` for a target, and of `source_layout.*` for a source.
+"""Layouts as users give them: the options of `layout` for a result, and of `source_layout` for a source.
 
-Owns the two records and their defaults. What is left open, `balance` chooses for a target, and the reader of a format
-detects in a source.
+Owns the two records. What is left open, `balance` chooses for a result, and the reader of a format detects in a source.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+from distconv.fields import ByName, Choice, Integer, Record, Value, option
 from distconv.layout.layout import PLACEMENTS, StageRows
+from distconv.models.rules import MODALITIES
 
-VISION_QKV = ("heads", "fused")
 # The operator of a fused qkv that the training side has by head, and once had as it is published.
 FUSED_QKV = "qkv_heads"
 
 
+@dataclass(frozen=True)
+class StageLists(Value[StageRows]):
+    """Layers per pipeline stage, one list or one for each virtual stage; held as one row for each virtual stage."""
+
+    expected = "layers per stage, such as [1,10,10,7], or one such list per virtual stage"
+    example = "[…]"
+
+    def fits(self, value: Any) -> bool:
+        """Whether it is a list of numbers from 0, or a list of such lists."""
+        return _is_list(value) and all(
+            _is_list(row) and all(type(layers) is int and layers >= 0 for layers in row) for row in _rows(value)
+        )
+
+    def held(self, value: Any) -> StageRows:
+        """The rows."""
+        return tuple(map(tuple, _rows(value)))
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 0
+
+
+def _rows(value: Any) -> Any:
+    return value if isinstance(value[0], (list, tuple)) else [value]
+
+
+# No parallel axis is longer; a typing error is.
+_AXIS = Integer(2**16)
+_STAGES = ByName(StageLists(), MODALITIES)
+_ENCODER_AXIS = ByName(_AXIS, MODALITIES[1:])
+_PLACEMENT = Choice({PLACEMENTS[0]: "", PLACEMENTS[1]: "embedding, final norm and head on pipeline rank 0"})
+_SIZES = "pipeline and virtual pipeline sizes, for stage lists to be chosen"
+_AS_LAYOUT = "as `layout`, of a source that is cut by ranks"
+_DETECTED = "found in its files"
+
+
 @dataclass(frozen=True, kw_only=True)
-class Layout:
-    """The keys of `layout.*` as the user gave them; `None` and missing entries are to be chosen."""
+class Layout(Record):
+    """The layout of a result as far as it was given; `None` and missing modalities are to be chosen.
 
-    tp: int = 1
-    ep: int = 1
-    pp: int | None = None
-    vpp: int | None = None
-    stages: Mapping[str, StageRows] = field(default_factory=dict)
-    modality_tp: Mapping[str, int] = field(default_factory=dict)
-    placement: str = PLACEMENTS[0]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceLayout:
-    """The keys of `source_layout.*` as the user gave them; `None` and missing entries are to be detected.
-
-    `vision_qkv` says how a fused qkv of an encoder is stored: `heads`, by head, as training has it now, or `fused`, as
-    `[q; k; v]`, as the converters of late 2025 left it.
+    `stages` holds `StageRows`, and takes lists of either depth.
     """
 
-    tp: int | None = None
-    ep: int | None = None
-    pp: int | None = None
-    vpp: int | None = None
-    stages: Mapping[str, StageRows] = field(default_factory=dict)
-    modality_tp: Mapping[str, int] = field(default_factory=dict)
-    placement: str | None = None
-    vision_qkv: str = VISION_QKV[0]
+    GROUP: ClassVar[str] = "layout"
+
+    tp: int = option(_AXIS, 1, "tensor parallel size")
+    ep: int = option(_AXIS, 1, "expert parallel size")
+    stages: Mapping[str, Any] = option(
+        _STAGES,
+        {},
+        "layers per pipeline stage: `[1,10,10,7]`, or one list per virtual stage: `[[0,0,0,1],[4,4,4,4],[4,3,2,2]]`; "
+        "zeros may stand anywhere; an encoder list shorter than the text list repeats",
+        unset="encoders on the first stage, text layers balanced over `pp` and `vpp`",
+    )
+    pp: int | None = option(_AXIS, None, _SIZES, unset="as the lists say, or 1")
+    vpp: int | None = option(_AXIS, None, _SIZES, unset="as the lists say, or 1")
+    modality_tp: Mapping[str, int] = option(
+        _ENCODER_AXIS, {}, "tensor parallel size of an encoder", unset="that of the text, `layout.tp`"
+    )
+    placement: str = option(_PLACEMENT, PLACEMENTS[0], "order of the pipeline stages")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceLayout(Record):
+    """The layout of a source as far as it was given; `None` and missing modalities are to be detected.
+
+    `stages` holds `StageRows`, and takes lists of either depth.
+    """
+
+    GROUP: ClassVar[str] = "source_layout"
+
+    tp: int | None = option(_AXIS, None, _AS_LAYOUT, unset=_DETECTED)
+    ep: int | None = option(_AXIS, None, _AS_LAYOUT, unset=_DETECTED)
+    stages: Mapping[str, Any] = option(_STAGES, {}, _AS_LAYOUT, unset=_DETECTED)
+    pp: int | None = option(_AXIS, None, _AS_LAYOUT, unset=_DETECTED)
+    vpp: int | None = option(_AXIS, None, _AS_LAYOUT, unset=_DETECTED)
+    modality_tp: Mapping[str, int] = option(_ENCODER_AXIS, {}, _AS_LAYOUT, unset=_DETECTED)
+    placement: str | None = option(_PLACEMENT, None, _AS_LAYOUT, unset=_DETECTED)
+    vision_qkv: str = option(
+        Choice({"heads": "by head, as training has it", "fused": "as published, as in files of late 2025"}),
+        "heads",
+        "fused qkv of an encoder",
+    )

@@ -14,8 +14,6 @@ from distconv.models.bind import Binding, Parameter, Unconverted
 from distconv.models.definition import Definition
 from distconv.models.rules import TEXT
 
-TIED_HEAD = ("auto", "write", "omit")
-
 
 def resolve_head(binding: Binding, definition: Definition, layout: CompleteLayout, tied_head: str) -> Binding:
     """The binding with the head that the layout and `tied_head` ask for.

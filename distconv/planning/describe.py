@@ -15,10 +15,9 @@ from distconv.formats.base import Format, Held, Opened, Source
 from distconv.formats.huggingface.directory import check_directory
 from distconv.formats.iterations import iterations_in
 from distconv.formats.provenance import read_record
-from distconv.formats.registry import format_of
+from distconv.formats.registry import Options, format_of
 from distconv.models.definition import parse_definition
 from distconv.models.library import Library
-from distconv.options import Options
 from distconv.planning.inspect import Chosen, facts_of
 from distconv.runtime.hand_out import HandOut, here
 from distconv.tensors.dtypes import ITEM_SIZE

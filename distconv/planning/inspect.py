@@ -18,9 +18,8 @@ from distconv.formats.huggingface.directory import check_directory
 from distconv.formats.huggingface.reference import read_reference
 from distconv.formats.model import MODEL_CONFIG, Reference
 from distconv.formats.provenance import RECORD_NAME, Record, read_record
-from distconv.formats.registry import contradictions, format_named, format_of
+from distconv.formats.registry import Options, format_named, format_of, source_contradictions, target_contradictions
 from distconv.models.library import Library, head_of
-from distconv.options import Options
 from distconv.planning.facts import Facts, model_of
 from distconv.runtime.hand_out import HandOut, here
 
@@ -36,9 +35,10 @@ def inspect(options: Options, chosen: Chosen | None, library: Library, hand_out:
     Raises:
         InputError: options that contradict, a directory that is not a checkpoint, or no definition for it.
     """
+    raise_if(list(target_contradictions(options)))
     check_directory(options.source, "source")
     form = format_of(options.source)
-    raise_if(list(contradictions(options, form)))
+    raise_if(list(source_contradictions(options, form)))
     adapters = chosen is not None and chosen[1].get("adapters") == "only"
     opened = form.open(options, adapters=adapters, hand_out=hand_out)
     needed = opened.config is None or not format_named(options.target_format).is_published(options)

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 from distconv.formats.base import FileFormat, Source
 from distconv.formats.records import Plan
-from distconv.formats.registry import format_named
+from distconv.formats.registry import Options, format_named
 from distconv.formats.replicas import Replica
 from distconv.layout.partition import balanced_parts
-from distconv.options import Options
 from distconv.planning.facts import Facts
 
 

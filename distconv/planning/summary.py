@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distconv.errors import InputError
-from distconv.options import Options
+from distconv.formats.registry import Options
 from distconv.planning.assign import assign
 from distconv.planning.facts import Facts
 from distconv.planning.plan import Planned

@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from distconv.formats.huggingface.source import Checkpoint, HuggingFaceFacts
 from distconv.formats.megatron.plan import MegatronPlan
+from distconv.formats.registry import Options
 from distconv.models.library import Library
-from distconv.options import parse_config
 from distconv.planning.facts import Facts
 from distconv.planning.inspect import _recognised
 from distconv.planning.plan import plan_job
@@ -55,7 +55,7 @@ def planned() -> PlanOf:
         assert chosen is not None
         name, definition = chosen
         facts = Facts(kind="hf", source=source, reference=None, model=name, definition=definition, iteration="release")
-        found = plan_job(parse_config(as_configured(defaults, layout)), facts)
+        found = plan_job(Options.from_content(as_configured(defaults, layout)), facts)
         assert found.source.replicas == found.source.notes == ()
         assert isinstance(found.plan, MegatronPlan)
         return name, found.plan

@@ -282,8 +282,10 @@ OPTIONS = {
         options={"layout": "2"}, says=["layout=2", "tp, ep, stages"], never=["None"]
     ),
     "a value without an option": Refusal(options={"": "2"}, says=["=2"]),
-    "a source of the wrong type": Refusal(
-        options={"source": "[a]"}, says=["source=", "expected a path"], never=["source is missing"]
+    "an empty path": Refusal(options={"source": ""}, says=["source=: expected a path"], never=["source is missing"]),
+    "a source that is no list of one": Refusal(options={"source": "[hf]"}, says=["source=[hf]: no such directory"]),
+    "unknown option with a value that Hydra cannot read": Refusal(
+        options={"sorce": "hf/模型"}, says=["unknown option sorce; did you mean source?"]
     ),
     "negative iteration": Refusal(options={"iteration": "-1"}, says=["iteration=-1", "release"]),
     "unknown modality": Refusal(options={"select": "[visoin]"}, says=["select=", "visoin", "text, vision, audio"]),
@@ -292,7 +294,9 @@ OPTIONS = {
     ),
     "no threads": Refusal(options={"io.threads": "0"}, says=["io.threads=0", "integer"]),
     "number of processes of a conversion": Refusal(options={"processes": "2"}, says=["processes", "action=plan"]),
-    "a target that needs quotes": Refusal(options={"target": "a(b"}, says=["target=a(b", "quotes"]),
+    "a value that needs quotes": Refusal(
+        options={"name_prefix": "a(b"}, says=["name_prefix=a(b: not of the form KEY=VALUE", "needs own quotes"]
+    ),
     "two wrong values": Refusal(options={"layout.tp": "0", "action": "convrt"}, says=["layout.tp=0", "action=convrt"]),
     "a report where there is no directory": Refusal(
         options={"report": "nowhere/report.json"}, says=["report=nowhere/report.json", "directory"]

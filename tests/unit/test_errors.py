@@ -13,6 +13,7 @@ from distconv.errors import (
     joined,
     named,
     raise_if,
+    shown,
     unknown_keys,
 )
 
@@ -62,3 +63,11 @@ def test_an_unknown_key_comes_with_the_nearest_known_one_or_with_all():
         "unknown key 'targte'; did you mean 'target'?",
         "unknown key 7; known: target, source",
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [([1, "é"], "[1,é]"), (None, "null"), (True, "true"), ("a b", "a b"), ("2", "'2'"), ({"a": [1]}, "{a:[1]}")],
+)
+def test_a_value_is_shown_as_it_is_written(value, text):
+    assert shown(value) == text

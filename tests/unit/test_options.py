@@ -1,16 +1,20 @@
-"""Every key is checked: a wrong value is reported with the key, the value and what is allowed."""
+"""Every option is checked, in a configuration and in Python: what is wrong is said with the key and what is allowed."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from distconv.cli.values import shown
-from distconv.errors import InputError
+from distconv.errors import InputError, shown
+from distconv.fields import options_of
+from distconv.formats.registry import Options
 from distconv.layout.request import Layout, SourceLayout
-from distconv.options import ACTIONS, InputOutput, Options, parse_config
+from distconv.options import InputOutput
 from tests import configuration
 
 
@@ -30,12 +34,12 @@ def content(**changes: Any) -> dict[str, Any]:
 
 def problems(**changes: Any) -> list[str]:
     with pytest.raises(InputError) as caught:
-        parse_config(content(**changes))
+        Options.from_content(content(**changes))
     return caught.value.problems
 
 
 def test_a_configuration_is_read_as_it_is_written():
-    assert parse_config(content(model={"rules": "of the definition"})) == Options(
+    assert Options.from_content(content()) == Options(
         action="convert",
         source=Path("/hf"),
         target=Path("/mm"),
@@ -65,7 +69,7 @@ def test_a_configuration_is_read_as_it_is_written():
         lora_alpha=None,
         iteration="release",
         overwrite=False,
-        io=InputOutput(fsync=True, threads=2, buffer_bytes=4 * 1024 * 1024),
+        io=InputOutput(fsync=True, threads=2, buffer_mib=4),
         report=None,
         processes=None,
     )
@@ -88,14 +92,15 @@ def test_a_configuration_is_read_as_it_is_written():
         ("iteration", 1000, {"iteration": "1000"}),
         ("iteration", None, {"iteration": None}),
         ("name_prefix", "", {"name_prefix": ""}),
-        ("reference", "~/hf", {"reference": Path.home() / "hf"}),
+        ("reference", "~/hf", {"reference": Path("~/hf")}),
         ("overwrite", True, {"overwrite": True}),
         ("report", "plan.json", {"report": Path("plan.json")}),
-        ("source", "~/hf", {"source": Path.home() / "hf"}),
+        ("source", "$HOME/hf", {"source": Path("$HOME/hf")}),
+        ("io__buffer_mib", 16, {"io.buffer_bytes": 2**24}),
     ],
 )
 def test_a_value_is_taken_over(key, value, expected):
-    config = parse_config(content(**{key: value}))
+    config = Options.from_content(content(**{key: value}))
     for name, wanted in expected.items():
         found: Any = config
         for part in name.split("."):
@@ -105,12 +110,14 @@ def test_a_value_is_taken_over(key, value, expected):
         assert found == wanted
 
 
-def test_every_action_is_allowed():
-    assert [parse_config(content(action=action)).action for action in ACTIONS] == list(ACTIONS)
+def test_every_choice_is_allowed():
+    for key, each in options_of(Options).items():
+        for choice in getattr(each.kind, "choices", ()):
+            assert getattr(Options.from_content(content(**{key: choice})), key) == choice
 
 
 def test_another_number_of_processes_goes_with_planning():
-    assert parse_config(content(action="plan", processes=64)).processes == 64
+    assert Options.from_content(content(action="plan", processes=64)).processes == 64
     assert problems(processes=64) == [
         "processes: goes with action=plan; otherwise the launcher says how many processes run"
     ]
@@ -144,7 +151,7 @@ NO_SIZES = [0, -1, 1.5, 2.0, "2", True, [2], {}]
         ("layout__placement", ["u-shape", 1, None], "one of sequential, u_shape"),
         ("select", ["vision", [], ["video"], ["vision", 3], {}, [["vision"]]],
          "a list of modalities out of text, vision, audio, such as [vision]"),
-        ("target_format", ["safetensors", None], "one of megatron, dcp, hf"),
+        ("target_format", ["safetensors", None], "one of hf, megatron, dcp"),
         ("naming", ["mm", None], "one of megatron, hf"),
         ("name_prefix", [1, True, ["model."], {}], "text; the empty text is written ''"),
         ("reference", [3, True, ["/hf"], {}, ""], "a path"),
@@ -159,7 +166,7 @@ NO_SIZES = [0, -1, 1.5, 2.0, "2", True, [2], {}]
         ("tied_head", ["copy", False, None], "one of auto, write, omit"),
         ("vocab_size", NO_SIZES, SIZE),
         ("lora_only", ["yes", 1, None], "true or false"),
-        ("iteration", ["latest", "1000", 0, -1, 1.0, True, [1]], "release, or a positive integer"),
+        ("iteration", ["latest", "0", "01", "1.0", "", "٣", 0, -1, 1.0, True, [1]], "release, or a positive integer"),
         ("overwrite", ["yes", "true", 1, 0, None], "true or false"),
         ("io__fsync", ["yes", 1, None], "true or false"),
     ],
@@ -183,7 +190,7 @@ def test_a_missing_directory_is_asked_for(key):
 
 
 def test_listing_the_models_needs_no_directories():
-    assert parse_config(content(action="models", source=None, target=None)).action == "models"
+    assert Options.from_content(content(action="models", source=None, target=None)).action == "models"
 
 
 @pytest.mark.parametrize(
@@ -210,18 +217,11 @@ def test_a_group_that_is_none_is_reported(key):
     assert problem.startswith(f"{name}=3: expected a group of options: ")
 
 
-@pytest.mark.parametrize(
-    ("value", "text"), [([1, "x"], "[1,x]"), (None, "null"), (True, "true"), ("a b", "a b"), ({"a": [1]}, "{a:[1]}")]
-)
-def test_a_value_is_shown_as_it_is_written(value, text):
-    assert shown(value) == text
-
-
 def test_a_separate_language_model_that_is_not_selected_is_a_contradiction():
     assert problems(text_source="/llm", select=["vision"]) == [
         "text_source=/llm: select=['vision'] leaves out the text"
     ]
-    assert parse_config(content(text_source="/llm", select=["vision", "text"])).text_source == Path("/llm")
+    assert Options.from_content(content(text_source="/llm", select=["vision", "text"])).text_source == Path("/llm")
 
 
 def test_all_problems_are_reported_together():
@@ -250,47 +250,12 @@ def test_all_problems_are_reported_together():
         assert any(problem.startswith(starts) for problem in found), name
 
 
-DCP = {"target_format": "dcp", "layout__tp": 1, "layout__stages": {}, "layout__modality_tp": {}}
-HF = {**DCP, "target_format": "hf"}
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"target_format": "dcp"}, ["layout.tp", "layout.stages", "layout.modality_tp"]),
-        ({"target_format": "hf", "layout__pp": 2}, ["layout.tp", "layout.pp", "layout.stages", "layout.modality_tp"]),
-        ({"naming": "hf"}, ["naming"]),
-        ({**HF, "naming": "hf"}, ["naming"]),
-        ({"packed_experts": "keep"}, ["packed_experts"]),
-        ({**DCP, "packed_experts": "keep"}, ["packed_experts"]),
-        ({**HF, "packed_experts": "flatten"}, ["packed_experts"]),
-        ({**DCP, "naming": "hf", "vocab_size": 8}, ["vocab_size"]),
-        ({**HF, "vocab_size": 8}, ["vocab_size"]),
-        ({**HF, "tied_head": "write"}, ["tied_head"]),
-        ({"fill_from_reference": True}, ["fill_from_reference"]),
-        ({**DCP, "fill_from_reference": True}, ["fill_from_reference"]),
-    ],
-)  # fmt: skip
-def test_keys_that_say_nothing_about_the_job_are_refused(changes, expected):
-    assert [problem.partition(":")[0] for problem in problems(**changes)] == expected
-
-
-def test_a_dcp_may_have_either_names():
-    assert parse_config(content(**DCP, name_prefix="x.", vocab_size=8)).name_prefix == "x."
-    assert parse_config(content(**DCP, naming="hf", packed_experts="keep")).packed_experts == "keep"
-    assert parse_config(content(**DCP, naming="hf", fill_from_reference=True)).fill_from_reference
-
-
-def test_a_hugging_face_directory_has_no_layout():
-    assert parse_config(content(**HF, fill_from_reference=True)).layout == Layout()
-
-
 def test_the_layout_of_a_source_is_read_like_that_of_a_target():
     given = {
         "tp": 2, "ep": 4, "pp": 3, "vpp": 2, "stages": {"text": [0, 3], "vision": None, "audio": None},
         "modality_tp": {"vision": 1, "audio": None}, "placement": "u_shape", "vision_qkv": "fused",
     }  # fmt: skip
-    assert parse_config(content(source_layout=given)).source_layout == SourceLayout(
+    assert Options.from_content(content(source_layout=given)).source_layout == SourceLayout(
         tp=2, ep=4, pp=3, vpp=2, stages={"text": ((0, 3),)}, modality_tp={"vision": 1}, placement="u_shape",
         vision_qkv="fused",
     )  # fmt: skip
@@ -318,3 +283,19 @@ def test_a_value_that_quotes_have_made_text_is_shown_with_them(changes, message)
     """A launcher's script may pass on the quotes that were meant for the shell."""
     (problem,) = problems(**changes)
     assert problem.startswith(message)
+
+
+def test_a_record_is_made_in_python_as_by_a_configuration():
+    made = Options(source="/hf", target="/mm", layout=Layout(tp=2, stages={"text": [1, 10, 10, 7]}), iteration=1000)
+    assert made == Options.from_content(
+        configuration.content(
+            source="/hf", target="/mm", layout__tp=2, layout__stages__text=[1, 10, 10, 7], iteration=1000
+        )
+    )
+    assert made.layout.stages == {"text": ((1, 10, 10, 7),)}
+    assert made == replace(made)
+
+
+def test_the_options_need_neither_hydra_nor_torch():
+    code = "import sys, distconv.formats.registry; print(*{'hydra', 'omegaconf', 'yaml', 'torch'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split() == []

@@ -17,6 +17,7 @@ from distconv.formats.dcp.files import DcpFiles
 from distconv.formats.dcp.index import locate_chunks, open_dcp
 from distconv.formats.dcp.live_model import flattened, with_tied_head
 from distconv.formats.dcp.metadata import METADATA
+from distconv.formats.dcp.options import DcpOptions
 from distconv.formats.dcp.plan import make_dcp_plan
 from distconv.formats.dcp.source import PUBLISHED, DcpFacts, MegatronNamedDcp, PublishedDcp, read_dcp
 from distconv.formats.huggingface.follow import Followed, follow_reference
@@ -29,19 +30,18 @@ from distconv.layout.shards import cut_recipes
 from distconv.layout.tied_head import resolve_head
 from distconv.models.bind import Unconverted
 from distconv.models.vocabulary import resize_vocabulary
-from distconv.options import Options
 from distconv.runtime.hand_out import HandOut
 
 _Tensors = tuple[Sequence[NamedTensor], tuple[Unconverted, ...]]
 
 
-class Dcp(Format[Options]):
+class Dcp(Format[DcpOptions]):
     """Directories of `.metadata` and `.distcp` files."""
 
     name = "dcp"
     noun = "DCP"
     title = "a torch.distributed.checkpoint"
-    help = "whole tensors, without layout"
+    words = "torch.distributed.checkpoint: whole tensors, no `layout`"
     takes = Takes(
         source=frozenset({"reference", "fill_from_reference"}),
         target={
@@ -64,7 +64,7 @@ class Dcp(Format[Options]):
         """Files of chunks, or metadata, in the directory or in one of its iterations."""
         return evidence_of_files(directory, METADATA, "*.distcp", "__*.metadata")
 
-    def open(self, options: Options, *, adapters: bool, hand_out: HandOut) -> Opened:  # noqa: ARG002
+    def open(self, options: DcpOptions, *, adapters: bool, hand_out: HandOut) -> Opened:  # noqa: ARG002
         """The metadata of an iteration; its chunks are located when the names of its model are known."""
         opened = open_dcp(options.source, options.iteration)
         # The prefix of a result of this format is that of its own names.
@@ -80,15 +80,15 @@ class Dcp(Format[Options]):
         """The facts in plain data."""
         return DcpFacts.from_json(data)
 
-    def source(self, options: Options, facts: DcpFacts, model: Model) -> Source:
+    def source(self, options: DcpOptions, facts: DcpFacts, model: Model) -> Source:
         """The source of a job."""
         return (PublishedDcp if facts.naming == PUBLISHED else MegatronNamedDcp)(options, facts, model)
 
-    def is_published(self, options: Options) -> bool:
+    def is_published(self, options: DcpOptions) -> bool:
         """As `naming` says."""
         return options.naming == PUBLISHED
 
-    def plan(self, options: Options, source: Source, model: Model) -> PlannedResult:
+    def plan(self, options: DcpOptions, source: Source, model: Model) -> PlannedResult:
         """The chunks of all tensors, under names with the prefix that is asked for."""
         published = self.is_published(options)
         tensors, left_out = (_published if published else _parameters)(options, source, model)
@@ -111,7 +111,7 @@ class Dcp(Format[Options]):
         ]
 
 
-def _parameters(options: Options, source: Source, model: Model) -> _Tensors:
+def _parameters(options: DcpOptions, source: Source, model: Model) -> _Tensors:
     binding = resize_vocabulary(source.parameters(), options.vocab_size)
     layout = complete_layout(Layout(), binding, model.defined)
     binding = resolve_head(binding, model.defined, layout, options.tied_head)
@@ -121,7 +121,7 @@ def _parameters(options: Options, source: Source, model: Model) -> _Tensors:
     return tensors, binding.unconverted
 
 
-def _published(options: Options, source: Source, model: Model) -> _Tensors:
+def _published(options: DcpOptions, source: Source, model: Model) -> _Tensors:
     published, definition, reference = source.published(), model.definition, model.reference
     followed = Followed(tensors=published.tensors, left_out=(), filled=())
     if reference is not None:

@@ -27,7 +27,7 @@ from distconv.formats.torch_zip.archive import ArchivedTensor
 from distconv.layout.request import SourceLayout
 from distconv.models.bind import Binding, Parameter, Recipe, bind
 from distconv.models.names import pattern_of
-from distconv.options import Options
+from distconv.options import CommonOptions
 from distconv.runtime.hand_out import HandOut
 from distconv.tensors.compose import renumbered, split_dim, substitute
 from distconv.tensors.stored import AssembledTensor, SourceFile, SourceIndex, StoredTensor
@@ -94,7 +94,7 @@ def _summarised(names: Collection[str]) -> tuple[str, ...]:
 
 
 class _DcpSource(Source):
-    def __init__(self, options: Options, facts: DcpFacts, model: Model) -> None:
+    def __init__(self, options: CommonOptions, facts: DcpFacts, model: Model) -> None:
         self._options, self._facts, self._model = options, facts, model
         self.notes: tuple[str, ...] = tuple(
             f"not carried over: {name}: training state; only the model is converted" for name in facts.others
@@ -108,7 +108,7 @@ class _DcpSource(Source):
 class MegatronNamedDcp(_DcpSource):
     """One rank that holds whole parameters, which lie in chunks."""
 
-    def __init__(self, options: Options, facts: DcpFacts, model: Model) -> None:
+    def __init__(self, options: CommonOptions, facts: DcpFacts, model: Model) -> None:
         super().__init__(options, facts, model)
         tensors = {
             ("model", each.name): ArchivedTensor.contiguous(each.tensor.dtype, each.tensor.shape, 0)
@@ -137,7 +137,7 @@ class MegatronNamedDcp(_DcpSource):
 class PublishedDcp(_DcpSource):
     """Tensors under published names, as FSDP2 training saves them."""
 
-    def __init__(self, options: Options, facts: DcpFacts, model: Model) -> None:
+    def __init__(self, options: CommonOptions, facts: DcpFacts, model: Model) -> None:
         super().__init__(options, facts, model)
         definition, sizes = model.defined, model.sizes
         packed = pattern_of(rule for rule in definition.rules if rule.packs_experts)

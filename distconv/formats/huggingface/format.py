@@ -14,6 +14,7 @@ from distconv.errors import InputError, named
 from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, Takes
 from distconv.formats.huggingface.files import HuggingFaceFiles
 from distconv.formats.huggingface.follow import follow_reference
+from distconv.formats.huggingface.options import HuggingFaceOptions
 from distconv.formats.huggingface.peft import as_peft, beside_adapters, merged_beside, merged_into
 from distconv.formats.huggingface.plan import HuggingFacePlan, make_huggingface_plan
 from distconv.formats.huggingface.source import HuggingFaceFacts, HuggingFaceSource, open_adapters, open_model
@@ -21,17 +22,16 @@ from distconv.formats.iterations import RELEASE
 from distconv.formats.model import MODEL_CONFIG, Model, Reference
 from distconv.formats.records import NamedTensor
 from distconv.models.adapters import CONFIG_NAME
-from distconv.options import Options
 from distconv.runtime.hand_out import HandOut
 
 
-class HuggingFace(Format[Options]):
+class HuggingFace(Format[HuggingFaceOptions]):
     """Directories as they are published."""
 
     name = "hf"
     noun = "Hugging Face"
     title = "a Hugging Face directory"
-    help = "Hugging Face"
+    words = "Hugging Face directory"
     takes = Takes(
         source=frozenset({"text_source", "projector", "lora_only"}),
         target={"merge_lora": "", "lora_alpha": "", "fill_from_reference": ""},
@@ -47,7 +47,7 @@ class HuggingFace(Format[Options]):
         """A configuration may lie beside a checkpoint of training, never one of training beside a published model."""
         return Evidence.CONFIGURATION if any((directory / name).exists() for name in self.marks) else Evidence.NONE
 
-    def open(self, options: Options, *, adapters: bool, hand_out: HandOut) -> Opened:  # noqa: ARG002
+    def open(self, options: HuggingFaceOptions, *, adapters: bool, hand_out: HandOut) -> Opened:  # noqa: ARG002
         """The directories, with the headers of all their files."""
         facts = open_adapters(options) if adapters else open_model(options)
         return Opened(
@@ -63,15 +63,15 @@ class HuggingFace(Format[Options]):
         """The facts in plain data."""
         return HuggingFaceFacts.from_json(data)
 
-    def source(self, options: Options, facts: HuggingFaceFacts, model: Model) -> HuggingFaceSource:
+    def source(self, options: HuggingFaceOptions, facts: HuggingFaceFacts, model: Model) -> HuggingFaceSource:
         """The source of a job."""
         return HuggingFaceSource(options, facts, model)
 
-    def is_published(self, options: Options) -> bool:  # noqa: ARG002 - whatever the options
+    def is_published(self, options: HuggingFaceOptions) -> bool:  # noqa: ARG002 - whatever the options
         """Always."""
         return True
 
-    def plan(self, options: Options, source: Source, model: Model) -> PlannedResult:
+    def plan(self, options: HuggingFaceOptions, source: Source, model: Model) -> PlannedResult:
         """The directory that follows the reference of a source."""
         published, reference, definition = source.published(), model.followed, model.defined
         if definition.adapters == "only" and not reference.is_adapter:
@@ -101,7 +101,9 @@ def _planned(plan: HuggingFacePlan) -> PlannedResult:
     return PlannedResult(plan=plan, files=HuggingFaceFiles(plan))
 
 
-def _plan_adapters(options: Options, model: Model, base: Reference, tensors: Sequence[NamedTensor]) -> HuggingFacePlan:
+def _plan_adapters(
+    options: HuggingFaceOptions, model: Model, base: Reference, tensors: Sequence[NamedTensor]
+) -> HuggingFacePlan:
     """Adapters whose reference is the model that they are for: merged into it, or as PEFT saves them."""
     definition = model.defined
     left_out = beside_adapters(tensors, definition.name)

@@ -22,7 +22,7 @@ from distconv.models.bind import Binding, bind
 from distconv.models.definition import Definition
 from distconv.models.rules import TEXT, Rule
 from distconv.models.sizes import Sizes
-from distconv.options import Options
+from distconv.options import CommonOptions
 from distconv.tensors.stored import SourceIndex
 
 
@@ -82,7 +82,7 @@ class HuggingFaceFacts:
         )
 
 
-def open_model(options: Options) -> HuggingFaceFacts:
+def open_model(options: CommonOptions) -> HuggingFaceFacts:
     """The directories of a model.
 
     Raises:
@@ -95,7 +95,7 @@ def open_model(options: Options) -> HuggingFaceFacts:
     return HuggingFaceFacts(model=model, text=None if text is None else _checkpoint(text, "text_source"))
 
 
-def open_adapters(options: Options) -> HuggingFaceFacts:
+def open_adapters(options: CommonOptions) -> HuggingFaceFacts:
     """The directory of adapters alone.
 
     Raises:
@@ -121,7 +121,7 @@ def _checkpoint(directory: Path, key: str) -> Checkpoint:
 class HuggingFaceSource(Source):
     """The source of a job."""
 
-    def __init__(self, options: Options, facts: HuggingFaceFacts, model: Model) -> None:
+    def __init__(self, options: CommonOptions, facts: HuggingFaceFacts, model: Model) -> None:
         self._options, self._facts, self._model = options, facts, model
 
     def published(self) -> Published:

@@ -15,7 +15,7 @@ from distconv.formats.megatron.names import Targets
 from distconv.formats.megatron.piece_sizes import tensor_parallel_sizes
 from distconv.formats.megatron.ranks import RankGrid, arrange
 from distconv.layout.layout import PLACEMENTS, CompleteLayout, StageRows, check_layout, shown_stages
-from distconv.layout.request import FUSED_QKV, VISION_QKV, SourceLayout
+from distconv.layout.request import FUSED_QKV, SourceLayout
 from distconv.models.definition import Definition
 from distconv.models.names import layers_named
 from distconv.models.rules import TEXT
@@ -98,8 +98,6 @@ def _unknown_modalities(definition: Definition, given: SourceLayout) -> list[str
 
 def _wrong_qkv(definition: Definition, given: SourceLayout) -> list[str]:
     key = f"source_layout.vision_qkv={given.vision_qkv}"
-    if given.vision_qkv not in VISION_QKV:
-        return [f"{key}: expected one of {', '.join(VISION_QKV)}"]
     if given.vision_qkv == "fused" and not any(rule.operator == FUSED_QKV for rule in definition.rules):
         return [f"{key}: model definition {definition.name} has no qkv that training stores by head; leave it out"]
     return []
@@ -157,7 +155,7 @@ def _stages(
     `adapters`: the files hold adapters alone, which some layers may not have.
     """
     rows = tuple(tuple(found[start : start + pp]) for start in range(0, len(found), pp))
-    wanted = given.stages.get(modality)
+    wanted: StageRows | None = given.stages.get(modality)
     if wanted is not None:
         flat = [count for row in wanted for count in row]
         period = len(found) if given.placement == "u_shape" else len(flat)

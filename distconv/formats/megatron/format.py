@@ -21,18 +21,18 @@ from distconv.layout.balance import complete_layout
 from distconv.layout.layout import shown_stages
 from distconv.layout.tied_head import resolve_head
 from distconv.models.vocabulary import resize_vocabulary
-from distconv.options import Options
+from distconv.options import CommonOptions
 from distconv.runtime.hand_out import HandOut
 from distconv.words import binary, table
 
 
-class Megatron(Format[Options]):
+class Megatron(Format[CommonOptions]):
     """Directories of one file for each tensor, pipeline and expert parallel rank."""
 
     name = "megatron"
     noun = "Megatron"
     title = "a Megatron checkpoint"
-    help = "mp_rank_* directories"
+    words = "`mp_rank_*` directories, cut by ranks"
     takes = Takes(
         source=frozenset({"reference", "fill_from_reference", "source_layout"}),
         target={"layout": "", "vocab_size": "", "tied_head": ""},
@@ -45,7 +45,7 @@ class Megatron(Format[Options]):
         found = evidence_of_files(directory, f"{RANK_PREFIX}*")
         return found or (Evidence.ITERATIONS if iterations_in(directory) else found)
 
-    def open(self, options: Options, *, adapters: bool, hand_out: HandOut) -> Opened:  # noqa: ARG002
+    def open(self, options: CommonOptions, *, adapters: bool, hand_out: HandOut) -> Opened:  # noqa: ARG002
         """The files of an iteration."""
         index = read_megatron(options.source, options.iteration, hand_out)
         return Opened(directory=Path(index.directory), iteration=index.iteration, read=lambda _: index, held=index.held)
@@ -54,15 +54,15 @@ class Megatron(Format[Options]):
         """The index in plain data."""
         return MegatronIndex.from_json(data)
 
-    def source(self, options: Options, facts: MegatronIndex, model: Model) -> MegatronSource:
+    def source(self, options: CommonOptions, facts: MegatronIndex, model: Model) -> MegatronSource:
         """The source of a job."""
         return MegatronSource(options, facts, model)
 
-    def is_published(self, options: Options) -> bool:  # noqa: ARG002 - whatever the options
+    def is_published(self, options: CommonOptions) -> bool:  # noqa: ARG002 - whatever the options
         """Never."""
         return False
 
-    def plan(self, options: Options, source: Source, model: Model) -> PlannedResult:
+    def plan(self, options: CommonOptions, source: Source, model: Model) -> PlannedResult:
         """The rank files of the layout that is asked for."""
         binding = resize_vocabulary(source.parameters(), options.vocab_size)
         layout = complete_layout(options.layout, binding, model.defined)

@@ -16,13 +16,13 @@ from distconv.layout.request import SourceLayout
 from distconv.models.bind import Binding
 from distconv.models.unbind import restore, with_vocabulary
 from distconv.models.vocabulary import SIZE_NAME, has_vocabulary
-from distconv.options import Options
+from distconv.options import CommonOptions
 
 
 class MegatronSource(Source):
     """The source of a job."""
 
-    def __init__(self, options: Options, index: MegatronIndex, model: Model) -> None:
+    def __init__(self, options: CommonOptions, index: MegatronIndex, model: Model) -> None:
         self._model = model
         self._bound = bound(options, index, model, options.source_layout)
         self.replicas = self._bound.replicas
@@ -44,7 +44,7 @@ class MegatronSource(Source):
         return {"source_layout": self._bound.layout.to_json()}
 
 
-def bound(options: Options, index: MegatronIndex, model: Model, given: SourceLayout) -> MegatronBinding:
+def bound(options: CommonOptions, index: MegatronIndex, model: Model, given: SourceLayout) -> MegatronBinding:
     """The files of an index bound to a model; `given`: the user's words on their layout."""
     selected = selection(options, model.defined)
     return bind_megatron(model.defined, model.sizes, index, given, selected, model.followed.shards or ())

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from distconv.cli.show import Reporter, models_text, outcome_text, plan_text
+from distconv.formats.registry import Options
 from distconv.job import Outcome
-from distconv.options import Options
 from distconv.planning.plan import Planned
 from distconv.planning.summary import plan_report, planned_processes
 from tests.unit.planning.test_plan import CONFIG, facts, planned

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from distconv.formats.registry import FORMATS, contradictions, format_named, format_of
+from distconv.formats.registry import (
+    FORMATS,
+    format_named,
+    format_of,
+    source_contradictions,
+    target_contradictions,
+)
 from tests import configuration
 
 
@@ -99,4 +105,5 @@ def test_formats_are_told_apart():
     ],
 )
 def test_options_go_with_formats(options, source, problems):
-    assert list(contradictions(configuration.job(**options), format_named(source))) == problems
+    job = configuration.job(**options)
+    assert [*target_contradictions(job), *source_contradictions(job, format_named(source))] == problems

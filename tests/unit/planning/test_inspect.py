@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from distconv.errors import InputError
+from distconv.formats.registry import Options
+from distconv.layout.request import Layout
 from distconv.models.library import Library
-from distconv.options import Options
 from distconv.planning.facts import Facts
 from distconv.planning.inspect import inspect
 from tests.unit import toy
@@ -151,3 +152,34 @@ def test_an_adapter_needs_its_model_to_be_named(tmp_path):
     assert found.startswith(
         f"source={tmp_path}/hf: holds an adapter (adapter_config.json); name the model that it is for"
     )
+
+
+CUT = Layout(tp=2, pp=2, stages={"text": ((1, 2),)}, modality_tp={"vision": 4})
+DCP: dict[str, Any] = {"target_format": "dcp"}
+HF: dict[str, Any] = {"target_format": "hf"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({**DCP, "layout": CUT}, ["layout.tp", "layout.stages", "layout.pp", "layout.modality_tp"]),
+        ({**HF, "layout": CUT}, ["layout.tp", "layout.stages", "layout.pp", "layout.modality_tp"]),
+        ({"naming": "hf"}, ["naming"]),
+        ({**HF, "naming": "hf"}, ["naming"]),
+        ({"packed_experts": "keep"}, ["packed_experts"]),
+        ({**DCP, "packed_experts": "keep"}, ["packed_experts"]),
+        ({**HF, "packed_experts": "flatten"}, ["packed_experts"]),
+        ({**DCP, "naming": "hf", "vocab_size": 8}, ["vocab_size"]),
+        ({**HF, "vocab_size": 8}, ["vocab_size"]),
+        ({**HF, "tied_head": "write"}, ["tied_head"]),
+        ({"fill_from_reference": True}, ["fill_from_reference"]),
+        ({**DCP, "fill_from_reference": True}, ["fill_from_reference"]),
+        ({"merge_lora": True, "lora_alpha": 16}, ["merge_lora", "lora_alpha"]),
+        ({**DCP, "name_prefix": "x.", "vocab_size": 8}, []),
+        ({**DCP, "naming": "hf", "packed_experts": "keep", "fill_from_reference": True}, []),
+        ({**HF, "fill_from_reference": True, "merge_lora": True}, []),
+    ],
+)
+def test_options_that_say_nothing_about_the_result_are_refused_before_the_source_is_looked_at(changes, expected):
+    problems = refused(replace(CONFIG, source=Path("/nowhere"), **changes)).splitlines()
+    assert [problem.partition(":")[0] for problem in problems] == (expected or ["source=/nowhere"])

@@ -13,13 +13,13 @@ import pytest
 from distconv.errors import InputError
 from distconv.formats.megatron.plan import MegatronPlan
 from distconv.layout.request import Layout
-from distconv.options import InputOutput
 from distconv.planning.facts import Facts
 from distconv.planning.plan import Planned, plan_job
 from tests import configuration
 from tests.unit import toy, toy_facts
+from tests.unit.buffers import SmallBuffers
 
-CONFIG = replace(configuration.job(action="plan"), io=InputOutput(fsync=True, threads=1, buffer_bytes=1024))
+CONFIG = replace(configuration.job(action="plan"), io=SmallBuffers(fsync=True, threads=1, buffer_bytes=1024))
 
 
 def facts(shapes: dict[str, tuple[int, ...]] | None = None, *, text: bool = False, **definition: Any) -> Facts:

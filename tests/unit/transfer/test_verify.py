@@ -12,13 +12,13 @@ import torch
 from distconv.errors import InputError
 from distconv.formats.megatron.files import MegatronFiles
 from distconv.formats.megatron.plan import MegatronPlan
-from distconv.options import InputOutput
 from distconv.transfer.sinks import Counters
 from distconv.transfer.verify import compare_files
 from distconv.transfer.write import write_files
+from tests.unit.buffers import SmallBuffers
 from tests.unit.toy_files import planned
 
-IO = InputOutput(fsync=False, threads=1, buffer_bytes=4096)
+IO = SmallBuffers(fsync=False, threads=1, buffer_bytes=4096)
 PATH = "mp_rank_01/model_optim_rng.pt"
 QKV = "text.layers.0.qkv.weight"
 

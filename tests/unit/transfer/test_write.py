@@ -17,13 +17,13 @@ from distconv.formats.jsonfile import read_object
 from distconv.formats.megatron.plan import MegatronPlan
 from distconv.formats.provenance import Record
 from distconv.formats.records import OutputFile
-from distconv.options import InputOutput
 from distconv.transfer import write as writing
 from distconv.transfer.sinks import Counters
 from distconv.transfer.write import Written, finish, write_files
+from tests.unit.buffers import SmallBuffers
 from tests.unit.toy_files import START, Unmarked, expected, planned
 
-IO = InputOutput(fsync=True, threads=2, buffer_bytes=4096)
+IO = SmallBuffers(fsync=True, threads=2, buffer_bytes=4096)
 
 
 class WithMetadata(Unmarked):

@@ -18,15 +18,15 @@ from distconv.formats.huggingface.safetensors import read_header
 from distconv.formats.huggingface.safetensors_file import lay_out
 from distconv.formats.model import Reference
 from distconv.formats.records import NamedTensor
-from distconv.options import InputOutput
 from distconv.tensors.stored import SourceFile, StoredTensor
 from distconv.tensors.virtual import permute, whole
 from distconv.transfer.sinks import Counters
 from distconv.transfer.verify import compare_files
 from distconv.transfer.write import Written, finish, write_files
+from tests.unit.buffers import SmallBuffers
 from tests.unit.safetensors_files import INDEX_NAME
 
-IO = InputOutput(fsync=False, threads=1, buffer_bytes=4096)
+IO = SmallBuffers(fsync=False, threads=1, buffer_bytes=4096)
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 SIDE = {"config.json": '{"dtype":  "bfloat16"}', "sub/code.py": "pass", "tokenizer.json": "{ }"}
 # "z" has no elements, and begins where "b" does: wide elements come first.

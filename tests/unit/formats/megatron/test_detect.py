@@ -97,9 +97,8 @@ def test_an_encoder_that_could_be_written_shorter_is_what_is_given():
                 "placement sequential"
             ),
         ),
-        ({"vision_qkv": "q"}, "source_layout.vision_qkv=q: expected one of heads, fused"),
         (
-            {"stages": {"audio": ((1,),)}, "modality_tp": {"speech": 1}},
+            {"stages": {"audio": ((1,),)}, "modality_tp": {"audio": 1}},
             "source_layout.stages.audio: this model has no audio modality; it has text, vision",
         ),
     ],

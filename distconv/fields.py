@@ -1,0 +1,284 @@
+"""Options as fields of frozen records: what an option takes and holds, its default and its words.
+
+Owns the kinds of values, and the message about a value that is of another kind, with its dotted key. Knows no option,
+and no configuration file.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from distconv.errors import InputError, raise_if, shown, unknown_keys
+
+_METADATA = "option"
+T = TypeVar("T")
+R = TypeVar("R", bound="Record")
+
+
+class Kind(ABC, Generic[T]):
+    """What an option takes, and holds. `example` stands for a value in help, such as DIR, if the default does not."""
+
+    example: str = ""
+
+    @abstractmethod
+    def read(self, key: str, value: Any) -> T:
+        """The value of an option as a record holds it.
+
+        Raises:
+            InputError: it is of another kind; a message has the dotted key, the value, and what was expected.
+        """
+
+
+class Value(Kind[T]):
+    """A kind of single values."""
+
+    @property
+    @abstractmethod
+    def expected(self) -> str:
+        """What a value must be, as the end of a sentence "expected …"."""
+
+    @abstractmethod
+    def fits(self, value: Any) -> bool:
+        """Whether a value is of this kind."""
+
+    def held(self, value: Any) -> T:
+        """A value of this kind as a record holds it."""
+        return value  # type: ignore[no-any-return]  # unless a subclass says otherwise, T is the type of what fits
+
+    def read(self, key: str, value: Any) -> T:
+        """The value as a record holds it."""
+        if not self.fits(value):
+            raise InputError(f"{key}={shown(value)}: expected {self.expected}")
+        return self.held(value)
+
+
+@dataclass(frozen=True)
+class Truth(Value[bool]):
+    """True or false."""
+
+    expected = "true or false"
+
+    def fits(self, value: Any) -> bool:
+        """Whether it is true or false."""
+        return isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class Integer(Value[int]):
+    """Integers from 1."""
+
+    largest: int
+    example = "N"
+
+    @property
+    def expected(self) -> str:
+        """The range."""
+        return f"an integer from 1 to {self.largest}"
+
+    def fits(self, value: Any) -> bool:
+        """Whether it is in the range."""
+        return type(value) is int and 1 <= value <= self.largest
+
+
+@dataclass(frozen=True)
+class Number(Value[float]):
+    """Positive numbers."""
+
+    expected = "a positive number"
+    example = "N"
+
+    def fits(self, value: Any) -> bool:
+        """Whether it is positive, and finite."""
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+@dataclass(frozen=True)
+class Text(Value[str]):
+    """Any text."""
+
+    example: str
+    expected = "text; the empty text is written ''"
+
+    def fits(self, value: Any) -> bool:
+        """Whether it is text."""
+        return isinstance(value, str)
+
+
+@dataclass(frozen=True)
+class FilePath(Value[Path]):
+    """Paths, of directories or files; nothing in them is expanded."""
+
+    example: str
+    expected = "a path"
+
+    def fits(self, value: Any) -> bool:
+        """Whether it is a path, or the text of one."""
+        return isinstance(value, (str, os.PathLike)) and value != ""
+
+    def held(self, value: Any) -> Path:
+        """The path."""
+        return Path(value)
+
+
+@dataclass(frozen=True)
+class Choice(Value[str]):
+    """One of several names; `words` are those about a name, if any. A callable is asked whenever they are needed."""
+
+    words: Mapping[str, str] | Callable[[], Mapping[str, str]]
+
+    @property
+    def choices(self) -> Mapping[str, str]:
+        """The words about every name."""
+        return self.words() if callable(self.words) else self.words
+
+    @property
+    def expected(self) -> str:
+        """The names."""
+        return f"one of {', '.join(self.choices)}"
+
+    def fits(self, value: Any) -> bool:
+        """Whether it is one of the names."""
+        return isinstance(value, str) and value in self.choices
+
+
+@dataclass(frozen=True)
+class ByName(Kind[Mapping[str, T]]):
+    """A value for each of several names, such as modalities, or for some of them."""
+
+    kind: Kind[T]
+    names: Sequence[str]
+
+    def read(self, key: str, value: Any) -> dict[str, T]:
+        """The values that are not `None`, by name."""
+        if not isinstance(value, Mapping):
+            raise InputError(_no_group(key, value, self.names))
+        problems = [f"{key}: {problem}" for problem in unknown_keys(value, self.names)]
+        found = {}
+        for name in self.names:
+            if value.get(name) is not None:
+                try:
+                    found[name] = self.kind.read(f"{key}.{name}", value[name])
+                except InputError as error:
+                    problems += error.problems
+        raise_if(problems)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option(Generic[T]):
+    """An option: its kind, its default, and its words, with code in `backticks`.
+
+    Where nothing is the default, `unset` says what that stands for.
+    """
+
+    kind: Kind[T]
+    default: T | None
+    words: str
+    unset: str = ""
+
+    def read(self, key: str, value: Any) -> T | None:
+        """The value as a record holds it; `None` where that is the default.
+
+        Raises:
+            InputError: it is of another kind.
+        """
+        return None if value is None and self.default is None else self.kind.read(key, value)
+
+
+def option(kind: Kind[T], default: T | None, words: str, *, unset: str = "") -> Any:
+    """A field of a record that is an option; the arguments are those of `Option`."""
+    metadata = {_METADATA: Option(kind=kind, default=default, words=words, unset=unset)}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Options that belong together; `GROUP` stands before a dot in front of their keys.
+
+    A record checks itself, and holds every value as its kind does: a text as a path, a list as a tuple.
+
+    Raises:
+        InputError: everything that is wrong with the values.
+    """
+
+    GROUP: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        problems, wrong = [], set()
+        for name, each in options_of(type(self)).items():
+            try:
+                held = each.read(f"{self.GROUP}.{name}" if self.GROUP else name, getattr(self, name))
+            except InputError as error:
+                problems += error.problems
+                wrong.add(name)
+                held = each.default
+            object.__setattr__(self, name, held)
+        raise_if([*problems, *self.contradictions(wrong)])
+
+    def contradictions(self, wrong: Collection[str]) -> Iterator[str]:  # noqa: ARG002 - for those that have some
+        """What is wrong with values that are right alone; the `wrong` ones have their defaults here."""
+        yield from ()
+
+    def given(self) -> list[str]:
+        """The keys of the options that are not at their defaults, in order."""
+        return [key for key, each in options_of(type(self)).items() if getattr(self, key) != each.default]
+
+    @classmethod
+    def from_content(cls: type[R], content: Mapping[str, Any]) -> R:
+        """The record of a configuration: values, and mappings for groups, by key.
+
+        Raises:
+            InputError: every unknown key, with the nearest one that is known, and everything that is wrong.
+        """
+        known = options_of(cls)
+        prefix = f"{cls.GROUP}: " if cls.GROUP else ""
+        problems = [prefix + problem for problem in unknown_keys(content, known)]
+        try:
+            record = cls(**{key: value for key, value in content.items() if key in known})
+        except InputError as error:
+            raise InputError([*problems, *error.problems]) from None
+        raise_if(problems)
+        return record
+
+
+@dataclass(frozen=True)
+class Group(Kind[R]):
+    """Options with keys of their own, as a record or as its content."""
+
+    record: type[R]
+
+    def read(self, key: str, value: Any) -> R:
+        """The record."""
+        if isinstance(value, self.record):
+            return value
+        if not isinstance(value, Mapping):
+            raise InputError(_no_group(key, value, list(options_of(self.record))))
+        return self.record.from_content(value)
+
+
+def options_of(record: type[Record]) -> dict[str, Option[Any]]:
+    """The options of a record by key, in order; a group is one of them."""
+    return {each.name: each.metadata[_METADATA] for each in fields(record) if _METADATA in each.metadata}
+
+
+def keys_of(record: type[Record], prefix: str = "") -> Iterator[tuple[str, Option[Any]]]:
+    """Every dotted key that can be given, with its option, in order: those of groups, and those by name."""
+    for name, each in options_of(record).items():
+        if isinstance(each.kind, Group):
+            yield from keys_of(each.kind.record, f"{prefix}{name}.")
+        elif isinstance(each.kind, ByName):
+            yield from ((f"{prefix}{name}.{last}", each) for last in each.kind.names)
+        else:
+            yield prefix + name, each
+
+
+def _no_group(key: str, value: Any, names: Sequence[str]) -> str:
+    return f"{key}={shown(value)}: expected a group of options: {', '.join(names)}; give {key}.{names[0]}=…"

@@ -1,0 +1,34 @@
+"""The options of a job that are about this format alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distconv.fields import Choice, Text, option
+from distconv.options import CommonOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class DcpOptions(CommonOptions):
+    """The names of a DCP, and what goes with published ones."""
+
+    naming: str = option(
+        Choice({"megatron": "", "hf": "the published ones"}), "megatron", "names in a `dcp` that is written"
+    )
+    name_prefix: str | None = option(
+        Text("model."),
+        None,
+        "of a `dcp`: what every name has in front, such as `model.` where the model is wrapped",
+        unset="none in a result, recognised in a source",
+    )
+    packed_experts: str = option(
+        Choice(
+            {
+                "auto": "flatten with a `name_prefix`, since wrapped models hold them so",
+                "flatten": "`[experts, a, b]` becomes `[experts * a, b]`",
+                "keep": "",
+            }
+        ),
+        "auto",
+        "of a `dcp` with `hf` names: experts packed into one tensor",
+    )

@@ -1,0 +1,22 @@
+"""The options of a job that are about this format alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distconv.fields import Number, Truth, option
+from distconv.options import CommonOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFaceOptions(CommonOptions):
+    """What becomes of adapters in a Hugging Face directory."""
+
+    merge_lora: bool = option(
+        Truth(),
+        False,
+        "with `target_format=hf`: merge LoRA adapters into their base, the reference or the weights beside them",
+    )
+    lora_alpha: float | None = option(
+        Number(), None, "with `target_format=hf`: the alpha of training", unset="what `adapter_config.json` says"
+    )
