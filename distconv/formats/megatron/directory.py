@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from distconv.errors import InputError, raise_if
+from distconv.errors import InputError, raise_if, reading
 from distconv.formats.iterations import iteration_directory, iteration_of
 
 FILE_NAME = "model_optim_rng.pt"
@@ -41,15 +41,13 @@ def find_ranks(directory: Path, iteration: str | None) -> RankDirectories:
     Raises:
         InputError: no such iteration, or no single one; names that do not fit; every rank that is missing.
     """
-    try:
+    with reading(f"source={directory}"):
         if _rank_names(directory):
             return _only_iteration(directory, iteration)
         chosen = iteration_directory(directory, iteration)
         if not _rank_names(chosen):
             raise InputError(f"{chosen}: holds no {_RANK_PREFIX}* directory")
         return RankDirectories(directory=chosen, iteration=iteration_of(chosen), paths=_ranks(chosen))
-    except OSError as error:
-        raise InputError(f"source={directory}: cannot be read: {error.strerror}") from None
 
 
 def _only_iteration(directory: Path, iteration: str | None) -> RankDirectories:
