@@ -21,7 +21,7 @@ from distconv.formats.megatron.plan import MegatronPlan, expert_owner, make_plan
 from distconv.formats.megatron.ranks import RankGrid
 from distconv.formats.replicas import Piece, Replica
 from distconv.formats.torch_zip.archive import ArchivedTensor
-from distconv.layout.layout import CompleteLayout
+from distconv.layout.layout import CompleteLayout, stage_number
 from distconv.layout.request import FUSED_QKV, SourceLayout
 from distconv.layout.tied_head import resolve_head
 from distconv.models.bind import Binding, Parameter, Recipe, bind, make_recipe, target_name
@@ -225,7 +225,7 @@ def _entries(plan: MegatronPlan, pp_rank: int) -> dict[int | None, dict[tuple[st
     """What a pipeline rank holds, by key and name: on each expert parallel rank, and under `None` on all of them."""
     entries: dict[int | None, dict[tuple[str, str], Parameter]] = {None: {}}
     for virtual_stage, key in enumerate(plan.dictionaries):
-        for parameter, layer in plan.placed[virtual_stage * plan.layout.pp + pp_rank]:
+        for parameter, layer in plan.placed[stage_number(virtual_stage, pp_rank, plan.layout.pp)]:
             owner, expert = expert_owner(parameter, plan.binding.experts, plan.layout.ep)
             name = target_name(parameter.recipe.rule, layer, expert)
             entries.setdefault(owner, {})[key, name] = parameter

@@ -13,7 +13,7 @@ from distconv.formats.megatron.index import MegatronIndex
 from distconv.formats.megatron.names import Targets
 from distconv.formats.megatron.ranks import RankGrid
 from distconv.formats.torch_zip.archive import ArchivedTensor
-from distconv.layout.layout import CompleteLayout
+from distconv.layout.layout import CompleteLayout, stage_number
 from distconv.models.rules import Rule
 from distconv.tensors.cuts import TENSOR_PARALLEL_RULES
 from distconv.tensors.virtual import replaced
@@ -70,7 +70,7 @@ def take_stock(
                 continue
             layer, expert = local.layer, local.expert
             if layer is not None:
-                stage = virtual_stages[key] * grid.pp + pp_rank
+                stage = stage_number(virtual_stages[key], pp_rank, grid.pp)
                 layer = layers[targets.rules(local.target)[0].modality].get((stage, layer))
                 if layer is None:
                     continue

@@ -14,7 +14,15 @@ from distconv.formats.megatron.index import MegatronIndex
 from distconv.formats.megatron.names import Targets
 from distconv.formats.megatron.piece_sizes import tensor_parallel_sizes
 from distconv.formats.megatron.ranks import RankGrid, arrange
-from distconv.layout.layout import PLACEMENTS, CompleteLayout, StageRows, check_layout, shown_stages
+from distconv.layout.layout import (
+    PLACEMENTS,
+    CompleteLayout,
+    StageRows,
+    check_layout,
+    shown_stages,
+    stage_number,
+    stage_rows,
+)
 from distconv.layout.request import FUSED_QKV, VISION_QKV, SourceLayout
 from distconv.models.definition import Definition
 from distconv.models.names import layers_named
@@ -118,7 +126,7 @@ def _survey(grid: RankGrid, index: MegatronIndex, targets: Targets) -> Mapping[s
             found = held.get(rule.modality)
             if found is None:
                 found = held[rule.modality] = _Modality(layers=[0] * (grid.pp * len(virtual_stages)))
-            stage = virtual_stages[key] * grid.pp + pp_rank
+            stage = stage_number(virtual_stages[key], pp_rank, grid.pp)
             if local.layer is not None:
                 found.layers[stage] = max(found.layers[stage], local.layer + 1)
             elif rule.stage in found.ends:
@@ -156,7 +164,7 @@ def _stages(
 
     `adapters`: the files hold adapters alone, which some layers may not have.
     """
-    rows = tuple(tuple(found[start : start + pp]) for start in range(0, len(found), pp))
+    rows = stage_rows(found, pp)
     wanted = given.stages.get(modality)
     if wanted is not None:
         flat = [count for row in wanted for count in row]
