@@ -18,7 +18,7 @@ FILE_NAME = "model_optim_rng.pt"
 # A stray name may have any number in it.
 _MISSING_NAMED = 1000
 _RANK_PREFIX = "mp_rank_"
-_RANK = re.compile(_RANK_PREFIX + r"(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
+_RANK_NAME = re.compile(_RANK_PREFIX + r"(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,12 @@ class RankDirectories:
     directory: Path
     iteration: str | None
     paths: Mapping[tuple[int, ...], Path]
+
+
+def rank_directory(rank: tuple[int, ...]) -> str:
+    """The name of a rank's directory: of its tensor parallel rank, then of up to two more numbers."""
+    first, *others = rank
+    return f"{_RANK_PREFIX}{first:02d}" + "".join(f"_{number:03d}" for number in others)
 
 
 def find_ranks(directory: Path, iteration: str | None) -> RankDirectories:
@@ -71,7 +77,7 @@ def _ranks(directory: Path) -> Mapping[tuple[int, ...], Path]:
     ranks: dict[tuple[int, ...], str] = {}
     problems = []
     for name in names:
-        match = _RANK.fullmatch(name)
+        match = _RANK_NAME.fullmatch(name)
         if match is None or not (directory / name).is_dir():
             problems.append(f"{directory / name}: expected a directory named {_RANK_PREFIX}TP, …TP_PP or …TP_PP_EP")
             continue
@@ -90,7 +96,7 @@ def _ranks(directory: Path) -> Mapping[tuple[int, ...], Path]:
     missing = (rank for rank in _grid(last) if rank not in ranks)
     raise_if(
         [
-            f"{directory}: {_spelled(rank)} is missing, although there are ranks up to {_spelled(last)}"
+            f"{directory}: {rank_directory(rank)} is missing, although there are ranks up to {rank_directory(last)}"
             for rank in islice(missing, _MISSING_NAMED)
         ]
     )
@@ -111,8 +117,3 @@ def _grid(last: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         return
     for number in range(last[0] + 1):
         yield from ((number, *rest) for rest in _grid(last[1:]))
-
-
-def _spelled(rank: tuple[int, ...]) -> str:
-    first, *others = rank
-    return f"{_RANK_PREFIX}{first:02d}" + "".join(f"_{number:03d}" for number in others)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distconv.errors import JobError
-from distconv.formats.megatron.directory import FILE_NAME
+from distconv.formats.megatron.directory import FILE_NAME, rank_directory
 from distconv.formats.records import Entry, OutputFile
 from distconv.layout.layout import CompleteLayout, stage_coordinates, stage_number
 from distconv.layout.shards import Shards, cut_recipes
@@ -177,6 +177,5 @@ def expert_owner(parameter: Parameter, experts: int | None, ep: int) -> tuple[in
 
 
 def _directory(layout: CompleteLayout, tp_rank: int, pp_rank: int, ep_rank: int) -> str:
-    pipeline = f"_{pp_rank:03d}" if layout.pp > 1 else ""
-    expert = f"_{ep_rank:03d}" if layout.ep > 1 else ""
-    return f"mp_rank_{tp_rank:02d}{pipeline}{expert}"
+    others = (rank for rank, size in ((pp_rank, layout.pp), (ep_rank, layout.ep)) if size > 1)
+    return rank_directory((tp_rank, *others))
