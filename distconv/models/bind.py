@@ -14,7 +14,7 @@ from math import prod
 
 from distconv.errors import InputError, counted, named, raise_if
 from distconv.models.definition import FLOATING, Definition
-from distconv.models.names import Choices, Explanations, by_sources, filled, layers_named, layers_of
+from distconv.models.names import Choices, Explanations, by_sources, experts_of, filled, layers_named, layers_of
 from distconv.models.rules import ANY, Rule
 from distconv.models.sizes import Sizes
 from distconv.tensors.dtypes import ITEM_SIZE
@@ -158,7 +158,7 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
         parameters=tuple(parameters),
         unconverted=tuple(unconverted),
         layers={modality: count for modality, count in counts.items() if count},
-        experts=_experts(definition, sizes) if any(each.expert is not None for each in parameters) else None,
+        experts=definition.expert_count(sizes) if any(each.expert is not None for each in parameters) else None,
         tied=tied_head is not None,
         adapters=definition.adapters == "only",
     )
@@ -211,13 +211,10 @@ def _apply(
     used = [(item, layer) for item, layer in layers if chosen.uses(rule, layer)]
     if not used:
         return applied
-    experts: Iterable[int | None] = (None,)
-    if "expert" in rule.placeholders:
-        experts = range(_experts(definition, sizes))
     expected = [tuple(None if dim == ANY else sizes.get(dim) for dim in source.dims) for source in rule.sources]
     packed = rule.packs_experts
     recipes: dict[tuple[object, ...], Recipe] = {}
-    for (item, layer), expert in product(used, experts):
+    for (item, layer), expert in product(used, experts_of(rule, definition, sizes)):
         names = [filled(source.name, layer, expert, item) for source in rule.sources]
         present = [stored[name] for name in names if name in stored]
         applied.used.update(name for name in names if name in stored)
@@ -240,11 +237,6 @@ def _apply(
             recipes[key] = make_recipe(rule, present[0].dtype, shapes, sizes, slice_of)
         applied.parameters.append(Parameter(recipes[key], tuple(present), layer, expert))
     return applied
-
-
-def _experts(definition: Definition, sizes: Sizes) -> int:
-    assert definition.experts is not None
-    return sizes.count(definition.experts)
 
 
 def _unexpected(

@@ -34,6 +34,15 @@ def layers_of(rule: Rule, definition: Definition, sizes: Sizes, count: int) -> I
     return ((None, None),)
 
 
+def experts_of(rule: Rule, definition: Definition, sizes: Sizes) -> Iterable[int | None]:
+    """The expert of each parameter of a rule in one layer; one without a number where the rule is not for experts.
+
+    Raises:
+        InputError: config.json does not say how many experts there are.
+    """
+    return range(definition.expert_count(sizes) or 0) if "expert" in rule.placeholders else (None,)
+
+
 # Of the rules of an alternative and a layer: whether all that must be there is there, how much is, what else tells.
 Score = Callable[[Sequence[Rule], "int | None"], "tuple[int, ...]"]
 

@@ -79,8 +79,7 @@ def bind_megatron(
     targets = Targets(definition.rules)
     layout, grid = detect(definition, targets, sizes, index, given, names)
     raise_if(list(_wrong_types(index, targets)))
-    experts = None if definition.experts is None else sizes.count(definition.experts)
-    holdings = take_stock(index, grid, layout, targets, experts)
+    holdings = take_stock(index, grid, layout, targets, definition.expert_count(sizes))
     reason = unless_absent(definition, holdings, left_out)
     copied_head = TEXT in layout.stages and definition.is_tied(sizes) and layout.keeps_separate_head()
     drawn, sizes = draw(

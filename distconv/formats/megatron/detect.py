@@ -53,7 +53,7 @@ def detect(
             explains.
     """
     raise_if([*_unknown_modalities(definition, given), *_wrong_qkv(definition, given)])
-    experts = None if definition.experts is None else sizes.count(definition.experts)
+    experts = definition.expert_count(sizes)
     grid = arrange(index, targets, experts, given)
     vpp = len(index.dictionaries)
     problems = [

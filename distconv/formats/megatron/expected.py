@@ -12,7 +12,7 @@ from distconv.errors import InputError, raise_if
 from distconv.formats.megatron.contents import Holdings, Place
 from distconv.layout.layout import CompleteLayout
 from distconv.models.definition import PROJECTOR, Definition
-from distconv.models.names import Choices, Score, filled, layers_of
+from distconv.models.names import Choices, Score, experts_of, filled, layers_of
 from distconv.models.rules import ANY, TEXT, Rule
 from distconv.models.sizes import Sizes
 from distconv.models.vocabulary import SIZE_NAME, has_vocabulary
@@ -142,10 +142,8 @@ class _Drawing:
             count = sum(map(sum, self._layout.stages[rule.modality]))
         else:
             count = sizes.count(definition.modalities[rule.modality])
-        experts: Iterable[int | None] = [None]
-        if "expert" in rule.placeholders and definition.experts is not None:
-            experts = range(sizes.count(definition.experts))
         layers = layers_of(rule, definition, sizes, count)
+        experts = experts_of(rule, definition, sizes)
         return ((item, layer, expert) for item, layer in layers for expert in experts)
 
 

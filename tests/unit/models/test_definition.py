@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from distconv.errors import InputError
 from distconv.models.definition import parse_definition
-from distconv.models.sizes import SizeSpec
+from distconv.models.sizes import Sizes, SizeSpec
 from tests.unit import toy
 
 Change = Callable[[dict[str, Any]], Any]
@@ -55,6 +56,15 @@ def test_a_definition_says_what_its_file_says():
     ]
     sections = [rule.section for rule in found.rules if rule.modality == "vision"]
     assert sections == ["embedding", *["blocks"] * 4, "deep", "projector"]
+
+
+def test_the_number_of_experts_is_that_of_the_configuration():
+    found = toy.definition()
+    assert found.expert_count(Sizes(found.sizes, toy.config(num_experts=7), "config.json")) == 7
+    with pytest.raises(InputError, match="num_experts"):
+        found.expert_count(Sizes(found.sizes, toy.config(num_experts=None), "config.json"))
+    dense = replace(found, experts=None)
+    assert dense.expert_count(Sizes(found.sizes, toy.config(), "config.json")) is None
 
 
 def test_a_rule_is_found_by_its_target():
