@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from math import prod
 
-from distconv.errors import InputError, counted, named, raise_if
+from distconv.errors import InputError, JobError, counted, named, raise_if
 from distconv.models.definition import FLOATING, Definition
 from distconv.models.names import Choices, Explanations, by_sources, experts_of, filled, layers_named, layers_of
 from distconv.models.rules import ANY, Rule
@@ -21,6 +21,9 @@ from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.operators import OPERATORS
 from distconv.tensors.stored import SourceIndex, StoredTensor
 from distconv.tensors.virtual import VirtualTensor, select, whole
+
+# The target of a parameter's rule, and its global numbers of layer and expert: no two parameters of a model share them.
+ParameterKey = tuple[str, "int | None", "int | None"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,6 +53,11 @@ class Parameter:
     sources: tuple[StoredTensor, ...]
     layer: int | None = None
     expert: int | None = None
+
+    @property
+    def key(self) -> ParameterKey:
+        """What it is found by among the parameters of its model."""
+        return self.recipe.rule.target, self.layer, self.expert
 
     @property
     def name(self) -> str:
@@ -85,6 +93,18 @@ class Binding:
     experts: int | None
     tied: bool
     adapters: bool = False
+
+    def by_key(self) -> Mapping[ParameterKey, Parameter]:
+        """The parameters by their keys.
+
+        Raises:
+            JobError: two parameters of one name; a defect of binding.
+        """
+        found = {each.key: each for each in self.parameters}
+        if len(found) < len(self.parameters):
+            twice = next(each for each in self.parameters if found[each.key] is not each)
+            raise JobError(f"{twice.name}: would be two parameters; nothing has been written")
+        return found
 
     def and_text_from(self, other: Binding) -> Binding:
         """A binding with the language model of another one."""

@@ -28,6 +28,10 @@ class TensorParallelRule:
     dim: int | None = None
     uneven: bool = False
 
+    def dim_of(self, shape: Sequence[int]) -> int | None:
+        """The dim that is cut of a tensor of this shape; `None` where every rank holds the whole tensor."""
+        return self.dim if self.dim is not None and self.dim < len(shape) else None
+
 
 def replicated(tensor: VirtualTensor, size: int, unit: int | None = None) -> Shards:  # noqa: ARG001 - whatever the unit
     """Every rank holds the whole tensor."""

@@ -24,7 +24,7 @@ from distconv.formats.torch_zip.archive import ArchivedTensor
 from distconv.layout.layout import CompleteLayout, stage_number
 from distconv.layout.request import FUSED_QKV, SourceLayout
 from distconv.layout.tied_head import resolve_head
-from distconv.models.bind import Binding, Parameter, Recipe, bind, make_recipe, target_name
+from distconv.models.bind import Binding, Parameter, ParameterKey, Recipe, bind, make_recipe, target_name
 from distconv.models.definition import FLOATING, Definition
 from distconv.models.names import filled
 from distconv.models.rules import TEXT, Rule
@@ -156,9 +156,10 @@ class _Comparison:
         self, plan: MegatronPlan, grid: RankGrid, targets: Targets, reason: Callable[[Rule], str | None], model: str
     ) -> None:
         self.plan = plan
+        self.parameters = plan.binding.by_key()
         self.problems: list[str] = []
         self.replicas: list[Replica] = []
-        self.pieces: dict[int, dict[int, Piece]] = {}
+        self._pieces: dict[ParameterKey, dict[int, Piece]] = {}
         self._views: dict[tuple[object, ...], tuple[tuple[int, ...], VirtualTensor]] = {}
         entries = [_entries(plan, pp_rank) for pp_rank in range(plan.layout.pp)]
         for output in plan.files:
@@ -179,17 +180,18 @@ class _Comparison:
                 self.problems.append(f"{file.file.path}: {len(missing)} tensors are missing: {named(missing, 8)}")
             for place, parameter in expected.items():
                 if (tensor := file.tensors.get(place)) is not None:
-                    pieces = plan.shards[parameter.recipe]
-                    self._take(place, parameter, pieces[output.tp_rank % len(pieces)], tensor, file.file)
+                    number = output.tp_rank % len(plan.shards[parameter.recipe])
+                    self._take(place, parameter, number, tensor, file.file)
 
     def _take(
         self,
         place: tuple[str, str],
         parameter: Parameter,
-        shard: VirtualTensor,
+        number: int,
         tensor: ArchivedTensor,
         file: SourceFile,
     ) -> None:
+        shard = self.plan.shards[parameter.recipe][number]
         if (tensor.shape, tensor.dtype) != (shard.shape, shard.dtype):
             self.problems.append(f"{file.path}: {'/'.join(place)} {self._mismatch(parameter, shard, tensor)}")
             return
@@ -199,7 +201,7 @@ class _Comparison:
             self._views[form] = contiguous if tensor.is_contiguous else strided(*form)
         shape, view = self._views[form]
         piece = Piece(StoredTensor(place[1], tensor.dtype, shape, file, tensor.offset), view)
-        first = self.pieces.setdefault(id(parameter), {}).setdefault(id(shard), piece)
+        first = self._pieces.setdefault(parameter.key, {}).setdefault(number, piece)
         if first is not piece:
             self.replicas.append(Replica((first.stored,), first.view, piece))
 
@@ -207,7 +209,7 @@ class _Comparison:
         if tensor.shape == shard.shape:
             return f"is {tensor.dtype}, but other pieces of the parameter are {shard.dtype}"
         recipe = parameter.recipe
-        pieces = len(set(map(id, self.plan.shards[recipe])))
+        pieces = len(self.plan.shards[recipe])
         return (
             f"has shape {list(tensor.shape)}, expected {list(shard.shape)}"
             + (f", one of {pieces} pieces" if pieces > 1 else "")
@@ -215,9 +217,9 @@ class _Comparison:
         )
 
     def pieces_of(self, parameter: Parameter) -> list[Piece]:
-        """The pieces of a parameter, in the order of its distinct shards."""
-        held = self.pieces[id(parameter)]
-        return [held[number] for number in dict.fromkeys(map(id, self.plan.shards[parameter.recipe]))]
+        """The pieces of a parameter, in the order of its shards."""
+        held = self._pieces[parameter.key]
+        return [held[number] for number in range(len(self.plan.shards[parameter.recipe]))]
 
 
 def _entries(plan: MegatronPlan, pp_rank: int) -> dict[int | None, dict[tuple[str, str], Parameter]]:
@@ -234,7 +236,8 @@ def _entries(plan: MegatronPlan, pp_rank: int) -> dict[int | None, dict[tuple[st
 def _parameters(found: _Comparison, published: Binding, sizes: Sizes) -> Iterator[Parameter]:
     """The parameters over their pieces, in the order of those that are published."""
     recipes: dict[tuple[object, ...], Recipe] = {}
-    for parameter, model in zip(found.plan.binding.parameters, published.parameters, strict=False):
+    for model in published.parameters:
+        parameter = found.parameters[model.key]
         pieces = found.pieces_of(parameter)
         key = (parameter.recipe, *(id(piece.view) for piece in pieces))
         if key not in recipes:
@@ -245,8 +248,7 @@ def _parameters(found: _Comparison, published: Binding, sizes: Sizes) -> Iterato
 def _over_pieces(plan: MegatronPlan, stored: Recipe, pieces: list[Piece], model: Recipe, sizes: Sizes) -> Recipe:
     """The recipe of a parameter over its pieces; `model` is its recipe over the published tensors."""
     dtype, shape = stored.tensor.dtype, stored.tensor.shape
-    shards = list({id(shard): shard for shard in plan.shards[stored]}.values())
-    (tensor,) = invert(shards, [(dtype, shape)])
+    (tensor,) = invert(plan.shards[stored], [(dtype, shape)])
     tensor = substitute(tensor, [renumbered(piece.view, number) for number, piece in enumerate(pieces)])
     if stored.rule is not model.rule:
         tensor = substitute(make_recipe(model.rule, dtype, (shape,), sizes, None).tensor, [tensor])
@@ -262,9 +264,10 @@ def _copies_of_embedding(
     found: _Comparison, definition: Definition, parameters: tuple[Parameter, ...]
 ) -> Iterator[Replica]:
     """The pieces of a head that the training side holds beside the embedding that it is tied to."""
-    for head in found.plan.binding.parameters[len(parameters) :]:
+    for key in found.parameters.keys() - {each.key for each in parameters}:
+        head = found.parameters[key]
         assert definition.tied is not None
+        assert head.recipe.rule.target == definition.tied.head
         embedding = next(each for each in parameters if each.recipe.rule.target == definition.tied.embedding)
-        shards = {id(shard): shard for shard in found.plan.shards[head.recipe]}
-        for shard, piece in zip(shards.values(), found.pieces_of(head), strict=True):
+        for shard, piece in zip(found.plan.shards[head.recipe], found.pieces_of(head), strict=True):
             yield Replica(embedding.sources, substitute(shard, [embedding.recipe.tensor]), piece)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 
 from distconv.errors import InputError, raise_if
-from distconv.formats.megatron.contents import Holdings, Place
+from distconv.formats.megatron.contents import Holdings
 from distconv.layout.layout import CompleteLayout
+from distconv.models.bind import ParameterKey
 from distconv.models.definition import PROJECTOR, Definition
 from distconv.models.names import Choices, Score, experts_of, filled, layers_of
 from distconv.models.rules import ANY, TEXT, Rule
@@ -153,7 +154,7 @@ def _by_parameters(holdings: Holdings, names: Container[str]) -> Score:
     def score(rules: Sequence[Rule], layer: int | None) -> tuple[bool, int, int]:
         complete, present, called = True, 0, 0
         for rule in rules:
-            place: Place = (rule.target, layer, 0 if "expert" in rule.placeholders else None)
+            place: ParameterKey = (rule.target, layer, 0 if "expert" in rule.placeholders else None)
             there = place in holdings.pieces
             complete = complete and (there or rule.optional)
             present += there

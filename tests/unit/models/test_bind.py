@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from distconv.errors import InputError
+from distconv.errors import InputError, JobError
 from distconv.models.bind import Binding, Recipe
 from tests.unit import toy
 from tests.unit.programs import numbered
@@ -112,6 +113,22 @@ def test_a_source_of_all_experts_gives_each_its_part():
     assert parameter.recipe.unused == 3 * toy.FFN * toy.HIDDEN
     assert (parameter.layer, parameter.expert) == (2, 3)
     assert [source.name for source in parameter.sources] == ["model.layers.2.experts.down"]
+
+
+def test_parameters_are_found_by_target_and_global_numbers():
+    binding = toy.bound()
+    found = binding.by_key()
+    assert list(found.values()) == list(binding.parameters)
+    parameter = found["text.layers.{layer}.experts.{expert}.fc2.weight", 2, 3]
+    assert parameter.name == "text.layers.2.experts.3.fc2.weight"
+    assert found["text.head.weight", None, None].name == "text.head.weight"
+
+
+def test_two_parameters_of_one_name_are_an_error():
+    binding = toy.bound()
+    doubled = replace(binding, parameters=(*binding.parameters, replace(binding.parameters[1])))
+    with pytest.raises(JobError, match=rf"^{binding.parameters[1].name}: would be two parameters"):
+        doubled.by_key()
 
 
 def test_rules_for_the_layers_of_a_list_count_them():

@@ -157,5 +157,5 @@ def test_the_pieces_differ_from_the_whole_in_the_dim_that_is_cut_and_in_no_other
     rule_of_cut = TENSOR_PARALLEL_RULES[rule]
     for shard in rule_of_cut.cut(whole("float32", shape), 2, None):
         changed = [dim for dim, length in enumerate(shard.shape) if length != shape[dim]]
-        is_cut = rule_of_cut.dim is not None and rule_of_cut.dim < len(shape)
-        assert changed == ([rule_of_cut.dim] if is_cut else [])
+        dim = rule_of_cut.dim_of(shape)
+        assert changed == ([] if dim is None else [dim])
