@@ -258,8 +258,9 @@ def _bound(
     config: Options, index: MegatronIndex, reference: Reference, definition: Definition, given: SourceLayout
 ) -> MegatronBinding:
     selected = selection(config, definition)
-    names = reference.shards or ()
-    return bind_megatron(definition, reference.sizes(definition), index, given, selected, names)
+    stored = {} if reference.index is None else reference.index.tensors
+    shapes = {name: stored[name].shape if name in stored else None for name in reference.shards or ()}
+    return bind_megatron(definition, reference.sizes(definition), index, given, selected, shapes)
 
 
 def _not_carried(source: DcpSource) -> tuple[str, ...]:

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from distconv.layout.layout import PLACEMENTS, StageRows
 
 VISION_QKV = ("heads", "fused")
-# The operator of a fused qkv that the training side has by head, and once had as it is published.
-FUSED_QKV = "qkv_heads"
 
 
 @dataclass(frozen=True, kw_only=True)

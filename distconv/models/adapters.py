@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from distconv.models.rules import ANY, Rule, SourcePattern
+from distconv.tensors.operators import OPERATORS
 
 ADAPTERS = ("beside", "only")
 CONFIG_NAME = "adapter_config.json"
@@ -142,7 +143,7 @@ def _stem(rule: Rule) -> str:
 
 def _is_adaptable(rule: Rule) -> bool:
     return (
-        rule.operator == "rename"
+        OPERATORS[rule.operator].is_identity
         and rule.choice is None
         and rule.stage == "layer"
         and "expert" not in rule.placeholders

@@ -7,14 +7,14 @@ expected shape and element type, or is marked optional. It knows no layout and r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from math import prod
 
 from distconv.errors import InputError, JobError, counted, named, raise_if
 from distconv.models.definition import FLOATING, Definition
-from distconv.models.names import Choices, Explanations, by_sources, experts_of, filled, layers_named, layers_of
+from distconv.models.names import Choices, Explanations, by_sources, experts_of, filled, layer_count, layers_of
 from distconv.models.rules import ANY, Rule
 from distconv.models.sizes import Sizes
 from distconv.tensors.dtypes import ITEM_SIZE
@@ -130,7 +130,7 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
     modalities = sorted({rule.modality for rule in wanted})
     counts: Mapping[str, int] = {}
     try:
-        counts = {modality: _layer_count(definition, modality, sizes, wanted, stored) for modality in modalities}
+        counts = {modality: layer_count(definition, modality, sizes, wanted, stored) for modality in modalities}
     except InputError as error:
         problems += error.problems
     raise_if(problems)
@@ -182,15 +182,6 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
         tied=tied_head is not None,
         adapters=definition.adapters == "only",
     )
-
-
-def _layer_count(
-    definition: Definition, modality: str, sizes: Sizes, rules: Iterable[Rule], stored: Mapping[str, StoredTensor]
-) -> int:
-    """Number of layers: what the configuration says; adapters know no more than the layers they are on."""
-    if definition.adapters != "only":
-        return sizes.count(definition.modalities[modality])
-    return layers_named((rule for rule in rules if rule.modality == modality), stored).get(modality, 0)
 
 
 def target_name(rule: Rule, layer: int | None, expert: int | None) -> str:
@@ -288,6 +279,11 @@ def make_recipe(
     operands = [whole(dtype, shape, number) for number, shape in enumerate(shapes)]
     if expert is not None:
         operands = [select(operand, 0, expert) for operand in operands]
+    if rule.has_equal_sources and len({operand.shape[:1] for operand in operands}) > 1:
+        raise InputError(
+            f"{rule.target} ({rule.where}): tp rule {rule.tensor_parallel} takes its sources for equal parts, but they "
+            f"have {' and '.join(str(operand.shape[0]) for operand in operands)} rows"
+        )
     arguments = [sizes.divisor(size) for size in rule.operator_sizes]
     try:
         tensor = OPERATORS[rule.operator].apply(*operands, *arguments)

@@ -141,6 +141,15 @@ def layers_named(rules: Iterable[Rule], names: Iterable[str]) -> dict[str, int]:
     return layers
 
 
+def layer_count(
+    definition: Definition, modality: str, sizes: Sizes, rules: Iterable[Rule], names: Iterable[str]
+) -> int:
+    """Number of layers: what the configuration says; adapters know no more than the layers they are on."""
+    if definition.adapters != "only":
+        return sizes.count(definition.modalities[modality])
+    return layers_named((rule for rule in rules if rule.modality == modality), names).get(modality, 0)
+
+
 def _ignored(entry: Ignored, sizes: Sizes) -> re.Pattern[str]:
     """The pattern of names that an entry leaves out."""
     pattern = re.escape(entry.names).replace(r"\*", ".*")

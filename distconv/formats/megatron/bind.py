@@ -7,9 +7,10 @@ pieces is the inverse of its cut. So the two directions cannot disagree. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
+from types import MappingProxyType
 
 from distconv.errors import InputError, named, raise_if
 from distconv.formats.megatron.contents import take_stock
@@ -22,7 +23,7 @@ from distconv.formats.megatron.ranks import RankGrid
 from distconv.formats.replicas import Piece, Replica
 from distconv.formats.torch_zip.archive import ArchivedTensor
 from distconv.layout.layout import CompleteLayout, stage_number
-from distconv.layout.request import FUSED_QKV, SourceLayout
+from distconv.layout.request import SourceLayout
 from distconv.layout.tied_head import resolve_head
 from distconv.models.bind import Binding, Parameter, ParameterKey, Recipe, bind, make_recipe, target_name
 from distconv.models.definition import FLOATING, Definition
@@ -30,6 +31,7 @@ from distconv.models.names import filled
 from distconv.models.rules import TEXT, Rule
 from distconv.models.sizes import Sizes
 from distconv.tensors.compose import renumbered, strided, substitute
+from distconv.tensors.operators import OPERATORS
 from distconv.tensors.stored import SourceFile, StoredTensor
 from distconv.tensors.virtual import VirtualTensor, invert, whole
 
@@ -65,25 +67,33 @@ def bind_megatron(
     index: MegatronIndex,
     given: SourceLayout,
     left_out: Callable[[Rule], str | None],
-    names: Collection[str] = (),
+    reference: Mapping[str, tuple[int, ...] | None] = MappingProxyType({}),
 ) -> MegatronBinding:
     """Bind the files of a source to a definition; `left_out` gives the reason why a rule is not wanted, if it is not.
 
-    `sizes` and `names` are the sizes and the tensor names of the reference model. The names tell alternatives apart
-    that are the same on the Megatron side; without them, `published` has the first.
+    `sizes` are those of the reference model, `reference` its tensors, with their shapes where it has weights. The names
+    tell alternatives apart that are the same on the Megatron side; without them, `published` has the first. The shapes
+    tell the rows of sources that are one parameter there; without them, what config.json does not tell is refused.
 
     Raises:
         InputError: a layout that cannot be told or is not as given; every tensor of every file that is missing,
             unknown, or of the wrong shape or element type.
     """
     targets = Targets(definition.rules)
-    layout, grid = detect(definition, targets, sizes, index, given, names)
+    layout, grid = detect(definition, targets, sizes, index, given, reference)
     raise_if(list(_wrong_types(index, targets)))
     holdings = take_stock(index, grid, layout, targets, definition.expert_count(sizes))
     reason = unless_absent(definition, holdings, left_out)
     copied_head = TEXT in layout.stages and definition.is_tied(sizes) and layout.keeps_separate_head()
     drawn, sizes = draw(
-        definition, sizes, layout, holdings, reason, names=names, without_head=copied_head, where=index.directory
+        definition,
+        sizes,
+        layout,
+        holdings,
+        reason,
+        reference=reference,
+        without_head=copied_head,
+        where=index.directory,
     )
     published = bind(definition, sizes, drawn, reason)
     stored_head = definition.tied is not None and definition.tied.head in holdings.examples
@@ -140,7 +150,7 @@ def _unsplit(published: Binding, given: SourceLayout) -> tuple[Parameter, ...]:
         recipe = each.recipe
         if recipe not in recipes:
             rule, unit = recipe.rule, recipe.unit
-            if given.vision_qkv == "fused" and rule.operator == FUSED_QKV:
+            if given.vision_qkv == "fused" and OPERATORS[rule.operator].is_by_head:
                 rule, unit = replace(rule, tensor_parallel="rows", unit=None), None
             tensor = whole(recipe.tensor.dtype, recipe.tensor.shape)
             recipes[recipe] = replace(

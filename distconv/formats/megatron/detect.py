@@ -23,11 +23,12 @@ from distconv.layout.layout import (
     stage_number,
     stage_rows,
 )
-from distconv.layout.request import FUSED_QKV, VISION_QKV, SourceLayout
+from distconv.layout.request import VISION_QKV, SourceLayout
 from distconv.models.definition import Definition
 from distconv.models.names import layers_named
 from distconv.models.rules import TEXT
 from distconv.models.sizes import Sizes
+from distconv.tensors.operators import OPERATORS
 
 
 @dataclass(kw_only=True)
@@ -108,7 +109,7 @@ def _wrong_qkv(definition: Definition, given: SourceLayout) -> list[str]:
     key = f"source_layout.vision_qkv={given.vision_qkv}"
     if given.vision_qkv not in VISION_QKV:
         return [f"{key}: expected one of {', '.join(VISION_QKV)}"]
-    if given.vision_qkv == "fused" and not any(rule.operator == FUSED_QKV for rule in definition.rules):
+    if given.vision_qkv == "fused" and not any(OPERATORS[rule.operator].is_by_head for rule in definition.rules):
         return [f"{key}: model definition {definition.name} has no qkv that training stores by head; leave it out"]
     return []
 

@@ -20,6 +20,7 @@ from distconv.models.rules import ANY, TEXT, Rule
 from distconv.models.sizes import Sizes
 from distconv.models.vocabulary import SIZE_NAME
 from distconv.tensors.cuts import TENSOR_PARALLEL_RULES, TensorParallelRule
+from distconv.tensors.operators import OPERATORS
 from distconv.tensors.virtual import VirtualTensor, whole
 
 Shape = tuple[int, ...]
@@ -136,7 +137,9 @@ def _full(rule: Rule, sizes: Sizes, found: Shape) -> VirtualTensor | None:
     """The unsplit parameter of a rule, if config.json tells its size; a piece of it tells the dims that are not cut."""
     cut = _cut_of(rule).dim
     unknown = {number for source in rule.sources for number, dim in enumerate(source.dims) if dim in (ANY, SIZE_NAME)}
-    if cut in unknown or (unknown and (rule.operator != "rename" or len(found) != len(rule.sources[0].dims))):
+    if cut in unknown or (
+        unknown and not (OPERATORS[rule.operator].is_identity and len(found) == len(rule.sources[0].dims))
+    ):
         return None
     try:
         shapes = tuple(

@@ -378,6 +378,21 @@ def test_an_operator_that_does_not_fit_the_sizes_is_refused_with_its_sizes():
         )
 
 
+def test_sources_that_are_cut_as_equal_parts_have_equally_many_rows():
+    model = toy.content()
+    (entry,) = model["rules"]["text"]["mlp"]
+    (gate_up,) = [rule for rule in entry["one_of"]["experts"] if "fc1" in rule["target"]]
+    gate_up["sources"] = [[name, "any", "hidden"] for name, *_ in gate_up["sources"]]
+    up = {name: (8, toy.HIDDEN) for name in toy.shapes() if name.endswith("1.experts.3.up.weight")}
+    target = "text.layers.{layer}.experts.{expert}.fc1.weight"
+    assert problems({**toy.shapes(), **up}, model=model) == [
+        f"{target} (rule text.mlp): tp rule glu takes its sources for equal parts, but they have {toy.FFN} and 8 rows"
+    ]
+    assert toy.bound(model=model).parameters
+    gate_up["tp"] = "rows"
+    assert toy.bound({**toy.shapes(), **up}, model=model).parameters
+
+
 def test_a_size_that_is_missing_is_reported_once():
     assert problems(moe_intermediate_size=None) == [
         "/hf/config.json: no field moe_intermediate_size; the model definition needs it as 'ffn'"

@@ -138,16 +138,16 @@ def test_a_size_that_does_not_divide_is_an_error_never_a_truncation(rule, shape,
         TENSOR_PARALLEL_RULES[rule].cut(whole("float32", shape), size, unit)
 
 
-def test_the_registry_says_which_rules_are_uneven():
-    assert {name: rule.uneven for name, rule in TENSOR_PARALLEL_RULES.items()} == {
-        "replicated": False,
-        "rows": False,
-        "cols": False,
-        "glu": False,
-        "rows3": False,
-        "rows_uneven": True,
-        "rows3_uneven": True,
-        "cols_uneven": True,
+def test_the_registry_says_which_rules_are_uneven_and_of_which_parts_a_dim_consists():
+    assert {name: (rule.uneven, rule.parts) for name, rule in TENSOR_PARALLEL_RULES.items()} == {
+        "replicated": (False, 1),
+        "rows": (False, 1),
+        "cols": (False, 1),
+        "glu": (False, 2),
+        "rows3": (False, 3),
+        "rows_uneven": (True, 1),
+        "rows3_uneven": (True, 3),
+        "cols_uneven": (True, 1),
     }
 
 
