@@ -70,11 +70,7 @@ class Definition:
         return self.tied is not None and sizes.flag(self.tied.flag)
 
     def expert_count(self, sizes: Sizes) -> int | None:
-        """How many experts a model of these sizes has; `None` for a definition of dense models.
-
-        Raises:
-            InputError: its config.json does not say it, or more than any model has.
-        """
+        """The number of experts of a model of these sizes, `None` for a dense model; raises as `Sizes.count` does."""
         return None if self.experts is None else sizes.count(self.experts)
 
     def tied_sources(self) -> tuple[str, str]:
