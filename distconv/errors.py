@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 LINES_SHOWN = 20
@@ -50,6 +51,22 @@ def raise_if(problems: list[str]) -> None:
     """Raise `InputError` with all the problems, if there are any."""
     if problems:
         raise InputError(problems)
+
+
+def system_problem(doing: object, error: OSError) -> str:
+    """An error of the operating system as a message: what could not be done, and the system's reason."""
+    return f"{doing}: {error.strerror or error}"
+
+
+@contextmanager
+def reading(where: object, missing: str | None = None) -> Iterator[None]:
+    """Errors of the operating system while `where` is read, as `InputError`; `missing`: the message if it is absent."""
+    try:
+        yield
+    except OSError as error:
+        absent = missing is not None and isinstance(error, FileNotFoundError)
+        problem = f"{where}: {missing}" if absent else system_problem(f"{where}: cannot be read", error)
+        raise InputError(problem) from None
 
 
 def named(names: Iterable[object], limit: int = 5) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from distconv.errors import InputError, named
+from distconv.errors import InputError, named, reading
 
 TRACKER_NAME = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
@@ -50,10 +50,8 @@ def iteration_directory(directory: Path, iteration: str | None) -> Path:
     if iteration is not None:
         says = f"iteration={iteration}"
     elif tracker.exists():
-        try:
+        with reading(tracker):
             iteration = tracker.read_text(encoding="utf-8", errors="replace").strip()
-        except OSError as error:
-            raise InputError(f"{tracker}: cannot be read: {error.strerror}") from None
         says = str(tracker)
     elif len(there) == 1:
         return directory / there[0]

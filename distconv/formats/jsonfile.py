@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distconv.errors import InputError
+from distconv.errors import InputError, reading
 
 
 def read_object(path: Path, purpose: str) -> dict[str, Any]:
@@ -15,12 +15,8 @@ def read_object(path: Path, purpose: str) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, unreadable, not JSON, or not an object.
     """
-    try:
+    with reading(path, f"no such file; it is needed for {purpose}"):
         text = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; it is needed for {purpose}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     return parse_object(text, str(path))
 
 

@@ -32,6 +32,12 @@ class Reference:
     shards: Mapping[str, str] | None
     index_content: Mapping[str, Any] | None
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...] | None]:
+        """The shape of each tensor by name, `None` where only an index tells that it is there."""
+        stored = {} if self.index is None else self.index.tensors
+        return {name: stored[name].shape if name in stored else None for name in self.shards or ()}
+
     def sizes(self, definition: Definition) -> Sizes:
         """The sizes of a definition, by the configuration of the reference."""
         return Sizes(definition.sizes, self.config, f"{self.directory}/{MODEL_CONFIG}")

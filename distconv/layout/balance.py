@@ -11,7 +11,7 @@ from operator import itemgetter
 
 from distconv.errors import raise_if
 from distconv.layout.interleaving import heaviest, interleaved_parts
-from distconv.layout.layout import CompleteLayout, StageRows, check_layout, shown_stages
+from distconv.layout.layout import CompleteLayout, check_layout, shown_stages, stage_number, stage_rows
 from distconv.layout.request import Layout
 from distconv.models.bind import Binding
 from distconv.models.definition import Definition
@@ -49,7 +49,7 @@ def complete_layout(request: Layout, binding: Binding, definition: Definition) -
     stages = {modality: rows for modality, rows in request.stages.items() if modality in binding.layers}
     for modality, count in binding.layers.items():
         if modality != TEXT and modality not in stages:
-            stages[modality] = _rows([count] + [0] * (pp * vpp - 1), pp)
+            stages[modality] = stage_rows([count] + [0] * (pp * vpp - 1), pp)
     layout = CompleteLayout(
         tp=request.tp,
         pp=pp,
@@ -67,7 +67,7 @@ def complete_layout(request: Layout, binding: Binding, definition: Definition) -
                 f"{sum(binding.layers.values())} layers; to leave stages empty, give layout.stages.text"
             )
             raise_if(problems)
-        stages[TEXT] = _rows(_balanced_text(layout, binding, definition), pp)
+        stages[TEXT] = stage_rows(_balanced_text(layout, binding, definition), pp)
     return layout
 
 
@@ -101,7 +101,7 @@ def _balanced_text(layout: CompleteLayout, binding: Binding, definition: Definit
     pp = layout.pp
     if layout.placement == "u_shape":
         carried[0] += ends["first"]
-        carried[(layout.vpp - 1) * pp] += ends["last"] + (copy if pp > 1 else 0)
+        carried[stage_number(layout.vpp - 1, 0, pp)] += ends["last"] + (copy if pp > 1 else 0)
         return [len(part) for part in interleaved_parts(layers, carried, pp)]
     layers[0] += ends["first"]
     layers[-1] += ends["last"]
@@ -112,7 +112,3 @@ def _balanced_text(layout: CompleteLayout, binding: Binding, definition: Definit
     divided = interleaved_parts(layers, carried, pp)
     options.insert(0, (heaviest(divided, layers, carried, pp), divided))
     return [len(part) for part in min(options, key=itemgetter(0))[1]]
-
-
-def _rows(flat: list[int], pp: int) -> StageRows:
-    return tuple(tuple(flat[start : start + pp]) for start in range(0, len(flat), pp))

@@ -3,7 +3,7 @@
 Owns the meaning of `layout.*`: tensor, pipeline, virtual pipeline and expert parallel sizes, stage lists with zeros
 anywhere, encoder lists that repeat, encoder tensor parallel sizes, and placement. It cuts nothing and knows no files.
 
-Stages are numbered over the flattened list, `stage = virtual stage * pp + pipeline rank`.
+Stages are numbered over the flattened list, as `stage_number` says.
 """
 
 from __future__ import annotations
@@ -18,6 +18,21 @@ from distconv.models.rules import TEXT
 
 StageRows = tuple[tuple[int, ...], ...]
 PLACEMENTS = ("sequential", "u_shape")
+
+
+def stage_number(virtual_stage: int, pp_rank: int, pp: int) -> int:
+    """The number of a stage: virtual stage by virtual stage, each over all `pp` pipeline ranks."""
+    return virtual_stage * pp + pp_rank
+
+
+def stage_coordinates(stage: int, pp: int) -> tuple[int, int]:
+    """The virtual stage and the pipeline rank of a stage: the inverse of `stage_number`."""
+    return divmod(stage, pp)
+
+
+def stage_rows(layers: Sequence[int], pp: int) -> StageRows:
+    """Numbers of layers by stage as a stage list: one row per virtual stage, one entry per pipeline rank."""
+    return tuple(tuple(layers[start : start + pp]) for start in range(0, len(layers), pp))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +86,9 @@ class CompleteLayout:
         last = tuple(stage for stage in range(self.stage_count) if stage % period == occupied[-1])
         if u_shape and modality == TEXT:
             # Layer-wise disaggregated training keeps both ends of the language model on pipeline rank 0.
-            first = (occupied[0] // self.pp * self.pp,)
-            last = ((self.vpp - 1) * self.pp,)
+            virtual_stage, _ = stage_coordinates(occupied[0], self.pp)
+            first = (stage_number(virtual_stage, 0, self.pp),)
+            last = (stage_number(self.vpp - 1, 0, self.pp),)
         return Placement(of_layer=of_layer, first=first, last=last, every=tuple(range(self.stage_count)))
 
     def keeps_separate_head(self) -> bool:

@@ -13,9 +13,6 @@ from distconv.fields import ByName, Choice, Integer, Record, Value, option
 from distconv.layout.layout import PLACEMENTS, StageRows
 from distconv.models.rules import MODALITIES
 
-# The operator of a fused qkv that the training side has by head, and once had as it is published.
-FUSED_QKV = "qkv_heads"
-
 
 @dataclass(frozen=True)
 class StageLists(Value[StageRows]):

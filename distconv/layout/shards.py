@@ -15,11 +15,12 @@ from distconv.models.bind import Recipe
 from distconv.tensors.cuts import TENSOR_PARALLEL_RULES
 from distconv.tensors.virtual import VirtualTensor, gaps, invert
 
+# The distinct pieces of a parameter: tensor parallel rank `r` holds piece `r mod` their number.
 Shards = tuple[VirtualTensor, ...]
 
 
 def cut_recipes(recipes: Iterable[Recipe], layout: CompleteLayout) -> dict[Recipe, Shards]:
-    """The shards of each recipe, one per piece of its modality's tensor parallel size.
+    """The shards of each recipe: as many as its modality's tensor parallel size, or one that every rank holds.
 
     Raises:
         InputError: every size that the tensor parallel size does not divide.
@@ -42,11 +43,12 @@ def cut_recipes(recipes: Iterable[Recipe], layout: CompleteLayout) -> dict[Recip
             ] = None
             continue
         try:
-            shards[recipe] = tuple(rule_of_cut.cut(recipe.tensor, size, unit))
+            pieces = rule_of_cut.cut(recipe.tensor, size, unit)
         except ValueError as error:
             assert rule_of_cut.dim is not None
             problems[f"{at}: {error}; made of {' and '.join(_lengths(recipe, rule_of_cut.dim))}"] = None
             continue
+        shards[recipe] = tuple(pieces if rule_of_cut.dim_of(recipe.tensor.shape) is not None else pieces[:1])
         _prove(recipe, shards[recipe])
     raise_if(list(problems))
     return shards
@@ -60,13 +62,12 @@ def _lengths(recipe: Recipe, dim: int) -> dict[str, None]:
 
 
 def _prove(recipe: Recipe, shards: Shards) -> None:
-    distinct = list({id(shard): shard for shard in shards}.values())
     try:
-        for shard in distinct:
+        for shard in shards:
             gaps(shard)
     except ValueError as error:
         raise JobError(f"{recipe.rule.target}: {error}; nothing has been written") from None
     operands = [(recipe.tensor.dtype, shape) for shape in recipe.source_shapes]
-    if lost := sum(map(gaps, invert(distinct, operands))) - recipe.unused:
+    if lost := sum(map(gaps, invert(shards, operands))) - recipe.unused:
         names = ", ".join(source.name for source in recipe.rule.sources)
         raise JobError(f"{names}: {lost} elements would be in no shard; nothing has been written")

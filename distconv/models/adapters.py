@@ -12,12 +12,17 @@ from dataclasses import replace
 from typing import Any
 
 from distconv.models.rules import ANY, Rule, SourcePattern
+from distconv.tensors.operators import OPERATORS
 
 ADAPTERS = ("beside", "only")
 CONFIG_NAME = "adapter_config.json"
+# What PEFT puts before the names of an adapter that it saves, and after the name of an adapted module: before the names
+# of the module's own weights, and of its adapter's.
+PEFT_PREFIX = "base_model.model."
+_BASE_LAYER = ".base_layer"
+_LORA = ".lora_"
 _WEIGHT, _BIAS = ".weight", ".bias"
-_FACTOR = re.compile(r"\.lora_([AB])\.weight$")
-_FACTOR_IN_MEMORY = re.compile(r"\.lora_([AB])\.default\.weight$")
+_FACTOR = re.compile(rf"(.+){re.escape(_LORA)}([AB])(?:\.default)?{re.escape(_WEIGHT)}")
 
 
 def rules_with_adapters(rules: Iterable[Rule]) -> Iterator[Rule]:
@@ -31,7 +36,7 @@ def rules_with_adapters(rules: Iterable[Rule]) -> Iterator[Rule]:
             continue
         group = f"adapter of {stem}{suffix}"
         yield replace(rule, choice=(group, "plain"))
-        yield replace(_renamed(rule, suffix, f".base_layer{suffix}"), choice=(group, "adapted"))
+        yield replace(_renamed(rule, suffix, f"{_BASE_LAYER}{suffix}"), choice=(group, "adapted"))
         if suffix == _WEIGHT:
             yield from (replace(factor, choice=(group, "adapted")) for factor in _factors(rule))
 
@@ -50,14 +55,32 @@ def without_sizes(rule: Rule) -> Rule:
     return replace(rule, sources=sources, unit=None)
 
 
+def factor_of(name: str) -> tuple[str, str] | None:
+    """The module that a factor is for, and which of the two it is, `A` or `B`; nothing for another tensor."""
+    match = _FACTOR.fullmatch(name)
+    return None if match is None else (match[1], match[2])
+
+
 def canonical_factor(name: str) -> str:
     """The name of a factor as a model in memory has it: adapters that PEFT saves leave out the adapter's own name."""
-    return _FACTOR.sub(r".lora_\1.default.weight", name)
+    found = factor_of(name)
+    return name if found is None else _in_memory(*found)
 
 
 def saved_factor(name: str) -> str:
     """The name that PEFT saves a factor under; the inverse of `canonical_factor`."""
-    return _FACTOR_IN_MEMORY.sub(r".lora_\1.weight", name)
+    found = factor_of(name)
+    return name if found is None else f"{found[0]}{_LORA}{found[1]}{_WEIGHT}"
+
+
+def belongs_to_adapter(name: str) -> bool:
+    """Whether a tensor is a factor or anything else of an adapter, not a weight of the model."""
+    return _LORA in name
+
+
+def plain_name(name: str) -> str:
+    """The name that a weight of an adapted module has in the model without adapters."""
+    return name.replace(f"{_BASE_LAYER}.", ".")
 
 
 def adapter_problems(
@@ -81,7 +104,7 @@ def adapter_problems(
         patterns = {}
     modules = set()
     for name, shape in shapes.items():
-        module, _, factor = name.partition(".lora_")
+        module, _, factor = name.partition(_LORA)
         modules.add(module)
         found = shape[0] if factor.startswith("A") else shape[1]
         expected = next((special for pattern, special in patterns.items() if pattern.fullmatch(module)), rank)
@@ -90,7 +113,7 @@ def adapter_problems(
     targets = config.get("target_modules")
     if isinstance(targets, list):
         leaves = sorted({module.rpartition(".")[2] for module in modules})
-        present = modules | {name.partition(".lora_")[0] for name in left_out}
+        present = modules | {name.partition(_LORA)[0] for name in left_out}
         unused = [each for each in targets if not any(f".{module}".endswith(f".{each}") for module in present)]
         unknown = [leaf for leaf in leaves if not any(f".{each}".endswith(f".{leaf}") for each in targets)]
         problems += [f"{where}: target module {each} has no adapter in the checkpoint" for each in unused]
@@ -108,13 +131,17 @@ def _rank_patterns(patterns: Any) -> dict[re.Pattern[str], Any] | None:
         return None
 
 
+def _in_memory(module: str, factor: str) -> str:
+    return f"{module}{_LORA}{factor}.default{_WEIGHT}"
+
+
 def _stem(rule: Rule) -> str:
     return rule.target.removesuffix(_WEIGHT).removesuffix(_BIAS)
 
 
 def _is_adaptable(rule: Rule) -> bool:
     return (
-        rule.operator == "rename"
+        OPERATORS[rule.operator].is_identity
         and rule.choice is None
         and rule.stage == "layer"
         and "expert" not in rule.placeholders
@@ -138,7 +165,7 @@ def _factors(rule: Rule) -> Iterator[Rule]:
     rows, columns = source.dims
     cut_by_columns = rule.tensor_parallel.startswith("cols")
     for factor, dims, cut in (("A", (ANY, columns), cut_by_columns), ("B", (rows, ANY), not cut_by_columns)):
-        named = _renamed(rule, _WEIGHT, f".lora_{factor}.default.weight")
+        named = _renamed(rule, _WEIGHT, _in_memory("", factor))
         yield replace(
             named,
             sources=(replace(named.sources[0], dims=dims),),

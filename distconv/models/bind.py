@@ -7,20 +7,23 @@ expected shape and element type, or is marked optional. It knows no layout and r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from math import prod
 
-from distconv.errors import InputError, counted, named, raise_if
+from distconv.errors import InputError, JobError, counted, named, raise_if
 from distconv.models.definition import FLOATING, Definition
-from distconv.models.names import Choices, Explanations, by_sources, filled, layers_named, layers_of
+from distconv.models.names import Choices, Explanations, by_sources, experts_of, filled, layer_count, layers_of
 from distconv.models.rules import ANY, Rule
 from distconv.models.sizes import Sizes
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.operators import OPERATORS
 from distconv.tensors.stored import SourceIndex, StoredTensor
 from distconv.tensors.virtual import VirtualTensor, select, whole
+
+# The target of a parameter's rule, and its global numbers of layer and expert: no two parameters of a model share them.
+ParameterKey = tuple[str, "int | None", "int | None"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,6 +53,11 @@ class Parameter:
     sources: tuple[StoredTensor, ...]
     layer: int | None = None
     expert: int | None = None
+
+    @property
+    def key(self) -> ParameterKey:
+        """What it is found by among the parameters of its model."""
+        return self.recipe.rule.target, self.layer, self.expert
 
     @property
     def name(self) -> str:
@@ -86,6 +94,18 @@ class Binding:
     tied: bool
     adapters: bool = False
 
+    def by_key(self) -> Mapping[ParameterKey, Parameter]:
+        """The parameters by their keys.
+
+        Raises:
+            JobError: two parameters of one name; a defect of binding.
+        """
+        found = {each.key: each for each in self.parameters}
+        if len(found) < len(self.parameters):
+            twice = next(each for each in self.parameters if found[each.key] is not each)
+            raise JobError(f"{twice.name}: would be two parameters; nothing has been written")
+        return found
+
     def and_text_from(self, other: Binding) -> Binding:
         """A binding with the language model of another one."""
         return Binding(
@@ -110,7 +130,7 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
     modalities = sorted({rule.modality for rule in wanted})
     counts: Mapping[str, int] = {}
     try:
-        counts = {modality: _layer_count(definition, modality, sizes, wanted, stored) for modality in modalities}
+        counts = {modality: layer_count(definition, modality, sizes, wanted, stored) for modality in modalities}
     except InputError as error:
         problems += error.problems
     raise_if(problems)
@@ -158,19 +178,10 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
         parameters=tuple(parameters),
         unconverted=tuple(unconverted),
         layers={modality: count for modality, count in counts.items() if count},
-        experts=_experts(definition, sizes) if any(each.expert is not None for each in parameters) else None,
+        experts=definition.expert_count(sizes) if any(each.expert is not None for each in parameters) else None,
         tied=tied_head is not None,
         adapters=definition.adapters == "only",
     )
-
-
-def _layer_count(
-    definition: Definition, modality: str, sizes: Sizes, rules: Iterable[Rule], stored: Mapping[str, StoredTensor]
-) -> int:
-    """Number of layers: what the configuration says; adapters know no more than the layers they are on."""
-    if definition.adapters != "only":
-        return sizes.count(definition.modalities[modality])
-    return layers_named((rule for rule in rules if rule.modality == modality), stored).get(modality, 0)
 
 
 def target_name(rule: Rule, layer: int | None, expert: int | None) -> str:
@@ -211,13 +222,10 @@ def _apply(
     used = [(item, layer) for item, layer in layers if chosen.uses(rule, layer)]
     if not used:
         return applied
-    experts: Iterable[int | None] = (None,)
-    if "expert" in rule.placeholders:
-        experts = range(_experts(definition, sizes))
     expected = [tuple(None if dim == ANY else sizes.get(dim) for dim in source.dims) for source in rule.sources]
     packed = rule.packs_experts
     recipes: dict[tuple[object, ...], Recipe] = {}
-    for (item, layer), expert in product(used, experts):
+    for (item, layer), expert in product(used, experts_of(rule, definition, sizes)):
         names = [filled(source.name, layer, expert, item) for source in rule.sources]
         present = [stored[name] for name in names if name in stored]
         applied.used.update(name for name in names if name in stored)
@@ -240,11 +248,6 @@ def _apply(
             recipes[key] = make_recipe(rule, present[0].dtype, shapes, sizes, slice_of)
         applied.parameters.append(Parameter(recipes[key], tuple(present), layer, expert))
     return applied
-
-
-def _experts(definition: Definition, sizes: Sizes) -> int:
-    assert definition.experts is not None
-    return sizes.count(definition.experts)
 
 
 def _unexpected(
@@ -276,6 +279,11 @@ def make_recipe(
     operands = [whole(dtype, shape, number) for number, shape in enumerate(shapes)]
     if expert is not None:
         operands = [select(operand, 0, expert) for operand in operands]
+    if rule.has_equal_sources and len({operand.shape[:1] for operand in operands}) > 1:
+        raise InputError(
+            f"{rule.target} ({rule.where}): tp rule {rule.tensor_parallel} takes its sources for equal parts, but they "
+            f"have {' and '.join(str(operand.shape[0]) for operand in operands)} rows"
+        )
     arguments = [sizes.divisor(size) for size in rule.operator_sizes]
     try:
         tensor = OPERATORS[rule.operator].apply(*operands, *arguments)

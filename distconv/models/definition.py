@@ -81,6 +81,10 @@ class Definition:
             return self
         return replace(self, rules=tuple(map(without_sizes, self.rules)))
 
+    def expert_count(self, sizes: Sizes) -> int | None:
+        """The number of experts of a model of these sizes, `None` for a dense model; raises as `Sizes.count` does."""
+        return None if self.experts is None else sizes.count(self.experts)
+
     def tied_sources(self) -> tuple[str, str]:
         """The source tensors of the head and of the embedding, for a definition with tied models."""
         assert self.tied is not None

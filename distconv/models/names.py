@@ -34,6 +34,15 @@ def layers_of(rule: Rule, definition: Definition, sizes: Sizes, count: int) -> I
     return ((None, None),)
 
 
+def experts_of(rule: Rule, definition: Definition, sizes: Sizes) -> Iterable[int | None]:
+    """The expert of each parameter of a rule in one layer; one without a number where the rule is not for experts.
+
+    Raises:
+        InputError: config.json does not say how many experts there are.
+    """
+    return range(definition.expert_count(sizes) or 0) if "expert" in rule.placeholders else (None,)
+
+
 # Of the rules of an alternative and a layer: whether all that must be there is there, how much is, what else tells.
 Score = Callable[[Sequence[Rule], "int | None"], "tuple[int, ...]"]
 
@@ -130,6 +139,15 @@ def layers_named(rules: Iterable[Rule], names: Iterable[str]) -> dict[str, int]:
             if match := pattern.fullmatch(name):
                 layers[modality] = max(layers.get(modality, 0), int(match[1]) + 1)
     return layers
+
+
+def layer_count(
+    definition: Definition, modality: str, sizes: Sizes, rules: Iterable[Rule], names: Iterable[str]
+) -> int:
+    """Number of layers: what the configuration says; adapters know no more than the layers they are on."""
+    if definition.adapters != "only":
+        return sizes.count(definition.modalities[modality])
+    return layers_named((rule for rule in rules if rule.modality == modality), names).get(modality, 0)
 
 
 def _ignored(entry: Ignored, sizes: Sizes) -> re.Pattern[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from distconv.errors import InputError, raise_if, unknown_keys
 from distconv.tensors.cuts import TENSOR_PARALLEL_RULES
-from distconv.tensors.operators import OPERATORS
+from distconv.tensors.operators import OPERATORS, RENAME
 
 # The parts of a model that are trained as one: the language model, and the encoders.
 TEXT = "text"
@@ -74,6 +74,12 @@ class Rule:
         return "expert" in self.placeholders and not any("{expert}" in source.name for source in self.sources)
 
     @property
+    def has_equal_sources(self) -> bool:
+        """Whether its sources are the equal parts that its cut takes them for, one after the other: gate and up."""
+        parts = TENSOR_PARALLEL_RULES[self.tensor_parallel].parts
+        return OPERATORS[self.operator].is_sequence and len(self.sources) == parts
+
+    @property
     def placeholders(self) -> frozenset[str]:
         """The placeholders of its target."""
         return frozenset(_PLACEHOLDER.findall(self.target))
@@ -119,7 +125,7 @@ def _parsed(modality: str, section: str, entry: Any, sizes: Collection[str], lis
     if not isinstance(target, str):
         problems.append(f"target: expected a name, found {target!r}")
     sources = _sources(entry.get("sources"), problems)
-    operator, operator_sizes = _call("operator", entry.get("operator", "rename"), problems)
+    operator, operator_sizes = _call("operator", entry.get("operator", RENAME), problems)
     tensor_parallel, units = _call("tp", entry.get("tp"), problems)
     optional = entry.get("optional", False)
     if not isinstance(optional, bool):

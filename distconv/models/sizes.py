@@ -91,6 +91,10 @@ class Sizes:
         changed._known = dict(changed._given)
         return changed
 
+    def __contains__(self, name: str) -> bool:
+        """Whether the definition has a size of this name."""
+        return name in self._specs
+
     def get(self, name: str | int) -> int:
         """The value of a size (an integer stands for itself), at least 1 (0 if that is its default).
 

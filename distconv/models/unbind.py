@@ -13,6 +13,7 @@ from math import prod
 from distconv.errors import JobError, raise_if
 from distconv.formats.records import NamedTensor
 from distconv.models.bind import Binding, Parameter, Recipe, Unconverted
+from distconv.models.names import filled
 from distconv.models.vocabulary import SIZE_NAME
 from distconv.tensors.compose import renumbered, substitute
 from distconv.tensors.virtual import VirtualTensor, gaps, invert, narrow
@@ -29,21 +30,25 @@ class Restored:
 def restore(published: Binding, parameters: Binding) -> Restored:
     """The published tensors that parameters were made of.
 
-    `published` and `parameters` are the same parameters in the same order: over published tensors, of which only names
-    and shapes count, and over what is stored.
+    `published` and `parameters` are the same parameters: over published tensors, of which only names and shapes count,
+    and over what is stored.
 
     Raises:
-        JobError: an element that no parameter holds; a defect, found before writing.
+        JobError: an element that no parameter holds, or a parameter that only one of the two has; a defect, found
+            before writing.
     """
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for number, each in enumerate(published.parameters):
-        groups.setdefault(tuple(source.name for source in each.sources), []).append(number)
+    stored = parameters.by_key()
+    if lone := published.by_key().keys() ^ stored.keys():
+        raise JobError(f"{filled(*min(lone, key=str), None)}: has nothing to be paired with; nothing has been written")
+    groups: dict[tuple[str, ...], list[Parameter]] = {}
+    for each in published.parameters:
+        groups.setdefault(tuple(source.name for source in each.sources), []).append(each)
     tensors: list[NamedTensor] = []
     left_out: list[Unconverted] = []
-    known: dict[tuple[tuple[int, int], ...], list[tuple[VirtualTensor, int]]] = {}
-    for names, numbers in groups.items():
-        members = [(published.parameters[number], parameters.parameters[number]) for number in numbers]
-        key = tuple((id(one.recipe), id(other.recipe)) for one, other in members)
+    known: dict[tuple[tuple[Recipe, Recipe], ...], list[tuple[VirtualTensor, int]]] = {}
+    for names, models in groups.items():
+        members = [(model, stored[model.key]) for model in models]
+        key = tuple((one.recipe, other.recipe) for one, other in members)
         if key not in known:
             tables = _inverted([one.recipe for one, _ in members], [other.recipe for _, other in members])
             known[key] = [(table, gaps(table)) for table in tables]

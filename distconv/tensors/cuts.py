@@ -20,13 +20,18 @@ Shards = list[VirtualTensor]
 class TensorParallelRule:
     """A way to cut: tensor, number of ranks, number of units → one shard per rank.
 
-    `dim`: the dim that is cut; a tensor that does not have it is replicated. `uneven`: the number of units need not
-    divide; without a unit every row is one.
+    `dim`: the dim that is cut; a tensor that does not have it is replicated. `parts`: of how many equal parts, each cut
+    for itself, that dim consists. `uneven`: the number of units need not divide; without a unit every row is one.
     """
 
     cut: Callable[[VirtualTensor, int, int | None], Shards]
     dim: int | None = None
+    parts: int = 1
     uneven: bool = False
+
+    def dim_of(self, shape: Sequence[int]) -> int | None:
+        """The dim that is cut of a tensor of this shape; `None` where every rank holds the whole tensor."""
+        return self.dim if self.dim is not None and self.dim < len(shape) else None
 
 
 def replicated(tensor: VirtualTensor, size: int, unit: int | None = None) -> Shards:  # noqa: ARG001 - whatever the unit
@@ -111,10 +116,10 @@ TENSOR_PARALLEL_RULES: Mapping[str, TensorParallelRule] = MappingProxyType(
         "replicated": TensorParallelRule(cut=replicated),
         "rows": TensorParallelRule(cut=rows, dim=0),
         "cols": TensorParallelRule(cut=cols, dim=1),
-        "glu": TensorParallelRule(cut=glu, dim=0),
-        "rows3": TensorParallelRule(cut=rows3, dim=0),
+        "glu": TensorParallelRule(cut=glu, dim=0, parts=2),
+        "rows3": TensorParallelRule(cut=rows3, dim=0, parts=3),
         "rows_uneven": TensorParallelRule(cut=rows_uneven, dim=0, uneven=True),
-        "rows3_uneven": TensorParallelRule(cut=rows3_uneven, dim=0, uneven=True),
+        "rows3_uneven": TensorParallelRule(cut=rows3_uneven, dim=0, parts=3, uneven=True),
         "cols_uneven": TensorParallelRule(cut=cols_uneven, dim=1, uneven=True),
     }
 )

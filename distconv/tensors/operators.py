@@ -1,7 +1,8 @@
 """The operators that model definitions use: how one Megatron-side parameter is made from its source tensors.
 
-Each is a few calls of the algebra in `virtual`. None has a reverse: the way back is the inverse of its table. An
-operator takes the sources in the rule's order and the sizes that the rule names.
+Owns their names, and what the rows of a parameter say of the rows of its sources. Each is a few calls of the algebra in
+`virtual`. None has a reverse: the way back is the inverse of its table. An operator takes the sources in the rule's
+order and the sizes that the rule names.
 """
 
 from __future__ import annotations
@@ -12,14 +13,37 @@ from types import MappingProxyType
 
 from distconv.tensors.virtual import VirtualTensor, chunk, concat, permute, zeros
 
+# The number of rows of each source, in the order of the rule; `None` where it is not known.
+Rows = Sequence["int | None"]
+# Gives the number of attention heads of the model, if that is known.
+Heads = Callable[[], "int | None"]
+SourceRows = Callable[[int, Rows, Sequence[int], Heads], Sequence[int]]
+
+
+class RowsUnknownError(ValueError):
+    """The rows of a parameter do not tell those of its sources; the message is what a model definition has to say."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """How many sources an operator takes (`None`: two or more), the sizes it needs, and what it does."""
+    """How many sources an operator takes (`None`: two or more), the sizes it needs, and what it does.
+
+    `source_rows` gives the rows of all sources for the rows of the parameter, the rows that are known, the sizes and
+    the heads. It raises `RowsUnknownError` where they do not follow, and `ValueError` where they contradict.
+
+    `transposes`: the rows of the parameter are the columns of its source. `is_identity`: the parameter equals its one
+    source. `is_sequence`: the sources lie in it one after the other. `is_by_head`: it reorders a fused `[q; k; v]` by
+    head.
+    """
 
     sources: int | None
     sizes: tuple[str, ...]
     apply: Callable[..., VirtualTensor]
+    source_rows: SourceRows
+    transposes: bool = False
+    is_identity: bool = False
+    is_sequence: bool = False
+    is_by_head: bool = False
 
 
 def rename(source: VirtualTensor) -> VirtualTensor:
@@ -59,13 +83,67 @@ def _interleaved(parts: Sequence[VirtualTensor], groups: int) -> VirtualTensor:
     return concat([piece for group in zip(*pieces, strict=True) for piece in group])
 
 
+def _rows_of_one(rows: int, *_: object) -> Sequence[int]:
+    return [rows]
+
+
+def _rows_in_sequence(rows: int, known: Rows, *_: object) -> Sequence[int]:
+    """At most one source may be of unknown rows: it has the rest."""
+    if known.count(None) > 1:
+        raise RowsUnknownError("sizes instead of any")
+    rest = rows - sum(each or 0 for each in known)
+    return _checked(rows, [rest if each is None else each for each in known])
+
+
+def _rows_of_qkv(rows: int, known: Rows, sizes: Sequence[int], heads: Heads) -> Sequence[int]:
+    """The rows of k equal those of v; where neither is known, a head has as many rows in q as in k and v."""
+    query, *others = known
+    (groups,) = sizes
+    shared = next((each for each in others if each is not None), None)
+    if query is None and shared is None:
+        count = heads()
+        if count is None:
+            raise RowsUnknownError(
+                "the number of attention heads as a size named heads, for a language model, or sizes instead of any"
+            )
+        query = _part(rows, count + 2 * groups) * count
+    if shared is None:
+        assert query is not None
+        shared = _part(rows - query, 2)
+    key, value = (shared if each is None else each for each in others)
+    return _checked(rows, [rows - key - value if query is None else query, key, value])
+
+
+def _rows_of_qv(rows: int, known: Rows, sizes: Sequence[int], heads: Heads) -> Sequence[int]:
+    query, value = known
+    query, _, value = _rows_of_qkv(rows, (query, None, value), sizes, heads)
+    return [query, value]
+
+
+def _part(rows: int, parts: int) -> int:
+    part, rest = divmod(rows, parts)
+    if rest:
+        raise ValueError(f"{rows} rows do not divide into {parts} equal parts")
+    return part
+
+
+def _checked(rows: int, found: Sequence[int]) -> Sequence[int]:
+    if min(found) < 1 or sum(found) != rows:
+        raise ValueError(f"sources of {' + '.join(map(str, found))} rows do not make {rows} rows")
+    return found
+
+
+# The operator of a rule that names none.
+RENAME = "rename"
 OPERATORS: Mapping[str, Operator] = MappingProxyType(
     {
-        "rename": Operator(sources=1, sizes=(), apply=rename),
-        "concat": Operator(sources=None, sizes=(), apply=join),
-        "qkv_group": Operator(sources=3, sizes=("groups",), apply=group_qkv),
-        "qzv_group": Operator(sources=2, sizes=("groups",), apply=group_qv),
-        "qkv_heads": Operator(sources=1, sizes=("heads",), apply=interleave_heads),
-        "transpose": Operator(sources=1, sizes=(), apply=transpose),
+        RENAME: Operator(sources=1, sizes=(), apply=rename, source_rows=_rows_of_one, is_identity=True),
+        "concat": Operator(sources=None, sizes=(), apply=join, source_rows=_rows_in_sequence, is_sequence=True),
+        "qkv_group": Operator(sources=3, sizes=("groups",), apply=group_qkv, source_rows=_rows_of_qkv),
+        "qzv_group": Operator(sources=2, sizes=("groups",), apply=group_qv, source_rows=_rows_of_qv),
+        "qkv_heads": Operator(
+            sources=1, sizes=("heads",), apply=interleave_heads, source_rows=_rows_of_one, is_by_head=True
+        ),
+        "transpose": Operator(sources=1, sizes=(), apply=transpose, source_rows=_rows_of_one, transposes=True),
     }
 )

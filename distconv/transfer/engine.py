@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distconv.errors import JobError, StoppedError
+from distconv.errors import JobError, StoppedError, system_problem
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import StoredTensor
 from distconv.tensors.values import LowRank, as_bytes, numbers
@@ -229,4 +229,4 @@ def _move(move: Move, item_size: int, reading: memoryview, writing: memoryview) 
 
 
 def _failure(doing: str, error: OSError) -> JobError:
-    return JobError(f"{doing}: {error.strerror or error}")
+    return JobError(system_problem(doing, error))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distconv.errors import JobError
+from distconv.errors import JobError, system_problem
 from distconv.formats.base import FileFormat
 from distconv.formats.provenance import Record, write_record
 from distconv.formats.records import OutputFile, Plan
@@ -57,7 +57,7 @@ def write_files(
                     path.parent.mkdir(exist_ok=True)
                     created = form.create(path, file, entries)
                 except OSError as error:
-                    raise JobError(f"creating {path}: {error.strerror or error}") from error
+                    raise JobError(system_problem(f"creating {path}", error)) from error
                 offsets |= {(file, key, name): offset for (key, name), offset in created.offsets.items()}
                 written.details[file.path] = created.details
             with OpenFiles(os.O_WRONLY) as targets:
@@ -74,7 +74,7 @@ def write_files(
                     try:
                         synchronise(targets.items())
                     except OSError as error:
-                        raise JobError(f"making {directory} durable: {error.strerror}") from error
+                        raise JobError(system_problem(f"making {directory} durable", error)) from error
             written.sizes.update({file.path: os.stat(paths[file]).st_size for file in batch.files})
     return written
 
@@ -93,5 +93,5 @@ def finish(written: Written, directory: Path, form: FileFormat, record: Record |
             with OpenFiles(os.O_RDONLY) as files:
                 synchronise((str(directory / path), files.get(str(directory / path))) for path in sizes)
     except OSError as error:
-        raise JobError(f"finishing {error.filename or directory}: {error.strerror or error}") from error
+        raise JobError(system_problem(f"finishing {error.filename or directory}", error)) from error
     written.sizes.update(sizes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from errno import EACCES, ENOENT, ENOSPC
+
 import pytest
 
 from distconv.errors import (
@@ -13,7 +15,9 @@ from distconv.errors import (
     joined,
     named,
     raise_if,
+    reading,
     shown,
+    system_problem,
     unknown_keys,
 )
 
@@ -41,6 +45,35 @@ def test_of_more_problems_the_rest_is_counted_and_the_list_left_alone():
     problems = [f"problem {number}" for number in range(LINES_SHOWN + 3)]
     assert joined(problems).splitlines() == [*problems[:LINES_SHOWN], "… and 3 more of the same kind"]
     assert len(problems) == LINES_SHOWN + 3
+
+
+def test_an_error_of_the_system_says_what_could_not_be_done_and_why():
+    assert system_problem("writing /mm/a.pt", OSError(ENOSPC, "No space left on device", "/mm/a.pt")) == (
+        "writing /mm/a.pt: No space left on device"
+    )
+    assert system_problem("reading /hf/a", OSError("read beyond the end")) == "reading /hf/a: read beyond the end"
+
+
+@pytest.mark.parametrize(
+    ("error", "missing", "problem"),
+    [
+        (PermissionError(EACCES, "Permission denied"), None, "/hf/a: cannot be read: Permission denied"),
+        (PermissionError(EACCES, "Permission denied"), "no such file", "/hf/a: cannot be read: Permission denied"),
+        (FileNotFoundError(ENOENT, "No such file"), "no such file; needed", "/hf/a: no such file; needed"),
+        (FileNotFoundError(ENOENT, "No such file"), None, "/hf/a: cannot be read: No such file"),
+    ],
+)
+def test_what_cannot_be_read_is_wrong_input(error, missing, problem):
+    with pytest.raises(InputError) as caught, reading("/hf/a", missing):
+        raise error
+    assert caught.value.problems == [problem]
+
+
+def test_reading_lets_other_errors_pass():
+    with pytest.raises(InputError, match=r"^damaged$"), reading("/hf/a", "no such file"):
+        raise InputError("damaged")
+    with pytest.raises(ValueError, match="a defect"), reading("/hf/a"):
+        raise ValueError("a defect")
 
 
 def test_raising_needs_a_problem():

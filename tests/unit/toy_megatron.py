@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -132,11 +133,11 @@ def bound(
     *,
     model: Mapping[str, Any] | None = None,
     left_out: Callable[..., str | None] = lambda _: None,
-    names: tuple[str, ...] = (),
+    reference: Mapping[str, tuple[int, ...] | None] = MappingProxyType({}),
     others: tuple[str, ...] = (),
     **changes: Any,
 ) -> MegatronBinding:
     """The files bound back to the toy model; `changes` are to the `config.json` of the reference."""
     definition = toy.definition(model)
     sizes = Sizes(definition.sizes, toy.config(**changes), "/hf/config.json")
-    return bind_megatron(definition, sizes, found.index(others=others), given or SourceLayout(), left_out, names)
+    return bind_megatron(definition, sizes, found.index(others=others), given or SourceLayout(), left_out, reference)

@@ -16,7 +16,7 @@ from operator import add, gt
 from pathlib import Path
 from typing import Any
 
-from distconv.errors import InputError, named, raise_if
+from distconv.errors import InputError, named, raise_if, reading
 from distconv.formats.base import Held
 from distconv.formats.dcp.metadata import METADATA, Chunk, Entry, Metadata, read_metadata
 from distconv.formats.huggingface.directory import check_directory
@@ -262,13 +262,9 @@ def locate_chunks(part: tuple[str, Sequence[tuple[int, int, str, str, Index]]]) 
         InputError: there is no such file, it is too short or cannot be read; every chunk that is not there.
     """
     path, sought = part
-    try:
+    needs = named((name for _, _, name, _, _ in sought), 3)
+    with reading(path, f"no such file; {METADATA} says that it holds {needs}"):
         size = os.stat(path).st_size
-    except FileNotFoundError:
-        needs = named((name for _, _, name, _, _ in sought), 3)
-        raise InputError(f"{path}: no such file; {METADATA} says that it holds {needs}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     beyond = [(offset + length, name) for offset, length, name, _, _ in sought if offset + length > size]
     if beyond:
         raise InputError(

@@ -11,7 +11,7 @@ from distconv.errors import InputError
 from distconv.formats.model import Reference
 from distconv.models.adapters import saved_factor
 from distconv.models.definition import Definition
-from distconv.models.names import filled
+from distconv.models.names import experts_of, filled
 from distconv.models.rules import Rule
 from distconv.models.sizes import Sizes
 
@@ -46,8 +46,8 @@ def _numbers(rule: Rule, definition: Definition, sizes: Sizes) -> Iterator[tuple
     """Layer, expert and item of each parameter that a rule may make; nothing where config.json does not say."""
     try:
         layers = range(sizes.count(definition.modalities[rule.modality])) if "layer" in rule.placeholders else (None,)
-        experts = range(sizes.count(definition.experts or "")) if "expert" in rule.placeholders else (None,)
-    except (InputError, KeyError):
+        experts = experts_of(rule, definition, sizes)
+    except InputError:
         return
     for layer in layers:
         for expert in experts:

@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from distconv.errors import InputError, named, raise_if
+from distconv.errors import InputError, named, raise_if, reading
 from distconv.formats.torch_zip.archive import MOST_DIMS
 from distconv.formats.torch_zip.inert_pickle import Inert, InertUnpickler, StandIn, first_words
 from distconv.tensors.stored import is_file_name
@@ -108,12 +108,8 @@ def read_metadata(path: Path) -> Metadata:
 
 def _load(path: Path) -> tuple[Any, list[str]]:
     """What the pickle holds, and the names in it that are foreign."""
-    try:
+    with reading(path, "no such file"):
         data = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     unpickler = _Unpickler(io.BytesIO(data))
     try:
         content = unpickler.load()

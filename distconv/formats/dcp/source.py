@@ -142,7 +142,7 @@ class PublishedDcp(_DcpSource):
         definition, sizes = model.defined, model.sizes
         packed = pattern_of(rule for rule in definition.rules if rule.packs_experts)
         # Experts are three dims, also where training held them as a matrix.
-        experts = cache(lambda tensor: split_dim(tensor, 0, sizes.count(definition.experts or "")))
+        experts = cache(lambda tensor: split_dim(tensor, 0, definition.expert_count(sizes) or 0))
         self._tensors = {
             name: replace(each, tensor=experts(each.tensor))
             if len(each.tensor.shape) == 2 and packed.fullmatch(definition.spelled(name))

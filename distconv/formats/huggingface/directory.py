@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from distconv.errors import InputError, counted, named, raise_if
+from distconv.errors import InputError, counted, named, raise_if, system_problem
 from distconv.formats.huggingface.safetensors import read_header
 from distconv.formats.huggingface.state_dict import read_state_dict
 from distconv.formats.jsonfile import read_object
@@ -88,7 +88,7 @@ def check_directory(directory: Path, key: str) -> None:
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{key}={directory}: no such directory") from None
     except OSError as error:
-        raise InputError(f"{key}={directory}: cannot be read: {error.strerror}") from None
+        raise InputError(system_problem(f"{key}={directory}: cannot be read", error)) from None
     if not stat.S_ISDIR(mode):
         raise InputError(f"{key}={directory}: expected a directory, found a file; give the directory that holds it")
     if not os.access(directory, os.R_OK | os.X_OK):

@@ -1,7 +1,7 @@
 """LoRA adapters on the way back: as PEFT has them, or merged into their base.
 
-Owns the names of PEFT, the configuration that it needs, and which factors belong to which weight. What a merge computes
-is the business of `low_rank`. Reads nothing.
+Owns the configuration that PEFT needs, and which factors belong to which weight. The names of PEFT are the business of
+`models.adapters`, what a merge computes that of `tensors.values`. Reads nothing.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from dataclasses import dataclass, replace
 from distconv.errors import InputError, named, raise_if
 from distconv.formats.model import Reference
 from distconv.formats.records import NamedTensor, as_stored
+from distconv.models.adapters import PEFT_PREFIX, belongs_to_adapter, factor_of, plain_name, saved_factor
 from distconv.models.bind import Unconverted
 from distconv.tensors.values import Factor, LowRank
 
 Spelled = Callable[[str], str]
-_FACTOR = re.compile(r"(.+)\.lora_([AB])\.default\.weight")
-_PEFT_PREFIX = "base_model.model."
-_BASE_LAYER = ".base_layer."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +54,9 @@ def as_peft(
         )
     ranks = {modules[module]: pair["A"].tensor.shape[0] for module, pair in factors.items()}
     renamed = [
-        replace(tensor, name=f"{_PEFT_PREFIX}{modules[module]}.lora_{factor}.weight")
+        replace(tensor, name=PEFT_PREFIX + saved_factor(modules[module] + tensor.name.removeprefix(module)))
         for module, pair in factors.items()
-        for factor, tensor in pair.items()
+        for tensor in pair.values()
     ]
     most = Counter(ranks.values()).most_common(1)[0][0]
     content = {
@@ -109,13 +107,15 @@ def merged_beside(
     products = _products(tensors, alpha, reference)
     result = []
     for each in tensors:
-        if _FACTOR.fullmatch(each.name):
+        if factor_of(each.name) is not None:
             continue
-        plain = each.name.replace(_BASE_LAYER, ".")
+        plain = plain_name(each.name)
         result.append(replace(each, name=plain, low_rank=products.pop(plain.removesuffix(".weight"), None)))
     _check(result, products, reference)
     shards = reference.shards and {
-        _plain(name): shard for name, shard in reference.shards.items() if ".lora_" not in name
+        plain_name(name.removeprefix(PEFT_PREFIX)): shard
+        for name, shard in reference.shards.items()
+        if not belongs_to_adapter(name)
     }
     content = reference.index_content and {**reference.index_content, "weight_map": shards}
     return result, replace(reference, shards=shards, index=None, index_content=content)
@@ -127,22 +127,19 @@ def beside_adapters(tensors: Sequence[NamedTensor], name: str) -> tuple[Unconver
     return tuple(
         Unconverted(tensor=source, reason=reason)
         for each in tensors
-        if not _FACTOR.fullmatch(each.name)
+        if factor_of(each.name) is None
         for source in each.sources[:1]
     )
 
 
-def _plain(name: str) -> str:
-    return name.removeprefix(_PEFT_PREFIX).replace(_BASE_LAYER, ".")
-
-
 def _factors(tensors: Sequence[NamedTensor]) -> Mapping[str, Mapping[str, NamedTensor]]:
     """The two factors of each module that has an adapter, by the module's name in the definition."""
-    found: dict[str, dict[str, NamedTensor]] = {}
+    factors: dict[str, dict[str, NamedTensor]] = {}
     for each in tensors:
-        if match := _FACTOR.fullmatch(each.name):
-            found.setdefault(match[1], {})[match[2]] = each
-    return found
+        if (found := factor_of(each.name)) is not None:
+            module, factor = found
+            factors.setdefault(module, {})[factor] = each
+    return factors
 
 
 def _products(tensors: Sequence[NamedTensor], alpha: float | None, reference: Reference) -> dict[str, LowRank]:

@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from distconv.errors import InputError, raise_if
+from distconv.errors import InputError, raise_if, reading
 from distconv.formats.jsonfile import parse_object
 from distconv.tensors.dtypes import ITEM_SIZE, SAFETENSORS_CODE
 from distconv.tensors.stored import SourceFile, StoredTensor
@@ -21,6 +21,7 @@ from distconv.tensors.stored import SourceFile, StoredTensor
 MAX_HEADER_BYTES = 100_000_000
 # How the text begins that stands for a file in a clone without Git LFS.
 _LFS_POINTER = b"version "
+_MISSING = "no such file: not downloaded, or a link whose target is gone"
 
 
 def read_header(path: Path) -> list[StoredTensor]:
@@ -30,7 +31,7 @@ def read_header(path: Path) -> list[StoredTensor]:
         InputError: the file is missing, truncated, or its header is not what the format allows.
     """
     try:
-        with path.open("rb") as stream:
+        with reading(path, _MISSING), path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             prefix = stream.read(8)
             length = int.from_bytes(prefix, "little")
@@ -46,10 +47,6 @@ def read_header(path: Path) -> list[StoredTensor]:
             header = parse_object(stream.read(length), f"{path} (header)")
     except InputError:
         raise
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file: not downloaded, or a link whose target is gone") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError:
         raise InputError(f"{str(path)!r}: not a name that a file can have") from None
 

@@ -7,9 +7,10 @@ pieces is the inverse of its cut. So the two directions cannot disagree. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
+from types import MappingProxyType
 
 from distconv.errors import InputError, named, raise_if
 from distconv.formats.megatron.contents import take_stock
@@ -21,15 +22,16 @@ from distconv.formats.megatron.plan import MegatronPlan, expert_owner, make_plan
 from distconv.formats.megatron.ranks import RankGrid
 from distconv.formats.replicas import Piece, Replica
 from distconv.formats.torch_zip.archive import ArchivedTensor
-from distconv.layout.layout import CompleteLayout
-from distconv.layout.request import FUSED_QKV, SourceLayout
+from distconv.layout.layout import CompleteLayout, stage_number
+from distconv.layout.request import SourceLayout
 from distconv.layout.tied_head import resolve_head
-from distconv.models.bind import Binding, Parameter, Recipe, bind, make_recipe, target_name
+from distconv.models.bind import Binding, Parameter, ParameterKey, Recipe, bind, make_recipe, target_name
 from distconv.models.definition import FLOATING, Definition
 from distconv.models.names import filled
 from distconv.models.rules import TEXT, Rule
 from distconv.models.sizes import Sizes
 from distconv.tensors.compose import renumbered, strided, substitute
+from distconv.tensors.operators import OPERATORS
 from distconv.tensors.stored import SourceFile, StoredTensor
 from distconv.tensors.virtual import VirtualTensor, invert, whole
 
@@ -65,26 +67,33 @@ def bind_megatron(
     index: MegatronIndex,
     given: SourceLayout,
     left_out: Callable[[Rule], str | None],
-    names: Collection[str] = (),
+    reference: Mapping[str, tuple[int, ...] | None] = MappingProxyType({}),
 ) -> MegatronBinding:
     """Bind the files of a source to a definition; `left_out` gives the reason why a rule is not wanted, if it is not.
 
-    `sizes` and `names` are the sizes and the tensor names of the reference model. The names tell alternatives apart
-    that are the same on the Megatron side; without them, `published` has the first.
+    `sizes` are those of the reference model, `reference` its tensors, with their shapes where it has weights. The names
+    tell alternatives apart that are the same on the Megatron side; without them, `published` has the first. The shapes
+    tell the rows of sources that are one parameter there; without them, what config.json does not tell is refused.
 
     Raises:
         InputError: a layout that cannot be told or is not as given; every tensor of every file that is missing,
             unknown, or of the wrong shape or element type.
     """
     targets = Targets(definition.rules)
-    layout, grid = detect(definition, targets, sizes, index, given, names)
+    layout, grid = detect(definition, targets, sizes, index, given, reference)
     raise_if(list(_wrong_types(index, targets)))
-    experts = None if definition.experts is None else sizes.count(definition.experts)
-    holdings = take_stock(index, grid, layout, targets, experts)
+    holdings = take_stock(index, grid, layout, targets, definition.expert_count(sizes))
     reason = unless_absent(definition, holdings, left_out)
     copied_head = TEXT in layout.stages and definition.is_tied(sizes) and layout.keeps_separate_head()
     drawn, sizes = draw(
-        definition, sizes, layout, holdings, reason, names=names, without_head=copied_head, where=index.directory
+        definition,
+        sizes,
+        layout,
+        holdings,
+        reason,
+        reference=reference,
+        without_head=copied_head,
+        where=index.directory,
     )
     published = bind(definition, sizes, drawn, reason)
     stored_head = definition.tied is not None and definition.tied.head in holdings.examples
@@ -141,7 +150,7 @@ def _unsplit(published: Binding, given: SourceLayout) -> tuple[Parameter, ...]:
         recipe = each.recipe
         if recipe not in recipes:
             rule, unit = recipe.rule, recipe.unit
-            if given.vision_qkv == "fused" and rule.operator == FUSED_QKV:
+            if given.vision_qkv == "fused" and OPERATORS[rule.operator].is_by_head:
                 rule, unit = replace(rule, tensor_parallel="rows", unit=None), None
             tensor = whole(recipe.tensor.dtype, recipe.tensor.shape)
             recipes[recipe] = replace(
@@ -157,9 +166,10 @@ class _Comparison:
         self, plan: MegatronPlan, grid: RankGrid, targets: Targets, reason: Callable[[Rule], str | None], model: str
     ) -> None:
         self.plan = plan
+        self.parameters = plan.binding.by_key()
         self.problems: list[str] = []
         self.replicas: list[Replica] = []
-        self.pieces: dict[int, dict[int, Piece]] = {}
+        self._pieces: dict[ParameterKey, dict[int, Piece]] = {}
         self._views: dict[tuple[object, ...], tuple[tuple[int, ...], VirtualTensor]] = {}
         entries = [_entries(plan, pp_rank) for pp_rank in range(plan.layout.pp)]
         for output in plan.files:
@@ -180,17 +190,18 @@ class _Comparison:
                 self.problems.append(f"{file.file.path}: {len(missing)} tensors are missing: {named(missing, 8)}")
             for place, parameter in expected.items():
                 if (tensor := file.tensors.get(place)) is not None:
-                    pieces = plan.shards[parameter.recipe]
-                    self._take(place, parameter, pieces[output.tp_rank % len(pieces)], tensor, file.file)
+                    number = output.tp_rank % len(plan.shards[parameter.recipe])
+                    self._take(place, parameter, number, tensor, file.file)
 
     def _take(
         self,
         place: tuple[str, str],
         parameter: Parameter,
-        shard: VirtualTensor,
+        number: int,
         tensor: ArchivedTensor,
         file: SourceFile,
     ) -> None:
+        shard = self.plan.shards[parameter.recipe][number]
         if (tensor.shape, tensor.dtype) != (shard.shape, shard.dtype):
             self.problems.append(f"{file.path}: {'/'.join(place)} {self._mismatch(parameter, shard, tensor)}")
             return
@@ -200,7 +211,7 @@ class _Comparison:
             self._views[form] = contiguous if tensor.is_contiguous else strided(*form)
         shape, view = self._views[form]
         piece = Piece(StoredTensor(place[1], tensor.dtype, shape, file, tensor.offset), view)
-        first = self.pieces.setdefault(id(parameter), {}).setdefault(id(shard), piece)
+        first = self._pieces.setdefault(parameter.key, {}).setdefault(number, piece)
         if first is not piece:
             self.replicas.append(Replica((first.stored,), first.view, piece))
 
@@ -208,7 +219,7 @@ class _Comparison:
         if tensor.shape == shard.shape:
             return f"is {tensor.dtype}, but other pieces of the parameter are {shard.dtype}"
         recipe = parameter.recipe
-        pieces = len(set(map(id, self.plan.shards[recipe])))
+        pieces = len(self.plan.shards[recipe])
         return (
             f"has shape {list(tensor.shape)}, expected {list(shard.shape)}"
             + (f", one of {pieces} pieces" if pieces > 1 else "")
@@ -216,16 +227,16 @@ class _Comparison:
         )
 
     def pieces_of(self, parameter: Parameter) -> list[Piece]:
-        """The pieces of a parameter, in the order of its distinct shards."""
-        held = self.pieces[id(parameter)]
-        return [held[number] for number in dict.fromkeys(map(id, self.plan.shards[parameter.recipe]))]
+        """The pieces of a parameter, in the order of its shards."""
+        held = self._pieces[parameter.key]
+        return [held[number] for number in range(len(self.plan.shards[parameter.recipe]))]
 
 
 def _entries(plan: MegatronPlan, pp_rank: int) -> dict[int | None, dict[tuple[str, str], Parameter]]:
     """What a pipeline rank holds, by key and name: on each expert parallel rank, and under `None` on all of them."""
     entries: dict[int | None, dict[tuple[str, str], Parameter]] = {None: {}}
     for virtual_stage, key in enumerate(plan.dictionaries):
-        for parameter, layer in plan.placed[virtual_stage * plan.layout.pp + pp_rank]:
+        for parameter, layer in plan.placed[stage_number(virtual_stage, pp_rank, plan.layout.pp)]:
             owner, expert = expert_owner(parameter, plan.binding.experts, plan.layout.ep)
             name = target_name(parameter.recipe.rule, layer, expert)
             entries.setdefault(owner, {})[key, name] = parameter
@@ -235,7 +246,8 @@ def _entries(plan: MegatronPlan, pp_rank: int) -> dict[int | None, dict[tuple[st
 def _parameters(found: _Comparison, published: Binding, sizes: Sizes) -> Iterator[Parameter]:
     """The parameters over their pieces, in the order of those that are published."""
     recipes: dict[tuple[object, ...], Recipe] = {}
-    for parameter, model in zip(found.plan.binding.parameters, published.parameters, strict=False):
+    for model in published.parameters:
+        parameter = found.parameters[model.key]
         pieces = found.pieces_of(parameter)
         key = (parameter.recipe, *(id(piece.view) for piece in pieces))
         if key not in recipes:
@@ -246,8 +258,7 @@ def _parameters(found: _Comparison, published: Binding, sizes: Sizes) -> Iterato
 def _over_pieces(plan: MegatronPlan, stored: Recipe, pieces: list[Piece], model: Recipe, sizes: Sizes) -> Recipe:
     """The recipe of a parameter over its pieces; `model` is its recipe over the published tensors."""
     dtype, shape = stored.tensor.dtype, stored.tensor.shape
-    shards = list({id(shard): shard for shard in plan.shards[stored]}.values())
-    (tensor,) = invert(shards, [(dtype, shape)])
+    (tensor,) = invert(plan.shards[stored], [(dtype, shape)])
     tensor = substitute(tensor, [renumbered(piece.view, number) for number, piece in enumerate(pieces)])
     if stored.rule is not model.rule:
         tensor = substitute(make_recipe(model.rule, dtype, (shape,), sizes, None).tensor, [tensor])
@@ -263,9 +274,10 @@ def _copies_of_embedding(
     found: _Comparison, definition: Definition, parameters: tuple[Parameter, ...]
 ) -> Iterator[Replica]:
     """The pieces of a head that the training side holds beside the embedding that it is tied to."""
-    for head in found.plan.binding.parameters[len(parameters) :]:
+    for key in found.parameters.keys() - {each.key for each in parameters}:
+        head = found.parameters[key]
         assert definition.tied is not None
+        assert head.recipe.rule.target == definition.tied.head
         embedding = next(each for each in parameters if each.recipe.rule.target == definition.tied.embedding)
-        shards = {id(shard): shard for shard in found.plan.shards[head.recipe]}
-        for shard, piece in zip(shards.values(), found.pieces_of(head), strict=True):
+        for shard, piece in zip(found.plan.shards[head.recipe], found.pieces_of(head), strict=True):
             yield Replica(embedding.sources, substitute(shard, [embedding.recipe.tensor]), piece)

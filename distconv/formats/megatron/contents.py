@@ -13,37 +13,35 @@ from distconv.formats.megatron.index import MegatronIndex
 from distconv.formats.megatron.names import Targets
 from distconv.formats.megatron.ranks import RankGrid
 from distconv.formats.torch_zip.archive import ArchivedTensor
-from distconv.layout.layout import CompleteLayout
+from distconv.layout.layout import CompleteLayout, stage_number
+from distconv.models.bind import ParameterKey
 from distconv.models.rules import Rule
 from distconv.tensors.cuts import TENSOR_PARALLEL_RULES
 from distconv.tensors.virtual import replaced
-
-# A target, and the global numbers of its layer and its expert.
-Place = tuple[str, int | None, int | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Holdings:
     """The pieces of each parameter, by tensor parallel rank, of the first stage and expert parallel rank that hold it.
 
-    `examples` are the first place of each target that is held.
+    `examples` are the first parameter of each target that is held.
     """
 
-    pieces: Mapping[Place, Mapping[int, ArchivedTensor]]
-    examples: Mapping[str, Place]
+    pieces: Mapping[ParameterKey, Mapping[int, ArchivedTensor]]
+    examples: Mapping[str, ParameterKey]
 
-    def full_shape(self, rule: Rule, place: Place, size: int) -> tuple[int, ...] | None:
+    def full_shape(self, rule: Rule, key: ParameterKey, size: int) -> tuple[int, ...] | None:
         """The shape of an unsplit parameter, from its `size` pieces; nothing if there is none of them.
 
         A piece that is missing counts as one like the first.
         """
-        pieces = self.pieces.get(place, {})
+        pieces = self.pieces.get(key, {})
         shapes = [pieces[rank].shape for rank in range(size) if rank in pieces]
         if not shapes:
             return None
-        dim = TENSOR_PARALLEL_RULES[rule.tensor_parallel].dim
         first = shapes[0]
-        if dim is None or dim >= len(first) or any(len(shape) != len(first) for shape in shapes):
+        dim = TENSOR_PARALLEL_RULES[rule.tensor_parallel].dim_of(first)
+        if dim is None or any(len(shape) != len(first) for shape in shapes):
             return first
         shapes += [first] * (size - len(shapes))
         return replaced(first, dim, sum(shape[dim] for shape in shapes))
@@ -62,7 +60,7 @@ def take_stock(
         for modality in layout.stages
     }
     virtual_stages = {key: number for number, key in enumerate(index.dictionaries)}
-    pieces: dict[Place, dict[int, ArchivedTensor]] = {}
+    pieces: dict[ParameterKey, dict[int, ArchivedTensor]] = {}
     for tp_rank, pp_rank, ep_rank in sorted(grid.files):
         for (key, name), tensor in grid.files[tp_rank, pp_rank, ep_rank].tensors.items():
             local = targets.find(name)
@@ -70,14 +68,14 @@ def take_stock(
                 continue
             layer, expert = local.layer, local.expert
             if layer is not None:
-                stage = virtual_stages[key] * grid.pp + pp_rank
+                stage = stage_number(virtual_stages[key], pp_rank, grid.pp)
                 layer = layers[targets.rules(local.target)[0].modality].get((stage, layer))
                 if layer is None:
                     continue
             if expert is not None and experts is not None:
                 expert += ep_rank * (experts // grid.ep)
             pieces.setdefault((local.target, layer, expert), {}).setdefault(tp_rank, tensor)
-    examples: dict[str, Place] = {}
-    for place in pieces:
-        examples.setdefault(place[0], place)
+    examples: dict[str, ParameterKey] = {}
+    for parameter in pieces:
+        examples.setdefault(parameter[0], parameter)
     return Holdings(pieces=pieces, examples=examples)

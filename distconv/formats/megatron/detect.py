@@ -14,12 +14,21 @@ from distconv.formats.megatron.index import MegatronIndex
 from distconv.formats.megatron.names import Targets
 from distconv.formats.megatron.piece_sizes import tensor_parallel_sizes
 from distconv.formats.megatron.ranks import RankGrid, arrange
-from distconv.layout.layout import PLACEMENTS, CompleteLayout, StageRows, check_layout, shown_stages
-from distconv.layout.request import FUSED_QKV, SourceLayout
+from distconv.layout.layout import (
+    PLACEMENTS,
+    CompleteLayout,
+    StageRows,
+    check_layout,
+    shown_stages,
+    stage_number,
+    stage_rows,
+)
+from distconv.layout.request import SourceLayout
 from distconv.models.definition import Definition
 from distconv.models.names import layers_named
 from distconv.models.rules import TEXT
 from distconv.models.sizes import Sizes
+from distconv.tensors.operators import OPERATORS
 
 
 @dataclass(kw_only=True)
@@ -45,7 +54,7 @@ def detect(
             explains.
     """
     raise_if([*_unknown_modalities(definition, given), *_wrong_qkv(definition, given)])
-    experts = None if definition.experts is None else sizes.count(definition.experts)
+    experts = definition.expert_count(sizes)
     grid = arrange(index, targets, experts, given)
     vpp = len(index.dictionaries)
     problems = [
@@ -98,7 +107,7 @@ def _unknown_modalities(definition: Definition, given: SourceLayout) -> list[str
 
 def _wrong_qkv(definition: Definition, given: SourceLayout) -> list[str]:
     key = f"source_layout.vision_qkv={given.vision_qkv}"
-    if given.vision_qkv == "fused" and not any(rule.operator == FUSED_QKV for rule in definition.rules):
+    if given.vision_qkv == "fused" and not any(OPERATORS[rule.operator].is_by_head for rule in definition.rules):
         return [f"{key}: model definition {definition.name} has no qkv that training stores by head; leave it out"]
     return []
 
@@ -116,7 +125,7 @@ def _survey(grid: RankGrid, index: MegatronIndex, targets: Targets) -> Mapping[s
             found = held.get(rule.modality)
             if found is None:
                 found = held[rule.modality] = _Modality(layers=[0] * (grid.pp * len(virtual_stages)))
-            stage = virtual_stages[key] * grid.pp + pp_rank
+            stage = stage_number(virtual_stages[key], pp_rank, grid.pp)
             if local.layer is not None:
                 found.layers[stage] = max(found.layers[stage], local.layer + 1)
             elif rule.stage in found.ends:
@@ -154,7 +163,7 @@ def _stages(
 
     `adapters`: the files hold adapters alone, which some layers may not have.
     """
-    rows = tuple(tuple(found[start : start + pp]) for start in range(0, len(found), pp))
+    rows = stage_rows(found, pp)
     wanted: StageRows | None = given.stages.get(modality)
     if wanted is not None:
         flat = [count for row in wanted for count in row]

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from distconv.errors import InputError, raise_if
+from distconv.errors import InputError, raise_if, reading
 from distconv.formats.iterations import iteration_directory, iteration_of
 
 FILE_NAME = "model_optim_rng.pt"
 # A stray name may have any number in it.
 _MISSING_NAMED = 1000
 RANK_PREFIX = "mp_rank_"
-_RANK = re.compile(RANK_PREFIX + r"(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
+_RANK_NAME = re.compile(RANK_PREFIX + r"(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,12 @@ class RankDirectories:
     paths: Mapping[tuple[int, ...], Path]
 
 
+def rank_directory(rank: tuple[int, ...]) -> str:
+    """The name of a rank's directory: of its tensor parallel rank, then of up to two more numbers."""
+    first, *others = rank
+    return f"{RANK_PREFIX}{first:02d}" + "".join(f"_{number:03d}" for number in others)
+
+
 def find_ranks(directory: Path, iteration: str | None) -> RankDirectories:
     """The rank directories of a checkpoint: of the iteration that is asked for, or else that the tracker names.
 
@@ -41,15 +47,13 @@ def find_ranks(directory: Path, iteration: str | None) -> RankDirectories:
     Raises:
         InputError: no such iteration, or no single one; names that do not fit; every rank that is missing.
     """
-    try:
+    with reading(f"source={directory}"):
         if _rank_names(directory):
             return _only_iteration(directory, iteration)
         chosen = iteration_directory(directory, iteration)
         if not _rank_names(chosen):
             raise InputError(f"{chosen}: holds no {RANK_PREFIX}* directory")
         return RankDirectories(directory=chosen, iteration=iteration_of(chosen), paths=_ranks(chosen))
-    except OSError as error:
-        raise InputError(f"source={directory}: cannot be read: {error.strerror}") from None
 
 
 def _only_iteration(directory: Path, iteration: str | None) -> RankDirectories:
@@ -73,7 +77,7 @@ def _ranks(directory: Path) -> Mapping[tuple[int, ...], Path]:
     ranks: dict[tuple[int, ...], str] = {}
     problems = []
     for name in names:
-        match = _RANK.fullmatch(name)
+        match = _RANK_NAME.fullmatch(name)
         if match is None or not (directory / name).is_dir():
             problems.append(f"{directory / name}: expected a directory named {RANK_PREFIX}TP, …TP_PP or …TP_PP_EP")
             continue
@@ -92,7 +96,7 @@ def _ranks(directory: Path) -> Mapping[tuple[int, ...], Path]:
     missing = (rank for rank in _grid(last) if rank not in ranks)
     raise_if(
         [
-            f"{directory}: {_spelled(rank)} is missing, although there are ranks up to {_spelled(last)}"
+            f"{directory}: {rank_directory(rank)} is missing, although there are ranks up to {rank_directory(last)}"
             for rank in islice(missing, _MISSING_NAMED)
         ]
     )
@@ -113,8 +117,3 @@ def _grid(last: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         return
     for number in range(last[0] + 1):
         yield from ((number, *rest) for rest in _grid(last[1:]))
-
-
-def _spelled(rank: tuple[int, ...]) -> str:
-    first, *others = rank
-    return f"{RANK_PREFIX}{first:02d}" + "".join(f"_{number:03d}" for number in others)

@@ -6,16 +6,18 @@ that config.json does not tell. Pure; binding the result, and comparing it with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
-from distconv.errors import InputError, raise_if
-from distconv.formats.megatron.contents import Holdings, Place
+from distconv.errors import raise_if
+from distconv.formats.megatron.contents import Holdings
 from distconv.layout.layout import CompleteLayout
+from distconv.models.bind import ParameterKey
 from distconv.models.definition import PROJECTOR, Definition
-from distconv.models.names import Choices, Score, filled, layers_of
+from distconv.models.names import Choices, Score, experts_of, filled, layers_of
 from distconv.models.rules import ANY, TEXT, Rule
 from distconv.models.sizes import Sizes
 from distconv.models.vocabulary import SIZE_NAME, has_vocabulary
+from distconv.tensors.operators import OPERATORS, Rows, RowsUnknownError
 from distconv.tensors.stored import SourceFile, SourceIndex, StoredTensor
 
 Shape = tuple[int, ...]
@@ -53,25 +55,28 @@ def draw(
     holdings: Holdings,
     left_out: LeftOut,
     *,
-    names: Collection[str],
+    reference: Mapping[str, Shape | None],
     without_head: bool,
     where: str,
 ) -> tuple[SourceIndex, Sizes]:
     """The index of the checkpoint that the source stands for, and the sizes that it has.
 
-    `names` are those of the reference checkpoint: they tell alternatives apart that are the same on the Megatron side.
+    `reference`: the tensors of the reference model, with their shapes where it has weights. The names tell alternatives
+    apart that are the same on the Megatron side, the shapes the rows of sources that are one parameter there.
     `without_head`: a head in the files is a copy of the embedding.
 
     Raises:
-        InputError: parameters of which no size is known, because no file holds them or their shapes do not fit.
+        InputError: sources of which a size is not known, because no file holds what they are made into, because its
+            shape does not fit, or because it does not tell.
     """
-    drawing = _Drawing(definition, sizes, layout, holdings, left_out, frozenset(map(definition.spelled, names)), where)
+    reference = {definition.spelled(name): shape for name, shape in reference.items()}
+    drawing = _Drawing(definition, sizes, layout, holdings, left_out, reference, where)
     head = None if definition.tied is None else definition.tied.head
     tied = TEXT in layout.stages and definition.is_tied(sizes)
     for rule in definition.rules:
         if left_out(rule) is None and not (rule.target == head and without_head):
             drawing.add(rule, optional=rule.optional or (tied and rule.target == head))
-    raise_if(list(drawing.problems))
+    raise_if(drawing.problems)
     return SourceIndex(directory=where, tensors=drawing.tensors), drawing.sizes
 
 
@@ -85,17 +90,18 @@ class _Drawing:
         layout: CompleteLayout,
         holdings: Holdings,
         left_out: LeftOut,
-        names: Collection[str],
+        reference: Mapping[str, Shape | None],
         where: str,
     ) -> None:
         self.tensors: dict[str, StoredTensor] = {}
-        self.problems: dict[str, None] = {}
+        self.problems: list[str] = []
         self._definition = definition
         self._layout = layout
         self._holdings = holdings
         self._where = where
-        self._choices = Choices(definition.rules, _by_parameters(holdings, names))
-        self._shapes: dict[tuple[Rule, Shape | None], tuple[Shape, ...] | None] = {}
+        self._reference = reference
+        self._choices = Choices(definition.rules, _by_parameters(holdings, reference))
+        self._shapes: dict[tuple[object, ...], tuple[Shape, ...] | None] = {}
         self.sizes = sizes
         if rows := self._vocabulary(rule for rule in definition.rules if left_out(rule) is None):
             self.sizes = sizes.having(**{SIZE_NAME: rows})
@@ -114,6 +120,7 @@ class _Drawing:
         """Add the sources of a rule, for all the layers and experts that have it."""
         uses = [use for use in self._uses(rule) if self._choices.uses(rule, use[1])]
         held, packed = self._holdings.pieces, rule.packs_experts
+        asks = len(rule.sources) > 1 and any(ANY in source.dims for source in rule.sources)
         if optional and not any((rule.target, layer, expert) in held for _, layer, expert in uses):
             return
         for item, layer, expert in uses:
@@ -122,18 +129,33 @@ class _Drawing:
             place = (rule.target, layer, expert)
             model = place if place in held else self._holdings.examples.get(rule.target, place)
             full = self._holdings.full_shape(rule, model, self._layout.tensor_parallel_size(rule.modality))
-            if (rule, full) not in self._shapes:
-                self._shapes[rule, full] = source_shapes(rule, full, self.sizes)
-            shapes = self._shapes[rule, full]
+            names = [filled(source.name, layer, expert, item) for source in rule.sources]
+            shapes = self._source_shapes(rule, full, names if asks else ())
             if shapes is None:
-                found = "no file holds it" if full is None else f"shape {list(full)} fits no {rule.operator}"
-                name = filled(rule.target, layer, expert, None)
-                self.problems[f"{self._where}: {name}: {found} of {rule.where}"] = None
                 continue
             dtype = next((piece.dtype for piece in held.get(model, {}).values()), "bfloat16")
-            for source, shape in zip(rule.sources, shapes, strict=True):
-                name = filled(source.name, layer, expert, item)
+            for name, shape in zip(names, shapes, strict=True):
                 self.tensors[name] = StoredTensor(name, dtype, shape, NOWHERE, 0)
+
+    def _source_shapes(self, rule: Rule, full: Shape | None, names: Sequence[str]) -> tuple[Shape, ...] | None:
+        """The shapes of the sources of a rule, of which the reference may have those of `names`; or a problem more."""
+        reference = tuple(map(self._reference.get, names))
+        key = rule, full, reference
+        if key not in self._shapes:
+            self._shapes[key] = None
+            sources = " and ".join(source.name for source in rule.sources)
+            at = f"{self._where}: {rule.target}, made of {sources} ({rule.where})"
+            try:
+                self._shapes[key] = source_shapes(rule, full, self.sizes, reference)
+            except RowsUnknownError as error:
+                self.problems.append(
+                    f"{at}: shape {list(full or ())} does not tell how many rows are of which; give a reference with "
+                    f"their weights, or else the model definition needs {error}"
+                )
+            except ValueError as error:
+                other = "; is this the reference of the model?" if any(reference) else ""
+                self.problems.append(f"{at}: {error}{other}")
+        return self._shapes[key]
 
     def _uses(self, rule: Rule) -> Iterator[tuple[int | None, int | None, int | None]]:
         """Item, layer and expert of each parameter of a rule."""
@@ -142,10 +164,8 @@ class _Drawing:
             count = sum(map(sum, self._layout.stages[rule.modality]))
         else:
             count = sizes.count(definition.modalities[rule.modality])
-        experts: Iterable[int | None] = [None]
-        if "expert" in rule.placeholders and definition.experts is not None:
-            experts = range(sizes.count(definition.experts))
         layers = layers_of(rule, definition, sizes, count)
+        experts = experts_of(rule, definition, sizes)
         return ((item, layer, expert) for item, layer in layers for expert in experts)
 
 
@@ -155,7 +175,7 @@ def _by_parameters(holdings: Holdings, names: Container[str]) -> Score:
     def score(rules: Sequence[Rule], layer: int | None) -> tuple[bool, int, int]:
         complete, present, called = True, 0, 0
         for rule in rules:
-            place: Place = (rule.target, layer, 0 if "expert" in rule.placeholders else None)
+            place: ParameterKey = (rule.target, layer, 0 if "expert" in rule.placeholders else None)
             there = place in holdings.pieces
             complete = complete and (there or rule.optional)
             present += there
@@ -165,57 +185,46 @@ def _by_parameters(holdings: Holdings, names: Container[str]) -> Score:
     return score
 
 
-def source_shapes(rule: Rule, full: Shape | None, sizes: Sizes) -> tuple[Shape, ...] | None:
-    """The shapes of a rule's sources, where the parameter has the shape `full`; nothing if they cannot be told.
+def source_shapes(
+    rule: Rule, full: Shape | None, sizes: Sizes, reference: Sequence[Shape | None] = ()
+) -> tuple[Shape, ...]:
+    """The shapes of a rule's sources, where the parameter has the shape `full`, if any file holds it.
+
+    `reference` are the shapes that the sources have in the reference model: they tell rows that nothing else tells.
 
     Raises:
+        RowsUnknownError: rows of the sources that nothing tells.
+        ValueError: no file holds the parameter, or no such sources make it.
         InputError: a size that config.json lacks.
     """
     known = [[None if dim == ANY else sizes.get(dim) for dim in source.dims] for source in rule.sources]
-    first = 1 if rule.packs_experts else 0
     if any(None in dims for dims in known):
-        if full is None or any(len(dims) != len(full) + first for dims in known):
-            return None
-        if rule.operator == "transpose":
-            full = full[::-1]
-        for dims in known:
-            dims[first + 1 :] = [
-                found if size is None else size for found, size in zip(full[1:], dims[first + 1 :], strict=True)
-            ]
-        if not _share_rows(rule, full[0], known, first, sizes):
-            return None
+        if full is None:
+            raise ValueError("no file holds it")
+        shape = full[::-1] if OPERATORS[rule.operator].transposes else full
+        # The rows of packed experts come behind the number of experts.
+        at = 1 if rule.packs_experts else 0
+        if any(len(dims) != len(shape) + at for dims in known):
+            raise ValueError(f"shape {list(full)} does not fit sources of {len(known[0])} dims")
+        told = [None if each is None or len(each) != len(known[0]) else each[at] for each in reference]
+        rows = _source_rows(rule, shape[0], [dims[at] for dims in known], told or [None] * len(known), sizes)
+        for dims, count in zip(known, rows, strict=True):
+            others = zip(dims[at + 1 :], shape[1:], strict=True)
+            dims[at:] = [count, *(found if size is None else size for size, found in others)]
+    if any(None in dims for dims in known):
+        raise RowsUnknownError("sizes instead of any")
     return tuple(tuple(size for size in dims if size is not None) for dims in known)
 
 
-def _share_rows(rule: Rule, rows: int, known: list[list[int | None]], dim: int, sizes: Sizes) -> bool:
-    """Fill in the number of rows of each source that is not known; whether that comes out even."""
-    weights, copies = [1] * len(known), [1] * len(known)
-    if rule.operator in ("qkv_group", "qzv_group") and all(dims[dim] is None for dims in known):
-        groups = sizes.get(rule.operator_sizes[0])
-        weights = [_heads(rule, sizes), *[groups] * (len(known) - 1)]
-    if rule.operator == "qzv_group":
-        # Zeros stand for k.
-        copies = [1, 2]
-    rest, parts = rows, 0
-    for dims, weight, times in zip(known, weights, copies, strict=True):
-        size = dims[dim]
-        if size is None:
-            parts += weight * times
-        else:
-            rest -= size * times
-    if not parts:
-        return True
-    share, uneven = divmod(rest, parts)
-    for dims, weight in zip(known, weights, strict=True):
-        dims[dim] = share * weight if dims[dim] is None else dims[dim]
-    return share > 0 and not uneven
+def _source_rows(rule: Rule, rows: int, known: Rows, told: Rows, sizes: Sizes) -> Rows:
+    """The rows of each source of a parameter of `rows` rows: `told` by the reference where they are not `known`."""
+    if None not in known:
+        return known
+    if rule.has_equal_sources:
+        told = [rows // len(known)] * len(known)
 
+    def heads() -> int | None:
+        return sizes.get(_HEADS) if rule.modality == TEXT and _HEADS in sizes else None
 
-def _heads(rule: Rule, sizes: Sizes) -> int:
-    try:
-        return sizes.get(_HEADS)
-    except KeyError:
-        raise InputError(
-            f"{rule.where}: {rule.target}: the files do not tell how many rows of it are q; the model definition "
-            f"needs the number of attention heads as a size named {_HEADS}, or sizes instead of {ANY}"
-        ) from None
+    found = [other if each is None else each for each, other in zip(known, told, strict=True)]
+    return OPERATORS[rule.operator].source_rows(rows, found, [sizes.get(size) for size in rule.operator_sizes], heads)

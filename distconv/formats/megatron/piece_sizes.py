@@ -19,7 +19,8 @@ from distconv.models.bind import make_recipe
 from distconv.models.rules import ANY, TEXT, Rule
 from distconv.models.sizes import Sizes
 from distconv.models.vocabulary import SIZE_NAME
-from distconv.tensors.cuts import TENSOR_PARALLEL_RULES
+from distconv.tensors.cuts import TENSOR_PARALLEL_RULES, TensorParallelRule
+from distconv.tensors.operators import OPERATORS
 from distconv.tensors.virtual import VirtualTensor, whole
 
 Shape = tuple[int, ...]
@@ -101,7 +102,7 @@ def _evidence(grid: RankGrid, targets: Targets, sizes: Sizes) -> Mapping[str, _E
         shapes = {}
         for size in candidates:
             try:
-                cut = TENSOR_PARALLEL_RULES[rule.tensor_parallel].cut(full, size, unit)
+                cut = _cut_of(rule).cut(full, size, unit)
             except ValueError:
                 continue
             shapes[size] = [cut[rank % size].shape for rank in range(ranks)]
@@ -117,7 +118,7 @@ def _evidence(grid: RankGrid, targets: Targets, sizes: Sizes) -> Mapping[str, _E
             shapes = [each[place].shape for each in others if place in each]
             if local is None or len(shapes) < ranks:
                 continue
-            rules = [rule for rule in targets.rules(local.target) if _is_cut(rule, tensor.shape)]
+            rules = [rule for rule in targets.rules(local.target) if _cut_of(rule).dim_of(tensor.shape) is not None]
             if not rules:
                 continue
             seen = evidence.setdefault(rules[0].modality, _Evidence())
@@ -128,16 +129,17 @@ def _evidence(grid: RankGrid, targets: Targets, sizes: Sizes) -> Mapping[str, _E
     return evidence
 
 
-def _is_cut(rule: Rule, shape: Shape) -> bool:
-    dim = TENSOR_PARALLEL_RULES[rule.tensor_parallel].dim
-    return dim is not None and dim < len(shape)
+def _cut_of(rule: Rule) -> TensorParallelRule:
+    return TENSOR_PARALLEL_RULES[rule.tensor_parallel]
 
 
 def _full(rule: Rule, sizes: Sizes, found: Shape) -> VirtualTensor | None:
     """The unsplit parameter of a rule, if config.json tells its size; a piece of it tells the dims that are not cut."""
-    cut = TENSOR_PARALLEL_RULES[rule.tensor_parallel].dim
+    cut = _cut_of(rule).dim
     unknown = {number for source in rule.sources for number, dim in enumerate(source.dims) if dim in (ANY, SIZE_NAME)}
-    if cut in unknown or (unknown and (rule.operator != "rename" or len(found) != len(rule.sources[0].dims))):
+    if cut in unknown or (
+        unknown and not (OPERATORS[rule.operator].is_identity and len(found) == len(rule.sources[0].dims))
+    ):
         return None
     try:
         shapes = tuple(

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from distconv.errors import JobError
-from distconv.formats.megatron.directory import FILE_NAME
+from distconv.formats.megatron.directory import FILE_NAME, rank_directory
 from distconv.formats.records import Entry, OutputFile
-from distconv.layout.layout import CompleteLayout
+from distconv.layout.layout import CompleteLayout, stage_coordinates, stage_number
 from distconv.layout.shards import Shards, cut_recipes
 from distconv.models.bind import Binding, Parameter, Recipe, Unconverted, target_name
 from distconv.tensors.dtypes import ITEM_SIZE
@@ -76,7 +76,7 @@ class MegatronPlan:
         """The tensors of a file in the order in which it stores them."""
         assert isinstance(file, RankFile)
         for virtual_stage, key in enumerate(self.dictionaries):
-            for parameter, layer in self.placed[virtual_stage * self.layout.pp + file.pp_rank]:
+            for parameter, layer in self.placed[stage_number(virtual_stage, file.pp_rank, self.layout.pp)]:
                 owner, expert = expert_owner(parameter, self.binding.experts, self.layout.ep)
                 if owner is None or owner == file.ep_rank:
                     name = target_name(parameter.recipe.rule, layer, expert)
@@ -90,13 +90,14 @@ class MegatronPlan:
             "layout": layout.to_json(),
             "stages": [
                 {
-                    "virtual_stage": each.stage // layout.pp,
-                    "pipeline_rank": each.stage % layout.pp,
+                    "virtual_stage": virtual_stage,
+                    "pipeline_rank": pp_rank,
                     "layers": each.layers,
                     "parameters": each.parameters,
                     "bytes": each.nbytes,
                 }
                 for each in self.stages
+                for virtual_stage, pp_rank in [stage_coordinates(each.stage, layout.pp)]
             ],
         }
 
@@ -133,8 +134,9 @@ def make_plan(binding: Binding, layout: CompleteLayout) -> MegatronPlan:
             others.add(owner)
             placed[stage].append((parameter, layer))
             elements[stage] += parameter.recipe.tensor.elements
+            _, pp_rank = stage_coordinates(stage, layout.pp)
             for ep_rank in range(layout.ep) if owner is None else (owner,):
-                row = nbytes[ep_rank][stage % layout.pp]
+                row = nbytes[ep_rank][pp_rank]
                 for tp_rank in range(ranks):
                     row[tp_rank] += sizes[tp_rank % len(sizes)]
                 stage_bytes[stage] += sum(sizes[tp_rank % len(sizes)] for tp_rank in range(ranks))
@@ -175,6 +177,5 @@ def expert_owner(parameter: Parameter, experts: int | None, ep: int) -> tuple[in
 
 
 def _directory(layout: CompleteLayout, tp_rank: int, pp_rank: int, ep_rank: int) -> str:
-    pipeline = f"_{pp_rank:03d}" if layout.pp > 1 else ""
-    expert = f"_{ep_rank:03d}" if layout.ep > 1 else ""
-    return f"mp_rank_{tp_rank:02d}{pipeline}{expert}"
+    others = (rank for rank, size in ((pp_rank, layout.pp), (ep_rank, layout.ep)) if size > 1)
+    return rank_directory((tp_rank, *others))

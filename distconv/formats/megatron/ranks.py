@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from distconv.errors import InputError
+from distconv.formats.megatron.directory import rank_directory
 from distconv.formats.megatron.index import MegatronIndex, RankFile
 from distconv.formats.megatron.names import Targets
 from distconv.layout.request import SourceLayout
@@ -68,8 +69,8 @@ def _is_expert_rank(
     as_experts = given.pp in (None, 1) and given.ep in (None, ranks)
     if as_pipeline == as_experts:
         raise InputError(
-            f"{index.directory}: the second number of names such as mp_rank_00_{ranks - 1:03d} may be the pipeline or "
-            "the expert parallel rank: all ranks hold tensors of the same names, and no experts; give "
+            f"{index.directory}: the second number of names such as {rank_directory((0, ranks - 1))} may be the "
+            "pipeline or the expert parallel rank: all ranks hold tensors of the same names, and no experts; give "
             f"source_layout.pp={ranks} or source_layout.ep={ranks}"
         )
     return as_experts

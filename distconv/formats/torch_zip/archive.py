@@ -18,7 +18,7 @@ from math import prod
 from pathlib import Path
 from typing import IO, Any
 
-from distconv.errors import InputError
+from distconv.errors import InputError, system_problem
 from distconv.formats.torch_zip.inert_pickle import Inert, InertUnpickler, first_words
 from distconv.tensors.dtypes import ITEM_SIZE
 
@@ -113,7 +113,7 @@ def refusals(where: str) -> Iterator[None]:
     except FileNotFoundError:
         raise InputError(f"{where}: no such file") from None
     except OSError as error:
-        raise InputError(f"{where}: cannot be read: {error.strerror}") from None
+        raise InputError(system_problem(f"{where}: cannot be read", error)) from None
     except zipfile.BadZipFile as error:
         raise InputError(
             f"{where}: truncated, or not in the zip format of torch >= 1.6 ({error}); an older file can be saved again "

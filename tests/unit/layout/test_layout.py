@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distconv.errors import InputError
-from distconv.layout.layout import CompleteLayout, StageRows, check_layout, shown_stages
+from distconv.layout.layout import (
+    CompleteLayout,
+    StageRows,
+    check_layout,
+    shown_stages,
+    stage_coordinates,
+    stage_number,
+    stage_rows,
+)
 
 
 def layout(**given: Any) -> CompleteLayout:
@@ -40,14 +48,24 @@ def layers_on(found: CompleteLayout, modality: str) -> list[list[int]]:
 
 
 @st.composite
-def stage_rows(draw: st.DrawFn) -> StageRows:
+def stage_lists(draw: st.DrawFn) -> StageRows:
     """Stage lists with at least one layer and zeros anywhere."""
     pp, vpp = draw(st.integers(1, 5)), draw(st.integers(1, 3))
     flat = draw(st.lists(st.integers(0, 3), min_size=pp * vpp, max_size=pp * vpp).filter(any))
     return tuple(tuple(flat[start : start + pp]) for start in range(0, pp * vpp, pp))
 
 
-@given(stage_rows(), st.sampled_from(["sequential", "u_shape"]))
+@pytest.mark.parametrize("pp", [1, 3])
+@pytest.mark.parametrize("vpp", [1, 2])
+def test_stages_are_counted_over_the_pipeline_ranks_of_one_virtual_stage_after_the_other(pp, vpp):
+    coordinates = [(virtual_stage, pp_rank) for virtual_stage in range(vpp) for pp_rank in range(pp)]
+    assert [stage_coordinates(stage, pp) for stage in range(pp * vpp)] == coordinates
+    assert [stage_number(*each, pp) for each in coordinates] == list(range(pp * vpp))
+    rows = stage_rows(range(pp * vpp), pp)
+    assert [rows[virtual_stage][pp_rank] for virtual_stage, pp_rank in coordinates] == list(range(pp * vpp))
+
+
+@given(stage_lists(), st.sampled_from(["sequential", "u_shape"]))
 def test_a_full_list_spreads_the_layers_in_order_over_virtual_stages_of_pipeline_ranks(rows, placement):
     found = layers_on(layout(text=rows, placement=placement), "text")
     pp = len(rows[0])
@@ -55,7 +73,7 @@ def test_a_full_list_spreads_the_layers_in_order_over_virtual_stages_of_pipeline
     assert [layer for held in found for layer in held] == list(range(sum(map(sum, rows))))
 
 
-@given(stage_rows())
+@given(stage_lists())
 def test_first_and_last_are_the_outermost_stages_that_have_layers(rows):
     for modality in ("text", "vision"):
         found = layout(**{modality: rows})
@@ -138,7 +156,7 @@ def test_the_documented_u_shape():
     assert found.keeps_separate_head()
 
 
-@given(stage_rows())
+@given(stage_lists())
 def test_u_shape_keeps_both_ends_of_the_language_model_on_pipeline_rank_0(rows):
     pp = len(rows[0])
     placement = layout(text=rows, placement="u_shape").placement_of("text")

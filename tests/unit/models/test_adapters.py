@@ -9,9 +9,13 @@ import pytest
 
 from distconv.models.adapters import (
     adapter_problems,
+    belongs_to_adapter,
     canonical_factor,
+    factor_of,
+    plain_name,
     rules_of_adapters,
     rules_with_adapters,
+    saved_factor,
     without_sizes,
 )
 from distconv.models.rules import Rule, SourcePattern, parse_rules
@@ -128,6 +132,31 @@ def test_a_rule_that_is_in_a_choice_already_is_not_adapted():
 )
 def test_factors_have_one_canonical_name(name, canonical):
     assert canonical_factor(name) == canonical
+    # As PEFT saves it.
+    assert saved_factor(canonical) == canonical.replace(".default.", ".")
+    assert canonical_factor(saved_factor(canonical)) == canonical
+
+
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [
+        ("model.0.fc.lora_A.weight", ("model.0.fc", "A")),
+        ("model.0.fc.lora_B.default.weight", ("model.0.fc", "B")),
+        ("model.0.fc.lora_A.other.weight", None),
+        ("model.0.fc.lora_C.weight", None),
+        ("model.0.fc.lora_magnitude_vector.default.weight", None),
+    ],
+)
+def test_a_factor_is_told_by_its_name(name, factor):
+    assert factor_of(name) == factor
+    assert belongs_to_adapter(name)
+
+
+def test_a_weight_of_an_adapted_module_is_that_of_the_plain_model():
+    for name in ("model.0.fc.base_layer.weight", "model.0.fc.weight"):
+        assert plain_name(name) == "model.0.fc.weight"
+        assert factor_of(name) is None
+        assert not belongs_to_adapter(name)
 
 
 CONFIG = {"peft_type": "LORA", "bias": "none", "r": 8, "target_modules": ["q_proj", "down_proj"]}

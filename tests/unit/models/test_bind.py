@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from distconv.errors import InputError
+from distconv.errors import InputError, JobError
 from distconv.models.bind import Binding, Recipe
 from tests.unit import toy
 from tests.unit.programs import numbered
@@ -112,6 +113,22 @@ def test_a_source_of_all_experts_gives_each_its_part():
     assert parameter.recipe.unused == 3 * toy.FFN * toy.HIDDEN
     assert (parameter.layer, parameter.expert) == (2, 3)
     assert [source.name for source in parameter.sources] == ["model.layers.2.experts.down"]
+
+
+def test_parameters_are_found_by_target_and_global_numbers():
+    binding = toy.bound()
+    found = binding.by_key()
+    assert list(found.values()) == list(binding.parameters)
+    parameter = found["text.layers.{layer}.experts.{expert}.fc2.weight", 2, 3]
+    assert parameter.name == "text.layers.2.experts.3.fc2.weight"
+    assert found["text.head.weight", None, None].name == "text.head.weight"
+
+
+def test_two_parameters_of_one_name_are_an_error():
+    binding = toy.bound()
+    doubled = replace(binding, parameters=(*binding.parameters, replace(binding.parameters[1])))
+    with pytest.raises(JobError, match=rf"^{binding.parameters[1].name}: would be two parameters"):
+        doubled.by_key()
 
 
 def test_rules_for_the_layers_of_a_list_count_them():
@@ -359,6 +376,21 @@ def test_an_operator_that_does_not_fit_the_sizes_is_refused_with_its_sizes():
             f"vision.layers.{{layer}}.qkv.{kind} (rule vision.blocks): operator qkv_heads with vision_heads (5, "
             f"vision_config.heads in config.json): dim 0 of shape {shape} does not divide into 5"
         )
+
+
+def test_sources_that_are_cut_as_equal_parts_have_equally_many_rows():
+    model = toy.content()
+    (entry,) = model["rules"]["text"]["mlp"]
+    (gate_up,) = [rule for rule in entry["one_of"]["experts"] if "fc1" in rule["target"]]
+    gate_up["sources"] = [[name, "any", "hidden"] for name, *_ in gate_up["sources"]]
+    up = {name: (8, toy.HIDDEN) for name in toy.shapes() if name.endswith("1.experts.3.up.weight")}
+    target = "text.layers.{layer}.experts.{expert}.fc1.weight"
+    assert problems({**toy.shapes(), **up}, model=model) == [
+        f"{target} (rule text.mlp): tp rule glu takes its sources for equal parts, but they have {toy.FFN} and 8 rows"
+    ]
+    assert toy.bound(model=model).parameters
+    gate_up["tp"] = "rows"
+    assert toy.bound({**toy.shapes(), **up}, model=model).parameters
 
 
 def test_a_size_that_is_missing_is_reported_once():

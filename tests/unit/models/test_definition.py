@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from distconv.errors import InputError
 from distconv.models.definition import parse_definition
-from distconv.models.sizes import SizeSpec
+from distconv.models.sizes import Sizes, SizeSpec
 from tests.unit import toy
 
 Change = Callable[[dict[str, Any]], Any]
@@ -66,6 +67,15 @@ def test_without_its_base_only_a_definition_of_adapters_alone_loses_sizes():
     assert {dim for rule in alone.without_base().rules for dim in rule.sources[0].dims} == {"any"}
     assert {rule.unit for rule in alone.rules} > {None}
     assert {rule.unit for rule in alone.without_base().rules} == {None}
+
+
+def test_the_number_of_experts_is_that_of_the_configuration():
+    found = toy.definition()
+    assert found.expert_count(Sizes(found.sizes, toy.config(num_experts=7), "config.json")) == 7
+    with pytest.raises(InputError, match="num_experts"):
+        found.expert_count(Sizes(found.sizes, toy.config(num_experts=None), "config.json"))
+    dense = replace(found, experts=None)
+    assert dense.expert_count(Sizes(found.sizes, toy.config(), "config.json")) is None
 
 
 def test_a_rule_is_found_by_its_target():

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import pytest
 
-from distconv.models.names import Choices, Explanations, by_sources, filled
+from distconv.models.names import Choices, Explanations, by_sources, experts_of, filled
 from distconv.models.rules import Rule
 from distconv.models.sizes import Sizes
 from tests.unit import toy
@@ -21,6 +21,14 @@ def test_placeholders_are_filled_where_there_is_a_number():
 
 def rules(target: str) -> list[Rule]:
     return [rule for rule in toy.definition().rules if target in rule.target]
+
+
+@pytest.mark.parametrize(("target", "experts"), [("experts.{expert}.fc1", range(toy.EXPERTS)), ("router", [None])])
+def test_a_rule_for_experts_has_a_parameter_for_each(target, experts):
+    definition = toy.definition()
+    sizes = Sizes(definition.sizes, toy.config(), "config.json")
+    (rule,) = rules(target)
+    assert list(experts_of(rule, definition, sizes)) == list(experts)
 
 
 def used(names: Collection[str], layer: int) -> set[str]:

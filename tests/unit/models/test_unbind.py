@@ -84,6 +84,22 @@ def test_an_element_that_no_parameter_holds_is_an_error_and_not_zeros():
         restore(without(published, number), without(stored, number))
 
 
+def test_parameters_are_paired_by_name_whatever_their_order():
+    files = source(layout(((1, 2),), tp=2))
+    found = bound(files)
+    turned = replace(found.parameters, parameters=found.parameters.parameters[::-1])
+    assert_same(arrays(restore(found.published, turned).tensors, files), toy.arrays())
+
+
+def test_a_parameter_that_has_nothing_to_be_paired_with_is_an_error():
+    published = forward()
+    stored = identity(published)
+    name = published.parameters[0].name
+    for pair in ((without(published, 0), stored), (published, without(stored, 0))):
+        with pytest.raises(JobError, match=rf"^{name}: has nothing to be paired with; nothing has been written$"):
+            restore(*pair)
+
+
 def without_key_bias() -> dict[str, object]:
     """The toy with attention whose k has no bias: zeros stand for it on the Megatron side."""
     content = toy.content()

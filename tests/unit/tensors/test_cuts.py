@@ -138,16 +138,16 @@ def test_a_size_that_does_not_divide_is_an_error_never_a_truncation(rule, shape,
         TENSOR_PARALLEL_RULES[rule].cut(whole("float32", shape), size, unit)
 
 
-def test_the_registry_says_which_rules_are_uneven():
-    assert {name: rule.uneven for name, rule in TENSOR_PARALLEL_RULES.items()} == {
-        "replicated": False,
-        "rows": False,
-        "cols": False,
-        "glu": False,
-        "rows3": False,
-        "rows_uneven": True,
-        "rows3_uneven": True,
-        "cols_uneven": True,
+def test_the_registry_says_which_rules_are_uneven_and_of_which_parts_a_dim_consists():
+    assert {name: (rule.uneven, rule.parts) for name, rule in TENSOR_PARALLEL_RULES.items()} == {
+        "replicated": (False, 1),
+        "rows": (False, 1),
+        "cols": (False, 1),
+        "glu": (False, 2),
+        "rows3": (False, 3),
+        "rows_uneven": (True, 1),
+        "rows3_uneven": (True, 3),
+        "cols_uneven": (True, 1),
     }
 
 
@@ -157,5 +157,5 @@ def test_the_pieces_differ_from_the_whole_in_the_dim_that_is_cut_and_in_no_other
     rule_of_cut = TENSOR_PARALLEL_RULES[rule]
     for shard in rule_of_cut.cut(whole("float32", shape), 2, None):
         changed = [dim for dim, length in enumerate(shard.shape) if length != shape[dim]]
-        is_cut = rule_of_cut.dim is not None and rule_of_cut.dim < len(shape)
-        assert changed == ([rule_of_cut.dim] if is_cut else [])
+        dim = rule_of_cut.dim_of(shape)
+        assert changed == ([] if dim is None else [dim])

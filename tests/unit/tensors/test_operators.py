@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distconv.tensors.operators import OPERATORS
+import distconv
+from distconv.tensors.operators import OPERATORS, RowsUnknownError
 from distconv.tensors.virtual import VirtualTensor, gaps, invert, whole
 from tests.unit.programs import numbered
 from tests.unit.reference import evaluate
@@ -114,11 +117,74 @@ def test_sizes_that_do_not_fit_are_refused(name, shapes, sizes, message):
         OPERATORS[name].apply(*tensors, *sizes)
 
 
+@st.composite
+def made(draw: st.DrawFn) -> tuple[str, list[int], list[int], int, int]:
+    """An operator, the rows of its sources, its sizes, the number of heads, and the rows of what it makes."""
+    groups, width, per_group = draw(SIZES), draw(SIZES), draw(SIZES)
+    heads = groups * per_group
+    name = draw(st.sampled_from(sorted(OPERATORS)))
+    if name == "concat":
+        rows, sizes = draw(st.lists(SIZES, min_size=2, max_size=4)), []
+    elif OPERATORS[name].sizes == ("groups",):
+        rows, sizes = [heads * width, groups * width, groups * width][: OPERATORS[name].sources], [groups]
+    else:
+        rows, sizes = [3 * heads * width], [heads] * len(OPERATORS[name].sizes)
+    shapes = [(each, 2) for each in rows]
+    tensor = OPERATORS[name].apply(*operands(shapes)[0], *sizes)
+    return name, rows, sizes, heads, tensor.shape[1 if OPERATORS[name].transposes else 0]
+
+
+@given(made(), st.data())
+def test_the_rows_of_sources_come_back_or_are_refused(program, data):
+    """Whatever is known of them; all that is needed, where nothing is, are the heads of q."""
+    name, rows, sizes, heads, total = program
+    known = [each if data.draw(st.booleans()) else None for each in rows]
+    heads_known = data.draw(st.booleans())
+    try:
+        found = OPERATORS[name].source_rows(total, known, sizes, lambda: heads if heads_known else None)
+    except RowsUnknownError:
+        assert known.count(None) > 1
+        assert name == "concat" or not (heads_known or any(known))
+    else:
+        assert list(found) == rows
+
+
+@pytest.mark.parametrize("name", [name for name, operator in OPERATORS.items() if operator.sources != 1])
+def test_rows_of_sources_that_contradict_those_of_the_parameter_are_refused(name):
+    operator = OPERATORS[name]
+    known = [4] * (operator.sources or 2)
+    with pytest.raises(ValueError, match="rows do not make 100 rows"):
+        operator.source_rows(100, known, [2] * len(operator.sizes), lambda: None)
+
+
+@given(SIZES, st.sampled_from([name for name, operator in OPERATORS.items() if operator.sources == 1]))
+def test_properties_of_operators_of_one_source_are_what_they_do(size, name):
+    operator = OPERATORS[name]
+    shape = (6 * size, 5)
+    (tensor,), (array,) = operands([shape])
+    found = evaluate(operator.apply(tensor, *[2 * size] * len(operator.sizes)), [array])
+    assert operator.is_identity == np.array_equal(found, array)
+    assert (found.shape == shape[::-1]) == operator.transposes
+    assert operator.is_by_head == (found.shape == shape and not operator.is_identity)
+    assert not operator.is_sequence
+
+
 @pytest.mark.parametrize("name", ["concat", "qkv_group"])
 def test_sources_of_two_element_types_are_refused(name):
     tensors = [whole("float32", (4, 2)), whole("float32", (4, 2), 1), whole("bfloat16", (4, 2), 2)]
     with pytest.raises(ValueError, match="cannot concatenate bfloat16 with float32"):
         OPERATORS[name].apply(*tensors, *([2] if name == "qkv_group" else []))
+
+
+def test_no_other_module_knows_an_operator_by_its_name():
+    package = Path(distconv.__file__).parent
+    named = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value in OPERATORS
+    }
+    assert named == {"tensors/operators.py"}
 
 
 def test_the_registry_says_how_each_operator_is_called():

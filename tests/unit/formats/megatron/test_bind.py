@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
+from typing import Any
 
 import numpy as np
 import pytest
@@ -260,10 +261,55 @@ def test_the_names_of_the_reference_tell_alternatives_apart_that_training_has_al
     other = head | {"sources": [["output.weight", "vocabulary", "hidden"]]}
     model["rules"]["text"]["head"] = [final, {"one_of": {"output": [other], "lm_head": [head]}}]
     files = source(layout())
-    for names, expected in (((), "output.weight"), (("lm_head.weight",), "lm_head.weight")):
-        found = bound(files, model=model, names=names)
+    for reference, expected in (({}, "output.weight"), ({"lm_head.weight": None}, "lm_head.weight")):
+        found = bound(files, model=model, reference=reference)
         (source_of_head,) = next(each for each in found.published.parameters if each.name == HEAD).sources
         assert source_of_head.name == expected
+
+
+def unequal() -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """The toy with a parameter of two sources, of which only tensors tell the rows, and its tensors."""
+    model = toy.content()
+    sources = [[f"model.layers.{{layer}}.{part}.weight", "any", "hidden"] for part in ("long", "short")]
+    model["rules"]["text"]["more"] = [
+        {"target": "text.layers.{layer}.more.weight", "sources": sources, "operator": "concat", "tp": "rows"}
+    ]
+    shapes = toy.shapes()
+    for layer in range(toy.LAYERS):
+        shapes[f"model.layers.{layer}.long.weight"] = (8 + layer, toy.HIDDEN)
+        shapes[f"model.layers.{layer}.short.weight"] = (4 - layer, toy.HIDDEN)
+    return model, shapes
+
+
+def test_the_shapes_of_the_reference_tell_the_rows_of_sources_that_are_one_parameter():
+    """Of each layer its own, under either spelling of a name."""
+    model, shapes = unequal()
+    files = source(layout(((1, 2),), tp=2), shapes=shapes, model=model)
+    for prefix in ("model.", "model.language_model."):
+        reference = {name.replace("model.", prefix): shape for name, shape in shapes.items()}
+        check_published(bound(files, model=model, reference=reference), files, toy.arrays(shapes))
+
+
+@pytest.mark.parametrize("reference", [{}, dict.fromkeys(unequal()[1])])
+def test_rows_that_nothing_tells_are_refused_once_for_all_layers(reference):
+    model, shapes = unequal()
+    (problem,) = problems_of(source(layout(tp=2), shapes=shapes, model=model), model=model, reference=reference)
+    assert problem == (
+        f"{toy_megatron.DIRECTORY}: text.layers.{{layer}}.more.weight, made of model.layers.{{layer}}.long.weight and "
+        "model.layers.{layer}.short.weight (rule text.more): shape [12, 16] does not tell how many rows are of which; "
+        "give a reference with their weights, or else the model definition needs sizes instead of any"
+    )
+
+
+def test_rows_of_the_reference_that_contradict_the_files_are_refused_layer_by_layer():
+    model, shapes = unequal()
+    files = source(layout(tp=2), shapes=shapes, model=model)
+    reference = {name: (5, toy.HIDDEN) if "short" in name else shape for name, shape in shapes.items()}
+    found = problems_of(files, model=model, reference=reference)
+    assert [problem.rpartition("(rule text.more): ")[2] for problem in found] == [
+        f"sources of {8 + layer} + 5 rows do not make 12 rows; is this the reference of the model?"
+        for layer in range(toy.LAYERS)
+    ]
 
 
 def problems_of(files: Source, **given: object) -> list[str]:

@@ -267,24 +267,24 @@ NAMED = tuple(f"model.layers.{layer}.q.lora_A.default.weight" for layer in (0, 2
 
 
 @pytest.mark.parametrize(
-    ("reference", "known"),
+    ("changes", "known"),
     [
         ({}, "3"),
-        ({"names": NAMED, "num_hidden_layers": None}, "3"),
+        ({"reference": dict.fromkeys(NAMED), "num_hidden_layers": None}, "3"),
         ({"num_hidden_layers": None}, "none"),
     ],
 )
-def test_at_which_stage_layers_have_no_adapters_is_asked_for(reference, known):
+def test_at_which_stage_layers_have_no_adapters_is_asked_for(changes, known):
     """The last layer of the first stage has none."""
     files = without_adapters(layout(((2, 1),)), 0, 1)
-    (problem,) = refused(files, model=canonical(), **reference)
+    (problem,) = refused(files, model=canonical(), **changes)
     assert problem == (
         f"{DIRECTORY}: its stages hold adapters on [1,1] text layers, and the reference has {known}: the last layers "
         "of a stage may have none; give source_layout.stages.text"
     )
     files = without_adapters(layout(((2, 1),)), 0, 0)
-    if "names" in reference or not reference:
-        assert found(files, model=canonical(), **reference).stages == {"text": ((2, 1),)}
+    if "reference" in changes or not changes:
+        assert found(files, model=canonical(), **changes).stages == {"text": ((2, 1),)}
 
 
 def test_a_stage_list_that_is_given_for_adapters_has_as_many_layers_as_the_model():

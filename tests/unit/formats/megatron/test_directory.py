@@ -8,7 +8,7 @@ import pytest
 
 from distconv.errors import InputError
 from distconv.formats.iterations import TRACKER_NAME
-from distconv.formats.megatron.directory import FILE_NAME, find_ranks
+from distconv.formats.megatron.directory import FILE_NAME, find_ranks, rank_directory
 
 
 def checkpoint(root: Path, *ranks: str, iteration: str | None = "release", tracker: str | None = None) -> Path:
@@ -85,6 +85,7 @@ def test_links_that_a_user_made_are_followed(tmp_path):
 )
 def test_the_numbers_in_the_names_are_the_ranks(tmp_path, names, ranks):
     assert list(find_ranks(checkpoint(tmp_path, *names), None).paths) == ranks
+    assert [rank_directory(rank) for rank in ranks] == names
 
 
 def test_several_iterations_without_a_tracker_are_named(tmp_path):
