@@ -15,9 +15,9 @@ from typing import Any
 from distconv.errors import JobError, named
 from distconv.formats.records import Entry, NamedTensor, OutputFile
 from distconv.models.bind import Unconverted
+from distconv.tensors.compose import box_of, contiguous_blocks
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.virtual import Index, VirtualTensor
-from distconv.transfer.lower import box_of, contiguous_blocks
 
 # A reader takes whole chunks, so a chunk is no more than this where rows allow it.
 CHUNK_BYTES = 64 * 1024**2
