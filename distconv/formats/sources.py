@@ -17,7 +17,6 @@ from distconv.formats.iterations import RELEASE
 from distconv.formats.megatron.bind import MegatronBinding, bind_megatron
 from distconv.formats.megatron.expected import NOWHERE
 from distconv.formats.megatron.index import MegatronIndex, RankFile
-from distconv.formats.records import NamedTensor, as_stored
 from distconv.formats.replicas import Replica
 from distconv.formats.select import check_taken_whole, selection
 from distconv.formats.torch_zip.archive import ArchivedTensor
@@ -33,7 +32,7 @@ from distconv.models.vocabulary import SIZE_NAME, has_vocabulary
 from distconv.options import Options
 from distconv.planning.facts import Checkpoint, DcpSource, Facts, Reference
 from distconv.tensors.compose import renumbered, split_dim, substitute
-from distconv.tensors.stored import AssembledTensor, SourceFile, SourceIndex, StoredTensor
+from distconv.tensors.stored import NamedTensor, SourceFile, SourceIndex, StoredTensor, as_stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,9 +190,7 @@ class _PublishedDcp:
         """The tensors over their chunks."""
         check_taken_whole(self._config)
         definition = self._definition
-        tensors = (
-            NamedTensor(definition.spelled(each.name), each.parts, each.tensor) for each in self._tensors.values()
-        )
+        tensors = (replace(each, name=definition.spelled(each.name)) for each in self._tensors.values())
         return Published(tensors=tuple(tensors), tied=definition.is_tied(self._sizes))
 
     def parameters(self) -> Binding:
@@ -216,7 +213,7 @@ def _restored(published: Binding, parameters: Binding, reference: Reference, def
     return Published(tensors=tuple(tensors), left_out=restored.left_out, tied=published.tied)
 
 
-def over(binding: Binding, assembled: Mapping[str, AssembledTensor]) -> Binding:
+def over(binding: Binding, assembled: Mapping[str, NamedTensor]) -> Binding:
     """The binding of tensors that lie in pieces themselves, over these pieces."""
     recipes: dict[tuple[object, ...], Recipe] = {}
     parameters = []
@@ -225,8 +222,8 @@ def over(binding: Binding, assembled: Mapping[str, AssembledTensor]) -> Binding:
         key = (each.recipe, *(id(tensor.tensor) for tensor in tensors))
         if key not in recipes:
             recipes[key] = _over(each.recipe, tensors)
-        parts = tuple(part for tensor in tensors for part in tensor.parts)
-        parameters.append(Parameter(recipes[key], parts, each.layer, each.expert))
+        stored = tuple(source for tensor in tensors for source in tensor.sources)
+        parameters.append(Parameter(recipes[key], stored, each.layer, each.expert))
     unconverted = tuple(
         replace(each, tensor=replace(each.tensor, file=_first_file(assembled[each.tensor.name])))
         for each in binding.unconverted
@@ -234,17 +231,17 @@ def over(binding: Binding, assembled: Mapping[str, AssembledTensor]) -> Binding:
     return replace(binding, parameters=tuple(parameters), unconverted=unconverted)
 
 
-def _first_file(tensor: AssembledTensor) -> SourceFile:
+def _first_file(tensor: NamedTensor) -> SourceFile:
     """Where a tensor begins; one without elements is nowhere."""
-    return tensor.parts[0].file if tensor.parts else NOWHERE
+    return tensor.sources[0].file if tensor.sources else NOWHERE
 
 
-def _over(recipe: Recipe, tensors: list[AssembledTensor]) -> Recipe:
+def _over(recipe: Recipe, tensors: list[NamedTensor]) -> Recipe:
     tables, count = [], 0
     for each in tensors:
         tables.append(renumbered(each.tensor, count))
-        count += len(each.parts)
-    shapes = tuple(part.shape for each in tensors for part in each.parts)
+        count += len(each.sources)
+    shapes = tuple(source.shape for each in tensors for source in each.sources)
     between = sum(map(prod, shapes)) - sum(each.tensor.elements for each in tensors)
     return replace(
         recipe,

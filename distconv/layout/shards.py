@@ -52,6 +52,11 @@ def cut_recipes(recipes: Iterable[Recipe], layout: CompleteLayout) -> dict[Recip
     return shards
 
 
+def distinct(shards: Iterable[VirtualTensor]) -> list[VirtualTensor]:
+    """The shards without those that a rank holds as another one does, which are the same object."""
+    return list({id(shard): shard for shard in shards}.values())
+
+
 def _lengths(recipe: Recipe, dim: int) -> dict[str, None]:
     """How messages speak of the sizes that run along a dim."""
     starts = [0, *accumulate(map(len, recipe.source_shapes))]
@@ -60,13 +65,13 @@ def _lengths(recipe: Recipe, dim: int) -> dict[str, None]:
 
 
 def _prove(recipe: Recipe, shards: Shards) -> None:
-    distinct = list({id(shard): shard for shard in shards}.values())
+    different = distinct(shards)
     try:
-        for shard in distinct:
+        for shard in different:
             gaps(shard)
     except ValueError as error:
         raise JobError(f"{recipe.rule.target}: {error}; nothing has been written") from None
     operands = [(recipe.tensor.dtype, shape) for shape in recipe.source_shapes]
-    if lost := sum(map(gaps, invert(distinct, operands))) - recipe.unused:
+    if lost := sum(map(gaps, invert(different, operands))) - recipe.unused:
         names = ", ".join(source.name for source in recipe.rule.sources)
         raise JobError(f"{names}: {lost} elements would be in no shard; nothing has been written")

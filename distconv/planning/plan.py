@@ -16,7 +16,7 @@ from distconv.formats.huggingface.follow import Followed, follow
 from distconv.formats.huggingface.peft import as_peft, beside_adapters, merged_beside, merged_into
 from distconv.formats.huggingface.plan import make_huggingface_plan
 from distconv.formats.megatron.plan import make_plan
-from distconv.formats.records import NamedTensor, Plan
+from distconv.formats.records import Plan
 from distconv.formats.replicas import Replica
 from distconv.formats.sources import Origin, origin_of
 from distconv.layout.balance import complete_layout
@@ -29,6 +29,7 @@ from distconv.models.definition import Definition, parse_definition
 from distconv.models.vocabulary import resize_vocabulary
 from distconv.options import Options
 from distconv.planning.facts import Facts, Reference
+from distconv.tensors.stored import NamedTensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ def _plan_parameters(config: Options, definition: Definition, origin: Origin) ->
         return make_plan(binding, layout)
     # Whole parameters, but proved as shards are: no element of a source is lost or doubled.
     cut_recipes((each.recipe for each in binding.parameters), layout)
-    tensors = [NamedTensor(each.name, each.sources, each.recipe.tensor) for each in binding.parameters]
+    tensors = [NamedTensor(each.sources, each.recipe.tensor, each.name) for each in binding.parameters]
     return make_dcp_plan(_prefixed(tensors, config), binding.unconverted, config.naming)
 
 

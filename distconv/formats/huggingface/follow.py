@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from distconv.errors import counted, named, raise_if
-from distconv.formats.records import NamedTensor, as_stored
 from distconv.models.bind import Unconverted
 from distconv.planning.facts import Reference
+from distconv.tensors.stored import NamedTensor, as_stored
 
 
 @dataclass(frozen=True, kw_only=True)

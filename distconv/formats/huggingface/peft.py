@@ -1,7 +1,7 @@
 """LoRA adapters on the way back: as PEFT has them, or merged into their base.
 
 Owns the names of PEFT, the configuration that it needs, and which factors belong to which weight. What a merge computes
-is the business of `low_rank`. Reads nothing.
+is the business of `values`. Reads nothing.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from distconv.errors import InputError, named, raise_if
-from distconv.formats.records import NamedTensor, as_stored
 from distconv.models.bind import Unconverted
 from distconv.planning.facts import Reference
-from distconv.tensors.values import Factor, LowRank
+from distconv.tensors.stored import LowRank, NamedTensor, as_stored
 
 Spelled = Callable[[str], str]
 _FACTOR = re.compile(r"(.+)\.lora_([AB])\.default\.weight")
@@ -157,8 +156,7 @@ def _products(tensors: Sequence[NamedTensor], alpha: float | None, reference: Re
     for module, pair in factors.items():
         rank = pair["A"].tensor.shape[0]
         scaling = known / (rank**0.5 if config.get("use_rslora") else rank)
-        b, a = (Factor(pair[each].sources, pair[each].tensor) for each in ("B", "A"))
-        products[module] = LowRank(b, a, scaling)
+        products[module] = LowRank(pair["B"], pair["A"], scaling)
     return products
 
 

@@ -19,10 +19,11 @@ from distconv.formats.megatron.index import MegatronIndex
 from distconv.formats.megatron.names import Targets
 from distconv.formats.megatron.plan import MegatronPlan, expert_owner, make_plan
 from distconv.formats.megatron.ranks import RankGrid
-from distconv.formats.replicas import Piece, Replica
+from distconv.formats.replicas import Replica
 from distconv.formats.torch_zip.archive import ArchivedTensor
 from distconv.layout.layout import CompleteLayout
 from distconv.layout.request import FUSED_QKV, SourceLayout
+from distconv.layout.shards import distinct
 from distconv.layout.tied_head import resolve_head
 from distconv.models.bind import Binding, Parameter, Recipe, bind, make_recipe, target_name
 from distconv.models.definition import FLOATING, Definition
@@ -30,7 +31,7 @@ from distconv.models.names import filled
 from distconv.models.rules import TEXT, Rule
 from distconv.models.sizes import Sizes
 from distconv.tensors.compose import renumbered, strided, substitute
-from distconv.tensors.stored import SourceFile, StoredTensor
+from distconv.tensors.stored import Assembled, SourceFile, StoredTensor
 from distconv.tensors.virtual import VirtualTensor, invert, whole
 
 
@@ -159,7 +160,8 @@ class _Comparison:
         self.plan = plan
         self.problems: list[str] = []
         self.replicas: list[Replica] = []
-        self.pieces: dict[int, dict[int, Piece]] = {}
+        # Of each parameter by the identity of its shards: ranks that hold the same have the same object.
+        self._pieces: dict[Parameter, dict[int, Assembled]] = {}
         self._views: dict[tuple[object, ...], tuple[tuple[int, ...], VirtualTensor]] = {}
         entries = [_entries(plan, pp_rank) for pp_rank in range(plan.layout.pp)]
         for output in plan.files:
@@ -199,26 +201,26 @@ class _Comparison:
             contiguous = tensor.shape, whole(tensor.dtype, tensor.shape)
             self._views[form] = contiguous if tensor.is_contiguous else strided(*form)
         shape, view = self._views[form]
-        piece = Piece(StoredTensor(place[1], tensor.dtype, shape, file, tensor.offset), view)
-        first = self.pieces.setdefault(id(parameter), {}).setdefault(id(shard), piece)
+        piece = Assembled((StoredTensor(place[1], tensor.dtype, shape, file, tensor.offset),), view)
+        first = self._pieces.setdefault(parameter, {}).setdefault(id(shard), piece)
         if first is not piece:
-            self.replicas.append(Replica((first.stored,), first.view, piece))
+            self.replicas.append(Replica(first, piece))
 
     def _mismatch(self, parameter: Parameter, shard: VirtualTensor, tensor: ArchivedTensor) -> str:
         if tensor.shape == shard.shape:
             return f"is {tensor.dtype}, but other pieces of the parameter are {shard.dtype}"
         recipe = parameter.recipe
-        pieces = len(set(map(id, self.plan.shards[recipe])))
+        pieces = len(distinct(self.plan.shards[recipe]))
         return (
             f"has shape {list(tensor.shape)}, expected {list(shard.shape)}"
             + (f", one of {pieces} pieces" if pieces > 1 else "")
             + f" ({recipe.rule.where}); its sizes: {', '.join(dict.fromkeys(recipe.dims))}"
         )
 
-    def pieces_of(self, parameter: Parameter) -> list[Piece]:
-        """The pieces of a parameter, in the order of its distinct shards."""
-        held = self.pieces[id(parameter)]
-        return [held[number] for number in dict.fromkeys(map(id, self.plan.shards[parameter.recipe]))]
+    def pieces_of(self, parameter: Parameter) -> list[Assembled]:
+        """The pieces of a parameter, in the order of its distinct shards; each has one source."""
+        held = self._pieces[parameter]
+        return [held[id(shard)] for shard in distinct(self.plan.shards[parameter.recipe])]
 
 
 def _entries(plan: MegatronPlan, pp_rank: int) -> dict[int | None, dict[tuple[str, str], Parameter]]:
@@ -237,26 +239,24 @@ def _parameters(found: _Comparison, published: Binding, sizes: Sizes) -> Iterato
     recipes: dict[tuple[object, ...], Recipe] = {}
     for parameter, model in zip(found.plan.binding.parameters, published.parameters, strict=False):
         pieces = found.pieces_of(parameter)
-        key = (parameter.recipe, *(id(piece.view) for piece in pieces))
+        # By the identity of the views, of which there are few: a hash would take in every copy.
+        key = (parameter.recipe, *(id(piece.tensor) for piece in pieces))
         if key not in recipes:
             recipes[key] = _over_pieces(found.plan, parameter.recipe, pieces, model.recipe, sizes)
-        yield Parameter(recipes[key], tuple(piece.stored for piece in pieces), parameter.layer, parameter.expert)
+        stored = tuple(source for piece in pieces for source in piece.sources)
+        yield Parameter(recipes[key], stored, parameter.layer, parameter.expert)
 
 
-def _over_pieces(plan: MegatronPlan, stored: Recipe, pieces: list[Piece], model: Recipe, sizes: Sizes) -> Recipe:
+def _over_pieces(plan: MegatronPlan, stored: Recipe, pieces: list[Assembled], model: Recipe, sizes: Sizes) -> Recipe:
     """The recipe of a parameter over its pieces; `model` is its recipe over the published tensors."""
     dtype, shape = stored.tensor.dtype, stored.tensor.shape
-    shards = list({id(shard): shard for shard in plan.shards[stored]}.values())
-    (tensor,) = invert(shards, [(dtype, shape)])
-    tensor = substitute(tensor, [renumbered(piece.view, number) for number, piece in enumerate(pieces)])
+    (tensor,) = invert(distinct(plan.shards[stored]), [(dtype, shape)])
+    tensor = substitute(tensor, [renumbered(piece.tensor, number) for number, piece in enumerate(pieces)])
     if stored.rule is not model.rule:
         tensor = substitute(make_recipe(model.rule, dtype, (shape,), sizes, None).tensor, [tensor])
-    return replace(
-        model,
-        tensor=tensor,
-        source_shapes=tuple(piece.stored.shape for piece in pieces),
-        unused=sum(prod(piece.stored.shape) - piece.view.elements for piece in pieces),
-    )
+    shapes = tuple(source.shape for piece in pieces for source in piece.sources)
+    between = sum(map(prod, shapes)) - sum(piece.tensor.elements for piece in pieces)
+    return replace(model, tensor=tensor, source_shapes=shapes, unused=between)
 
 
 def _copies_of_embedding(
@@ -266,6 +266,5 @@ def _copies_of_embedding(
     for head in found.plan.binding.parameters[len(parameters) :]:
         assert definition.tied is not None
         embedding = next(each for each in parameters if each.recipe.rule.target == definition.tied.embedding)
-        shards = {id(shard): shard for shard in found.plan.shards[head.recipe]}
-        for shard, piece in zip(shards.values(), found.pieces_of(head), strict=True):
-            yield Replica(embedding.sources, substitute(shard, [embedding.recipe.tensor]), piece)
+        for shard, piece in zip(distinct(found.plan.shards[head.recipe]), found.pieces_of(head), strict=True):
+            yield Replica(Assembled(embedding.sources, substitute(shard, [embedding.recipe.tensor])), piece)

@@ -12,7 +12,7 @@ from distconv.formats.dcp.index import DcpIndex
 from distconv.models.sizes import Sizes
 from distconv.planning.facts import Checkpoint, DcpSource, Facts, Reference, Source
 from distconv.tensors.compose import merge_dims
-from distconv.tensors.stored import AssembledTensor
+from distconv.tensors.stored import NamedTensor
 from distconv.tensors.virtual import concat, whole
 from tests.unit import toy
 from tests.unit.toy_megatron import layout, source
@@ -35,9 +35,9 @@ def dcp() -> DcpSource:
     table = concat([whole("bfloat16", (2, 3), 0), whole("bfloat16", (1, 3), 1)])
     parts = [tuple(replace(stored[0], name=name, shape=shape) for shape in ((2, 3), (1, 3))) for name in "ab"]
     experts = merge_dims(whole("float32", (2, 3, 4)), 0)
-    tensors = {name: AssembledTensor(name, table, held) for name, held in zip("ab", parts, strict=True)}
+    tensors = {name: NamedTensor(held, table, name) for name, held in zip("ab", parts, strict=True)}
     of_experts = replace(stored[1], name="c", dtype="float32", shape=(2, 3, 4))
-    tensors["c"] = AssembledTensor("c", experts, (of_experts,))
+    tensors["c"] = NamedTensor((of_experts,), experts, "c")
     index = DcpIndex(directory="/dcp", tensors=tensors, others=("optimizer",))
     return DcpSource(index=index, naming="hf", prefix="model.", others=("optimizer", "args (2 entries)"))
 
