@@ -32,8 +32,8 @@ from statistics import median
 from cases import (
     HERE,
     Case,
-    CompleteLayout,
     Details,
+    Layout,
     copy_case,
     dcp_save_case,
     distconv_back_case,
@@ -225,7 +225,7 @@ def compare(arguments: argparse.Namespace, work: Path) -> int:
     require_space(work, round(1.5 * size))
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     layers, depth = config["num_hidden_layers"], config["vision_config"]["depth"]
-    layout = CompleteLayout(
+    layout = Layout(
         tp=arguments.tp,
         text=arguments.text_stages or even_stages(layers, 4),
         vision=arguments.vision_stages or (depth, 0, 0, 0),
@@ -234,7 +234,7 @@ def compare(arguments: argparse.Namespace, work: Path) -> int:
     print(f"{size / 1e6:.0f} MB, {layout}, medians of {arguments.repeat}\n{machine()}, load before {load:.1f}")
     print(f"import torch alone: {baseline.wall:.2f} s, {baseline.largest_peak / MIB:.0f} MiB\n")
     more = 2 * len(layout.text)
-    other = CompleteLayout(tp=1, text=even_stages(layers, more), vision=(depth, *[0] * (more - 1)))
+    other = Layout(tp=1, text=even_stages(layers, more), vision=(depth, *[0] * (more - 1)))
     for cases, expected in comparisons(arguments, work, source, layout, other):
         print_tables(cases, run_rounds(cases, work / "target", arguments.repeat, expected), baseline)
     print(
@@ -246,7 +246,7 @@ def compare(arguments: argparse.Namespace, work: Path) -> int:
 
 
 def comparisons(
-    arguments: argparse.Namespace, work: Path, source: Path, layout: CompleteLayout, other: CompleteLayout
+    arguments: argparse.Namespace, work: Path, source: Path, layout: Layout, other: Layout
 ) -> Iterator[tuple[list[Case], dict[str, str]]]:
     """The cases that take turns, a copy of their source first, and the digests that are known of what they make."""
     target, only, options = work / "target", arguments.only, overrides(arguments)
@@ -298,7 +298,7 @@ def check_memory(arguments: argparse.Namespace, work: Path) -> int:
         dimensions = lookalike(megabytes * 10**6, tied=True)
         source, target = work / "source", work / "target"
         make_source(source, dimensions)
-        layout = CompleteLayout(
+        layout = Layout(
             tp=arguments.tp,
             text=even_stages(dimensions.layers, 4),
             vision=(dimensions.vision_layers, 0, 0, 0),

@@ -5,16 +5,12 @@ Owns the records that assignment, transfer, verification and reports work with. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Protocol
 
 from distconv.models.bind import Unconverted
-from distconv.tensors.dtypes import ITEM_SIZE
-from distconv.tensors.stored import StoredTensor
-from distconv.tensors.values import LowRank
-from distconv.tensors.virtual import VirtualTensor, whole
+from distconv.tensors.stored import NamedTensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,17 +27,15 @@ class OutputFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A tensor of a file: the key of its group in the file, its name there, what it is made of, what is added to it.
+class Entry(NamedTensor):
+    """A tensor of a file: its name in the dictionary `key` of the file, empty where the file is the dictionary.
 
-    Entries of one parameter have the same tuple of sources, and entries that look alike the same tensor.
+    Entries of one batch that have the same `group` are shards of one parameter: they have the same sources, and are
+    made from one read.
     """
 
     key: str
-    name: str
-    sources: tuple[StoredTensor, ...]
-    tensor: VirtualTensor
-    low_rank: LowRank | None = None
+    group: Hashable
 
     @property
     def title(self) -> str:
@@ -73,29 +67,3 @@ class Plan(Protocol):
 
     def summary(self) -> dict[str, Any]:
         """What is particular to the format, as plain data for the report."""
-
-
-@dataclass(frozen=True, slots=True)
-class NamedTensor:
-    """A whole tensor of a result whose format does not cut by rank."""
-
-    name: str
-    sources: tuple[StoredTensor, ...]
-    tensor: VirtualTensor
-    low_rank: LowRank | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return self.tensor.elements * ITEM_SIZE[self.tensor.dtype]
-
-    @property
-    def position(self) -> tuple[str, int]:
-        """Where its first source lies: a job that takes tensors in this order reads sequentially."""
-        return (self.sources[0].file.path, self.sources[0].offset) if self.sources else ("", 0)
-
-
-def as_stored(stored: Iterable[StoredTensor]) -> Iterator[NamedTensor]:
-    """Stored tensors as they are, under their names; those that look alike share one table."""
-    table = cache(whole)
-    return (NamedTensor(each.name, (each,), table(each.dtype, each.shape)) for each in stored)

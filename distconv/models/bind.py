@@ -17,7 +17,6 @@ from distconv.models.definition import FLOATING, Definition
 from distconv.models.names import Choices, Explanations, by_sources, experts_of, filled, layer_count, layers_of
 from distconv.models.rules import ANY, Rule
 from distconv.models.sizes import Sizes
-from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.operators import OPERATORS
 from distconv.tensors.stored import SourceIndex, StoredTensor
 from distconv.tensors.virtual import VirtualTensor, select, whole
@@ -45,9 +44,12 @@ class Recipe:
     unused: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Parameter:
-    """A full Megatron-side parameter: a recipe, the stored tensors that are its operands, and its global numbers."""
+    """A full Megatron-side parameter: a recipe, the stored tensors that are its operands, and its global numbers.
+
+    Compared and hashed by identity, as its recipe is.
+    """
 
     recipe: Recipe
     sources: tuple[StoredTensor, ...]
@@ -67,7 +69,7 @@ class Parameter:
     @property
     def nbytes(self) -> int:
         """Size in bytes of the unsplit parameter."""
-        return self.recipe.tensor.elements * ITEM_SIZE[self.recipe.tensor.dtype]
+        return self.recipe.tensor.nbytes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,15 +7,15 @@ tensors, read from right to left, over what the parameters themselves are made o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from distconv.errors import JobError, raise_if
-from distconv.formats.records import NamedTensor
 from distconv.models.bind import Binding, Parameter, Recipe, Unconverted
 from distconv.models.names import filled
 from distconv.models.vocabulary import SIZE_NAME
 from distconv.tensors.compose import renumbered, substitute
+from distconv.tensors.stored import NamedTensor
 from distconv.tensors.virtual import VirtualTensor, gaps, invert, narrow
 
 
@@ -56,7 +56,7 @@ def restore(published: Binding, parameters: Binding) -> Restored:
         for name, (tensor, lost) in zip(names, known[key], strict=True):
             if lost:
                 raise JobError(f"{name}: {lost} elements would have no source; nothing has been written")
-            tensors.append(NamedTensor(name, sources, tensor))
+            tensors.append(NamedTensor(sources, tensor, name))
         left_out += [surplus for one, other in members if (surplus := _surplus(one, other)) is not None]
     return Restored(tensors=tuple(tensors), left_out=tuple(left_out))
 
@@ -73,15 +73,13 @@ def with_vocabulary(published: Binding, tensors: Sequence[NamedTensor], rows: in
         for source, pattern in zip(each.sources, each.recipe.rule.sources, strict=True)
         if pattern.dims[:1] == (SIZE_NAME,)
     }
-    cut: dict[int, VirtualTensor] = {}
     result, problems = [], []
     for each in tensors:
         found = each.tensor.shape[0] if each.name in names else rows
         if found < rows:
             problems.append(f"{each.name}: the source has {found} rows of the vocabulary, {where} says {rows}")
         elif found > rows:
-            tensor = cut.setdefault(id(each.tensor), narrow(each.tensor, 0, 0, rows))
-            each = NamedTensor(each.name, each.sources, tensor)  # noqa: PLW2901 - the same tensor with fewer rows
+            each = replace(each, tensor=narrow(each.tensor, 0, 0, rows))  # noqa: PLW2901 - the same tensor with fewer rows
         result.append(each)
     raise_if(problems)
     return result

@@ -1,12 +1,15 @@
 """Tables over tables: virtual tensors whose operands are virtual tensors themselves, or lie in storage with strides.
 
 Owns what the way back and resplitting need beyond `virtual`: an operand replaced by what it is made of, a strided view
-as a box of a contiguous tensor, and dims merged or split. Integer arithmetic on tuples, as there.
+as a box of a contiguous tensor, dims merged or split, and boxes that tile a tensor. Integer arithmetic on tuples, as
+there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
+from math import prod
 
 from distconv.tensors.virtual import Copy, Index, VirtualTensor, dropped, narrow, replaced
 
@@ -19,11 +22,10 @@ def substitute(tensor: VirtualTensor, operands: Sequence[VirtualTensor]) -> Virt
     """
     copies = []
     for copy in tensor.copies:
-        box = operands[copy.operand]
-        if box.dtype != tensor.dtype:
-            raise ValueError(f"an operand of a {tensor.dtype} tensor is {box.dtype}")
-        for dim, (start, length) in enumerate(zip(copy.source_start, copy.source_shape, strict=True)):
-            box = narrow(box, dim, start, length)
+        operand = operands[copy.operand]
+        if operand.dtype != tensor.dtype:
+            raise ValueError(f"an operand of a {tensor.dtype} tensor is {operand.dtype}")
+        box = box_of(operand, copy.source_start, copy.source_shape)
         copies += [_carried(copy, inner) for inner in box.copies]
     return VirtualTensor(tensor.dtype, tensor.shape, tuple(copies))
 
@@ -111,6 +113,37 @@ def split_dim(tensor: VirtualTensor, dim: int, outer: int) -> VirtualTensor:
             )
     shape = (*tensor.shape[:dim], outer, rows, *tensor.shape[dim + 1 :])
     return VirtualTensor(tensor.dtype, shape, tuple(copies))
+
+
+def box_of(tensor: VirtualTensor, start: Index, lengths: Index) -> VirtualTensor:
+    """The box of a tensor that begins at `start`.
+
+    Raises:
+        ValueError: the box leaves the tensor.
+    """
+    for dim, (low, length) in enumerate(zip(start, lengths, strict=True)):
+        if (low, length) != (0, tensor.shape[dim]):
+            tensor = narrow(tensor, dim, low, length)
+    return tensor
+
+
+def contiguous_blocks(shape: Index, elements: int) -> Iterator[tuple[Index, Index]]:
+    """Boxes (start, lengths) that tile a row-major shape in order, each contiguous and of at most so many elements."""
+    if not prod(shape):
+        return
+    dim, inner = len(shape), 1
+    while dim > 0 and inner * shape[dim - 1] <= elements:
+        dim -= 1
+        inner *= shape[dim]
+    if dim == 0:
+        yield (0,) * len(shape), shape
+        return
+    cut = dim - 1
+    length = max(elements // inner, 1)
+    for outer in product(*(range(size) for size in shape[:cut])):
+        for start in range(0, shape[cut], length):
+            starts = (*outer, start) + (0,) * (len(shape) - dim)
+            yield starts, (1,) * cut + (min(length, shape[cut] - start),) + shape[dim:]
 
 
 def _carried(copy: Copy, inner: Copy) -> Copy:

@@ -1,19 +1,20 @@
-"""The source index: which tensors a checkpoint holds, and where their bytes are.
+"""The source index: which tensors a checkpoint holds, where their bytes are, and tensors assembled from them.
 
-Owns the records that all later stages plan with. It knows nothing of file formats and reads nothing:
-`safetensors_index` and its like produce them, rank 0 shares them with the other processes.
+Owns the records that all later stages plan with. It knows nothing of file formats and reads nothing: formats produce
+them, rank 0 shares them with the other processes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from math import prod
 from typing import Any
 
 from distconv.tensors.dtypes import ITEM_SIZE
-from distconv.tensors.virtual import VirtualTensor
+from distconv.tensors.virtual import VirtualTensor, whole
 
 # A way out of the directory, and what no file system has in a name: half of a surrogate pair is no character.
 _NO_FILE_NAME = re.compile(r"\.{0,2}|.*[/\\\0\ud800-\udfff].*", re.DOTALL)
@@ -48,16 +49,56 @@ class StoredTensor:
         return prod(self.shape) * ITEM_SIZE[self.dtype]
 
 
-@dataclass(frozen=True, slots=True)
-class AssembledTensor:
-    """A tensor that lies in pieces: operand `i` of `tensor` is `parts[i]`.
+def position(sources: Sequence[StoredTensor]) -> tuple[str, int]:
+    """Path and offset in bytes of the first of the sources: a job that takes tensors in this order reads sequentially.
 
-    Tensors that are cut alike share one `tensor`, the same object.
+    Tensors without sources come first.
+    """
+    return (sources[0].file.path, sources[0].offset) if sources else ("", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A tensor as it is assembled from stored ones: operand `i` of the table `tensor` is `sources[i]`.
+
+    Those that are assembled alike share one table, the same object, so that what follows from it is derived once.
     """
 
-    name: str
+    sources: tuple[StoredTensor, ...]
     tensor: VirtualTensor
-    parts: tuple[StoredTensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.tensor.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """`scaling` times the product of `b`, of shape [rows, rank], and `a`, of shape [rank, columns]."""
+
+    b: Assembled
+    a: Assembled
+    scaling: float
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the factors in bytes."""
+        return self.a.nbytes + self.b.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class NamedTensor(Assembled):
+    """A tensor under a name; `low_rank`: the product that is added to it, if there is one."""
+
+    name: str
+    low_rank: LowRank | None = field(default=None, kw_only=True)
+
+
+def as_stored(stored: Iterable[StoredTensor]) -> Iterator[NamedTensor]:
+    """Stored tensors as they are, under their names; those that look alike share one table."""
+    table = cache(whole)
+    return (NamedTensor((each,), table(each.dtype, each.shape), each.name) for each in stored)
 
 
 @dataclass(frozen=True, kw_only=True)

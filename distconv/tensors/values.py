@@ -7,46 +7,14 @@ writes nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from distconv.tensors.dtypes import ITEM_SIZE
-from distconv.tensors.stored import StoredTensor
-from distconv.tensors.virtual import VirtualTensor
 
 Numbers = NDArray[np.float32] | NDArray[np.float64]
 _PLAIN: Mapping[str, type[np.floating]] = {"float64": np.float64, "float32": np.float32, "float16": np.float16}
 _HALF = np.uint32(0x7FFF)
 _QUIET = np.uint16(0x40)
-
-
-@dataclass(frozen=True, slots=True)
-class Factor:
-    """A tensor, and the stored tensors that it is made from."""
-
-    sources: tuple[StoredTensor, ...]
-    tensor: VirtualTensor
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return self.tensor.elements * ITEM_SIZE[self.tensor.dtype]
-
-
-@dataclass(frozen=True, slots=True)
-class LowRank:
-    """`scaling` times the product of `b`, of shape [rows, rank], and `a`, of shape [rank, columns]."""
-
-    b: Factor
-    a: Factor
-    scaling: float
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the factors in bytes."""
-        return self.a.nbytes + self.b.nbytes
 
 
 def numbers(data: bytes | bytearray, dtype: str, shape: tuple[int, ...]) -> Numbers:

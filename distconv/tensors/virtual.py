@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
 
+from distconv.tensors.dtypes import ITEM_SIZE
+
 Index = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """One box of an operand that lands in one box of the tensor.
+    """One box of an operand, never an empty one, that lands in one box of the tensor.
 
     Dim `i` of the target box runs along dim `dims[i]` of the operand, or along none of them (`None`), and then its
     length is 1. Dims of the operand that no target dim runs along have length 1 in the source box.
@@ -55,12 +57,18 @@ class VirtualTensor:
         """Number of elements."""
         return prod(self.shape)
 
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.elements * ITEM_SIZE[self.dtype]
+
 
 def whole(dtype: str, shape: Sequence[int], operand: int = 0) -> VirtualTensor:
     """The operand itself."""
     shape = tuple(shape)
     origin = (0,) * len(shape)
-    return VirtualTensor(dtype, shape, (Copy(operand, origin, origin, shape, tuple(range(len(shape)))),))
+    copy = Copy(operand, origin, origin, shape, tuple(range(len(shape))))
+    return VirtualTensor(dtype, shape, () if 0 in shape else (copy,))
 
 
 def zeros(dtype: str, shape: Sequence[int]) -> VirtualTensor:

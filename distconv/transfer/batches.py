@@ -1,15 +1,17 @@
 """The work of one process: its files of a plan, in batches of shards that are produced together.
 
-Owns the grouping. Files of one batch (for Megatron: of one pipeline rank) are made together, so that the shards of one
-parameter for several tensor and expert parallel ranks share what is read. Pure: offsets come from the caller.
+Files of one batch (for Megatron: of one pipeline rank) are made together, so that the shards of one parameter for
+several tensor and expert parallel ranks share what is read; which these are, the plan says. Pure: offsets come from the
+caller.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from distconv.formats.records import Entry, OutputFile, Plan
+from distconv.tensors.virtual import Index
 from distconv.transfer.engine import Shard, Work
 from distconv.transfer.lower import lower
 from distconv.transfer.steps import bytes_read
@@ -23,10 +25,10 @@ class Batch:
 
     def together(self) -> Iterator[list[tuple[OutputFile, Entry]]]:
         """The entries of each parameter over the files."""
-        groups: dict[tuple[int, str, str], list[tuple[OutputFile, Entry]]] = {}
+        groups: dict[Hashable, list[tuple[OutputFile, Entry]]] = {}
         for file, entries in self.files.items():
             for entry in entries:
-                groups.setdefault((id(entry.sources), entry.key, entry.name), []).append((file, entry))
+                groups.setdefault(entry.group, []).append((file, entry))
         yield from groups.values()
 
     def work(self, paths: Mapping[OutputFile, str], offsets: Mapping[tuple[OutputFile, str, str], int]) -> list[Work]:
@@ -50,15 +52,16 @@ def batches(plan: Plan, files: Sequence[OutputFile]) -> Iterator[Batch]:
 def planned_reads(plan: Plan, shares: Iterable[Sequence[OutputFile]], buffer_bytes: int) -> list[int]:
     """Bytes that each process reads from the source, given the files of each.
 
-    What processes have in common is lowered once: `plan` keeps the tensors alive, so each is known by its identity.
+    What processes have in common is lowered once: `plan` keeps the tables alive, so each is known by its identity; a
+    hash would take in every copy.
     """
-    known: dict[tuple[int, ...], int] = {}
+    known: dict[tuple[tuple[int, ...], tuple[Index, ...]], int] = {}
 
     def of_group(group: Sequence[tuple[OutputFile, Entry]]) -> int:
         tensors = [entry.tensor for _, entry in group]
-        key = tuple(map(id, tensors))
+        shapes = tuple(source.shape for source in group[0][1].sources)
+        key = tuple(map(id, tensors)), shapes
         if key not in known:
-            shapes = [source.shape for source in group[0][1].sources]
             known[key] = bytes_read(list(lower(tensors, shapes, buffer_bytes)))
         low_rank = group[0][1].low_rank
         return known[key] + (0 if low_rank is None else low_rank.nbytes)

@@ -15,8 +15,8 @@ import numpy as np
 
 from distconv.errors import JobError, StoppedError, system_problem
 from distconv.tensors.dtypes import ITEM_SIZE
-from distconv.tensors.stored import StoredTensor
-from distconv.tensors.values import LowRank, as_bytes, numbers
+from distconv.tensors.stored import Assembled, LowRank, StoredTensor, position
+from distconv.tensors.values import as_bytes, numbers
 from distconv.tensors.virtual import VirtualTensor, narrow
 from distconv.transfer.files import OpenFiles, read_into
 from distconv.transfer.lower import lower
@@ -55,7 +55,7 @@ class Work:
     @property
     def nbytes(self) -> int:
         """Size in bytes of what is produced."""
-        return sum(shard.tensor.elements * ITEM_SIZE[shard.tensor.dtype] for shard in self.shards)
+        return sum(shard.tensor.nbytes for shard in self.shards)
 
 
 def run(
@@ -75,7 +75,7 @@ def run(
         StoppedError: `must_stop` said so.
     """
     stop = threading.Event()
-    queue = iter(sorted(work, key=_source_position))
+    queue = iter(sorted(work, key=lambda each: position(each.sources)))
     lock = threading.Lock()
 
     def worker() -> None:
@@ -106,12 +106,6 @@ def run(
         raise error
     if stop.is_set():
         raise StoppedError("stopped because another process failed")
-
-
-def _source_position(work: Work) -> tuple[str, int]:
-    if not work.sources:
-        return "", 0
-    return work.sources[0].file.path, work.sources[0].offset
 
 
 class _Engine:
@@ -146,14 +140,13 @@ class _Engine:
         (shard,) = work.shards
         dtype, (rows, columns) = shard.tensor.dtype, shard.tensor.shape
         b, a = (
-            numbers(self._collected(each.sources, each.tensor), each.tensor.dtype, each.tensor.shape)
-            for each in (low_rank.b, low_rank.a)
+            numbers(self._collected(each), each.tensor.dtype, each.tensor.shape) for each in (low_rank.b, low_rank.a)
         )
         # The numbers of a block are there several times, some of them wider than they are stored.
         count = max(self._buffer_bytes // (_WIDE_ITEM * columns), 1)
         for start in range(0, rows, count):
             block = narrow(shard.tensor, 0, start, min(count, rows - start))
-            data = self._collected(work.sources, block)
+            data = self._collected(Assembled(work.sources, block))
             with np.errstate(over="ignore", invalid="ignore"):
                 total = numbers(data, dtype, block.shape) + low_rank.scaling * (b[start : start + count] @ a)
             try:
@@ -161,12 +154,12 @@ class _Engine:
             except OSError as error:
                 raise _failure(f"writing {shard.path}", error) from error
 
-    def _collected(self, sources: tuple[StoredTensor, ...], tensor: VirtualTensor) -> bytearray:
+    def _collected(self, wanted: Assembled) -> bytearray:
         """The bytes of a tensor, in memory."""
-        data = bytearray(tensor.elements * ITEM_SIZE[tensor.dtype])
+        data = bytearray(wanted.nbytes)
         sink, self._sink = self._sink, MemorySink(data, self._counters)
         try:
-            self.produce(Work(sources, (Shard(tensor, "", 0),)))
+            self.produce(Work(wanted.sources, (Shard(wanted.tensor, "", 0),)))
         finally:
             self._sink = sink
         return data

@@ -12,11 +12,12 @@ run. How a box is read, `steps` says.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import product, zip_longest
+from itertools import zip_longest
 from math import prod
 
+from distconv.tensors.compose import box_of, contiguous_blocks
 from distconv.tensors.dtypes import ITEM_SIZE
-from distconv.tensors.virtual import Copy, Index, VirtualTensor, narrow
+from distconv.tensors.virtual import Copy, Index, VirtualTensor
 from distconv.transfer.steps import CopyRun, Gather, Read, Step, Write, byte_strides, extents, merged, nest
 
 # A run at least this long is copied in the kernel; a shorter one is cheaper to gather with its neighbours.
@@ -58,33 +59,6 @@ def _turns(copy: Copy) -> bool:
     return dims != sorted(dims)
 
 
-def contiguous_blocks(shape: Index, elements: int) -> Iterator[tuple[Index, Index]]:
-    """Boxes (start, lengths) that tile a row-major shape in order, each contiguous and of at most so many elements."""
-    if not prod(shape):
-        return
-    dim, inner = len(shape), 1
-    while dim > 0 and inner * shape[dim - 1] <= elements:
-        dim -= 1
-        inner *= shape[dim]
-    if dim == 0:
-        yield (0,) * len(shape), shape
-        return
-    cut = dim - 1
-    length = max(elements // inner, 1)
-    for outer in product(*(range(size) for size in shape[:cut])):
-        for start in range(0, shape[cut], length):
-            starts = (*outer, start) + (0,) * (len(shape) - dim)
-            yield starts, (1,) * cut + (min(length, shape[cut] - start),) + shape[dim:]
-
-
-def box_of(tensor: VirtualTensor, start: Index, lengths: Index) -> VirtualTensor:
-    """The box of a tensor that begins at `start`."""
-    for dim, (low, length) in enumerate(zip(start, lengths, strict=True)):
-        if length < tensor.shape[dim]:
-            tensor = narrow(tensor, dim, low, length)
-    return tensor
-
-
 def _runs(number: int, shard: VirtualTensor, source_shapes: Sequence[Index]) -> list[CopyRun] | None:
     """The shard as runs from file to file, if all of it is long runs."""
     item_size = ITEM_SIZE[shard.dtype]
@@ -104,7 +78,7 @@ def _runs(number: int, shard: VirtualTensor, source_shapes: Sequence[Index]) -> 
         else:
             runs.append(CopyRun(copy.operand, loops.source_offset, number, loops.target_offset, loops.run))
     # What has no source is written, and compared, as zeros.
-    complete = sum(run.nbytes for run in runs) == shard.elements * item_size
+    complete = sum(run.nbytes for run in runs) == shard.nbytes
     return runs if complete and all(run.nbytes >= MIN_RUN_BYTES for run in runs) else None
 
 
@@ -128,7 +102,6 @@ def _gather(
             loops = nest(copy, source_shapes[copy.operand], block.shape, item_size)
             reads += extents(copy.operand, loops, buffer_offset, buffer_bytes)
         offset = sum(start * stride for start, stride in zip(starts, byte_strides(shard.shape, item_size), strict=True))
-        nbytes = block.elements * item_size
-        writes.append(Write(number, offset, nbytes, buffer_offset))
-        buffer_offset += nbytes
+        writes.append(Write(number, offset, block.nbytes, buffer_offset))
+        buffer_offset += block.nbytes
     return Gather(item_size, tuple(merged(reads, buffer_bytes)), tuple(writes), sourced < buffer_offset)

@@ -1,21 +1,28 @@
 """Proving an existing result: one process's share of comparing it, byte for byte, with what its source says.
 
-Owns the comparison and its words. Writes nothing.
+Owns the comparison and its words, of results and of replicas in a source: a tensor that lies in storage with strides is
+compared as the runs of contiguous bytes that it consists of. Writes nothing.
 """
 
 from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
+from math import prod
 from pathlib import Path
 
 from distconv.formats.base import FileFormat
 from distconv.formats.records import Entry, OutputFile, Plan
 from distconv.formats.replicas import Replica
 from distconv.options import InputOutput
+from distconv.tensors.compose import substitute
+from distconv.tensors.dtypes import ITEM_SIZE
+from distconv.tensors.stored import Assembled
+from distconv.tensors.virtual import Copy, Index, VirtualTensor, invert, whole
 from distconv.transfer.batches import Batch, batches
-from distconv.transfer.engine import Work, run
+from distconv.transfer.engine import Shard, Work, run
 from distconv.transfer.files import OpenFiles
 from distconv.transfer.sinks import CompareSink, Counters
 
@@ -74,13 +81,55 @@ def compare_copies(
     Raises:
         JobError: a read failed.
     """
-    work = [each.work() for each in copies]
+    work = [comparison(each) for each in copies]
     starts = {
         (shard.path, shard.offset): each for each, part in zip(copies, work, strict=True) for shard in part.shards
     }
     with OpenFiles(os.O_RDONLY) as sources:
         differing = _differing(work, starts, sources, io, counters, must_stop)
     return list(dict.fromkeys(_difference(starts[place]) for place in differing))
+
+
+def comparison(replica: Replica) -> Work:
+    """The original of a replica in the places of its copy, for a sink that compares."""
+    (stored,) = replica.copy.sources
+    item_size = ITEM_SIZE[stored.dtype]
+    return Work(
+        replica.original.sources,
+        tuple(
+            Shard(content, stored.file.path, stored.offset + start * item_size)
+            for start, content in _runs(replica.copy, replica.original.tensor)
+        ),
+    )
+
+
+def _runs(copy: Assembled, tensor: VirtualTensor) -> Iterator[tuple[int, VirtualTensor]]:
+    """The runs of storage that a copy covers: the first element of each, and what must be there."""
+    shape = copy.sources[0].shape
+    if copy.tensor == whole(copy.tensor.dtype, shape):
+        yield 0, tensor
+        return
+    (held,) = invert([copy.tensor], [(copy.tensor.dtype, shape)])
+    for box in held.copies:
+        # From this dim on, all of the storage is covered.
+        dim = len(shape)
+        while dim and box.shape[dim - 1] == shape[dim - 1]:
+            dim -= 1
+        for position in product(*(range(length) for length in box.shape[: dim - 1])) if dim else [()]:
+            yield _run(box, position, shape, tensor)
+
+
+def _run(box: Copy, position: Index, shape: Index, tensor: VirtualTensor) -> tuple[int, VirtualTensor]:
+    """The run at a position along the first dims of storage: its first element, and its content."""
+    source = list(box.source_start)
+    for dim, number in enumerate(position):
+        through = box.dims[dim]
+        if through is not None:
+            source[through] += number
+    lengths = box.shape[len(position) :]
+    content = Copy(0, tuple(source), (0,) * len(lengths), lengths, box.dims[len(position) :])
+    start = sum(number * prod(shape[dim + 1 :]) for dim, number in enumerate(position))
+    return start, substitute(VirtualTensor(tensor.dtype, lengths, (content,)), [tensor])
 
 
 def _differing(
@@ -107,8 +156,8 @@ def _differing(
     return sorted({positions[bisect_right(positions, place) - 1] for place in sink.different})
 
 
-def _difference(copy: Replica) -> str:
-    stored, first = copy.copy.stored, copy.sources[0]
+def _difference(replica: Replica) -> str:
+    stored, first = replica.copy.sources[0], replica.original.sources[0]
     if stored.name == first.name:
         return (
             f"{stored.file.path}: its copy of {first.name} differs from the one in {first.file.path}; ranks that hold "

@@ -15,9 +15,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from distconv.formats.dcp import plan as dcp_plan
 from distconv.formats.dcp.files import DcpFiles
 from distconv.formats.dcp.plan import make_dcp_plan
-from distconv.formats.records import NamedTensor
-from distconv.tensors.stored import SourceFile, StoredTensor
-from distconv.tensors.virtual import whole
+from distconv.tensors.stored import SourceFile, StoredTensor, as_stored
 from tests.checkpoints import described, load_case, read_dcp, tensor_bytes, write_source
 
 DTYPES = ["uint8", "int64", "float16", "bfloat16", "float32", "bool", "float8_e4m3fn"]
@@ -39,9 +37,7 @@ def test_torch_finds_each_chunk_where_it_was_laid_out(tmp_path_factory, drawn):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dcp_plan, "CHUNK_BYTES", 32)
         patch.setattr(dcp_plan, "_LEAST_FILE_BYTES", 64)
-        plan = make_dcp_plan(
-            [NamedTensor(each.name, (each,), whole(each.dtype, each.shape)) for each in stored], (), ""
-        )
+        plan = make_dcp_plan(as_stored(stored), (), "")
     form = DcpFiles(plan)
     details = {}
     for output in reversed(plan.files):
@@ -50,7 +46,7 @@ def test_torch_finds_each_chunk_where_it_was_laid_out(tmp_path_factory, drawn):
         with path.open("r+b") as stream:
             for chunk in plan.chunks(output):
                 box = tuple(slice(low, low + size) for low, size in zip(chunk.offsets, chunk.tensor.shape, strict=True))
-                stream.seek(laid_out.offsets[chunk.entry.key, chunk.entry.name])
+                stream.seek(laid_out.offsets[chunk.key, chunk.name])
                 stream.write(values[chunk.whole.name][box].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         # what one process tells the first
         details[output.path] = json.loads(json.dumps(laid_out.details))

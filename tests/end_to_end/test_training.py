@@ -22,6 +22,7 @@ from distconv.models.sizes import Sizes
 from distconv.transfer.engine import run
 from distconv.transfer.files import OpenFiles
 from distconv.transfer.sinks import CompareSink, Counters
+from distconv.transfer.verify import comparison
 from tests.checkpoints import load_case, overrides, write_source
 from tests.megatron_sources import definition, elements, stored
 
@@ -249,9 +250,9 @@ def test_a_replica_that_differs_is_seen_where_it_is_compared(checkpoint, change)
     counters = Counters(lambda _: None)
     with OpenFiles(os.O_RDONLY) as sources, OpenFiles(os.O_RDONLY) as targets:
         sink = CompareSink(targets, counters)
-        work = [replica.work() for replica in found.replicas]
+        work = [comparison(replica) for replica in found.replicas]
         run(work, sink, sources, counters, threads=2, buffer_bytes=1 << 16, must_stop=lambda: False)
-    copies = [replica.copy.stored for replica in found.replicas if replica.copy.stored.name == NORM]
+    copies = [stored for replica in found.replicas for stored in replica.copy.sources if stored.name == NORM]
     (norm,) = (copy for copy in copies if copy.file.path == f"{checkpoint}/release/mp_rank_01_000/{FILE}")
     assert {path for path, _ in sink.different} == {norm.file.path}
     assert all(norm.offset <= offset < norm.offset + norm.nbytes for _, offset in sink.different)

@@ -29,7 +29,7 @@ def test_a_model_that_was_trained_with_fsdp2(tmp_path):
         assert set(index.tensors) == set(local.values())
         for name, tensor in whole.items():
             assert_assembled(index.tensors[local[name]], tensor)
-    parts = {name: [part.shape for part in found.tensors[local[name]].parts] for name in whole}
+    parts = {name: [part.shape for part in found.tensors[local[name]].sources] for name in whole}
     assert parts["embed.weight"] == [(6, 6), (5, 6)]
     assert parts["scale"] == [(1,)]
     assert found.tensors["model.layers.0.weight"].tensor is not found.tensors["model.layers.0.bias"].tensor

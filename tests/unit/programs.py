@@ -73,7 +73,7 @@ class _Writer:
         kind = self._draw(st.sampled_from(["whole", "whole", "whole", "zeros", "stack"]))
         if kind == "zeros":
             return Value(zeros(self._dtype, shape), np.zeros(shape, np.int64))
-        if kind == "stack" and shape:
+        if kind == "stack" and shape and all(shape):
             return self._stack(shape)
         return self._whole(shape)
 
@@ -126,11 +126,9 @@ class _Writer:
         parts = [value]
         for _ in range(draw(st.integers(0, 2))):
             other = draw(st.sampled_from(["again", "new"]))
-            length = draw(st.integers(1, _MAX_LENGTH))
+            length = draw(st.integers(0, _MAX_LENGTH))
             new = (*shape[:dim], length, *shape[dim + 1 :])
-            # Numbers of stored tensors are positive, so a part without elements is zeros, not a whole.
-            leaf = self.leaf if all(new) else lambda shape: Value(zeros(self._dtype, shape), np.zeros(shape, np.int64))
-            parts.insert(draw(st.integers(0, len(parts))), value if other == "again" else leaf(new))
+            parts.insert(draw(st.integers(0, len(parts))), value if other == "again" else self.leaf(new))
         return Value(
             concat([part.tensor for part in parts], dim), np.concatenate([part.array for part in parts], axis=dim)
         )

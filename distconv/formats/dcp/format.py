@@ -23,7 +23,6 @@ from distconv.formats.dcp.source import PUBLISHED, DcpFacts, MegatronNamedDcp, P
 from distconv.formats.huggingface.follow import Followed, follow_reference
 from distconv.formats.iterations import RELEASE, iteration_of
 from distconv.formats.model import Model
-from distconv.formats.records import NamedTensor
 from distconv.layout.balance import complete_layout
 from distconv.layout.request import Layout
 from distconv.layout.shards import cut_recipes
@@ -31,6 +30,7 @@ from distconv.layout.tied_head import resolve_head
 from distconv.models.bind import Unconverted
 from distconv.models.vocabulary import resize_vocabulary
 from distconv.runtime.hand_out import HandOut
+from distconv.tensors.stored import NamedTensor
 
 _Tensors = tuple[Sequence[NamedTensor], tuple[Unconverted, ...]]
 
@@ -117,7 +117,7 @@ def _parameters(options: DcpOptions, source: Source, model: Model) -> _Tensors:
     binding = resolve_head(binding, model.defined, layout, options.tied_head)
     # Whole parameters, but proved as shards are: no element of a source is lost or doubled.
     cut_recipes((each.recipe for each in binding.parameters), layout)
-    tensors = [NamedTensor(each.name, each.sources, each.recipe.tensor) for each in binding.parameters]
+    tensors = [NamedTensor(each.sources, each.recipe.tensor, each.name) for each in binding.parameters]
     return tensors, binding.unconverted
 
 

@@ -26,7 +26,7 @@ from distconv.formats.torch_zip.blobs import stored_within
 from distconv.runtime.hand_out import HandOut, here
 from distconv.tensors.compose import renumbered, strided, substitute
 from distconv.tensors.dtypes import ITEM_SIZE
-from distconv.tensors.stored import AssembledTensor, SourceFile, StoredTensor
+from distconv.tensors.stored import NamedTensor, SourceFile, StoredTensor
 from distconv.tensors.virtual import Copy, Index, VirtualTensor, gaps
 
 Located = Mapping[tuple[str, Index], tuple[SourceFile, ArchivedTensor]]
@@ -50,17 +50,17 @@ class DcpIndex:
     """The located tensors of one checkpoint by name, and the names of its other entries, which are no tensors."""
 
     directory: str
-    tensors: Mapping[str, AssembledTensor]
+    tensors: Mapping[str, NamedTensor]
     others: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for sharing with other processes; `from_json` reads it. Equal cuts share one table."""
+        """Plain data for sharing with other processes; `from_json` reads it. Tables that are one object stay one."""
         files: dict[SourceFile, int] = {}
         tables: dict[tuple[int, tuple[Index, ...]], int] = {}
         contents: list[Any] = []
         tensors = []
         for each in self.tensors.values():
-            shapes = tuple(part.shape for part in each.parts)
+            shapes = tuple(source.shape for source in each.sources)
             number = tables.setdefault((id(each.tensor), shapes), len(tables))
             if number == len(contents):
                 table = each.tensor
@@ -68,7 +68,7 @@ class DcpIndex:
                     [copy.operand, copy.source_start, copy.target_start, copy.shape, copy.dims] for copy in table.copies
                 ]
                 contents.append([table.dtype, table.shape, shapes, copies])
-            places = [[files.setdefault(part.file, len(files)), part.offset] for part in each.parts]
+            places = [[files.setdefault(source.file, len(files)), source.offset] for source in each.sources]
             tensors.append([each.name, number, places])
         return {
             "directory": self.directory,
@@ -99,11 +99,11 @@ class DcpIndex:
         tensors = {}
         for name, number, places in data["tensors"]:
             table, shapes = tables[number]
-            parts = (
+            sources = (
                 StoredTensor(name, table.dtype, shape, files[file], offset)
                 for shape, (file, offset) in zip(shapes, places, strict=True)
             )
-            tensors[name] = AssembledTensor(name, table, tuple(parts))
+            tensors[name] = NamedTensor(tuple(sources), table, name)
         return DcpIndex(directory=data["directory"], tensors=tensors, others=tuple(data["others"]))
 
 
@@ -148,11 +148,11 @@ def locate(checkpoint: DcpDirectory, wanted: Callable[[str], bool], hand_out: Ha
         if cut not in tables:
             tables[cut] = _table(entry, [piece for _, piece in pieces])
         table, shapes = tables[cut]
-        parts = (
+        sources = (
             StoredTensor(name, entry.dtype, shape, file, piece.offset)
             for shape, (file, piece) in zip(shapes, pieces, strict=True)
         )
-        tensors[name] = AssembledTensor(name, table, tuple(parts))
+        tensors[name] = NamedTensor(tuple(sources), table, name)
     return DcpIndex(directory=str(checkpoint.directory), tensors=tensors, others=checkpoint.metadata.others)
 
 

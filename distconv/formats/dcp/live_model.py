@@ -11,12 +11,12 @@ from dataclasses import replace
 from functools import cache
 
 from distconv.errors import InputError
-from distconv.formats.records import NamedTensor
 from distconv.models.bind import Unconverted
 from distconv.models.definition import Definition
 from distconv.models.names import pattern_of
 from distconv.models.sizes import Sizes
 from distconv.tensors.compose import merge_dims
+from distconv.tensors.stored import NamedTensor
 
 Tensors = Sequence[NamedTensor]
 

@@ -13,11 +13,12 @@ from math import prod
 from typing import Any
 
 from distconv.errors import JobError, named
-from distconv.formats.records import Entry, NamedTensor, OutputFile
+from distconv.formats.records import Entry, OutputFile
 from distconv.models.bind import Unconverted
+from distconv.tensors.compose import box_of, contiguous_blocks
 from distconv.tensors.dtypes import ITEM_SIZE
+from distconv.tensors.stored import NamedTensor, position
 from distconv.tensors.virtual import Index, VirtualTensor
-from distconv.transfer.lower import box_of, contiguous_blocks
 
 # A reader takes whole chunks, so a chunk is no more than this where rows allow it.
 CHUNK_BYTES = 64 * 1024**2
@@ -29,17 +30,11 @@ MODEL_KEY = "model"
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """A box of a tensor, stored as a tensor of its own."""
+class Chunk(Entry):
+    """A box of the tensor `whole`, stored as a tensor of its own: `key` is that one's name, `name` says where."""
 
     whole: NamedTensor
     offsets: Index
-    tensor: VirtualTensor
-
-    @property
-    def entry(self) -> Entry:
-        """The chunk as an entry of its file: the key is the tensor's name, the name is where the chunk stands."""
-        return Entry(self.whole.name, f"chunk {list(self.offsets)}", self.whole.sources, self.tensor)
 
 
 class PartFile(OutputFile):
@@ -62,7 +57,7 @@ class DcpPlan:
 
     def entries(self, file: OutputFile) -> Iterator[Entry]:
         """The chunks of a file."""
-        return (chunk.entry for chunk in self.chunks(file))
+        return iter(self.chunks(file))
 
     def chunks(self, file: OutputFile) -> tuple[Chunk, ...]:
         """The chunks of a file, with the tensors that they belong to."""
@@ -71,7 +66,7 @@ class DcpPlan:
 
     def tensors(self) -> list[NamedTensor]:
         """The tensors that the chunks make up, each once, in the order of their chunks."""
-        return list({chunk.whole.name: chunk.whole for part in self.parts for chunk in part}.values())
+        return list({chunk.key: chunk.whole for part in self.parts for chunk in part}.values())
 
     def summary(self) -> dict[str, Any]:
         """How many tensors and chunks there are, and how they are named."""
@@ -92,7 +87,7 @@ def make_dcp_plan(tensors: Iterable[NamedTensor], unconverted: tuple[Unconverted
     Raises:
         JobError: two tensors of one name; a defect, found before writing.
     """
-    ordered = sorted(tensors, key=lambda tensor: (tensor.position, tensor.name))
+    ordered = sorted(tensors, key=lambda tensor: (position(tensor.sources), tensor.name))
     twice = [name for name, count in Counter(tensor.name for tensor in ordered).items() if count > 1]
     if twice:
         raise JobError(f"would be written twice: {named(twice)}; nothing has been written")
@@ -104,7 +99,7 @@ def make_dcp_plan(tensors: Iterable[NamedTensor], unconverted: tuple[Unconverted
             parts.append([])
             loads.append(0)
         parts[-1].append(chunk)
-        loads[-1] += chunk.tensor.elements * ITEM_SIZE[chunk.tensor.dtype]
+        loads[-1] += chunk.nbytes
     files = tuple(
         # Named as torch names the only file of a rank.
         PartFile(path=f"__{number}_0.distcp", nbytes=nbytes, order=(number,), batch=number)
@@ -114,14 +109,15 @@ def make_dcp_plan(tensors: Iterable[NamedTensor], unconverted: tuple[Unconverted
 
 
 def _chunks(tensors: Iterable[NamedTensor]) -> Iterator[Chunk]:
-    # Tensors that look alike share their chunks' tables.
+    # Tensors that look alike have the same table, which costs less to identify than to hash, and share their chunks'.
     known: dict[int, Mapping[Index, VirtualTensor]] = {}
     for whole in tensors:
-        tensor = whole.tensor
+        tensor, name = whole.tensor, whole.name
         if id(tensor) not in known:
             known[id(tensor)] = dict(_cut(tensor))
-        for offsets, piece in known[id(tensor)].items():
-            yield Chunk(whole, offsets, piece)
+        for offsets, box in known[id(tensor)].items():
+            place = f"chunk {list(offsets)}"
+            yield Chunk(whole.sources, box, place, key=name, group=(name, offsets), whole=whole, offsets=offsets)
 
 
 def _cut(tensor: VirtualTensor) -> Iterator[tuple[Index, VirtualTensor]]:

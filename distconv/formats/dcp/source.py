@@ -21,7 +21,6 @@ from distconv.formats.megatron.expected import NOWHERE
 from distconv.formats.megatron.index import MegatronIndex, RankFile
 from distconv.formats.megatron.source import bound, restored
 from distconv.formats.model import Model
-from distconv.formats.records import NamedTensor
 from distconv.formats.select import check_taken_whole, selection
 from distconv.formats.torch_zip.archive import ArchivedTensor
 from distconv.layout.request import SourceLayout
@@ -30,7 +29,7 @@ from distconv.models.names import pattern_of
 from distconv.options import CommonOptions
 from distconv.runtime.hand_out import HandOut
 from distconv.tensors.compose import renumbered, split_dim, substitute
-from distconv.tensors.stored import AssembledTensor, SourceFile, SourceIndex, StoredTensor
+from distconv.tensors.stored import NamedTensor, SourceFile, SourceIndex, StoredTensor
 
 PUBLISHED, MEGATRON = "hf", "megatron"
 
@@ -154,9 +153,7 @@ class PublishedDcp(_DcpSource):
         """The tensors over their chunks."""
         check_taken_whole(self._options)
         definition = self._model.defined
-        tensors = (
-            NamedTensor(definition.spelled(each.name), each.parts, each.tensor) for each in self._tensors.values()
-        )
+        tensors = (replace(each, name=definition.spelled(each.name)) for each in self._tensors.values())
         return Published(tensors=tuple(tensors), tied=definition.is_tied(self._model.sizes))
 
     def parameters(self) -> Binding:
@@ -171,17 +168,18 @@ class PublishedDcp(_DcpSource):
         return over(bind(definition, self._model.sizes, index, selected), self._tensors)
 
 
-def over(binding: Binding, assembled: Mapping[str, AssembledTensor]) -> Binding:
+def over(binding: Binding, assembled: Mapping[str, NamedTensor]) -> Binding:
     """The binding of tensors that lie in pieces themselves, over these pieces."""
     recipes: dict[tuple[object, ...], Recipe] = {}
     parameters = []
     for each in binding.parameters:
         tensors = [assembled[source.name] for source in each.sources]
-        key = (each.recipe, *(id(tensor.tensor) for tensor in tensors))
+        # By the identity of the tables, of which there are few: a hash would take in every copy.
+        key = (each.recipe, *((id(tensor.tensor), *(part.shape for part in tensor.sources)) for tensor in tensors))
         if key not in recipes:
             recipes[key] = _over(each.recipe, tensors)
-        parts = tuple(part for tensor in tensors for part in tensor.parts)
-        parameters.append(Parameter(recipes[key], parts, each.layer, each.expert))
+        stored = tuple(source for tensor in tensors for source in tensor.sources)
+        parameters.append(Parameter(recipes[key], stored, each.layer, each.expert))
     unconverted = tuple(
         replace(each, tensor=replace(each.tensor, file=_first_file(assembled[each.tensor.name])))
         for each in binding.unconverted
@@ -189,17 +187,17 @@ def over(binding: Binding, assembled: Mapping[str, AssembledTensor]) -> Binding:
     return replace(binding, parameters=tuple(parameters), unconverted=unconverted)
 
 
-def _first_file(tensor: AssembledTensor) -> SourceFile:
+def _first_file(tensor: NamedTensor) -> SourceFile:
     """Where a tensor begins; one without elements is nowhere."""
-    return tensor.parts[0].file if tensor.parts else NOWHERE
+    return tensor.sources[0].file if tensor.sources else NOWHERE
 
 
-def _over(recipe: Recipe, tensors: list[AssembledTensor]) -> Recipe:
+def _over(recipe: Recipe, tensors: list[NamedTensor]) -> Recipe:
     tables, count = [], 0
     for each in tensors:
         tables.append(renumbered(each.tensor, count))
-        count += len(each.parts)
-    shapes = tuple(part.shape for each in tensors for part in each.parts)
+        count += len(each.sources)
+    shapes = tuple(source.shape for each in tensors for source in each.sources)
     between = sum(map(prod, shapes)) - sum(each.tensor.elements for each in tensors)
     return replace(
         recipe,

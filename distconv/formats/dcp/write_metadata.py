@@ -21,7 +21,7 @@ from distconv.formats.dcp.blobs import Span
 from distconv.formats.dcp.metadata import METADATA
 from distconv.formats.dcp.plan import MODEL_KEY, Chunk, DcpPlan
 from distconv.formats.iterations import CHECKPOINT_VERSION, VERSION_KEY
-from distconv.formats.records import NamedTensor
+from distconv.tensors.stored import NamedTensor
 
 
 def write_metadata(directory: Path, plan: DcpPlan, spans: Mapping[str, Sequence[Span]]) -> Path:
@@ -73,7 +73,7 @@ def _meta(whole: NamedTensor) -> torch.Tensor:
 def _item(chunk: Chunk) -> WriteItem:
     offsets = torch.Size(chunk.offsets)
     return WriteItem(
-        index=MetadataIndex(f"{MODEL_KEY}.{chunk.whole.name}", offsets),
+        index=MetadataIndex(f"{MODEL_KEY}.{chunk.key}", offsets),
         type=WriteItemType.SHARD,
         tensor_data=TensorWriteData(
             chunk=ChunkStorageMetadata(offsets=offsets, sizes=torch.Size(chunk.tensor.shape)),

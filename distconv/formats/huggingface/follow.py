@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from distconv.errors import counted, named, raise_if
 from distconv.formats.base import Published
 from distconv.formats.model import Reference
-from distconv.formats.records import NamedTensor, as_stored
 from distconv.models.bind import Unconverted
 from distconv.models.definition import Definition
+from distconv.tensors.stored import NamedTensor, as_stored
 
 
 @dataclass(frozen=True, kw_only=True)

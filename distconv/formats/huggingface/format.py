@@ -20,9 +20,9 @@ from distconv.formats.huggingface.plan import HuggingFacePlan, make_huggingface_
 from distconv.formats.huggingface.source import HuggingFaceFacts, HuggingFaceSource, open_adapters, open_model
 from distconv.formats.iterations import RELEASE
 from distconv.formats.model import MODEL_CONFIG, Model, Reference
-from distconv.formats.records import NamedTensor
 from distconv.models.adapters import CONFIG_NAME
 from distconv.runtime.hand_out import HandOut
+from distconv.tensors.stored import NamedTensor
 
 
 class HuggingFace(Format[HuggingFaceOptions]):

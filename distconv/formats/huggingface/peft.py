@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 
 from distconv.errors import InputError, named, raise_if
 from distconv.formats.model import Reference
-from distconv.formats.records import NamedTensor, as_stored
 from distconv.models.adapters import PEFT_PREFIX, belongs_to_adapter, factor_of, plain_name, saved_factor
 from distconv.models.bind import Unconverted
-from distconv.tensors.values import Factor, LowRank
+from distconv.tensors.stored import LowRank, NamedTensor, as_stored
 
 Spelled = Callable[[str], str]
 
@@ -154,8 +153,7 @@ def _products(tensors: Sequence[NamedTensor], alpha: float | None, reference: Re
     for module, pair in factors.items():
         rank = pair["A"].tensor.shape[0]
         scaling = known / (rank**0.5 if config.get("use_rslora") else rank)
-        b, a = (Factor(pair[each].sources, pair[each].tensor) for each in ("B", "A"))
-        products[module] = LowRank(b, a, scaling)
+        products[module] = LowRank(pair["B"], pair["A"], scaling)
     return products
 
 

@@ -14,10 +14,11 @@ from types import MappingProxyType
 from typing import Any
 
 from distconv.formats.model import MODEL_CONFIG, Reference
-from distconv.formats.records import Entry, NamedTensor, OutputFile
+from distconv.formats.records import Entry, OutputFile
 from distconv.models.bind import Unconverted
 from distconv.models.definition import FLOATING
 from distconv.tensors.dtypes import ITEM_SIZE
+from distconv.tensors.stored import NamedTensor
 
 # What transformers' save_pretrained cuts at, in bytes.
 _SHARD_BYTES = 5_000_000_000
@@ -43,7 +44,10 @@ class HuggingFacePlan:
 
     def entries(self, file: OutputFile) -> Iterator[Entry]:
         """The tensors of a file."""
-        return (Entry("", each.name, each.sources, each.tensor, each.low_rank) for each in self.shards[file.path])
+        return (
+            Entry(each.sources, each.tensor, each.name, key="", group=each.name, low_rank=each.low_rank)
+            for each in self.shards[file.path]
+        )
 
     def summary(self) -> dict[str, Any]:
         """How many tensors there are, and which come from the reference."""

@@ -15,7 +15,6 @@ from distconv.formats.base import Held, Published, Source
 from distconv.formats.huggingface.directory import check_directory, read_directory
 from distconv.formats.jsonfile import read_object
 from distconv.formats.model import MODEL_CONFIG, Model
-from distconv.formats.records import as_stored
 from distconv.formats.select import check_taken_whole, selection
 from distconv.models.adapters import CONFIG_NAME, adapter_problems
 from distconv.models.bind import Binding, bind
@@ -23,7 +22,7 @@ from distconv.models.definition import Definition
 from distconv.models.rules import TEXT, Rule
 from distconv.models.sizes import Sizes
 from distconv.options import CommonOptions
-from distconv.tensors.stored import SourceIndex
+from distconv.tensors.stored import SourceIndex, as_stored
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from distconv.formats.megatron.index import MegatronIndex
 from distconv.formats.megatron.names import Targets
 from distconv.formats.megatron.plan import MegatronPlan, expert_owner, make_plan
 from distconv.formats.megatron.ranks import RankGrid
-from distconv.formats.replicas import Piece, Replica
+from distconv.formats.replicas import Replica
 from distconv.formats.torch_zip.archive import ArchivedTensor
 from distconv.layout.layout import CompleteLayout, stage_number
 from distconv.layout.request import SourceLayout
@@ -32,7 +32,7 @@ from distconv.models.rules import TEXT, Rule
 from distconv.models.sizes import Sizes
 from distconv.tensors.compose import renumbered, strided, substitute
 from distconv.tensors.operators import OPERATORS
-from distconv.tensors.stored import SourceFile, StoredTensor
+from distconv.tensors.stored import Assembled, SourceFile, StoredTensor
 from distconv.tensors.virtual import VirtualTensor, invert, whole
 
 
@@ -169,7 +169,7 @@ class _Comparison:
         self.parameters = plan.binding.by_key()
         self.problems: list[str] = []
         self.replicas: list[Replica] = []
-        self._pieces: dict[ParameterKey, dict[int, Piece]] = {}
+        self._pieces: dict[ParameterKey, dict[int, Assembled]] = {}
         self._views: dict[tuple[object, ...], tuple[tuple[int, ...], VirtualTensor]] = {}
         entries = [_entries(plan, pp_rank) for pp_rank in range(plan.layout.pp)]
         for output in plan.files:
@@ -210,10 +210,10 @@ class _Comparison:
             contiguous = tensor.shape, whole(tensor.dtype, tensor.shape)
             self._views[form] = contiguous if tensor.is_contiguous else strided(*form)
         shape, view = self._views[form]
-        piece = Piece(StoredTensor(place[1], tensor.dtype, shape, file, tensor.offset), view)
+        piece = Assembled((StoredTensor(place[1], tensor.dtype, shape, file, tensor.offset),), view)
         first = self._pieces.setdefault(parameter.key, {}).setdefault(number, piece)
         if first is not piece:
-            self.replicas.append(Replica((first.stored,), first.view, piece))
+            self.replicas.append(Replica(first, piece))
 
     def _mismatch(self, parameter: Parameter, shard: VirtualTensor, tensor: ArchivedTensor) -> str:
         if tensor.shape == shard.shape:
@@ -226,8 +226,8 @@ class _Comparison:
             + f" ({recipe.rule.where}); its sizes: {', '.join(dict.fromkeys(recipe.dims))}"
         )
 
-    def pieces_of(self, parameter: Parameter) -> list[Piece]:
-        """The pieces of a parameter, in the order of its shards."""
+    def pieces_of(self, parameter: Parameter) -> list[Assembled]:
+        """The pieces of a parameter, in the order of its shards; each has one source."""
         held = self._pieces[parameter.key]
         return [held[number] for number in range(len(self.plan.shards[parameter.recipe]))]
 
@@ -249,25 +249,24 @@ def _parameters(found: _Comparison, published: Binding, sizes: Sizes) -> Iterato
     for model in published.parameters:
         parameter = found.parameters[model.key]
         pieces = found.pieces_of(parameter)
-        key = (parameter.recipe, *(id(piece.view) for piece in pieces))
+        # By the identity of the views, of which there are few: a hash would take in every copy.
+        key = (parameter.recipe, *(id(piece.tensor) for piece in pieces))
         if key not in recipes:
             recipes[key] = _over_pieces(found.plan, parameter.recipe, pieces, model.recipe, sizes)
-        yield Parameter(recipes[key], tuple(piece.stored for piece in pieces), parameter.layer, parameter.expert)
+        stored = tuple(source for piece in pieces for source in piece.sources)
+        yield Parameter(recipes[key], stored, parameter.layer, parameter.expert)
 
 
-def _over_pieces(plan: MegatronPlan, stored: Recipe, pieces: list[Piece], model: Recipe, sizes: Sizes) -> Recipe:
+def _over_pieces(plan: MegatronPlan, stored: Recipe, pieces: list[Assembled], model: Recipe, sizes: Sizes) -> Recipe:
     """The recipe of a parameter over its pieces; `model` is its recipe over the published tensors."""
     dtype, shape = stored.tensor.dtype, stored.tensor.shape
     (tensor,) = invert(plan.shards[stored], [(dtype, shape)])
-    tensor = substitute(tensor, [renumbered(piece.view, number) for number, piece in enumerate(pieces)])
+    tensor = substitute(tensor, [renumbered(piece.tensor, number) for number, piece in enumerate(pieces)])
     if stored.rule is not model.rule:
         tensor = substitute(make_recipe(model.rule, dtype, (shape,), sizes, None).tensor, [tensor])
-    return replace(
-        model,
-        tensor=tensor,
-        source_shapes=tuple(piece.stored.shape for piece in pieces),
-        unused=sum(prod(piece.stored.shape) - piece.view.elements for piece in pieces),
-    )
+    shapes = tuple(source.shape for piece in pieces for source in piece.sources)
+    between = sum(map(prod, shapes)) - sum(piece.tensor.elements for piece in pieces)
+    return replace(model, tensor=tensor, source_shapes=shapes, unused=between)
 
 
 def _copies_of_embedding(
@@ -280,4 +279,4 @@ def _copies_of_embedding(
         assert head.recipe.rule.target == definition.tied.head
         embedding = next(each for each in parameters if each.recipe.rule.target == definition.tied.embedding)
         for shard, piece in zip(found.plan.shards[head.recipe], found.pieces_of(head), strict=True):
-            yield Replica(embedding.sources, substitute(shard, [embedding.recipe.tensor]), piece)
+            yield Replica(Assembled(embedding.sources, substitute(shard, [embedding.recipe.tensor])), piece)

@@ -19,7 +19,6 @@ from distconv.formats.records import Entry, OutputFile
 from distconv.layout.layout import CompleteLayout, stage_coordinates, stage_number
 from distconv.layout.shards import Shards, cut_recipes
 from distconv.models.bind import Binding, Parameter, Recipe, Unconverted, target_name
-from distconv.tensors.dtypes import ITEM_SIZE
 
 
 class RankFile(OutputFile):
@@ -76,12 +75,14 @@ class MegatronPlan:
         """The tensors of a file in the order in which it stores them."""
         assert isinstance(file, RankFile)
         for virtual_stage, key in enumerate(self.dictionaries):
-            for parameter, layer in self.placed[stage_number(virtual_stage, file.pp_rank, self.layout.pp)]:
+            stage = stage_number(virtual_stage, file.pp_rank, self.layout.pp)
+            for number, (parameter, layer) in enumerate(self.placed[stage]):
                 owner, expert = expert_owner(parameter, self.binding.experts, self.layout.ep)
                 if owner is None or owner == file.ep_rank:
                     name = target_name(parameter.recipe.rule, layer, expert)
                     pieces = self.shards[parameter.recipe]
-                    yield Entry(key, name, parameter.sources, pieces[file.tp_rank % len(pieces)])
+                    piece = pieces[file.tp_rank % len(pieces)]
+                    yield Entry(parameter.sources, piece, name, key=key, group=(virtual_stage, number))
 
     def summary(self) -> dict[str, Any]:
         """The layout and what is on each stage."""
@@ -115,9 +116,7 @@ def make_plan(binding: Binding, layout: CompleteLayout) -> MegatronPlan:
     elements, stage_bytes = [0] * layout.stage_count, [0] * layout.stage_count
     ranks = layout.tensor_ranks
     nbytes = [[[0] * ranks for _ in range(layout.pp)] for _ in range(layout.ep)]
-    piece_bytes = {
-        recipe: [piece.elements * ITEM_SIZE[piece.dtype] for piece in pieces] for recipe, pieces in shards.items()
-    }
+    piece_bytes = {recipe: [piece.nbytes for piece in pieces] for recipe, pieces in shards.items()}
     owners: dict[tuple[int, str], set[int | None]] = {}
     for parameter in binding.parameters:
         rule = parameter.recipe.rule

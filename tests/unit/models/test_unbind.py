@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distconv.errors import InputError, JobError
-from distconv.formats.records import NamedTensor
 from distconv.models.bind import Binding
 from distconv.models.unbind import Restored, restore, with_vocabulary
+from distconv.tensors.stored import NamedTensor
 from distconv.tensors.virtual import whole
 from tests.unit import toy
 from tests.unit.formats.megatron.test_bind import layouts

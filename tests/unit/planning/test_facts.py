@@ -13,7 +13,7 @@ from distconv.formats.dcp.source import DcpFacts
 from distconv.formats.model import Reference
 from distconv.planning.facts import Facts
 from distconv.tensors.compose import merge_dims
-from distconv.tensors.stored import AssembledTensor
+from distconv.tensors.stored import NamedTensor
 from distconv.tensors.virtual import concat, whole
 from tests.unit import toy
 from tests.unit.toy_facts import PUBLISHED, facts
@@ -36,9 +36,9 @@ def dcp() -> DcpFacts:
     table = concat([whole("bfloat16", (2, 3), 0), whole("bfloat16", (1, 3), 1)])
     parts = [tuple(replace(stored[0], name=name, shape=shape) for shape in ((2, 3), (1, 3))) for name in "ab"]
     experts = merge_dims(whole("float32", (2, 3, 4)), 0)
-    tensors = {name: AssembledTensor(name, table, held) for name, held in zip("ab", parts, strict=True)}
+    tensors = {name: NamedTensor(held, table, name) for name, held in zip("ab", parts, strict=True)}
     of_experts = replace(stored[1], name="c", dtype="float32", shape=(2, 3, 4))
-    tensors["c"] = AssembledTensor("c", experts, (of_experts,))
+    tensors["c"] = NamedTensor((of_experts,), experts, "c")
     index = DcpIndex(directory="/dcp", tensors=tensors, others=("optimizer",))
     return DcpFacts(index=index, naming="hf", prefix="model.", others=("optimizer", "args (2 entries)"))
 

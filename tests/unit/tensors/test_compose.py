@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from math import prod
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distconv.tensors.compose import merge_dims, renumbered, split_dim, strided, substitute
+from distconv.tensors.compose import box_of, contiguous_blocks, merge_dims, renumbered, split_dim, strided, substitute
 from distconv.tensors.virtual import invert, narrow, whole, zeros
 from tests.unit.programs import Program, numbered, programs, shapes
 from tests.unit.reference import evaluate
@@ -89,3 +92,46 @@ def test_what_does_not_fit_is_refused():
         substitute(whole("float32", (3,)), [zeros("float32", (2,))])
     with pytest.raises(ValueError, match="does not divide into 2"):
         split_dim(whole("float32", (3,)), 0, 2)
+
+
+@given(programs(), st.data())
+def test_a_box_is_a_slice(program: Program, data: st.DataObject):
+    for value in program.values:
+        limits = [sorted(data.draw(st.tuples(*[st.integers(0, length)] * 2))) for length in value.array.shape]
+        box = box_of(value.tensor, tuple(low for low, _ in limits), tuple(high - low for low, high in limits))
+        expected = value.array[tuple(slice(low, high) for low, high in limits)]
+        assert box.shape == expected.shape
+        np.testing.assert_array_equal(evaluate(box, program.operands), expected)
+
+
+@pytest.mark.parametrize(("start", "lengths"), [((0, 0), (2, 4)), ((1, 0), (2, 3)), ((0, -1), (2, 3))])
+def test_a_box_that_leaves_the_tensor_is_refused(start, lengths):
+    with pytest.raises(ValueError, match="leaves dim"):
+        box_of(whole("uint8", (2, 3)), start, lengths)
+
+
+@given(shapes(), st.integers(1, 60))
+def test_contiguous_blocks_tile_the_shape_in_order(shape, elements):
+    array = numbered(shape, first=0)
+    offset = 0
+    for start, lengths in contiguous_blocks(shape, elements):
+        assert prod(lengths) <= elements
+        block = array[tuple(slice(low, low + length) for low, length in zip(start, lengths, strict=True))]
+        np.testing.assert_array_equal(block.ravel(), np.arange(offset, offset + prod(lengths)))
+        offset += prod(lengths)
+    assert offset == array.size
+
+
+@given(shapes(min_rank=1), st.integers(1, 60))
+def test_contiguous_blocks_are_as_large_as_they_may_be(shape, elements):
+    """Where two neighbours together are a contiguous box, they are too large for one block."""
+    for (start, lengths), (following, others) in pairwise(contiguous_blocks(shape, elements)):
+        differing = [dim for dim in range(len(shape)) if start[dim] != following[dim]]
+        (dim, *more) = differing
+        if not more and lengths[dim + 1 :] == shape[dim + 1 :]:
+            assert prod(lengths) + prod(others) > elements
+
+
+def test_an_empty_shape_has_no_blocks_and_a_scalar_has_one():
+    assert list(contiguous_blocks((3, 0), 10)) == []
+    assert list(contiguous_blocks((), 10)) == [((), ())]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
@@ -12,11 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distconv.formats.megatron.plan import MegatronPlan, make_plan
-from distconv.formats.records import OutputFile
+from distconv.formats.records import Entry, OutputFile, Plan
 from distconv.layout.balance import complete_layout
 from distconv.layout.request import Layout
+from distconv.models.bind import Unconverted
 from distconv.planning.assign import assign
 from distconv.tensors.dtypes import ITEM_SIZE
+from distconv.tensors.stored import SourceFile, StoredTensor
+from distconv.tensors.virtual import VirtualTensor, chunk, whole
 from distconv.transfer import batches as work
 from distconv.transfer.batches import batches, planned_reads
 from distconv.transfer.engine import Work
@@ -39,7 +43,7 @@ def plan(**request: Any) -> MegatronPlan:
     return make_plan(binding, complete_layout(Layout(**request), binding, toy.definition()))
 
 
-def work_of(found: MegatronPlan, files: Sequence[OutputFile]) -> list[Work]:
+def work_of(found: Plan, files: Sequence[OutputFile]) -> list[Work]:
     """All the work for these files; paths are those of the plan, offsets are made up but different."""
     result = []
     for batch in batches(found, files):
@@ -113,6 +117,48 @@ def test_offsets_and_paths_are_those_given_for_each_file_key_and_name():
         (entry,) = [each for each in batch.files[file] if (each.key, each.name) == (key, name)]
         assert by_offset[offset].path == paths[file]
         assert by_offset[offset].tensor is entry.tensor
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A plan whose entries are given, by the path of their file."""
+
+    by_path: Mapping[str, Sequence[Entry]]
+    unconverted: tuple[Unconverted, ...] = ()
+
+    @property
+    def files(self) -> tuple[OutputFile, ...]:
+        return tuple(OutputFile(path=path, nbytes=0, order=(), batch=0) for path in self.by_path)
+
+    def entries(self, file: OutputFile) -> Iterator[Entry]:
+        return iter(self.by_path[file.path])
+
+    def summary(self) -> dict[str, Any]:
+        return {}
+
+
+def entry(shape: tuple[int, ...], tensor: VirtualTensor, group: int) -> Entry:
+    stored = StoredTensor("w", "uint8", shape, SourceFile("/hf/model.safetensors", 1 << 20), 0)
+    return Entry((stored,), tensor, "w", key="", group=group)
+
+
+def test_a_read_is_shared_within_a_group_and_not_beyond():
+    """Whatever else the entries have in common: neither their objects nor their names decide."""
+    table = whole("uint8", (6, 4))
+    left, right = chunk(table, 2, dim=1)
+    found = Listed({"one": [entry((6, 4), left, 0)], "two": [entry((6, 4), right, 0)]})
+    assert [[shard.path for shard in each.shards] for each in work_of(found, found.files)] == [["one", "two"]]
+    assert planned_reads(found, [found.files], 1024) == [24]
+    apart = Listed({"one": [entry((6, 4), left, 0)], "two": [entry((6, 4), right, 1)]})
+    assert [[shard.path for shard in each.shards] for each in work_of(apart, apart.files)] == [["one"], ["two"]]
+    assert planned_reads(apart, [apart.files], 1024) == [22 + 22]
+
+
+def test_planned_reads_of_one_table_over_different_shapes_are_different():
+    """The same box of a wider tensor lies farther apart."""
+    box = whole("uint8", (3, 2))
+    found = Listed({str(width): [entry((3, width), box, width)] for width in (2, 4)})
+    assert planned_reads(found, [found.files], 1024) == [3 * 2 + (2 * 4 + 2)]
 
 
 def test_shards_of_one_parameter_are_produced_together():

@@ -17,9 +17,9 @@ from distconv.tensors.operators import OPERATORS
 from distconv.tensors.virtual import Index, VirtualTensor, chunk, concat, narrow, permute, select, split, whole, zeros
 from distconv.transfer import lower as lowering
 from distconv.transfer import steps
-from distconv.transfer.lower import contiguous_blocks, lower
+from distconv.transfer.lower import lower
 from distconv.transfer.steps import CopyRun, Gather, Read, Step, bytes_read
-from tests.unit.programs import Program, numbered, programs, shapes
+from tests.unit.programs import Program, numbered, programs
 from tests.unit.reference import Execution, execute
 
 DTYPES = st.sampled_from(["uint8", "bfloat16", "float32", "float64"])
@@ -171,33 +171,6 @@ def test_dims_that_keep_their_order_leave_the_buffers_as_they_are():
     half = chunk(whole("uint8", (100, 20)), 2, dim=1)[1]
     (first, *_) = lowered([half], [(100, 20)], 400)
     assert sum(write.nbytes for write in first.writes) == 400
-
-
-@given(shapes(), st.integers(1, 60))
-def test_contiguous_blocks_tile_the_shape_in_order(shape, elements):
-    array = numbered(shape, first=0)
-    offset = 0
-    for start, lengths in contiguous_blocks(shape, elements):
-        assert prod(lengths) <= elements
-        block = array[tuple(slice(low, low + length) for low, length in zip(start, lengths, strict=True))]
-        np.testing.assert_array_equal(block.ravel(), np.arange(offset, offset + prod(lengths)))
-        offset += prod(lengths)
-    assert offset == array.size
-
-
-@given(shapes(min_rank=1), st.integers(1, 60))
-def test_contiguous_blocks_are_as_large_as_they_may_be(shape, elements):
-    """Where two neighbours together are a contiguous box, they are too large for one block."""
-    for (start, lengths), (following, others) in pairwise(contiguous_blocks(shape, elements)):
-        differing = [dim for dim in range(len(shape)) if start[dim] != following[dim]]
-        (dim, *more) = differing
-        if not more and lengths[dim + 1 :] == shape[dim + 1 :]:
-            assert prod(lengths) + prod(others) > elements
-
-
-def test_an_empty_shape_has_no_blocks_and_a_scalar_has_one():
-    assert list(contiguous_blocks((3, 0), 10)) == []
-    assert list(contiguous_blocks((), 10)) == [((), ())]
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float64"])

@@ -15,7 +15,7 @@ from distconv.errors import InputError
 from distconv.formats.dcp.index import DcpIndex, locate, open_dcp
 from distconv.formats.torch_zip import blobs as torch_blobs
 from distconv.tensors.dtypes import ITEM_SIZE
-from distconv.tensors.stored import AssembledTensor
+from distconv.tensors.stored import NamedTensor
 from distconv.tensors.virtual import gaps
 from tests.unit.dcp_files import Draft, Name, archive, index, rows, stored
 from tests.unit.reference import evaluate
@@ -35,12 +35,12 @@ def located(directory: Path) -> DcpIndex:
     return locate(open_dcp(directory, None), lambda _: True)
 
 
-def elements(tensor: AssembledTensor) -> np.ndarray:
+def elements(tensor: NamedTensor) -> np.ndarray:
     """The elements that a tensor is assembled from, from the bytes of the files."""
-    assert all(part.dtype == tensor.tensor.dtype for part in tensor.parts)
+    assert all(part.dtype == tensor.tensor.dtype for part in tensor.sources)
     item = np.dtype(f"u{ITEM_SIZE[tensor.tensor.dtype]}")
     parts = []
-    for part in tensor.parts:
+    for part in tensor.sources:
         data = Path(part.file.path).read_bytes()
         assert len(data) == part.file.size
         parts.append(np.ndarray(part.shape, item, data, part.offset))
@@ -60,7 +60,7 @@ def test_each_tensor_is_assembled_from_its_pieces(tmp_path):
     assert found.others == ("checkpoint_version",)
     assert (elements(found.tensors["model.a"]) == A).all()
     assert (elements(found.tensors["model.b"]) == B).all()
-    assert [part.file.path[-12:] for part in found.tensors["model.a"].parts] == [f"__{n}_0.distcp" for n in range(3)]
+    assert [part.file.path[-12:] for part in found.tensors["model.a"].sources] == [f"__{n}_0.distcp" for n in range(3)]
 
 
 @given(st.data())
@@ -122,8 +122,8 @@ def test_pieces_without_elements_need_no_place(tmp_path):
     made.put("model.empty", A[:0], "float32", [(slice(None), slice(None))])
     made.put("model.none", A[:0], "float32", [])
     found = located(made.save(tmp_path))
-    assert len(found.tensors["model.a"].parts) == 3
-    assert found.tensors["model.empty"].parts == found.tensors["model.none"].parts == ()
+    assert len(found.tensors["model.a"].sources) == 3
+    assert found.tensors["model.empty"].sources == found.tensors["model.none"].sources == ()
 
 
 def test_a_tensor_costs_one_short_read(tmp_path, monkeypatch):

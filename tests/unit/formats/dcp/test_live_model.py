@@ -9,9 +9,9 @@ import pytest
 
 from distconv.errors import InputError
 from distconv.formats.dcp.live_model import flattened, with_tied_head
-from distconv.formats.records import NamedTensor
 from distconv.models.definition import Definition
 from distconv.models.sizes import Sizes
+from distconv.tensors.stored import NamedTensor
 from distconv.tensors.virtual import whole
 from tests.unit import toy
 from tests.unit.reference import evaluate
@@ -22,7 +22,7 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed.weight"
 def tensors(*left_out: str, spelling: str = "") -> list[NamedTensor]:
     """The toy's tensors, those of the language model in another spelling."""
     return [
-        NamedTensor(name.replace("model.", f"model.{spelling}", 1), (stored,), whole(stored.dtype, stored.shape))
+        NamedTensor((stored,), whole(stored.dtype, stored.shape), name.replace("model.", f"model.{spelling}", 1))
         for name, stored in toy.index().tensors.items()
         if name not in left_out
     ]
@@ -100,7 +100,7 @@ def test_packed_experts_become_matrices_and_nothing_else_changes(spelling):
 
 def test_layers_that_look_alike_share_a_table():
     table = whole("bfloat16", (toy.EXPERTS, toy.FFN, toy.HIDDEN))
-    given = [NamedTensor(f"model.layers.{layer}.experts.down", (), table) for layer in (1, 2)]
+    given = [NamedTensor((), table, f"model.layers.{layer}.experts.down") for layer in (1, 2)]
     one, two = flattened(given, toy.definition())
     assert one.tensor is two.tensor
 

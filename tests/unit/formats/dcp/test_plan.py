@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from distconv.errors import JobError
 from distconv.formats.dcp import plan as dcp_plan
 from distconv.formats.dcp.plan import Chunk, DcpPlan, make_dcp_plan
-from distconv.formats.records import NamedTensor
 from distconv.planning.assign import assign
 from distconv.tensors.dtypes import ITEM_SIZE
-from distconv.tensors.stored import SourceFile, StoredTensor
+from distconv.tensors.stored import NamedTensor, SourceFile, StoredTensor, position
 from distconv.tensors.virtual import VirtualTensor, concat, whole
 from tests.unit.reference import evaluate
 
@@ -36,7 +35,7 @@ def stored(name: str, dtype: str, shape: tuple[int, ...], file: str = "a", offse
 
 
 def as_it_is(source: StoredTensor) -> NamedTensor:
-    return NamedTensor(source.name, (source,), whole(source.dtype, source.shape))
+    return NamedTensor((source,), whole(source.dtype, source.shape), source.name)
 
 
 @st.composite
@@ -106,7 +105,7 @@ def test_the_order_of_the_tensors_does_not_matter(tensors, random):
 
 @given(checkpoints())
 def test_chunks_are_in_the_order_in_which_their_sources_are_stored(tensors):
-    positions = [(chunk.whole.position, chunk.whole.name, chunk.offsets) for chunk in chunks(plan(tensors))]
+    positions = [(position(chunk.sources), chunk.key, chunk.offsets) for chunk in chunks(plan(tensors))]
     assert positions == sorted(positions)
 
 
@@ -134,27 +133,28 @@ def test_every_file_has_one_writer(tensors, processes):
 
 @given(checkpoints())
 def test_entries_can_be_told_apart(tensors):
-    """By tensor and place: so the format finds the data of each."""
+    """By tensor and place, so the format finds the data of each; and each is made by itself."""
     found = plan(tensors)
-    entries = [(entry.key, entry.name) for file in found.files for entry in found.entries(file)]
-    assert len(set(entries)) == len(entries)
+    entries = [entry for file in found.files for entry in found.entries(file)]
+    assert len({(entry.key, entry.name) for entry in entries}) == len(entries)
+    assert len({entry.group for entry in entries}) == len(entries)
 
 
 def test_a_chunk_of_a_merged_tensor_takes_its_share_of_each_source():
     sources = tuple(stored(name, "uint8", (4, 16), offset=64 * number) for number, name in enumerate("gu"))
-    merged = NamedTensor("fc1", sources, concat([whole("uint8", (4, 16), 0), whole("uint8", (4, 16), 1)]))
+    merged = NamedTensor(sources, concat([whole("uint8", (4, 16), 0), whole("uint8", (4, 16), 1)]), "fc1")
 
     found = chunks(plan([merged]))
 
     assert [chunk.offsets for chunk in found] == [(0, 0), (4, 0)]
     assert [{copy.operand for copy in chunk.tensor.copies} for chunk in found] == [{0}, {1}]
-    assert all(chunk.entry.sources is sources for chunk in found)
+    assert all(chunk.sources is sources for chunk in found)
 
 
 def test_tensors_that_look_alike_share_their_chunks():
     """So a plan of many layers is a few tables."""
     alike = whole("uint8", (10, 16))
-    tensors = [NamedTensor(name, (stored(name, "uint8", (10, 16)),), alike) for name in "ab"]
+    tensors = [NamedTensor((stored(name, "uint8", (10, 16)),), alike, name) for name in "ab"]
 
     found = chunks(plan(tensors))
 

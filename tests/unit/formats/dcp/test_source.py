@@ -17,7 +17,7 @@ from distconv.formats.dcp.source import DcpFacts, over
 from distconv.formats.registry import format_named
 from distconv.layout.shards import cut_recipes
 from distconv.tensors.compose import renumbered
-from distconv.tensors.stored import AssembledTensor, SourceFile, StoredTensor
+from distconv.tensors.stored import NamedTensor, SourceFile, StoredTensor
 from distconv.tensors.virtual import concat, whole
 from tests import configuration
 from tests.unit import toy, toy_facts, toy_megatron
@@ -33,7 +33,7 @@ class Pieces:
 
     def __init__(self, given: Arrays, cut: Callable[[str, tuple[int, ...]], tuple[int, int] | None]) -> None:
         self.arrays: dict[tuple[str, int], np.ndarray] = {}
-        self.tensors: dict[str, AssembledTensor] = {}
+        self.tensors: dict[str, NamedTensor] = {}
         tables: dict[object, Any] = {}
         for name, array in given.items():
             where = cut(name, array.shape)
@@ -53,7 +53,7 @@ class Pieces:
                     if where
                     else whole("bfloat16", array.shape)
                 )
-            self.tensors[name] = AssembledTensor(name, tables[key], tuple(parts))
+            self.tensors[name] = NamedTensor(tuple(parts), tables[key], name)
 
     def evaluate(self, tensor: Any, sources: tuple[StoredTensor, ...]) -> np.ndarray:
         return evaluate(tensor, [self.arrays[each.file.path, each.offset] for each in sources], INT)

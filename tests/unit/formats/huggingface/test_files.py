@@ -17,8 +17,7 @@ from distconv.formats.huggingface.reference import read_reference
 from distconv.formats.huggingface.safetensors import read_header
 from distconv.formats.huggingface.safetensors_file import lay_out
 from distconv.formats.model import Reference
-from distconv.formats.records import NamedTensor
-from distconv.tensors.stored import SourceFile, StoredTensor
+from distconv.tensors.stored import NamedTensor, SourceFile, StoredTensor
 from distconv.tensors.virtual import permute, whole
 from distconv.transfer.sinks import Counters
 from distconv.transfer.verify import compare_files
@@ -51,7 +50,7 @@ def plan(directory: Path, known: Reference) -> HuggingFacePlan:
 
     def tensor(name: str, shape: tuple[int, ...], offset: int, dtype: str = "bfloat16") -> NamedTensor:
         stored = StoredTensor(name, dtype, shape, file, offset)
-        return NamedTensor(name, (stored,), whole(dtype, shape))
+        return NamedTensor((stored,), whole(dtype, shape), name)
 
     first = tensor("a", (3, 4), 0)
     tensors = [

@@ -10,8 +10,7 @@ import pytest
 from distconv.errors import InputError
 from distconv.formats.huggingface.follow import Followed, follow
 from distconv.formats.model import Reference
-from distconv.formats.records import NamedTensor
-from distconv.tensors.stored import SourceFile, StoredTensor
+from distconv.tensors.stored import NamedTensor, SourceFile, StoredTensor
 from distconv.tensors.virtual import whole
 from tests.unit import toy
 
@@ -22,7 +21,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 def tensors(shapes: Shapes) -> list[NamedTensor]:
     file = SourceFile("/mm/x.pt", 1 << 20)
     return [
-        NamedTensor(name, (StoredTensor(name, "bfloat16", shape, file, 64 * number),), whole("bfloat16", shape))
+        NamedTensor((StoredTensor(name, "bfloat16", shape, file, 64 * number),), whole("bfloat16", shape), name)
         for number, (name, shape) in enumerate(shapes.items())
     ]
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from distconv.formats.huggingface.plan import HuggingFacePlan, make_huggingface_plan
 from distconv.formats.model import Reference
-from distconv.formats.records import NamedTensor
 from distconv.tensors.dtypes import ITEM_SIZE
+from distconv.tensors.stored import NamedTensor
 from distconv.tensors.virtual import whole
 
 INDEX = "model.safetensors.index.json"
@@ -23,7 +23,7 @@ BARE = Reference(directory="/hf", config={}, is_adapter=False, index=None, shard
 
 
 def tensor(name: str, shape: tuple[int, ...] = (2,), dtype: str = "bfloat16") -> NamedTensor:
-    return NamedTensor(name, (), whole(dtype, shape))
+    return NamedTensor((), whole(dtype, shape), name)
 
 
 def reference(shards: Mapping[str, str], content: Any = None, **config: Any) -> Reference:
@@ -58,6 +58,7 @@ def test_every_tensor_is_in_one_file_and_starts_at_a_multiple_of_its_element(giv
     names = [name for entries in held(found).values() for name in entries]
     assert sorted(names) == sorted(shards)
     for file in found.files:
+        assert len({entry.group for entry in found.entries(file)}) == len(held(found)[file.path])
         position = 0
         for entry in found.entries(file):
             assert shards[entry.name] == file.path

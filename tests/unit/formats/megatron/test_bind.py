@@ -20,6 +20,7 @@ from distconv.layout.request import SourceLayout
 from distconv.layout.tied_head import resolve_head
 from distconv.models.vocabulary import resize_vocabulary
 from distconv.tensors.virtual import invert
+from distconv.transfer.verify import comparison
 from tests.unit import toy, toy_megatron
 from tests.unit.reference import evaluate
 from tests.unit.toy_megatron import Source, bound, contiguous, layout, source, spaced, transposed
@@ -75,7 +76,7 @@ def test_what_was_planned_forward_comes_back(planned, tied, stored_head, store):
     taken_for_copy = tied and found.layout.keeps_separate_head() and (is_copy or stored_head)
     if taken_for_copy:
         expected.pop(HEAD, None)
-        assert any(replica.copy.stored.name == HEAD for replica in found.replicas)
+        assert any(replica.copy.sources[0].name == HEAD for replica in found.replicas)
     elif is_copy:
         expected[HEAD] = next(each for each in found.published.parameters if each.name == HEAD)
         arrays["lm_head.weight"] = arrays["model.embed.weight"]
@@ -88,7 +89,7 @@ def test_what_was_planned_forward_comes_back(planned, tied, stored_head, store):
         assert [each.name for each in model.sources] == [each.name for each in expected[parameter.name].sources]
     check_published(found, files, arrays)
     for replica in found.replicas:
-        of_embedding = replica.copy.stored.name == HEAD != replica.sources[0].name
+        of_embedding = replica.copy.sources[0].name == HEAD != replica.original.sources[0].name
         # A head of its own that is taken for a copy is found to be none.
         assert is_equal(replica, files) == (is_copy or not of_embedding)
     stored = sum(len(entries) for file in files.files.values() for entries in file.values())
@@ -122,18 +123,19 @@ def check_published(found: MegatronBinding, files: Source, arrays: Mapping[str, 
 
 def is_equal(replica: Replica, files: Source) -> bool:
     """Whether what the comparison makes is what is in the storage of the copy, at the places that it says."""
-    work = replica.work()
+    work = comparison(replica)
     operands = [files.stored(each) for each in work.sources]
-    storage = files.stored(replica.copy.stored).reshape(-1)
+    (stored,) = replica.copy.sources
+    storage = files.stored(stored).reshape(-1)
     seen = 0
     for shard in work.shards:
-        assert shard.path == replica.copy.stored.file.path
-        start = (shard.offset - replica.copy.stored.offset) // 2
+        assert shard.path == stored.file.path
+        start = (shard.offset - stored.offset) // 2
         made = evaluate(shard.tensor, operands, np.dtype(np.int64)).reshape(-1)
         if not np.array_equal(made, storage[start : start + len(made)]):
             return False
         seen += len(made)
-    assert seen == prod(replica.copy.view.shape)
+    assert seen == prod(replica.copy.tensor.shape)
     return True
 
 
@@ -388,7 +390,7 @@ def test_a_tied_head_that_differs_is_a_replica_that_is_not_equal():
     for key in files.files:
         files.files[key]["model"].get(HEAD, np.zeros(()))[...] += 1
     found = bound(files, tie_word_embeddings=True)
-    different = {replica.copy.stored.name for replica in found.replicas if not is_equal(replica, files)}
+    different = {replica.copy.sources[0].name for replica in found.replicas if not is_equal(replica, files)}
     assert different == {HEAD}
     assert found.parameters.tied
     assert not any(each.name == HEAD for each in found.parameters.parameters)

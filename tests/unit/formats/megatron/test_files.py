@@ -17,8 +17,8 @@ from distconv.tensors.virtual import whole
 
 PATH = Path("/mm/release/mp_rank_00/model_optim_rng.pt")
 FILE = OutputFile(path="mp_rank_00/model_optim_rng.pt", nbytes=24, order=(0,), batch=0)
-A = Entry("model0", "a", (), whole("bfloat16", (2, 3)))
-B = Entry("model1", "b", (), whole("float32", (3,)))
+A = Entry((), whole("bfloat16", (2, 3)), "a", key="model0", group=0)
+B = Entry((), whole("float32", (3,)), "b", key="model1", group=1)
 CONTENT = {
     "model0": {"a": ArchivedTensor("bfloat16", (2, 3), (3, 1), 64)},
     "model1": {"b": ArchivedTensor("float32", (3,), (1,), 128)},

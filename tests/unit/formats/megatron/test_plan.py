@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from distconv.errors import JobError
 from distconv.formats.megatron.plan import MegatronPlan, make_plan
+from distconv.formats.records import Entry
 from distconv.layout.balance import complete_layout
 from distconv.layout.layout import CompleteLayout, StageRows
 from distconv.layout.request import Layout
@@ -98,6 +99,26 @@ def test_every_shard_is_in_exactly_the_right_files(layout):
         virtual_stage, pp_rank = divmod(summary.stage, layout.pp)
         layers = {name: row[virtual_stage][pp_rank % len(row[0])] for name, row in rows.items()}
         assert summary.layers == {name: count for name, count in layers.items() if count}
+
+
+@settings(max_examples=20)
+@given(layouts())
+def test_entries_of_one_group_are_the_shards_of_one_parameter(layout):
+    """Experts of one packed tensor that have the same name on their ranks are not."""
+    found = make_plan(toy.bound(), layout)
+    for pp_rank in range(layout.pp):
+        groups: dict[Any, list[Entry]] = {}
+        for file in found.files:
+            if file.batch == pp_rank:
+                for entry in found.entries(file):
+                    groups.setdefault(entry.group, []).append(entry)
+        for entries in groups.values():
+            assert len({(entry.key, entry.name) for entry in entries}) == 1
+            assert all(entry.sources is entries[0].sources for entry in entries)
+            tables = {id(entry.tensor) for entry in entries}
+            assert any(tables == set(map(id, shards)) for shards in found.shards.values())
+        placed = [parameter for stage in found.placed[pp_rank :: layout.pp] for parameter, _ in stage]
+        assert len(groups) == len(placed)
 
 
 def test_a_parameter_of_every_stage_is_everywhere():
