@@ -7,7 +7,7 @@ Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
@@ -21,11 +21,13 @@ from distconv.formats.base import (
     Evidence,
     FileFormat,
     Format,
+    Held,
     Located,
     Opened,
     PlannedResult,
     Published,
     Source,
+    Takes,
     evidence_of_files,
 )
 from distconv.formats.iterations import RELEASE
@@ -33,7 +35,7 @@ from distconv.formats.model import Model
 from distconv.formats.records import Entry, OutputFile, mismatch
 from distconv.formats.select import check_taken_whole, selection
 from distconv.models.bind import Binding, Unconverted, bind
-from distconv.options import Options
+from distconv.options import CommonOptions
 from distconv.runtime.hand_out import HandOut
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import NamedTensor, SourceFile, SourceIndex, StoredTensor, as_stored
@@ -46,37 +48,38 @@ _CODES = MappingProxyType(
 _DTYPES = MappingProxyType({np.dtype(code): dtype for dtype, code in _CODES.items()})
 
 
-class Npy(Format[Options]):
+class Npy(Format[CommonOptions]):
     """One file per tensor."""
 
     name = "npy"
     noun = "npy"
     title = "a directory of npy files"
-    help = "one .npy file per tensor, under published names"
+    words = "one `.npy` file per tensor, under published names"
+    takes = Takes(source=frozenset({"reference"}))
 
     def evidence(self, directory: Path) -> Evidence:
         """Files of this kind in it."""
         return evidence_of_files(directory, f"*{_SUFFIX}")
 
-    def open(self, options: Options, *, adapters: bool, hand_out: HandOut) -> Opened:  # noqa: ARG002
+    def open(self, options: CommonOptions, *, adapters: bool, hand_out: HandOut) -> Opened:  # noqa: ARG002
         """The headers of all files."""
         tensors = {each.name: each for each in map(read_npy, sorted(options.source.glob(f"*{_SUFFIX}")))}
         facts = NpyFacts(index=SourceIndex(directory=str(options.source), tensors=tensors))
-        return Opened(directory=options.source, iteration=RELEASE, read=lambda _: facts)
+        return Opened(directory=options.source, iteration=RELEASE, read=lambda _: facts, held=facts.held)
 
     def facts_from_json(self, data: Mapping[str, Any]) -> NpyFacts:
         """The index in plain data."""
         return NpyFacts(index=SourceIndex.from_json(data))
 
-    def source(self, options: Options, facts: NpyFacts, model: Model) -> NpySource:
+    def source(self, options: CommonOptions, facts: NpyFacts, model: Model) -> NpySource:
         """The source of a job."""
         return NpySource(options, facts, model)
 
-    def is_published(self, options: Options) -> bool:  # noqa: ARG002
+    def is_published(self, options: CommonOptions) -> bool:  # noqa: ARG002
         """Always."""
         return True
 
-    def plan(self, options: Options, source: Source, model: Model) -> PlannedResult:  # noqa: ARG002
+    def plan(self, options: CommonOptions, source: Source, model: Model) -> PlannedResult:  # noqa: ARG002
         """A file for each tensor that the source gives."""
         published = source.published()
         plan = NpyPlan({each.name + _SUFFIX: each for each in published.tensors}, published.left_out)
@@ -102,6 +105,11 @@ class NpyFacts:
     def config(self) -> None:
         """There is none."""
 
+    def held(self) -> Iterator[Held]:
+        """The tensors, each in a file of its name."""
+        for each in self.index.tensors.values():
+            yield Held(each.name + _SUFFIX, each.name, each.dtype, each.shape)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for sharing."""
         return self.index.to_json()
@@ -110,7 +118,7 @@ class NpyFacts:
 class NpySource(Source):
     """Published tensors, as they are."""
 
-    def __init__(self, options: Options, facts: NpyFacts, model: Model) -> None:
+    def __init__(self, options: CommonOptions, facts: NpyFacts, model: Model) -> None:
         self._options, self._index, self._model = options, facts.index, model
 
     def published(self) -> Published:
@@ -118,7 +126,7 @@ class NpySource(Source):
         check_taken_whole(self._options)
         definition = self._model.defined
         stored = as_stored(self._index.tensors.values())
-        tensors = tuple(NamedTensor(definition.spelled(each.name), each.content) for each in stored)
+        tensors = tuple(replace(each, name=definition.spelled(each.name)) for each in stored)
         return Published(tensors=tensors, tied=definition.is_tied(self._model.sizes))
 
     def parameters(self) -> Binding:
@@ -141,7 +149,7 @@ class NpyPlan:
     def entries(self, file: OutputFile) -> Iterator[Entry]:
         """The one tensor of a file."""
         tensor = self._tensors[file.path]
-        yield Entry("", tensor.name, tensor.content)
+        yield Entry(tensor.sources, tensor.tensor, tensor.name, key="", group=tensor.name)
 
     def summary(self) -> dict[str, Any]:
         """Their number."""
