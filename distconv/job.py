@@ -20,6 +20,7 @@ from distconv.formats.records import OutputFile
 from distconv.formats.registry import Options, format_named, tasks
 from distconv.models.library import Library
 from distconv.planning.assign import assign
+from distconv.planning.describe import describe
 from distconv.planning.facts import Facts
 from distconv.planning.inspect import Chosen, inspect
 from distconv.planning.plan import Planned, plan_job
@@ -69,11 +70,13 @@ class Outcome:
 def run_job(
     options: Options, chosen: Chosen | None, library: Library, processes: Processes, observer: Observer
 ) -> Outcome:
-    """Convert, plan or verify, as the options say; the same outcome on every process.
+    """Convert, plan, verify or inspect, as the options say; the same outcome on every process.
 
     Raises:
         DistconvError: the same on every process.
     """
+    if options.action == "inspect":
+        return _inspected(options, chosen, library, processes)
     start = time.monotonic()
     found: Facts | None = None
 
@@ -90,6 +93,19 @@ def run_job(
     _LOG.info("planned %d files from %s", len(planned.plan.files), options.source)
     job = _Job(options, facts, planned, processes, observer, planning=time.monotonic() - start)
     return job.plan() if options.action == "plan" else job.transfer()
+
+
+def _inspected(options: Options, chosen: Chosen | None, library: Library, processes: Processes) -> Outcome:
+    """The description of a directory."""
+
+    def look(hand_out: HandOut) -> dict[str, Any]:
+        report = describe(options, chosen, library, hand_out)
+        if options.report is not None:
+            check_report(options.report)
+            write_report(options.report, report)
+        return report
+
+    return Outcome(report=on_first_with_help(processes, look, tasks(), options.io.threads))
 
 
 class _Job:

@@ -19,7 +19,7 @@ _DIRECTORY = FilePath("DIR")
 # No vocabulary and no number of threads is larger; a typing error is.
 _SIZE = Integer(2**24)
 # The paths that an action needs, if not both.
-_NEEDED: dict[str, tuple[str, ...]] = {"models": ()}
+_NEEDED: dict[str, tuple[str, ...]] = {"models": (), "inspect": ("source",)}
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class CommonOptions(Record):
                 "convert": "",
                 "plan": "print what would happen, write nothing",
                 "verify": "prove a result against its source",
+                "inspect": "say what the directory `source` is, and what is missing or odd",
                 "models": "list the model definitions",
             }
         ),
@@ -144,6 +145,7 @@ class CommonOptions(Record):
     overwrite: bool = option(Truth(), False, "replace an existing result, at commit")
     io: InputOutput = option(Group(InputOutput), InputOutput(), "How a process reads and writes")
     report: Path | None = option(FilePath("FILE"), None, "write what was done, or planned, to this file as JSON")
+    tensors: bool = option(Truth(), False, "with `action=inspect`: list the tensors")
     processes: int | None = option(
         _SIZE, None, "with `action=plan`: plan for so many processes", unset="those that run"
     )
@@ -156,5 +158,7 @@ class CommonOptions(Record):
                 yield f"{key} is missing: give {key}=DIR, {words[key].words} (--help lists all options)"
         if self.processes is not None and self.action != "plan" and "action" not in wrong:
             yield "processes: goes with action=plan; otherwise the launcher says how many processes run"
+        if self.tensors and self.action != "inspect" and "action" not in wrong:
+            yield "tensors: goes with action=inspect"
         if self.text_source is not None and self.select is not None and TEXT not in self.select:
             yield f"text_source={self.text_source}: select={list(self.select)} leaves out the text"

@@ -75,7 +75,7 @@ def _run(
     outcome = run_job(options, chosen, library, connection.made(), reporter)
     if outcome.differences:
         raise JobError(joined(outcome.differences))
-    reporter.say(outcome_text(outcome))
+    reporter.say(outcome_text(outcome, tensors=options.tensors))
 
 
 class _Connection:

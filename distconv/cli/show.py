@@ -107,6 +107,32 @@ def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
     return "\n".join(lines)
 
 
+def inspection_text(report: Mapping[str, Any], *, tensors: bool) -> str:
+    """The description of a directory for a person."""
+    form = format_named(report["source_format"])
+    family = report["model"] or (f"like {named(report['resembles'])}" if report["resembles"] else "unknown")
+    kinds = [f"{kind} ({counted(each['tensors'], 'tensor')})" for kind, each in report["dtypes"].items()]
+    found = report["source_layout"] or report["source_names"]
+    lines = [
+        f"source   {report['source']}",
+        f"format   {report['title']}",
+        f"model    {family}" + (f", model_type {report['model_type']}" if report["model_type"] else ""),
+        *([f"follows  {report['reference']}"] if report["reference"] else []),
+        *([f"holds    {named(report['iterations'])}"] if report["iterations"] else []),
+        *([f"here     iteration {report['iteration']}"] if report["iteration"] else []),
+        *(form.source_words(report) if found else []),
+        *([f"ranks    {ranks}"] if (ranks := report.get("ranks")) and not found else []),
+        *([f"size     {report['parameters']:,} parameters"] if report["parameters"] is not None else []),
+        f"stored   {binary(report['bytes'])}: {', '.join(kinds) or 'nothing'}",
+        *(f"problem: {problem}" for problem in report["problems"]),
+        *(f"note: {note}" for note in report["notes"]),
+    ]
+    if tensors:
+        rows = [[file, name, dtype, str(shape)] for file, name, dtype, shape in report["tensors"]]
+        lines += ["", table([["file", "tensor", "type", "shape"], *rows], align=str.ljust)]
+    return "\n".join(lines)
+
+
 def models_text(definitions: Mapping[str, Mapping[str, Any]]) -> str:
     """The model definitions for a person: families, their variants, and the model types that each is for."""
     rows = [["model", "variant of", "for model_type in config.json"]]
@@ -121,9 +147,11 @@ def models_text(definitions: Mapping[str, Mapping[str, Any]]) -> str:
     return table(rows, align=str.ljust)
 
 
-def outcome_text(outcome: Outcome) -> str:
-    """What was done, or would be, and notes, for a person."""
+def outcome_text(outcome: Outcome, *, tensors: bool = False) -> str:
+    """What was done, would be, or was found, for a person; with `tensors`, all those of a directory."""
     report = outcome.report
+    if report["action"] == "inspect":
+        return inspection_text(report, tensors=tensors)
     if report["action"] == "plan":
         return plan_text(report, full=True)
     return "\n".join([_result_line(report), *(f"note: {note}" for note in outcome.notes)])

@@ -48,7 +48,13 @@ class Megatron(Format[CommonOptions]):
     def open(self, options: CommonOptions, *, adapters: bool, hand_out: HandOut) -> Opened:  # noqa: ARG002
         """The files of an iteration."""
         index = read_megatron(options.source, options.iteration, hand_out)
-        return Opened(directory=Path(index.directory), iteration=index.iteration, read=lambda _: index, held=index.held)
+        return Opened(
+            directory=Path(index.directory),
+            iteration=index.iteration,
+            read=lambda _: index,
+            held=index.held,
+            summary=index.summary(),
+        )
 
     def facts_from_json(self, data: Mapping[str, Any]) -> MegatronIndex:
         """The index in plain data."""

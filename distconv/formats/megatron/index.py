@@ -17,7 +17,7 @@ from typing import Any
 from distconv.errors import InputError, named, raise_if
 from distconv.formats.base import Held
 from distconv.formats.iterations import CHECKPOINT_VERSION, RELEASE, VERSION_KEY
-from distconv.formats.megatron.directory import find_ranks
+from distconv.formats.megatron.directory import find_ranks, rank_directory
 from distconv.formats.torch_zip.archive import ArchivedTensor, read_archive
 from distconv.formats.torch_zip.inert_pickle import Inert
 from distconv.runtime.hand_out import HandOut, here
@@ -56,6 +56,12 @@ class MegatronIndex:
     dictionaries: tuple[str, ...]
     files: tuple[RankFile, ...]
     others: tuple[str, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """The last rank of the names of directories, as it tells how many there are, and the virtual stages."""
+        last = rank_directory(max(file.rank for file in self.files))
+        virtual = f", {len(self.dictionaries)} virtual stages" if len(self.dictionaries) > 1 else ""
+        return {"ranks": f"{len(self.files)} up to {last}{virtual}"}
 
     def held(self) -> Iterator[Held]:
         """The tensors of all files, by the directories of their ranks."""
