@@ -13,7 +13,7 @@ from pathlib import Path
 from distconv.formats.dcp.plan import Chunk
 from distconv.formats.iterations import CHECKPOINT_VERSION
 from distconv.formats.torch_zip.create import tensor_frame, value_frame
-from distconv.formats.torch_zip.frame import write_frames
+from distconv.formats.torch_zip.frame import Frame, write_frames
 
 # A span of bytes in a file: offset and length.
 Span = tuple[int, int]
@@ -33,14 +33,18 @@ def create(path: Path, chunks: Sequence[Chunk], *, with_version: bool) -> Blobs:
     Raises:
         OSError: the file cannot be written.
     """
-    frame = cache(tensor_frame)
-    frames = [value_frame(CHECKPOINT_VERSION)] if with_version else []
-    frames += [frame(chunk.tensor.dtype, chunk.tensor.shape) for chunk in chunks]
-    blobs = Blobs(spans=[], offsets=[])
-    start = 0
-    for each in frames:
-        blobs.spans.append((start, each.nbytes))
-        blobs.offsets.extend(start + hole for hole in each.holes)
-        start += each.nbytes
+    frames = blob_frames(chunks, with_version=with_version)
     write_frames(path, frames)
+    blobs, start = Blobs(spans=[], offsets=[]), 0
+    for frame in frames:
+        blobs.spans.append((start, frame.nbytes))
+        blobs.offsets.extend(start + hole for hole in frame.holes)
+        start += frame.nbytes
     return blobs
+
+
+def blob_frames(chunks: Sequence[Chunk], *, with_version: bool) -> list[Frame]:
+    """The frames of the blobs of a file, in order; chunks that look alike share one."""
+    frame = cache(tensor_frame)
+    frames = [frame(chunk.tensor.dtype, chunk.tensor.shape) for chunk in chunks]
+    return [value_frame(CHECKPOINT_VERSION), *frames] if with_version else frames

@@ -1,8 +1,9 @@
 """Writing the `.metadata` of a DCP result: which tensors there are, in which chunks, and which blob holds each.
 
-Owns the objects that torch's readers unpickle from it, as `DefaultSavePlanner` and `FileSystemWriter` of torch 2.13
-make them; those of torch 2.6 have fewer fields, and read more of them. Needs no torch. Nothing random and no path is
-recorded of the directory.
+Owns the objects that readers of torch unpickle from it: those that `DefaultSavePlanner` and `FileSystemWriter` of torch
+2.13 make. Classes of torch 2.6 take them, too. Needs no torch. The path of the directory and random numbers, which
+torch would record, are left out, so the bytes follow from the plan.
+
 Format: `torch/distributed/checkpoint/metadata.py`; `_StorageInfo`, and `finish`, in `filesystem.py`.
 """
 
@@ -26,6 +27,7 @@ _PLACE = Global("torch.distributed.checkpoint.filesystem", "_StorageInfo")
 _SIZE = Global("torch", "Size")
 _STRIDED = Call(Global("torch.serialization", "_get_layout"), ("torch.strided",))
 _CONTIGUOUS = Call(Global(_MODULE, "_MEM_FORMAT_ENCODING"), (0,))
+# `CURRENT_DCP_VERSION` of torch.
 _FORMAT_VERSION = "1.0.0"
 
 
@@ -36,8 +38,13 @@ def write_metadata(directory: Path, plan: DcpPlan, spans: Mapping[str, Sequence[
         OSError: it cannot be written.
     """
     path = directory / METADATA
-    path.write_bytes(dumps(_metadata(plan, spans)))
+    path.write_bytes(metadata_bytes(plan, spans))
     return path
+
+
+def metadata_bytes(plan: DcpPlan, spans: Mapping[str, Sequence[Span]]) -> bytes:
+    """The content of `.metadata`."""
+    return dumps(_metadata(plan, spans))
 
 
 def _metadata(plan: DcpPlan, spans: Mapping[str, Sequence[Span]]) -> Instance:

@@ -22,6 +22,9 @@ from distconv.formats.torch_zip.frame import ALIGNMENT, Frame, write_frames, zip
 from distconv.formats.torch_zip.write_pickle import Call, Global, Persistent, dumps
 from distconv.tensors.dtypes import ITEM_SIZE
 
+# Key of the dictionary, name, element type and shape of a tensor.
+NamedForm = tuple[str, str, str, tuple[int, ...]]
+
 _STORAGE_CLASS = MappingProxyType({dtype: Global("torch", name) for name, dtype in STORAGE_DTYPES.items()})
 _UNTYPED_STORAGE = Global("torch.storage", "UntypedStorage")
 _REBUILD_TENSOR = Global("torch._utils", "_rebuild_tensor_v2")
@@ -30,15 +33,26 @@ _ORDERED_DICT = Global("collections", "OrderedDict")
 
 
 def create(
-    path: Path, keys: Iterable[str], tensors: Iterable[tuple[str, str, str, tuple[int, ...]]], extra: Mapping[str, Any]
+    path: Path, keys: Iterable[str], tensors: Iterable[NamedForm], extra: Mapping[str, Any]
 ) -> dict[tuple[str, str], int]:
     """Write a file of dictionaries of tensors; the file offset in bytes of each tensor, by (key, name).
 
-    `tensors` gives key, name, element type and shape; `extra` are plain top-level values. The data reads as zeros
-    until it is written.
+    The data reads as zeros until it is written. Arguments are those of `dictionaries_frame`.
 
     Raises:
         OSError: the file cannot be written.
+    """
+    frame, offsets = dictionaries_frame(keys, tensors, extra)
+    write_frames(path, [frame])
+    return offsets
+
+
+def dictionaries_frame(
+    keys: Iterable[str], tensors: Iterable[NamedForm], extra: Mapping[str, Any]
+) -> tuple[Frame, dict[tuple[str, str], int]]:
+    """The frame of an archive of dictionaries of tensors; the offset in bytes of each tensor, by (key, name).
+
+    `keys` are those of the dictionaries, empty ones too; `extra` are plain top-level values.
     """
     grouped: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {key: {} for key in keys}
     for key, name, dtype, shape in tensors:
@@ -50,8 +64,7 @@ def create(
     for number, ((key, name), form) in enumerate(zip(places, forms, strict=True)):
         content[key][name] = _tensor(number, *form)
     frame = _archive({**content, **extra}, forms)
-    write_frames(path, [frame])
-    return dict(zip(places, frame.holes, strict=True))
+    return frame, dict(zip(places, frame.holes, strict=True))
 
 
 def tensor_frame(dtype: str, shape: tuple[int, ...]) -> Frame:

@@ -90,6 +90,7 @@ def write_frames(path: Path, frames: Iterable[Frame]) -> None:
 
 def _local_header(name: bytes, size: int, header: int) -> bytes:
     """The header at offset `header`, which ends where the content begins."""
+    # As torch's writer does it: the size of what is stored is in the descriptor and the directory only.
     extra = _zip64(*((size, 0) if size >= _MOST_32 else ()), *((header,) if header >= _MOST_32 else ()))
     padding = -(header + _LOCAL.size + len(name) + len(extra) + 4) % ALIGNMENT
     extra += b"FB" + struct.pack("<H", padding) + b"Z" * padding
