@@ -155,12 +155,10 @@ class Located:
 class FileFormat(ABC):
     """The files of one result. What is beside the tensors is optional.
 
-    `pattern`: the names of files of which a result has no more than its plan; `finish_bytes`: what `finish` adds to
-    the memory of rank 0.
+    `pattern`: the names of files of which a result has no more than its plan.
     """
 
     pattern: str
-    finish_bytes: int = 0
 
     @abstractmethod
     def create(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Created:

@@ -17,7 +17,8 @@ from distconv.planning.assign import assign
 from distconv.planning.facts import Facts
 from distconv.planning.plan import Planned
 
-# Resident set of an interpreter that has imported torch and numpy (CPU build of torch 2.13), measured.
+# Resident set of an interpreter that has imported torch, as torchrun needs it, and numpy (CPU build of torch 2.13),
+# measured.
 _INTERPRETER_BYTES = 240 * 1024**2
 
 
@@ -64,7 +65,7 @@ def planned_processes(options: Options, planned: Planned, count: int, reads: Ite
             "bytes_read": read,
             "bytes_written": sum(file.nbytes for file in files),
             "buffer_bytes": buffers,
-            "projected_peak_bytes": _INTERPRETER_BYTES + buffers + (0 if rank else planned.files.finish_bytes),
+            "projected_peak_bytes": _INTERPRETER_BYTES + buffers,
         }
         for rank, (files, read) in enumerate(zip(assign(planned.plan.files, count), reads, strict=True))
     ]

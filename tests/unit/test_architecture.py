@@ -35,9 +35,6 @@ FORMATS = [{"base"}, {"torch_zip"}, {"huggingface"}, {"megatron"}, {"dcp"}, {"re
 # Everything outside of the standard library, by module or folder. What is not here needs nothing.
 THIRD_PARTY = {
     "cli": {"hydra", "omegaconf", "tqdm", "yaml"},
-    "formats.dcp.blobs": {"torch"},
-    "formats.dcp.write_metadata": {"torch"},
-    "formats.torch_zip.create": {"torch"},
     "models.definition_file": {"yaml"},
     "runtime.processes": {"mpi4py", "torch"},
     "tensors.values": {"numpy"},

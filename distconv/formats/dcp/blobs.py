@@ -1,39 +1,50 @@
-"""The blobs of a DCP result: one after the other in a file, as `torch.save` writes them.
+"""The blobs of a DCP result: `torch.save` archives of one tensor or value, one after the other in a file.
 
-Torch lays them out; they are filled afterwards. Needs torch alone: its checkpoint package is slow to import, and large.
+Owns which blobs a file has. Their data is aligned within the archives, as torch does it, not within the file.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-
-import torch
 
 from distconv.formats.dcp.plan import Chunk
 from distconv.formats.iterations import CHECKPOINT_VERSION
+from distconv.formats.torch_zip.create import tensor_frame, value_frame
+from distconv.formats.torch_zip.frame import Frame, write_frames
 
 # A span of bytes in a file: offset and length.
 Span = tuple[int, int]
 
 
-def lay_out(path: Path, chunks: Sequence[Chunk], *, with_version: bool) -> list[Span]:
-    """Write a file of blobs with holes for their data; the span of each; that of the version first, if asked for.
+@dataclass(frozen=True, kw_only=True)
+class Blobs:
+    """Where the blobs of a file are, the version first if it has one; and the file offsets of the chunks' data."""
+
+    spans: list[Span]
+    offsets: list[int]
+
+
+def create(path: Path, chunks: Sequence[Chunk], *, with_version: bool) -> Blobs:
+    """Write a file of chunks with holes for their data, behind the version of the checkpoint if asked for.
 
     Raises:
         OSError: the file cannot be written.
     """
-    spans = []
-    with path.open("wb") as stream:
-        if with_version:
-            blob = io.BytesIO()
-            torch.save(CHECKPOINT_VERSION, blob)
-            stream.write(blob.getbuffer())
-            spans.append((0, stream.tell()))
-        for chunk in chunks:
-            start = stream.tell()
-            with torch.serialization.skip_data():
-                torch.save(torch.empty(chunk.tensor.shape, dtype=getattr(torch, chunk.tensor.dtype)), stream)
-            spans.append((start, stream.tell() - start))
-    return spans
+    frames = blob_frames(chunks, with_version=with_version)
+    write_frames(path, frames)
+    blobs, start = Blobs(spans=[], offsets=[]), 0
+    for frame in frames:
+        blobs.spans.append((start, frame.nbytes))
+        blobs.offsets.extend(start + hole for hole in frame.holes)
+        start += frame.nbytes
+    return blobs
+
+
+def blob_frames(chunks: Sequence[Chunk], *, with_version: bool) -> list[Frame]:
+    """The frames of the blobs of a file, in order; chunks that look alike share one."""
+    frame = cache(tensor_frame)
+    frames = [frame(chunk.tensor.dtype, chunk.tensor.shape) for chunk in chunks]
+    return [value_frame(CHECKPOINT_VERSION), *frames] if with_version else frames

@@ -1,6 +1,6 @@
 """The files of a DCP result: chunks as `torch.save` blobs, one after the other, and `.metadata` beside them.
 
-Owns their structure; the blobs are the business of `dcp_blobs` and `torch_archive`, the metadata of `dcp_planner`.
+Owns their structure; how blobs and metadata are written is the business of `blobs` and `write_metadata`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from distconv.formats.base import Created, FileFormat, Located
+from distconv.formats.dcp.blobs import create
 from distconv.formats.dcp.metadata import METADATA, Metadata, read_metadata
 from distconv.formats.dcp.plan import MODEL_KEY, DcpPlan
+from distconv.formats.dcp.write_metadata import write_metadata
 from distconv.formats.records import Entry, OutputFile, mismatch
 from distconv.formats.torch_zip.archive import ArchivedTensor
 from distconv.formats.torch_zip.blobs import stored_within
@@ -21,8 +23,6 @@ class DcpFiles(FileFormat):
     """The format of the result of a plan."""
 
     pattern = "*.distcp"
-    # The checkpoint package of torch, measured.
-    finish_bytes = 64 * 1024**2
 
     def __init__(self, plan: DcpPlan) -> None:
         self._plan = plan
@@ -30,20 +30,12 @@ class DcpFiles(FileFormat):
 
     def create(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Created:
         """Write the blobs with holes for their data; the details are their spans."""
-        from distconv.formats.dcp.blobs import lay_out  # noqa: PLC0415 - torch takes a second to import; planning does without it
-
-        first = file == self._plan.files[0]
-        spans = lay_out(path, self._plan.chunks(file), with_version=first)
-        with stored_within(path) as read:
-            offsets = {
-                (entry.key, entry.name): read(*span).offset for entry, span in zip(entries, spans[first:], strict=True)
-            }
-        return Created(offsets=offsets, details=spans)
+        blobs = create(path, self._plan.chunks(file), with_version=file == self._plan.files[0])
+        names = ((entry.key, entry.name) for entry in entries)
+        return Created(offsets=dict(zip(names, blobs.offsets, strict=True)), details=blobs.spans)
 
     def finish(self, directory: Path, details: Mapping[str, Any]) -> Mapping[str, int]:
         """Write `.metadata`."""
-        from distconv.formats.dcp.write_metadata import write_metadata  # noqa: PLC0415 - as above; its checkpoint package takes another
-
         path = write_metadata(directory, self._plan, details)
         return {path.name: path.stat().st_size}
 

@@ -1,8 +1,10 @@
-"""The `.metadata` of a DCP result: what torch's own planner makes and checks, and its own writer writes.
+"""Writing the `.metadata` of a DCP result: which tensors there are, in which chunks, and which blob holds each.
 
-Owns the items that the planner is told of. No process group is needed: which chunk is whose follows from the plan, and
-where it went is told with the outcome.
-Format: `torch/distributed/checkpoint/filesystem.py`.
+Owns the objects that readers of torch unpickle from it: those that `DefaultSavePlanner` and `FileSystemWriter` of torch
+2.13 make. Classes of torch 2.6 take them, too. Needs no torch. The path of the directory and random numbers, which
+torch would record, are left out, so the bytes follow from the plan.
+
+Format: `torch/distributed/checkpoint/metadata.py`; `_StorageInfo`, and `finish`, in `filesystem.py`.
 """
 
 from __future__ import annotations
@@ -10,74 +12,80 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemWriter, _StorageInfo
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, StorageMeta, TensorProperties
-from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
-from torch.distributed.checkpoint.storage import WriteResult
-
 from distconv.formats.dcp.blobs import Span
 from distconv.formats.dcp.metadata import METADATA
 from distconv.formats.dcp.plan import MODEL_KEY, Chunk, DcpPlan
-from distconv.formats.iterations import CHECKPOINT_VERSION, VERSION_KEY
-from distconv.tensors.stored import NamedTensor
+from distconv.formats.iterations import VERSION_KEY
+from distconv.formats.torch_zip.write_pickle import Call, Global, Instance, dumps
+from distconv.tensors.virtual import Index
+
+_MODULE = "torch.distributed.checkpoint.metadata"
+_INDEX, _CHUNK = Global(_MODULE, "MetadataIndex"), Global(_MODULE, "ChunkStorageMetadata")
+_TENSOR, _PROPERTIES = Global(_MODULE, "TensorStorageMetadata"), Global(_MODULE, "TensorProperties")
+_BYTES = Global(_MODULE, "BytesStorageMetadata")
+_PLACE = Global("torch.distributed.checkpoint.filesystem", "_StorageInfo")
+_SIZE = Global("torch", "Size")
+_STRIDED = Call(Global("torch.serialization", "_get_layout"), ("torch.strided",))
+_CONTIGUOUS = Call(Global(_MODULE, "_MEM_FORMAT_ENCODING"), (0,))
+# `CURRENT_DCP_VERSION` of torch.
+_FORMAT_VERSION = "1.0.0"
 
 
 def write_metadata(directory: Path, plan: DcpPlan, spans: Mapping[str, Sequence[Span]]) -> Path:
-    """Write `.metadata` for files that were laid out with these spans, by path; where it is.
+    """Write `.metadata` for files whose blobs have these spans, by path; where it is.
 
     Raises:
         OSError: it cannot be written.
     """
-    planner = _Planner(plan)
-    state_dict = {MODEL_KEY: {each.name: _meta(each) for each in plan.tensors()}, VERSION_KEY: CHECKPOINT_VERSION}
-    planner.set_up_planner(state_dict, is_coordinator=True)
-    plans, metadata = planner.create_global_plan([planner.create_local_plan()])
+    path = directory / METADATA
+    path.write_bytes(metadata_bytes(plan, spans))
+    return path
+
+
+def metadata_bytes(plan: DcpPlan, spans: Mapping[str, Sequence[Span]]) -> bytes:
+    """The content of `.metadata`."""
+    return dumps(_metadata(plan, spans))
+
+
+def _metadata(plan: DcpPlan, spans: Mapping[str, Sequence[Span]]) -> Instance:
+    entries: dict[str, Instance] = {VERSION_KEY: Instance(_BYTES)}
+    chunks: dict[str, list[Instance]] = {}
+    indices = [Instance(_INDEX, {"fqn": VERSION_KEY, "index": None})]
+    for chunk in (chunk for file in plan.files for chunk in plan.chunks(file)):
+        name = f"{MODEL_KEY}.{chunk.whole.name}"
+        known = chunks.setdefault(name, [])
+        indices.append(Instance(_INDEX, {"fqn": name, "index": len(known), "offset": _size(chunk.offsets)}))
+        known.append(Instance(_CHUNK, {"offsets": _size(chunk.offsets), "sizes": _size(chunk.tensor.shape)}))
+        entries.setdefault(name, _tensor(chunk, known))
     places = [(file.path, span) for file in plan.files for span in spans[file.path]]
-    results = [
-        WriteResult(index=item.index, size_in_bytes=length, storage_data=_StorageInfo(path, offset, length))
-        for item, (path, (offset, length)) in zip(plans[0].items, places, strict=True)
-    ]
-    _Writer(directory, sync_files=False).finish(metadata, [results])
-    return directory / METADATA
-
-
-class _Planner(DefaultSavePlanner):
-    """Torch's planner for chunks that the plan of the job has chosen."""
-
-    def __init__(self, plan: DcpPlan) -> None:
-        super().__init__()
-        self._plan = plan
-
-    def create_local_plan(self) -> SavePlan:
-        """An item for each span of each file, in order."""
-        items = [WriteItem(index=MetadataIndex(VERSION_KEY), type=WriteItemType.BYTE_IO)]
-        items += [_item(chunk) for part in self._plan.parts for chunk in part]
-        self.plan = SavePlan(items, planner_data=self.mappings)
-        return self.plan
-
-
-class _Writer(FileSystemWriter):
-    """Torch's writer; without the path and the random number that it would record of the directory it writes to."""
-
-    def storage_meta(self) -> StorageMeta:
-        """Nothing."""
-        return StorageMeta()
-
-
-def _meta(whole: NamedTensor) -> torch.Tensor:
-    return torch.empty(whole.tensor.shape, dtype=getattr(torch, whole.tensor.dtype), device="meta")
-
-
-def _item(chunk: Chunk) -> WriteItem:
-    offsets = torch.Size(chunk.offsets)
-    return WriteItem(
-        index=MetadataIndex(f"{MODEL_KEY}.{chunk.key}", offsets),
-        type=WriteItemType.SHARD,
-        tensor_data=TensorWriteData(
-            chunk=ChunkStorageMetadata(offsets=offsets, sizes=torch.Size(chunk.tensor.shape)),
-            properties=TensorProperties(dtype=getattr(torch, chunk.tensor.dtype)),
-            size=torch.Size(chunk.whole.tensor.shape),
+    state = {
+        "state_dict_metadata": entries,
+        "planner_data": _nested_names(plan),
+        "storage_data": {
+            index: Instance(_PLACE, {"relative_path": path, "offset": offset, "length": length})
+            for index, (path, (offset, length)) in zip(indices, places, strict=True)
+        },
+        "storage_meta": Instance(
+            Global(_MODULE, "StorageMeta"), {"checkpoint_id": None, "save_id": None, "load_id": None, "modules": []}
         ),
-    )
+        "version": _FORMAT_VERSION,
+    }
+    return Instance(Global(_MODULE, "Metadata"), state)
+
+
+def _tensor(chunk: Chunk, chunks: list[Instance]) -> Instance:
+    """The entry of a tensor with these chunks, of which one is given."""
+    dtype = Global("torch", chunk.tensor.dtype)
+    # As the class's own `__getstate__` orders them: requires_grad and pin_memory are false.
+    properties = Instance(_PROPERTIES, (dtype, _STRIDED, False, _CONTIGUOUS, False))
+    return Instance(_TENSOR, {"properties": properties, "size": _size(chunk.whole.tensor.shape), "chunks": chunks})
+
+
+def _nested_names(plan: DcpPlan) -> dict[str, tuple[str, ...]]:
+    """The path in the nested state dict of each flat name."""
+    names = {f"{MODEL_KEY}.{each.name}": (MODEL_KEY, each.name) for each in plan.tensors()}
+    return {**names, VERSION_KEY: (VERSION_KEY,)}
+
+
+def _size(lengths: Index) -> Call:
+    return Call(_SIZE, (tuple(lengths),))

@@ -1,6 +1,6 @@
 """The files of a Megatron result: `torch.save` archives of dictionaries of tensors, one for each virtual stage.
 
-Owns their structure; the archive itself is the business of `pt_file` and `torch_archive`.
+Owns their structure; the archive itself is the business of `torch_zip`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from distconv.formats.base import Created, FileFormat, Located
 from distconv.formats.iterations import CHECKPOINT_VERSION, VERSION_KEY
 from distconv.formats.records import Entry, OutputFile, mismatch
 from distconv.formats.torch_zip.archive import ArchivedTensor, read_archive
+from distconv.formats.torch_zip.create import create
 
 
 class MegatronFiles(FileFormat):
@@ -25,10 +26,8 @@ class MegatronFiles(FileFormat):
 
     def create(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Created:  # noqa: ARG002 - of the interface
         """Write the archive with holes for the data."""
-        from distconv.formats.torch_zip.create import lay_out  # noqa: PLC0415 - torch takes a second to import; planning does without it
-
         tensors = [(entry.key, entry.name, entry.tensor.dtype, entry.tensor.shape) for entry in entries]
-        return Created(offsets=lay_out(path, self._dictionaries, tensors, {VERSION_KEY: CHECKPOINT_VERSION}))
+        return Created(offsets=create(path, self._dictionaries, tensors, {VERSION_KEY: CHECKPOINT_VERSION}))
 
     def locate(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Located:  # noqa: ARG002
         """Find the tensors in the archive, and what it should not hold."""

@@ -11,7 +11,7 @@ import io
 import os
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -22,7 +22,7 @@ from distconv.errors import InputError, system_problem
 from distconv.formats.torch_zip.inert_pickle import Inert, InertUnpickler, first_words
 from distconv.tensors.dtypes import ITEM_SIZE
 
-_STORAGE_DTYPES = {
+STORAGE_DTYPES = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
     "HalfStorage": "float16",
@@ -51,8 +51,7 @@ class ArchivedTensor:
     @staticmethod
     def contiguous(dtype: str, shape: tuple[int, ...], offset: int) -> ArchivedTensor:
         """A tensor whose elements lie in row-major order without gaps."""
-        strides = tuple(prod(shape[dim + 1 :]) for dim in range(len(shape)))
-        return ArchivedTensor(dtype, shape, strides, offset)
+        return ArchivedTensor(dtype, shape, row_major(shape), offset)
 
     @property
     def is_contiguous(self) -> bool:
@@ -63,6 +62,11 @@ class ArchivedTensor:
                 return False
             expected *= length
         return True
+
+
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides in elements of a contiguous tensor, as torch gives them: empty dims count as dims of one."""
+    return tuple(prod(max(length, 1) for length in shape[dim + 1 :]) for dim in range(len(shape)))
 
 
 class _DamagedError(Exception):
@@ -165,8 +169,8 @@ class _Unpickler(InertUnpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _FUNCTIONS:
             return _FUNCTIONS[module, name]
-        if module == "torch" and name in _STORAGE_DTYPES:
-            return _STORAGE_DTYPES[name]
+        if module == "torch" and name in STORAGE_DTYPES:
+            return STORAGE_DTYPES[name]
         if module == "torch" and name in ITEM_SIZE:
             return name
         return self._inert.setdefault((module, name), type(name, (Inert,), {}))

@@ -1,43 +1,103 @@
-"""Laying out `.pt` files: a complete, valid file with holes where the tensor data goes.
+"""Creating `torch.save` archives of contiguous tensors: complete files with holes where the tensor data goes.
 
-`torch.save` writes the file, so it is exactly what torch reads; its data is skipped, so no tensor is ever resident.
-Owns nothing of what the tensors hold.
+Owns what `torch.save` records of a dictionary of tensors, a single tensor and a plain value: the pickle, and the
+members of the archive. Needs no torch, and the files do not depend on any; torch 2.6 and later load them, with
+`weights_only=True` and `mmap=True`, too. `.data/serialization_id`, which torch computes from checksums of the data and
+only logs, is left out.
+
+Format: https://docs.pytorch.org/docs/stable/notes/serialization.html; `_save` in `torch/serialization.py`,
+`Tensor._reduce_ex_internal` in `torch/_tensor.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import torch
+from distconv.formats.torch_zip.archive import STORAGE_DTYPES, row_major
+from distconv.formats.torch_zip.frame import ALIGNMENT, Frame, write_frames, zip_frame
+from distconv.formats.torch_zip.write_pickle import Call, Global, Persistent, dumps
+from distconv.tensors.dtypes import ITEM_SIZE
 
-from distconv.formats.torch_zip.archive import ArchivedTensor, read_archive
+# Key of the dictionary, name, element type and shape of a tensor.
+NamedForm = tuple[str, str, str, tuple[int, ...]]
+
+_STORAGE_CLASS = MappingProxyType({dtype: Global("torch", name) for name, dtype in STORAGE_DTYPES.items()})
+_UNTYPED_STORAGE = Global("torch.storage", "UntypedStorage")
+_REBUILD_TENSOR = Global("torch._utils", "_rebuild_tensor_v2")
+_REBUILD_TENSOR_OF_TYPE = Global("torch._utils", "_rebuild_tensor_v3")
+_ORDERED_DICT = Global("collections", "OrderedDict")
 
 
-def lay_out(
-    path: Path, keys: Iterable[str], tensors: Iterable[tuple[str, str, str, tuple[int, ...]]], extra: Mapping[str, Any]
+def create(
+    path: Path, keys: Iterable[str], tensors: Iterable[NamedForm], extra: Mapping[str, Any]
 ) -> dict[tuple[str, str], int]:
     """Write a file of dictionaries of tensors; the file offset in bytes of each tensor, by (key, name).
 
-    `tensors` gives key, name, element type and shape; `extra` are plain top-level values. The data reads as zeros
-    until it is written, and the CRC fields of the zip stay zero: torch does not check them.
+    The data reads as zeros until it is written. Arguments are those of `dictionaries_frame`.
 
     Raises:
         OSError: the file cannot be written.
     """
-    content: dict[str, Any] = {key: {} for key in keys}
+    frame, offsets = dictionaries_frame(keys, tensors, extra)
+    write_frames(path, [frame])
+    return offsets
+
+
+def dictionaries_frame(
+    keys: Iterable[str], tensors: Iterable[NamedForm], extra: Mapping[str, Any]
+) -> tuple[Frame, dict[tuple[str, str], int]]:
+    """The frame of an archive of dictionaries of tensors; the offset in bytes of each tensor, by (key, name).
+
+    `keys` are those of the dictionaries, empty ones too; `extra` are plain top-level values.
+    """
+    grouped: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {key: {} for key in keys}
     for key, name, dtype, shape in tensors:
-        content[key][name] = torch.empty(shape, dtype=getattr(torch, dtype))
-    # An open file, because the errors of torch's own writer do not say what the system said.
-    with path.open("wb") as stream, torch.serialization.skip_data():
-        torch.save({**content, **extra}, stream)
-    del content
-    archived = read_archive(path)
-    return {
-        (key, name): tensor.offset
-        for key, entries in archived.items()
-        if isinstance(entries, dict)
-        for name, tensor in entries.items()
-        if isinstance(tensor, ArchivedTensor)
-    }
+        grouped[key][name] = dtype, shape
+    # Storages are numbered, and stored, in the order of the pickle.
+    places = [(key, name) for key, named in grouped.items() for name in named]
+    forms = [form for named in grouped.values() for form in named.values()]
+    content: dict[str, Any] = {key: {} for key in grouped}
+    for number, ((key, name), form) in enumerate(zip(places, forms, strict=True)):
+        content[key][name] = _tensor(number, *form)
+    frame = _archive({**content, **extra}, forms)
+    return frame, dict(zip(places, frame.holes, strict=True))
+
+
+def tensor_frame(dtype: str, shape: tuple[int, ...]) -> Frame:
+    """The frame of an archive of a single tensor, the only hole."""
+    return _archive(_tensor(0, dtype, shape), [(dtype, shape)])
+
+
+def value_frame(value: Any) -> Frame:
+    """The frame of an archive of a plain value, which is the whole archive."""
+    return _archive(value, [])
+
+
+def _archive(content: Any, tensors: Sequence[tuple[str, tuple[int, ...]]]) -> Frame:
+    """The frame for content that holds tensors of these element types and shapes."""
+    members: list[tuple[str, bytes | int]] = [
+        ("archive/data.pkl", dumps(content)),
+        # Members have the order, and the alignment, by which readers can compute where they are.
+        ("archive/.format_version", b"1"),
+        ("archive/.storage_alignment", str(ALIGNMENT).encode()),
+        ("archive/byteorder", b"little"),
+        *((f"archive/data/{number}", prod(shape) * ITEM_SIZE[dtype]) for number, (dtype, shape) in enumerate(tensors)),
+        ("archive/version", b"3\n"),
+    ]
+    return zip_frame(members)
+
+
+def _tensor(number: int, dtype: str, shape: tuple[int, ...]) -> Call:
+    """A tensor that is all of the storage of this number."""
+    elements = prod(shape)
+    typed = _STORAGE_CLASS.get(dtype)
+    kind, length = (_UNTYPED_STORAGE, elements * ITEM_SIZE[dtype]) if typed is None else (typed, elements)
+    storage = Persistent(("storage", kind, str(number), "cpu", length))
+    arguments = (storage, 0, tuple(shape), row_major(shape), False, Call(_ORDERED_DICT))
+    if typed is None:
+        return Call(_REBUILD_TENSOR_OF_TYPE, (*arguments, Global("torch", dtype)))
+    return Call(_REBUILD_TENSOR, arguments)
