@@ -14,6 +14,7 @@ from typing import Any
 
 from distconv.errors import InputError, raise_if
 from distconv.formats.base import Format, Opened
+from distconv.formats.foreign import foreign_problem
 from distconv.formats.huggingface.directory import check_directory
 from distconv.formats.huggingface.reference import read_reference
 from distconv.formats.model import MODEL_CONFIG, Reference
@@ -37,6 +38,7 @@ def inspect(options: Options, chosen: Chosen | None, library: Library, hand_out:
     """
     raise_if(list(target_contradictions(options)))
     check_directory(options.source, "source")
+    raise_if([problem] if (problem := foreign_problem(options.source)) else [])
     form = format_of(options.source)
     raise_if(list(source_contradictions(options, form)))
     adapters = chosen is not None and chosen[1].get("adapters") == "only"

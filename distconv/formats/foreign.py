@@ -1,0 +1,73 @@
+"""Directories of other programs that are no checkpoint of a known format, named for what they are.
+
+Owns their marks and the way out for their users. Opens `metadata.json` alone, and converts nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from distconv.errors import InputError
+from distconv.formats.iterations import iterations_in
+from distconv.formats.jsonfile import read_object
+
+# With these in it, a directory is a published model, whatever training left beside them.
+_PUBLISHED = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Foreign:
+    """A kind of directory: its marks as patterns of paths, one of which must be there, its name, and what to do."""
+
+    marks: tuple[str, ...]
+    title: str
+    remedy: str
+    holds: Callable[[Path], bool] = lambda _: True
+
+
+def _has_backend(mark: Path) -> bool:
+    """Whether a `metadata.json` is that of Megatron-core's distributed checkpoints."""
+    try:
+        return "sharded_backend" in read_object(mark, "the kind of the checkpoint")
+    except InputError:
+        return False
+
+
+_KINDS = (
+    _Foreign(
+        marks=("metadata.json", "weights/metadata.json"),
+        title="a torch_dist checkpoint of Megatron-core, as Megatron-LM, Megatron-Bridge and NeMo save it",
+        remedy="its format is not read; save it with --ckpt-format torch, which gives mp_rank_* directories",
+        holds=_has_backend,
+    ),
+    _Foreign(
+        marks=("model_world_size_*_rank_*.pt", "actor/model_world_size_*_rank_*.pt"),
+        title="a checkpoint of verl, one file for each rank of FSDP",
+        remedy="merge it with python -m verl.model_merger merge, and give the Hugging Face directory that it makes",
+    ),
+    _Foreign(
+        marks=("zero_to_fp32.py", "zero_pp_rank_*_optim_states.pt", "mp_rank_*_model_states.pt"),
+        title="a checkpoint of DeepSpeed",
+        remedy="merge it with python zero_to_fp32.py SOURCE OUT, which DeepSpeed puts there, and give OUT with the "
+        "config.json of the model",
+    ),
+    _Foreign(
+        marks=("snapshots/*/config.json",),
+        title="a directory of the Hugging Face cache",
+        remedy="give the directory of one snapshot in it",
+    ),
+)
+
+
+def foreign_problem(directory: Path) -> str | None:
+    """What a directory is, and what to do, in words; `None` if it has no mark of another program."""
+    for place in (directory, *iterations_in(directory)):
+        if any(next(place.glob(pattern), None) for pattern in _PUBLISHED):
+            return None
+        for kind in _KINDS:
+            marks = (path for pattern in kind.marks for path in sorted(place.glob(pattern)))
+            if (mark := next(filter(kind.holds, marks), None)) is not None:
+                return f"source={directory}: is {kind.title} ({mark.relative_to(directory)}); {kind.remedy}"
+    return None

@@ -1,0 +1,57 @@
+"""Directories of other programs are named for what they are, and published models never are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from distconv.formats.foreign import foreign_problem
+
+TORCH_DIST = '{"sharded_backend": "torch_dist", "sharded_backend_version": 1}'
+
+
+def made(directory: Path, *paths: str) -> Path:
+    for path in paths:
+        name, _, content = path.partition("=")
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(content)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("paths", "words"),
+    [
+        ([".metadata", "common.pt", f"metadata.json={TORCH_DIST}"], ["torch_dist", "--ckpt-format torch"]),
+        ([f"iter_0000010/metadata.json={TORCH_DIST}", "iter_0000010/.metadata"], ["torch_dist", "iter_0000010/"]),
+        ([f"weights/metadata.json={TORCH_DIST}", "context/model.yaml"], ["NeMo"]),
+        (["model_world_size_8_rank_0.pt", "huggingface/config.json"], ["verl", "verl.model_merger"]),
+        (["actor/model_world_size_8_rank_3.pt"], ["verl"]),
+        (["zero_to_fp32.py", "latest", "global_step10/mp_rank_00_model_states.pt"], ["DeepSpeed", "zero_to_fp32.py"]),
+        (["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"], ["DeepSpeed"]),
+        (["refs/main", "snapshots/abc/config.json"], ["cache", "snapshots/abc"]),
+    ],
+)
+def test_a_directory_of_another_program_is_named(tmp_path, paths, words):
+    found = foreign_problem(made(tmp_path, *paths))
+    assert found is not None
+    for word in (f"source={tmp_path}: is a ", *words):
+        assert word in found
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        [],
+        ["config.json", "model.safetensors"],
+        # What the trainers of transformers leave in a directory that is a model all the same.
+        ["config.json", "model.safetensors", "zero_to_fp32.py", "global_step500/mp_rank_00_model_states.pt"],
+        ["config.json", "pytorch_model-00001-of-00002.bin", "zero_to_fp32.py"],
+        ["release/mp_rank_00/model_optim_rng.pt"],
+        [".metadata", "__0_0.distcp"],
+        [".metadata", 'metadata.json={"other": 1}'],
+        [".metadata", "metadata.json=damaged"],
+    ],
+)
+def test_other_directories_are_not(tmp_path, paths):
+    assert foreign_problem(made(tmp_path, *paths)) is None
