@@ -19,7 +19,7 @@ from tests.unit.reference import evaluate
 @functools.cache
 def definition(name: str) -> Definition:
     """A model definition of `conf/model`: always the same object."""
-    return parse_definition(name, Library.of_package().content(name))
+    return parse_definition(name, Library.of_package().content(name)).without_base()
 
 
 def element_type(dtype: str) -> np.dtype:

@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from distconv.cli.config import help_text
-from distconv.formats.registry import FORMATS, FormatWords
+from distconv.formats import registry
 from tests.checkpoints import describe_result, load_case, overrides, write_source
 
 CASE = load_case("qwen2vl__tp2_pp1")
@@ -75,7 +76,8 @@ def test_a_home_and_variables_are_replaced_and_quotes_of_hydra_are_understood(tm
 
 
 def test_the_help_is_as_wide_as_a_terminal_and_knows_the_formats_of_today(distconv, monkeypatch):
-    monkeypatch.setitem(FORMATS, "npy", FormatWords(words="a directory of `.npy` files"))
+    more = SimpleNamespace(name="npy", words="a directory of `.npy` files")
+    monkeypatch.setattr(registry, "FORMATS", (*registry.FORMATS, more))
     outcome = distconv("--help")
     assert outcome.status == 0
     assert outcome.out == f"{help_text()}\n"
