@@ -26,8 +26,9 @@ _LOG_SECONDS = 10
 class Reporter(Observer):
     """Prints for rank 0; silent on the other processes."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, size: int = 1) -> None:
         self._speaks = rank == 0
+        self._is_alone = size == 1
         self._bar: tqdm[NoReturn] | None = None
 
     def say(self, text: str) -> None:
@@ -52,7 +53,8 @@ class Reporter(Observer):
         """Show a bar for this process's share; in a log file, where a bar would be noise, a line now and then."""
         if self._speaks:
             pause = 0.1 if sys.stderr.isatty() else _LOG_SECONDS
-            self._bar = tqdm(total=nbytes, desc=phase, unit="B", unit_scale=True, mininterval=pause, maxinterval=pause)
+            words = phase if self._is_alone else f"{phase} (rank 0's share)"
+            self._bar = tqdm(total=nbytes, desc=words, unit="B", unit_scale=True, mininterval=pause, maxinterval=pause)
 
     def advance(self, nbytes: int) -> None:
         """Advance the bar."""
