@@ -92,19 +92,36 @@ class StoreProcesses:
     """Processes that share torch's key-value store, as `torchrun` starts them."""
 
     def __init__(self, rank: int, size: int) -> None:
-        from torch.distributed.rendezvous import rendezvous  # noqa: PLC0415 - only where torchrun started the job
-
         self.rank = rank
         self.size = size
+        self._number = 0
+        _wait(self._connect)
+
+    def _connect(self) -> bool:
+        """Connect to the store; whether rank 0 is there.
+
+        Raises:
+            LauncherError: the environment lacks the address of the store.
+        """
+        from torch.distributed.rendezvous import rendezvous  # noqa: PLC0415 - only where torchrun started the job
+
         try:
-            self._store, _, _ = next(rendezvous("env://", rank, size, timeout=_PATIENCE))
+            self._store, _, _ = next(rendezvous("env://", self.rank, self.size, timeout=_PATIENCE))
+            # A restarted job of an elastic agent must not see the keys of the attempt before it, nor a second job of
+            # one program those of the first.
+            attempt = f"distconv/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+            self._prefix = f"{attempt}/{self._store.add(f'{attempt}/jobs/{self.rank}', 1)}"
+            here = f"{self._prefix}/here"
+            if self.rank == 0:
+                self._store.set(here, b"1")
+            return _wait(lambda: self._is_set(here))
         except ValueError as error:
             raise LauncherError(f"the processes cannot find each other: {error}") from None
-        # A restarted job of an elastic agent must not see the keys of the attempt before it, nor a second job of one
-        # program those of the first.
-        attempt = f"distconv/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        self._prefix = f"{attempt}/{self._store.add(f'{attempt}/jobs/{rank}', 1)}"
-        self._number = 0
+        except RuntimeError:
+            # A store that rank 0 hosted for the job before was still there, and has gone with it.
+            if self.rank == 0:
+                raise
+            return False
 
     def share(self, value: Any) -> Any:
         """Rank 0's value."""
