@@ -1,4 +1,4 @@
-"""Programs on several processes that call distconv: as often as they like, beside a group of torch's, and none hangs."""
+"""Programs on several processes call distconv: more than once, beside a group of torch's, and after errors of any."""
 
 from __future__ import annotations
 
