@@ -92,8 +92,8 @@ def plan(
     Example:
         >>> from distconv import Layout, plan
         >>> report = plan("/ckpt/Qwen2-VL-7B", "/ckpt/mm", layout=Layout(tp=2, pp=4))
-        >>> report["layout"]["stages"]["text"]
-        [[7, 7, 7, 7]]
+        >>> len(report["files"]), report["layout"]["stages"]["vision"]
+        (8, [[32, 0, 0, 0]])
     """
     asked = _asked("plan", source, target, options, given)
     if isinstance(processes, int):
