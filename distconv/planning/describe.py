@@ -6,14 +6,16 @@ Owns the description as plain data. Reads headers, metadata and JSON; compares n
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any
 
-from distconv.errors import InputError
+from distconv.errors import InputError, counted
 from distconv.formats.base import Format, Held, Opened, Source
 from distconv.formats.huggingface.directory import check_directory
 from distconv.formats.iterations import iterations_in
+from distconv.formats.model import Model
 from distconv.formats.provenance import read_record
 from distconv.formats.registry import FORMATS, Options, format_of
 from distconv.models.definition import parse_definition
@@ -118,7 +120,8 @@ def _of_model(
             "resembles": _resembling(held, library),
         }
     try:
-        return found | _of_source(form.source(options, facts.source, facts.bound_model()))
+        model = facts.bound_model()
+        return found | _of_source(form.source(options, facts.source, model), model)
     except InputError as error:
         return found | {"problems": error.problems}
 
@@ -132,15 +135,30 @@ def _nameless(opened: Opened, model_type: object) -> str:
     return f"no definition is for model_type {model_type!r}"
 
 
-def _of_source(source: Source) -> dict[str, Any]:
-    """What binding a source to its model tells."""
+def _of_source(source: Source, model: Model) -> dict[str, Any]:
+    """What binding a source to its model tells.
+
+    Raises:
+        InputError: the source is not as its model is.
+    """
     binding = source.parameters()
-    reasons: dict[str, int] = {}
-    for each in binding.unconverted:
-        reasons[each.reason] = reasons.get(each.reason, 0) + 1
-    elements = (each.tensor.elements for each in source.published().tensors)
-    left_out = [f"{count} tensors are not converted: {reason}" for reason, count in reasons.items()]
-    return {**source.summary(), "parameters": sum(elements), "notes": [*source.notes, *left_out]}
+    reasons = Counter(each.reason for each in binding.unconverted)
+    left_out = [f"{counted(count, 'tensor')} not converted: {reason}" for reason, count in reasons.items()]
+    notes = [*source.notes, *left_out]
+    try:
+        parameters = _parameters(source, model)
+    except InputError as error:
+        parameters = None
+        notes += [f"not as it was published: {problem}" for problem in error.problems]
+    return {**source.summary(), "parameters": parameters, "notes": notes}
+
+
+def _parameters(source: Source, model: Model) -> int:
+    """The number of parameters under published names; a head that is tied to the embedding is no other parameter."""
+    definition = model.defined
+    head = definition.tied_sources()[0] if definition.is_tied(model.sizes) else None
+    published = source.published().tensors
+    return sum(each.tensor.elements for each in published if definition.spelled(each.name) != head)
 
 
 def _by_dtype(held: Iterable[Held]) -> dict[str, dict[str, int]]:

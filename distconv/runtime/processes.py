@@ -193,8 +193,9 @@ class MpiProcesses:
         try:
             from mpi4py import MPI  # noqa: PLC0415 - importing it initialises MPI
         except (ImportError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
             raise LauncherError(
-                f"mpi4py cannot be imported ({error}): install it for the MPI whose mpirun you use"
+                f"mpi4py cannot be imported ({reason}): install it for the MPI whose mpirun you use"
             ) from None
         self._mpi = MPI
         self.rank = MPI.COMM_WORLD.Get_rank()
