@@ -1,29 +1,38 @@
 """The door for programs: convert, plan, verify and inspect checkpoints from Python.
 
 Owns how a call becomes a job: options, model definitions, processes, progress. A call prints nothing, touches no signal
-handler and no environment variable, and raises the errors that the command line prints. Planning imports neither torch
-nor hydra. What happens is logged by the logger `distconv` of the standard library's `logging`.
+handler and no environment variable, and raises the errors that the command line prints; how it was written, such as a
+keyword that does not exist, is a `TypeError`. Planning imports neither torch nor hydra. What happens is logged by the
+logger `distconv` of the standard library's `logging`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from distconv.errors import DistconvError, InputError
+from distconv.errors import DistconvError, JobError, unknown_keys
+from distconv.fields import options_of
 from distconv.formats.registry import Options
 from distconv.job import Observer, Outcome, run_job
 from distconv.models.library import Library
-from distconv.runtime.processes import Processes, connect_to
+from distconv.planning.inspect import Chosen
+from distconv.runtime.agreement import on_all
+from distconv.runtime.launch import connect_to
+from distconv.runtime.processes import Processes
 
 # A phase in words, the bytes of it that are done on this process, and the bytes in all.
 Progress = Callable[[str, int, int], object]
 # A path, as text or as an object that has one.
 AnyPath = str | os.PathLike[str]
+# Options that a call says in another way, or that are of the terminal alone.
+_NOT_GIVEN = ("action", "source", "target", "processes", "tensors")
+# What calls take beside the options.
+_OF_A_JOB = ("source", "target", "model", "config_dir", "options", "processes", "progress")
+_OF_A_DIRECTORY = ("directory", "model", "config_dir", "processes")
 
 
 def convert(
@@ -40,20 +49,21 @@ def convert(
     """Convert a checkpoint; the report as plain data, as `report=FILE` writes it.
 
     Args:
-        source: directory of the checkpoint.
+        source: directory of the checkpoint; paths are taken as they are, nothing in them is expanded.
         target: directory that gets the result.
         model: name of a model definition; left out, the configuration of the model or the source's record chooses it.
         config_dir: directory of model definitions of your own, as `--config-dir` of the command line.
-        options: all options as a record, instead of `source`, `target` and `given`.
+        options: all options as a record, instead of `source`, `target` and `given`; its `action` does not count.
         processes: `None` for this process alone; `"torchrun"`, `"mpi"`, or `"auto"` for either, as the launcher that
             started the program: then all ranks make the call together, and all get the report.
         progress: called with a phase, the bytes of it that are done on this process, and its bytes in all; from
-            several threads, one at a time.
+            several threads, one at a time. An error that it raises ends the job, on all ranks.
         given: options by their names on the command line; groups as mappings or records, such as `layout`.
 
     Raises:
         InputError: wrong input; nothing has been written. It is a `ValueError`, and has all `problems` of its kind.
         JobError: the input was right and the job failed all the same; no result was left.
+        TypeError: a keyword that is no option, or options beside `options`.
 
     Example:
         >>> from distconv import Layout, convert
@@ -61,7 +71,7 @@ def convert(
         >>> len(report["files"])
         8
     """
-    asked = _options("convert", source, target, options, given)
+    asked = _asked("convert", source, target, options, given)
     return _run(asked, model, config_dir, processes, progress).report
 
 
@@ -82,12 +92,13 @@ def plan(
     Example:
         >>> from distconv import Layout, plan
         >>> report = plan("/ckpt/Qwen2-VL-7B", "/ckpt/mm", layout=Layout(tp=2, pp=4))
-        >>> report["layout"]["stages"]["text"]
-        [[7, 7, 7, 7]]
+        >>> len(report["files"]), report["layout"]["stages"]["vision"]
+        (8, [[32, 0, 0, 0]])
     """
+    asked = _asked("plan", source, target, options, given)
     if isinstance(processes, int):
-        given, processes = {**given, "processes": processes}, None
-    return _run(_options("plan", source, target, options, given), model, config_dir, processes, None).report
+        asked, processes = {**asked, "processes": processes}, None
+    return _run(asked, model, config_dir, processes, None).report
 
 
 def verify(
@@ -103,14 +114,14 @@ def verify(
 ) -> list[str]:
     """Compare an existing result, byte for byte, with what its source says; the differences in words, none if equal.
 
-    Arguments and errors are those of `convert`; a difference is no error.
+    Arguments and errors are those of `convert`; a difference is no error, nor is a file that is missing or damaged.
 
     Example:
         >>> from distconv import Layout, verify
         >>> verify("/ckpt/Qwen2-VL-7B", "/ckpt/mm", layout=Layout(tp=2, stages={"text": [1, 10, 10, 7]}))
         []
     """
-    asked = _options("verify", source, target, options, given)
+    asked = _asked("verify", source, target, options, given)
     return _run(asked, model, config_dir, processes, progress).differences
 
 
@@ -119,8 +130,8 @@ def inspect(
     *,
     model: str | None = None,
     config_dir: AnyPath | None = None,
-    reference: AnyPath | None = None,
-    iteration: str | int | None = None,
+    processes: str | None = None,
+    **given: Any,
 ) -> dict[str, Any]:
     """What a checkpoint directory is, as plain data.
 
@@ -131,11 +142,13 @@ def inspect(
         directory: the directory of a checkpoint.
         model: name of the model definition, where the directory does not say it.
         config_dir: directory of model definitions of your own.
-        reference: the Hugging Face directory of the model that a trained checkpoint came from.
-        iteration: of a directory that holds several; left out, the latest.
+        processes: as of `convert`.
+        given: options that say something about a source: `iteration`, of a directory that holds several; `reference`,
+            the Hugging Face directory of the model that a trained checkpoint came from; `source_layout`.
 
     Raises:
         InputError: no such directory.
+        TypeError: a keyword that is no option.
 
     Example:
         >>> from distconv import inspect
@@ -143,66 +156,87 @@ def inspect(
         >>> found["source_format"], found["model"], found["problems"]
         ('hf', 'qwen2vl', [])
     """
-    given = {"reference": reference, "iteration": iteration}
-    return _run(_options("inspect", directory, None, None, given), model, config_dir, None, None).report
+    return _run(_asked("inspect", directory, None, None, given), model, config_dir, processes, None).report
 
 
-def _options(
+def _asked(
     action: str, source: AnyPath | None, target: AnyPath | None, options: Options | None, given: Mapping[str, Any]
-) -> Options:
-    """The options of a call."""
+) -> dict[str, Any]:
+    """The content of the options that a call asks for.
+
+    Raises:
+        TypeError: a keyword that is no option, or options beside `options`.
+    """
     paths = {key: path for key, path in (("source", source), ("target", target)) if path is not None}
+    known = [key for key in options_of(Options) if key not in _NOT_GIVEN]
+    unknown = dict.fromkeys(key for key in given if key not in known)
+    if unknown:
+        own = _OF_A_DIRECTORY if action == "inspect" else _OF_A_JOB
+        raise TypeError(f"{action}(): {'; '.join(unknown_keys(unknown, [*own, *known]))}")
     if options is None:
-        return Options.from_content({**paths, **given, "action": action})
+        return {**paths, **given, "action": action}
     if paths or given:
-        raise InputError(f"options: they are all the options; leave out {', '.join([*paths, *given])}")
-    return replace(options, action=action)
-
-
-def _definitions(model: str | None, config_dir: AnyPath | None) -> tuple[Library, tuple[str, Mapping[str, Any]] | None]:
-    """The library of model definitions, and name and content of the one that was named."""
-    library = Library.of_package(None if config_dir is None else Path(config_dir))
-    return library, None if model is None else (model, library.content(model))
+        raise TypeError(f"{action}(): options= holds all options; leave out {', '.join([*paths, *given])}")
+    return {**{key: getattr(options, key) for key in options_of(Options)}, "action": action}
 
 
 def _run(
-    options: Options,
+    asked: Mapping[str, Any],
     model: str | None,
     config_dir: AnyPath | None,
     processes: str | None,
     progress: Progress | None,
 ) -> Outcome:
-    library, chosen = _definitions(model, config_dir)
+    def prepare() -> tuple[Options, Library, Chosen | None]:
+        options = Options.from_content(asked)
+        library = Library.of_package(None if config_dir is None else Path(config_dir))
+        return options, library, None if model is None else (model, library.content(model))
+
     observer = Observer() if progress is None else _Progress(progress)
     with _connected(processes) as group:
+        (options, library, chosen), _ = on_all(group, prepare, lambda _: None)
         return run_job(options, chosen, library, group, observer)
 
 
 @contextmanager
 def _connected(which: str | None) -> Iterator[Processes]:
-    """The processes of a call. After an error of all of them they leave together; else nobody can be waited for."""
+    """The processes of a call. After an error of all of them they leave together; else this one leaves the others."""
     group = connect_to(which, os.environ)
+    failure: DistconvError | None = None
     try:
-        yield group
-    except DistconvError:
+        try:
+            yield group
+        except DistconvError as error:
+            failure = error
         group.close()
+    except BaseException as error:
+        # What cannot be said any more, since the connection is lost, the others notice themselves.
+        with suppress(Exception):
+            group.abandon(f"{type(error).__name__}: {error}")
         raise
-    group.close()
+    if failure is not None:
+        raise failure
 
 
 class _Progress(Observer):
     """Tells a function of a program."""
 
     def __init__(self, tell: Progress) -> None:
-        self._tell = tell
+        self._function = tell
         self._phase, self._done, self._nbytes = "", 0, 0
 
     def begin(self, phase: str, nbytes: int) -> None:
         """Tell that it begins."""
         self._phase, self._done, self._nbytes = phase, 0, nbytes
-        self._tell(phase, 0, nbytes)
+        self._tell()
 
     def advance(self, nbytes: int) -> None:
         """Tell how much is done."""
         self._done += nbytes
-        self._tell(self._phase, self._done, self._nbytes)
+        self._tell()
+
+    def _tell(self) -> None:
+        try:
+            self._function(self._phase, self._done, self._nbytes)
+        except Exception as error:
+            raise JobError(f"progress raised {type(error).__name__}: {error}") from error

@@ -30,9 +30,17 @@ from distconv.runtime.hand_out import HandOut
 from distconv.runtime.measurement import cpu_seconds, peak_resident_bytes
 from distconv.runtime.processes import Processes
 from distconv.transfer.batches import planned_reads
-from distconv.transfer.commit import Staging, Target, check_absent, check_present, check_target, leftovers
+from distconv.transfer.commit import (
+    Staging,
+    Target,
+    check_absent,
+    check_present,
+    check_target,
+    leftovers,
+    wrong_tracker,
+)
 from distconv.transfer.sinks import Counters
-from distconv.transfer.verify import compare_copies, compare_files, unexpected_files
+from distconv.transfer.verify import compare_copies, compare_files, compare_surroundings
 from distconv.transfer.write import Written, finish, write_files
 
 _LOG = logging.getLogger("distconv")
@@ -258,8 +266,11 @@ class _Job:
             sum(file.nbytes for file in self._files),
             lambda: compare_files(plan, self._files, result, form, io, self._counters, alarmed),
         )
-        beside = on_first(self._processes, lambda: unexpected_files(plan, form, result) + form.check(result))
-        return beside + [line for value in values for line in value], measured
+        beside = on_first(
+            self._processes, lambda: wrong_tracker(self._target) + compare_surroundings(plan, form, result)
+        )
+        # Files that cannot be read for the same reason, such as their common metadata, say it once.
+        return list(dict.fromkeys(beside + [line for value in values for line in value])), measured
 
     def _phase(
         self, what: str, nbytes: int, phase: Callable[[], Any], *, counted_as: str = "transfer"
@@ -269,7 +280,10 @@ class _Job:
         `nbytes` is this process's share in bytes; `counted_as` the name of the phase in the measurements.
         """
         start, cpu = time.monotonic(), cpu_seconds()
-        self._observer.begin(what if self._processes.size == 1 else f"{what} (rank 0's share)", nbytes)
+
+        def begun() -> Any:
+            self._observer.begin(what, nbytes)
+            return phase()
 
         def told(value: Any) -> dict[str, Any]:
             self._seconds[counted_as] = time.monotonic() - start
@@ -285,7 +299,7 @@ class _Job:
             }
 
         try:
-            _, outcomes = on_all(self._processes, phase, told)
+            _, outcomes = on_all(self._processes, begun, told)
             return [each.pop("value") for each in outcomes], outcomes
         finally:
             self._observer.end()

@@ -144,7 +144,7 @@ class CommonOptions(Record):
     )
     overwrite: bool = option(Truth(), False, "replace an existing result, at commit")
     io: InputOutput = option(Group(InputOutput), InputOutput(), "How a process reads and writes")
-    report: Path | None = option(FilePath("FILE"), None, "write what was done, or planned, to this file as JSON")
+    report: Path | None = option(FilePath("FILE"), None, "write what was done, planned or found to this file as JSON")
     tensors: bool = option(Truth(), False, "with `action=inspect`: list the tensors")
     processes: int | None = option(
         _SIZE, None, "with `action=plan`: plan for so many processes", unset="those that run"

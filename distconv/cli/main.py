@@ -17,7 +17,8 @@ from distconv.job import run_job
 from distconv.models.library import Library
 from distconv.planning.inspect import Chosen
 from distconv.runtime.interruption import end_politely
-from distconv.runtime.processes import Launch, Processes, connect, launch
+from distconv.runtime.launch import Launch, connect, launch
+from distconv.runtime.processes import Processes
 
 # How long a process that was interrupted lets the others clean up before it leaves.
 _FAREWELL_SECONDS = 10
@@ -32,7 +33,7 @@ def main() -> int:
         # Every process says it: none knows of the others.
         Reporter(rank=0).complain(f"distconv: {error}")
         return error.exit_status
-    reporter = Reporter(start.rank)
+    reporter = Reporter(start.rank, start.size)
     connection = _Connection(start)
     end_politely()
     try:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from distconv.errors import counted, named
+from distconv.errors import counted, joined, named
 from distconv.formats.registry import format_named
 from distconv.job import Observer, Outcome
 from distconv.runtime.interruption import undisturbed
@@ -21,13 +22,15 @@ from distconv.words import binary, table
 
 _FILES_SHOWN = 16
 _LOG_SECONDS = 10
+_WIDTH, _COLUMN = 80, 9
 
 
 class Reporter(Observer):
     """Prints for rank 0; silent on the other processes."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, size: int = 1) -> None:
         self._speaks = rank == 0
+        self._is_alone = size == 1
         self._bar: tqdm[NoReturn] | None = None
 
     def say(self, text: str) -> None:
@@ -52,7 +55,8 @@ class Reporter(Observer):
         """Show a bar for this process's share; in a log file, where a bar would be noise, a line now and then."""
         if self._speaks:
             pause = 0.1 if sys.stderr.isatty() else _LOG_SECONDS
-            self._bar = tqdm(total=nbytes, desc=phase, unit="B", unit_scale=True, mininterval=pause, maxinterval=pause)
+            words = phase if self._is_alone else f"{phase} (rank 0's share)"
+            self._bar = tqdm(total=nbytes, desc=words, unit="B", unit_scale=True, mininterval=pause, maxinterval=pause)
 
     def advance(self, nbytes: int) -> None:
         """Advance the bar."""
@@ -108,29 +112,38 @@ def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
 
 
 def inspection_text(report: Mapping[str, Any], *, tensors: bool) -> str:
-    """The description of a directory for a person."""
-    form = format_named(report["source_format"])
+    """The description of a directory for a person; with `tensors`, a table of them."""
     family = report["model"] or (f"like {named(report['resembles'])}" if report["resembles"] else "unknown")
-    kinds = [f"{kind} ({counted(each['tensors'], 'tensor')})" for kind, each in report["dtypes"].items()]
     found = report["source_layout"] or report["source_names"]
-    lines = [
-        f"source   {report['source']}",
-        f"format   {report['title']}",
-        f"model    {family}" + (f", model_type {report['model_type']}" if report["model_type"] else ""),
-        *([f"follows  {report['reference']}"] if report["reference"] else []),
-        *([f"holds    {named(report['iterations'])}"] if report["iterations"] else []),
-        *([f"here     iteration {report['iteration']}"] if report["iteration"] else []),
-        *(form.source_words(report) if found else []),
-        *([f"ranks    {ranks}"] if (ranks := report.get("ranks")) and not found else []),
-        *([f"size     {report['parameters']:,} parameters"] if report["parameters"] is not None else []),
-        f"stored   {binary(report['bytes'])}: {', '.join(kinds) or 'nothing'}",
-        *(f"problem: {problem}" for problem in report["problems"]),
-        *(f"note: {note}" for note in report["notes"]),
-    ]
-    if tensors:
+    lines = [f"format   {report['title'] or 'unknown'}"]
+    if report["iterations"]:
+        lines.append(f"holds    {named(report['iterations'])}")
+    if report["iteration"]:
+        lines.append(f"here     iteration {report['iteration']}")
+    if report["bytes"] is not None:
+        kinds = [f"{kind} ({counted(each['tensors'], 'tensor')})" for kind, each in report["dtypes"].items()]
+        lines += [
+            f"model    {family}" + (f"; model_type {report['model_type']}" if report["model_type"] else ""),
+            *([f"follows  {report['reference']}"] if report["reference"] else []),
+            *(format_named(report["source_format"]).source_words(report) if found else []),
+            *([f"ranks    {ranks}"] if (ranks := report.get("ranks")) and not found else []),
+            *([f"size     {report['parameters']:,} parameters"] if report["parameters"] is not None else []),
+            f"stored   {binary(report['bytes'])}: {', '.join(kinds) or 'nothing'}",
+        ]
+    lines += [f"problem  {line}" for line in joined(report["problems"]).splitlines()]
+    lines += [f"note     {line}" for line in joined(report["notes"]).splitlines()]
+    lines = [f"source   {report['source']}", *map(_folded, lines)]
+    if tensors and report["tensors"]:
         rows = [[file, name, dtype, str(shape)] for file, name, dtype, shape in report["tensors"]]
         lines += ["", table([["file", "tensor", "type", "shape"], *rows], align=str.ljust)]
     return "\n".join(lines)
+
+
+def _folded(line: str) -> str:
+    """A line after a word in a column of its own, in the width of a terminal where its words allow that."""
+    label, text = line[:_COLUMN], line[_COLUMN:]
+    folded = textwrap.wrap(text, _WIDTH - _COLUMN, break_long_words=False, break_on_hyphens=False)
+    return label + f"\n{' ' * _COLUMN}".join(folded)
 
 
 def models_text(definitions: Mapping[str, Mapping[str, Any]]) -> str:

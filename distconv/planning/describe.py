@@ -6,16 +6,18 @@ Owns the description as plain data. Reads headers, metadata and JSON; compares n
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any
 
-from distconv.errors import InputError
+from distconv.errors import InputError, counted
 from distconv.formats.base import Format, Held, Opened, Source
 from distconv.formats.huggingface.directory import check_directory
 from distconv.formats.iterations import iterations_in
+from distconv.formats.model import Model
 from distconv.formats.provenance import read_record
-from distconv.formats.registry import Options, format_of
+from distconv.formats.registry import FORMATS, Options, format_of
 from distconv.models.definition import parse_definition
 from distconv.models.library import Library
 from distconv.planning.inspect import Chosen, facts_of
@@ -40,8 +42,8 @@ def describe(options: Options, chosen: Chosen | None, library: Library, hand_out
     report: dict[str, Any] = {
         "action": "inspect",
         "source": str(options.source),
-        "source_format": form.name,
-        "title": form.title,
+        "source_format": None,
+        "title": None,
         "iteration": None,
         "iterations": [path.name for path in iterations_in(options.source)] if form.holds_iterations else [],
         "model": None,
@@ -51,16 +53,20 @@ def describe(options: Options, chosen: Chosen | None, library: Library, hand_out
         "source_layout": None,
         "source_names": None,
         "parameters": None,
-        "bytes": 0,
+        "bytes": None,
         "dtypes": {},
         "notes": [],
         "problems": [],
         "tensors": [],
     }
+    if form.evidence(options.source):
+        report |= {"source_format": form.name, "title": form.title}
+    else:
+        report["problems"] = [f"{options.source}: is none of: {', '.join(each.title for each in FORMATS)}"]
     try:
         opened = _opened(form, options, hand_out)
     except InputError as error:
-        return {**report, "problems": error.problems}
+        return {**report, "problems": report["problems"] + error.problems}
     held = list(opened.held())
     report |= {
         "iteration": opened.iteration if form.holds_iterations else None,
@@ -94,7 +100,7 @@ def _of_model(
     """What is known of a source by its model: family, layout, parameters, and whether it is complete."""
     try:
         if opened.config is None and options.reference is None and read_record(opened.directory).reference is None:
-            note = "not compared with a model: it says of none that it was trained from; give reference=DIR"
+            note = "not compared with a model: nothing says which it was trained from; give reference=DIR"
             return {"notes": [note], "resembles": _resembling(held, library)}
         facts = facts_of(options, form, opened, chosen, library, needed=False)
     except InputError as error:
@@ -107,24 +113,52 @@ def _of_model(
     }
     if facts.model is None:
         return found | {
-            "notes": ["not compared with a model: no definition is for its model_type"],
+            "notes": [
+                f"not compared with a model: {_nameless(opened, found['model_type'])}; name one with +model=NAME"
+            ],
             "parameters": sum(prod(each.shape) for each in held),
+            "resembles": _resembling(held, library),
         }
     try:
-        return found | _of_source(form.source(options, facts.source, facts.bound_model()))
+        model = facts.bound_model()
+        return found | _of_source(form.source(options, facts.source, model), model)
     except InputError as error:
         return found | {"problems": error.problems}
 
 
-def _of_source(source: Source) -> dict[str, Any]:
-    """What binding a source to its model tells."""
+def _nameless(opened: Opened, model_type: object) -> str:
+    """Why no model definition was chosen for a source."""
+    if opened.adapters:
+        return "adapters do not say of which model they are"
+    if model_type is None:
+        return "its configuration has no model_type"
+    return f"no definition is for model_type {model_type!r}"
+
+
+def _of_source(source: Source, model: Model) -> dict[str, Any]:
+    """What binding a source to its model tells.
+
+    Raises:
+        InputError: the source is not as its model is.
+    """
     binding = source.parameters()
-    reasons: dict[str, int] = {}
-    for each in binding.unconverted:
-        reasons[each.reason] = reasons.get(each.reason, 0) + 1
-    elements = (each.tensor.elements for each in source.published().tensors)
-    left_out = [f"{count} tensors are not converted: {reason}" for reason, count in reasons.items()]
-    return {**source.summary(), "parameters": sum(elements), "notes": [*source.notes, *left_out]}
+    reasons = Counter(each.reason for each in binding.unconverted)
+    left_out = [f"{counted(count, 'tensor')} not converted: {reason}" for reason, count in reasons.items()]
+    notes = [*source.notes, *left_out]
+    try:
+        parameters = _parameters(source, model)
+    except InputError as error:
+        parameters = None
+        notes += [f"not as it was published: {problem}" for problem in error.problems]
+    return {**source.summary(), "parameters": parameters, "notes": notes}
+
+
+def _parameters(source: Source, model: Model) -> int:
+    """The number of parameters under published names; a head that is tied to the embedding is no other parameter."""
+    definition = model.defined
+    head = definition.tied_sources()[0] if definition.is_tied(model.sizes) else None
+    published = source.published().tensors
+    return sum(each.tensor.elements for each in published if definition.spelled(each.name) != head)
 
 
 def _by_dtype(held: Iterable[Held]) -> dict[str, dict[str, int]]:

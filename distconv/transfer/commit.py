@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from distconv.errors import InputError, JobError
+from distconv.errors import InputError, JobError, system_problem
 from distconv.formats.iterations import TRACKER_NAME, iteration_name
 from distconv.transfer.files import synchronise_directory
 
@@ -52,13 +52,20 @@ class Target:
 
 
 def check_present(target: Target) -> None:
-    """Raise `InputError` unless there is a result to verify, and the tracker names it."""
+    """Raise `InputError` unless there is a result to verify."""
     if not target.result.is_dir():
         raise InputError(f"target={target.directory}: holds no {target.result.name} to verify")
-    if target.tracker is not None:
-        found = target.tracker.read_text() if target.tracker.is_file() else None
-        if found != target.iteration:
-            raise InputError(f"{target.tracker}: expected {target.iteration!r}, found {found!r}")
+
+
+def wrong_tracker(target: Target) -> list[str]:
+    """The difference of a tracker that does not name the result, in words."""
+    if target.tracker is None:
+        return []
+    try:
+        found = target.tracker.read_text(errors="replace")
+    except OSError as error:
+        return [system_problem(f"{target.tracker}: expected {target.iteration!r}, cannot be read", error)]
+    return [] if found == target.iteration else [f"{target.tracker}: expected {target.iteration!r}, found {found!r}"]
 
 
 def check_target(target: Target, sources: Mapping[str, Path], *, overwrite: bool, needed: int) -> None:

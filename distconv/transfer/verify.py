@@ -13,7 +13,8 @@ from itertools import product
 from math import prod
 from pathlib import Path
 
-from distconv.formats.base import FileFormat
+from distconv.errors import InputError
+from distconv.formats.base import FileFormat, Located
 from distconv.formats.records import Entry, OutputFile, Plan
 from distconv.formats.replicas import Replica
 from distconv.options import InputOutput
@@ -38,8 +39,9 @@ def compare_files(
 ) -> list[str]:
     """Compare this process's files, as they are below a directory, with what the plan would write; the differences.
 
+    A file that is missing or damaged is one. What cannot be compared counts as done.
+
     Raises:
-        InputError: a file is missing or damaged.
         JobError: a read failed.
     """
     differences: list[str] = []
@@ -49,10 +51,12 @@ def compare_files(
             offsets: dict[tuple[OutputFile, str, str], int] = {}
             checked: dict[OutputFile, tuple[Entry, ...]] = {}
             for file, entries in batch.files.items():
-                located = form.locate(Path(paths[file]), file, entries)
+                located = _located(form, Path(paths[file]), file, entries)
                 differences += located.differences
                 offsets |= {(file, key, name): offset for (key, name), offset in located.offsets.items()}
                 checked[file] = tuple(entry for entry in entries if (entry.key, entry.name) in located.offsets)
+            nbytes = sum(entry.tensor.nbytes for entries in checked.values() for entry in entries)
+            counters.add(done=sum(file.nbytes for file in batch.files) - nbytes)
             work = Batch(files=checked).work(paths, offsets)
             # One without elements may begin where another does.
             names = {
@@ -66,11 +70,23 @@ def compare_files(
     return differences
 
 
-def unexpected_files(plan: Plan, form: FileFormat, directory: Path) -> list[str]:
-    """The files of the format in a result's directory that its plan does not have, in words."""
+def compare_surroundings(plan: Plan, form: FileFormat, directory: Path) -> list[str]:
+    """The differences beside the tensors: files of the format that the plan does not have, and its other files."""
     expected = {file.path for file in plan.files}
     found = {path.relative_to(directory).as_posix() for path in directory.rglob(form.pattern)}
-    return [f"{directory / path}: is not expected" for path in sorted(found - expected)]
+    unexpected = [f"{directory / path}: is not expected" for path in sorted(found - expected)]
+    try:
+        return unexpected + form.check(directory)
+    except InputError as error:
+        return unexpected + error.problems
+
+
+def _located(form: FileFormat, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Located:
+    """Where the tensors of a file are; of one that is missing or damaged, nowhere."""
+    try:
+        return form.locate(path, file, entries)
+    except InputError as error:
+        return Located(offsets={}, differences=error.problems)
 
 
 def compare_copies(

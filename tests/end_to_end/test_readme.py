@@ -16,40 +16,24 @@ import pytest
 import yaml
 from safetensors import safe_open
 
-from benchmarks.synthetic import Qwen2VLDimensions, hugging_face_config, qwen2vl_tensors
 from tests.checkpoints import load_case, overrides, write_safetensors, write_source
 from tests.here import run_here
-from tests.readme import README, blocks, commands
+from tests.readme import README, blocks, commands, write_qwen2vl
 
 ROOT = Path(__file__).parents[2]
-# The layers and head counts of the 7B that the commands name, with the least widths that have them.
-DIMENSIONS = Qwen2VLDimensions(
-    layers=28, hidden=56, heads=28, kv_groups=4, intermediate=32, vocab=64, tied=False,
-    vision_layers=32, vision_width=32, vision_heads=16,
-)  # fmt: skip
-
-
 JOBS = [command for command in commands() if "-m distconv" in command]
 
 
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> Path:
     """A directory that stands for /ckpt."""
-    directory = tmp_path
-    source = directory / "Qwen2-VL-7B"
-    source.mkdir()
-    tensors = {
-        name: ("bfloat16", list(shape), os.urandom(2 * prod(shape)))
-        for name, shape in qwen2vl_tensors(DIMENSIONS).items()
-    }
-    write_safetensors(source / "model.safetensors", tensors)
-    (source / "config.json").write_text(json.dumps(hugging_face_config(DIMENSIONS)))
-    write_source(directory / "Qwen3-VL-4B", load_case("qwen3vl__tied_pp1"))
-    write_source(directory / "Qwen2.5-VL-7B", load_case("qwen2_5vl__tp1_pp1"))
+    write_qwen2vl(tmp_path / "Qwen2-VL-7B")
+    write_source(tmp_path / "Qwen3-VL-4B", load_case("qwen3vl__tied_pp1"))
+    write_source(tmp_path / "Qwen2.5-VL-7B", load_case("qwen2_5vl__tp1_pp1"))
     adapters = load_case("qwen2_5vl__lora_pp1")
-    write_source(directory / "hf-adapters", adapters)
-    run_here(*overrides(adapters), source=str(directory / "hf-adapters"), target=str(directory / "adapters"))
-    return directory
+    write_source(tmp_path / "hf-adapters", adapters)
+    run_here(*overrides(adapters), source=str(tmp_path / "hf-adapters"), target=str(tmp_path / "adapters"))
+    return tmp_path
 
 
 def save(result: Path, directory: Path) -> None:
@@ -71,7 +55,8 @@ def tensors(directory: Path) -> dict[str, tuple[str, list[int], bytes]]:
 
 def test_the_commands_are_those_expected():
     assert [shlex.split(job)[0] for job in JOBS] == [
-        "torchrun", "mpirun", "python", "python", "python", "torchrun", "torchrun", "mpirun", "torchrun", "python",
+        "torchrun", "mpirun", "python", "python", "python", "python",
+        "torchrun", "torchrun", "mpirun", "torchrun", "python",
     ]  # fmt: skip
     assert commands()[:2] == ["make demo", "make test"]
 
@@ -98,6 +83,9 @@ def check_job(command: str, checkpoints: Path) -> None:
     )
     assert job.returncode == 0, f"{command}\n{job.stderr}"
     assert "Traceback" not in job.stderr, command
+    if options.get("action") == "inspect":
+        assert "model    qwen2vl; model_type qwen2_vl\n" in job.stdout, command
+        return
     target = Path(options["target"])
     if options.get("target_format") != "hf":
         assert (target / "latest_checkpointed_iteration.txt").read_text() == "release", command

@@ -42,6 +42,14 @@ def test_only_the_first_process_speaks(capsys):
             assert "writing" in found.err
 
 
+def test_a_bar_of_several_processes_says_whose_it_is(capsys):
+    for size, words in ((1, "writing:"), (2, "writing (rank 0's share):")):
+        reporter = Reporter(0, size)
+        reporter.begin("writing", 10)
+        reporter.end()
+        assert capsys.readouterr().err.strip().startswith(words)
+
+
 def test_the_text_of_a_plan_names_the_layout_and_what_is_left_out():
     config = replace(CONFIG, text_source=Path("/llm"))
     text = plan_text(report_of(config, planned(select=("vision",))), full=False)

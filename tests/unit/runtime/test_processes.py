@@ -1,4 +1,4 @@
-"""Which launcher started the job, and that processes say to each other what they should."""
+"""Processes say to each other what they should, and nobody waits for one that has left."""
 
 from __future__ import annotations
 
@@ -10,67 +10,9 @@ from typing import Any
 
 import pytest
 
-from distconv.errors import InputError
-from distconv.runtime import processes
-from distconv.runtime.processes import Launch, MpiProcesses, SingleProcess, StoreProcesses, connect, connect_to, launch
+from distconv.errors import InputError, JobError
+from distconv.runtime.processes import MpiProcesses, SingleProcess, StoreProcesses
 from tests.unit.threads import on_threads
-
-TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500", "LOCAL_RANK": "1"}
-# What a batch script, or a shell of `salloc`, finds; and what `srun` adds for each task.
-SLURM_JOB = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_NNODES": "2"}
-SRUN = {**SLURM_JOB, "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3"}
-
-
-SINGLE = Launch(means="single", rank=0, size=1)
-STORE = Launch(means="store", rank=3, size=4)
-MPI = Launch(means="mpi", rank=3, size=4)
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, SINGLE),
-        (TORCHRUN, STORE),
-        ({**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1"}, SINGLE),
-        ({"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4"}, MPI),
-        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}, SINGLE),
-        ({"PMI_RANK": "3", "PMI_SIZE": "4"}, MPI),
-        ({"MV2_COMM_WORLD_RANK": "3", "MV2_COMM_WORLD_SIZE": "4"}, MPI),
-        ({"PALS_RANKID": "3", "PALS_SIZE": "4"}, MPI),
-        # torchrun inside of a Slurm job, and an MPI launcher inside of one.
-        ({**SRUN, **TORCHRUN}, STORE),
-        ({**SLURM_JOB, "PMI_RANK": "3", "PMI_SIZE": "4"}, MPI),
-        (SLURM_JOB, SINGLE),
-        ({**SLURM_JOB, "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}, SINGLE),
-        ({**SRUN, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, SINGLE),
-        ({**SRUN, "PMIX_RANK": "3"}, MPI),
-        ({**SRUN, "PMI_RANK": "3", "PMI_SIZE": "4"}, MPI),
-        ({**SRUN, "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}, STORE),
-        # A rank alone starts no job of many: this is the only process, so it is the one that talks.
-        ({"RANK": "3"}, SINGLE),
-        ({"RANK": "3", "WORLD_SIZE": "4"}, SINGLE),
-        ({"PMI_RANK": "3"}, SINGLE),
-        ({"PMIX_RANK": "3"}, SINGLE),
-    ],
-)
-def test_the_launcher_is_known_by_its_environment(environment, expected):
-    assert launch(environment) == expected
-
-
-@pytest.mark.parametrize("environment", [SRUN, {**SRUN, "MASTER_ADDR": "node1"}, {**SRUN, "MASTER_PORT": "29500"}])
-def test_tasks_of_srun_that_cannot_find_each_other_are_refused_with_the_remedy(environment):
-    with pytest.raises(
-        InputError, match=r"srun started 4 processes that cannot find each other: .*--mpi=pmix.*torchrun"
-    ):
-        launch(environment)
-
-
-def test_processes_find_each_other_by_the_means_of_the_launcher(monkeypatch):
-    monkeypatch.setattr(processes, "StoreProcesses", lambda rank, size: ("store", rank, size))
-    monkeypatch.setattr(processes, "MpiProcesses", lambda size: ("mpi", size))
-    assert isinstance(connect(SINGLE), SingleProcess)
-    assert connect(STORE) == ("store", 3, 4)
-    assert connect(MPI) == ("mpi", 4)
 
 
 def test_a_single_process_talks_to_itself():
@@ -166,22 +108,55 @@ def test_a_restarted_job_does_not_see_what_was_said_before(monkeypatch):
 
 
 def test_an_mpi4py_of_another_mpi_is_refused(monkeypatch):
-    world = SimpleNamespace(Get_rank=lambda: 0, Get_size=lambda: 1, Dup=lambda: None)
+    world = SimpleNamespace(Get_rank=lambda: 0, Get_size=lambda: 1, Dup=lambda: world)
     module = ModuleType("mpi4py")
-    module.MPI = SimpleNamespace(COMM_WORLD=SimpleNamespace(Dup=lambda: world))
+    module.MPI = SimpleNamespace(COMM_WORLD=world)
     monkeypatch.setitem(sys.modules, "mpi4py", module)
     with pytest.raises(InputError, match="started 4 processes, but mpi4py sees 1: mpi4py belongs to another MPI"):
         MpiProcesses(4)
     assert (MpiProcesses(1).rank, MpiProcesses(1).size) == (0, 1)
 
 
-def test_a_program_is_alone_unless_it_names_its_processes():
-    assert isinstance(connect_to(None, TORCHRUN), SingleProcess)
-    assert isinstance(connect_to("auto", {}), SingleProcess)
-    assert isinstance(connect_to("torchrun", {}), SingleProcess)
+def test_without_mpi4py_it_is_asked_for(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(InputError, match=r"mpi4py cannot be imported \(.*\): install it for the MPI whose mpirun you"):
+        MpiProcesses()
 
 
-@pytest.mark.parametrize(("which", "environment"), [("slurm", {}), ("torchrun", {"PMI_RANK": "0", "PMI_SIZE": "2"})])
-def test_processes_that_a_program_names_wrongly_are_refused(which, environment):
-    with pytest.raises(InputError, match=f"processes='{which}'"):
-        connect_to(which, environment)
+def test_processes_that_lack_an_address_are_refused(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    with pytest.raises(InputError, match=r"the processes cannot find each other: .*MASTER_PORT"):
+        StoreProcesses(0, 2)
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("leaving", range(3))
+def test_nobody_waits_for_a_process_that_has_left(leaving):
+    """Be it to hear of rank 0, or of all; and then they can close without it."""
+
+    def run(rank: int) -> None:
+        found = StoreProcesses(rank, 3)
+        if rank == leaving:
+            found.abandon("KeyboardInterrupt: ")
+            return
+        try:
+            found.collect(rank)
+        finally:
+            found.close()
+
+    outcomes = on_threads(3, run)
+    assert outcomes.pop(leaving) is None
+    for error in outcomes:
+        assert isinstance(error, JobError)
+        assert str(error) == f"rank {leaving} has left the job: KeyboardInterrupt: "
+
+
+@pytest.mark.usefixtures("store")
+def test_what_was_said_before_somebody_left_is_heard():
+    one, other = StoreProcesses(0, 2), StoreProcesses(1, 2)
+    assert one.share(3) == 3
+    one.abandon("")
+    assert other.share(None) == 3
+    assert other.alarmed()

@@ -13,7 +13,7 @@ from distconv.errors import InputError
 from distconv.formats.megatron.files import MegatronFiles
 from distconv.formats.megatron.plan import MegatronPlan
 from distconv.transfer.sinks import Counters
-from distconv.transfer.verify import compare_files
+from distconv.transfer.verify import compare_files, compare_surroundings
 from distconv.transfer.write import write_files
 from tests.unit.buffers import SmallBuffers
 from tests.unit.toy_files import planned
@@ -34,10 +34,12 @@ def plan(tmp_path: Path) -> MegatronPlan:
 
 
 def differences(plan: MegatronPlan, directory: Path) -> list[str]:
-    counters = Counters(lambda _: None)
+    portions: list[int] = []
+    counters = Counters(portions.append)
     form = MegatronFiles(plan.dictionaries)
     found = compare_files(plan, plan.files, directory / "release", form, IO, counters, lambda: False)
     assert counters.written == 0
+    assert sum(portions) == sum(file.nbytes for file in plan.files)
     return [line.replace(f"{directory}/release/", "") for line in found]
 
 
@@ -100,11 +102,24 @@ def test_the_rest_of_a_file_is_compared(plan, tmp_path):
     assert len(found) == 1 + len(content["model"])
 
 
-def test_a_missing_and_a_damaged_file_are_refused(plan, tmp_path):
+def test_a_missing_and_a_damaged_file_differ(plan, tmp_path):
     path = tmp_path / "release" / PATH
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match=PATH):
-        differences(plan, tmp_path)
+    (damaged,) = differences(plan, tmp_path)
+    assert damaged.startswith(f"{PATH}: ")
     path.unlink()
-    with pytest.raises(InputError, match=PATH):
-        differences(plan, tmp_path)
+    assert differences(plan, tmp_path) == [f"{PATH}: no such file"]
+
+
+def test_what_is_beside_the_tensors_is_compared(plan, tmp_path):
+    class WithIndex(MegatronFiles):
+        def check(self, directory: Path) -> list[str]:
+            raise InputError([f"{directory}/index: is damaged", "in two places"])
+
+    result = tmp_path / "release"
+    assert compare_surroundings(plan, MegatronFiles(plan.dictionaries), result) == []
+    (result / "mp_rank_02").mkdir()
+    (result / "mp_rank_02" / "model_optim_rng.pt").touch()
+    unexpected = f"{result}/mp_rank_02/model_optim_rng.pt: is not expected"
+    found = compare_surroundings(plan, WithIndex(plan.dictionaries), result)
+    assert found == [unexpected, f"{result}/index: is damaged", "in two places"]

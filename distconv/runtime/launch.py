@@ -1,0 +1,100 @@
+"""How the processes of a job were started, and the connection to them.
+
+Owns what launchers (torchrun, those of MPI, srun) put into the environment. Starts no process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from distconv.errors import LauncherError
+from distconv.runtime.processes import MpiProcesses, Processes, SingleProcess, StoreProcesses
+
+# The number of processes and the rank, as Open MPI, MPICH and its descendants, MVAPICH and PALS say them.
+_MPI_LAUNCHERS = (
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("PMI_SIZE", "PMI_RANK"),
+    ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+    ("PALS_SIZE", "PALS_RANKID"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How this process was started: how it finds the others (single, store or mpi), its rank, and their number."""
+
+    means: str
+    rank: int
+    size: int
+
+
+def launch(environment: Mapping[str, str]) -> Launch:
+    """What the environment that a launcher set says.
+
+    Raises:
+        LauncherError: `srun` started several processes that cannot find each other.
+    """
+    if all(name in environment for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR")):
+        return _launch("store", environment["RANK"], environment["WORLD_SIZE"])
+    for size_name, rank_name in _MPI_LAUNCHERS:
+        if size_name in environment:
+            return _launch("mpi", environment.get(rank_name, "0"), environment[size_name])
+    # The tasks of an `srun` step; a batch script itself, or a shell of `salloc`, is one process.
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
+    rank = environment.get("SLURM_PROCID", "0")
+    if "PMIX_RANK" in environment:
+        return _launch("mpi", environment["PMIX_RANK"], tasks)
+    if tasks == "1" or ("MASTER_ADDR" in environment and "MASTER_PORT" in environment):
+        return _launch("store", rank, tasks)
+    raise LauncherError(
+        f"srun started {tasks} processes that cannot find each other: start them with srun --mpi=pmix (or pmi2) and an "
+        "mpi4py for that MPI, or set MASTER_ADDR and MASTER_PORT (launch/slurm_srun.sh shows how), or use torchrun"
+    )
+
+
+def connect(start: Launch) -> Processes:
+    """Connect to the processes that the launcher started.
+
+    Raises:
+        LauncherError: mpi4py does not see the processes of the launcher.
+    """
+    if start.means == "single":
+        return SingleProcess()
+    return StoreProcesses(start.rank, start.size) if start.means == "store" else MpiProcesses(start.size)
+
+
+def connect_to(which: str | None, environment: Mapping[str, str]) -> Processes:
+    """Connect to the processes that a program names: `torchrun`, `mpi`, `auto` (as a launcher set the environment).
+
+    Without a name, this process is alone, whatever started it.
+
+    Raises:
+        LauncherError: another name, or no such processes.
+    """
+    if which is None:
+        return SingleProcess()
+    if which not in ("auto", "torchrun", "mpi"):
+        raise LauncherError(f"processes={which!r}: expected None, 'auto', 'torchrun' or 'mpi'")
+    if which == "mpi":
+        return MpiProcesses(_number(environment))
+    start = launch(environment)
+    if which == "torchrun" and start.means == "mpi":
+        raise LauncherError("processes='torchrun': RANK, WORLD_SIZE and MASTER_ADDR are not set; start with torchrun")
+    return connect(start)
+
+
+def _number(environment: Mapping[str, str]) -> int | None:
+    """The number of processes that a launcher started, if it says so."""
+    try:
+        size = launch(environment).size
+    except LauncherError:
+        # Without a way for them to find each other that can be seen here; MPI may have one.
+        return None
+    return size if size > 1 else None
+
+
+def _launch(means: str, rank: str, size: str) -> Launch:
+    if int(size) == 1:
+        return Launch(means="single", rank=0, size=1)
+    return Launch(means=means, rank=int(rank), size=int(size))
