@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from distconv.errors import InputError
 from distconv.formats.huggingface.files import HuggingFaceFiles
 from distconv.formats.huggingface.plan import HuggingFacePlan, make_huggingface_plan
 from distconv.formats.huggingface.reference import read_reference
@@ -172,11 +171,9 @@ def test_more_files_than_a_reference_has_are_no_difference(made, tmp_path):
     assert differences(made, tmp_path / "out") == []
 
 
-def test_a_missing_and_a_damaged_file_are_refused(made, tmp_path):
+def test_a_missing_and_a_damaged_file_differ(made, tmp_path):
     path = tmp_path / "out" / TWO
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(InputError, match=TWO):
-        differences(made, tmp_path / "out")
+    assert any(TWO in each for each in differences(made, tmp_path / "out"))
     path.unlink()
-    with pytest.raises(InputError, match=TWO):
-        differences(made, tmp_path / "out")
+    assert any(TWO in each for each in differences(made, tmp_path / "out"))
