@@ -53,7 +53,8 @@ def convert(
         target: directory that gets the result.
         model: name of a model definition; left out, the configuration of the model or the source's record chooses it.
         config_dir: directory of model definitions of your own, as `--config-dir` of the command line.
-        options: all options as a record, instead of `source`, `target` and `given`; its `action` does not count.
+        options: all options as a record, instead of `source`, `target` and `given`; its `action` does not count. Fields
+            have the types that they are held in: paths are taken as text, too, but to a type checker they are `Path`s.
         processes: `None` for this process alone; `"torchrun"`, `"mpi"`, or `"auto"` for either, as the launcher that
             started the program: then all ranks make the call together, and all get the report.
         progress: called with a phase, the bytes of it that are done on this process, and its bytes in all; from

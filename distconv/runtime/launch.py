@@ -67,7 +67,7 @@ def connect(start: Launch) -> Processes:
 def connect_to(which: str | None, environment: Mapping[str, str]) -> Processes:
     """Connect to the processes that a program names: `torchrun`, `mpi`, `auto` (as a launcher set the environment).
 
-    Without a name, this process is alone, whatever started it.
+    Without a name, this process is alone, whatever started it; with one, it is alone if no launcher started others.
 
     Raises:
         LauncherError: another name, or no such processes.
