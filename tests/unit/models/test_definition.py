@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from distconv.errors import InputError
-from distconv.models.definition import parse_definition
+from distconv.models.definition_parser import parse_definition
 from distconv.models.sizes import Sizes, SizeSpec
 from tests.unit import toy
 
