@@ -83,7 +83,7 @@ def hashes(directory: Path) -> dict[str, str]:
 
 
 def is_refused(case: Mapping[str, Any]) -> bool:
-    """Whether the training side computes wrong values on the layout of a case: text layers lack deepstack features."""
+    """Whether the layout of a case leaves text layers without deepstack features, so that they are trained wrongly."""
     merged = case["hf_config"].get("vision_config", {}).get("deepstack_visual_indexes", ())
     return "files" in case and case["layout"]["llm_pp_layers"][0][0] < len(merged)
 

@@ -1,7 +1,8 @@
-"""Results are cut as the training side cuts its model."""
+"""Results are cut as the training side cuts its model, and not into stages that it cannot run."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,74 @@ def test_glm_comes_back_from_tp_2_to_published_names_and_to_other_layouts(glm, t
     again = [f"source={tmp_path / 'glm4_1v__tp1_pp4'}", f"target={tmp_path / 'again'}", "layout.tp=2"]
     assert distconv(*again).status == 0
     assert describe_result(tmp_path / "again") == describe_result(tmp_path / "tp2")
+
+
+def refused(outcome, target, *says):
+    assert outcome.status == 2, outcome
+    assert outcome.out == ""
+    assert not target.exists()
+    for each in (*says, "layout.check=false"):
+        assert each in outcome.err
+
+
+def notes(distconv, tmp_path, *arguments):
+    assert distconv(*arguments, f"report={tmp_path / 'report.json'}").status == 0
+    return json.loads((tmp_path / "report.json").read_text())["notes"]
+
+
+def test_a_vision_tower_of_glm_over_several_stages_is_refused_as_a_result_and_read_as_a_source(glm, tmp_path, distconv):
+    cut = [f"source={glm}", f"target={tmp_path / 'mm'}", "layout.stages.text=[2,4]", "layout.stages.vision=[3,2]"]
+    says = ["layout.stages.vision=[3,2]: has vision layers on 2 stages, expected 1: ", "downsample"]
+    for action in ("convert", "plan", "verify"):
+        refused(distconv(*cut, f"action={action}"), tmp_path / "mm", *says)
+    noted = notes(distconv, tmp_path, *cut, "layout.check=false")
+    assert ["on 2 stages, expected 1" in noted[0], "not known to run this" in noted[1]] == [True, True]
+    case = load_case("glm4_1v__tp1_pp2")
+    assert distconv(*overrides(case), f"source={tmp_path / 'mm'}", f"target={tmp_path / 'again'}").status == 0
+    assert describe_result(tmp_path / "again") == case["files"]
+    assert distconv(f"source={tmp_path / 'mm'}", f"target={tmp_path / 'hf2'}", "target_format=hf").status == 0
+    assert published(tmp_path / "hf2").keys() == published(glm).keys()
+
+
+@pytest.mark.parametrize("model", ["qwen3vl", "qwen3vl_moe"])
+def test_deepstack_features_keep_the_first_text_layers_on_the_first_stage(model, tmp_path, distconv):
+    case = load_case(f"{model}__tp1_pp1")
+    source = f"source={write_source(tmp_path / 'hf', case)}"
+    for stages in ("[2,4]", "[0,6]", "[[2,1],[2,1]]"):
+        vision = "[[5,0],[0,0]]" if stages.startswith("[[") else "[5,0]"
+        lists = [f"layout.stages.text={stages}", f"layout.stages.vision={vision}"]
+        has = f"layout.stages.text={stages}: has {stages.strip('[')[0]} text layers on the first stage"
+        outcome = distconv(source, f"target={tmp_path / 'mm'}", *lists)
+        refused(outcome, tmp_path / "mm", f"{has}, expected at least 3 (deepstack): ")
+    # Whole tensors have no stages.
+    assert distconv(source, f"target={tmp_path / 'dcp'}", "target_format=dcp", "naming=megatron").status == 0
+    report = tmp_path / "report.json"
+    for sizes in (["layout.pp=4"], ["layout.pp=2", "layout.vpp=2"], ["layout.pp=6"]):
+        assert distconv("action=plan", source, f"target={tmp_path / 'mm'}", *sizes, f"report={report}").status == 0
+        assert json.loads(report.read_text())["layout"]["stages"]["text"][0][0] >= 3
+
+
+def test_a_source_that_trains_on_wrong_values_is_read_and_may_become_another_layout(tmp_path, distconv):
+    case = load_case("qwen3vl__tp2_pp2")
+    source = f"source={write_source(tmp_path / 'hf', case)}"
+    assert (
+        "layout.stages.text=[2,4]"
+        in notes(distconv, tmp_path, *overrides(case), source, f"target={tmp_path / 'mm'}")[0]
+    )
+    again = [f"source={tmp_path / 'mm'}", f"target={tmp_path / 'pp1'}"]
+    assert notes(distconv, tmp_path, *again) == []
+    assert describe_result(tmp_path / "pp1") == load_case("qwen3vl__tp1_pp1")["files"]
+    back = [f"source={tmp_path / 'mm'}", f"target={tmp_path / 'back'}", "target_format=hf"]
+    assert distconv(*back).status == 0
+
+
+def test_encoders_after_the_beginning_of_the_text_are_noted_and_after_its_end_refused(tmp_path, distconv):
+    case = load_case("qwen2vl__tp1_pp2_vit_split")
+    arguments = [f"source={write_source(tmp_path / 'hf', case)}", f"target={tmp_path / 'mm'}"]
+    outcome = distconv(*arguments, *overrides(case), "action=plan")
+    assert (
+        "note: layout.stages.vision=[3,2]: has vision layers on pipeline rank 1, after pipeline rank 0" in outcome.out
+    )
+    late = ["layout.stages.text=[6,0]", "layout.stages.vision=[3,2]"]
+    refused(distconv(*arguments, *late), tmp_path / "mm", "layout.stages.vision=[3,2]", "no text layer would get")
+    assert len(notes(distconv, tmp_path, *arguments, *late, "layout.check=false")) == 1
