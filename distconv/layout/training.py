@@ -6,7 +6,7 @@ which is the same for every model. Never looks at a source: what was trained und
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 from distconv.errors import counted, raise_if
@@ -23,12 +23,16 @@ from distconv.models.rules import TEXT
 from distconv.models.sizes import Sizes
 
 
-def text_on_first_stage(definition: Definition, sizes: Sizes) -> int:
+def text_on_first_stage(definition: Definition, sizes: Sizes, modalities: Collection[str]) -> int:
     """The number of text layers that must be on the first stage, of a model of these sizes that has as many.
+
+    `modalities`: those in the result. Text alone is trained as any language model is.
 
     Raises:
         InputError: its config.json does not say it.
     """
+    if set(modalities) == {TEXT}:
+        return 0
     named = [each.first_stage for each in definition.restrictions if each.modality == TEXT]
     return max((definition.count(each, sizes) for each in named if each is not None), default=0)
 
@@ -57,7 +61,7 @@ def _restricted(stages: Mapping[str, StageRows], definition: Definition, sizes: 
     """Problems with the restrictions of the definition."""
     for each in definition.restrictions:
         rows = stages.get(each.modality)
-        if rows is None:
+        if rows is None or set(stages) == {TEXT}:
             continue
         given = _given(each.modality, rows)
         if each.one_stage and (count := len(occupied_stages(rows))) > 1:

@@ -43,6 +43,8 @@ class Layout:
 
 
 STAGES = {"text": [1, 3], "vision": [3, 1]}
+# with as many text layers on the first stage as there are deepstack layers
+DEEPSTACK = {"text": [3, 1], "vision": [3, 1]}
 TP2_PP2 = Layout(tp=2, stages=STAGES)
 ONE_TOWER = Layout(tp=2, stages={"text": [1, 3], "vision": [4, 0]})
 WITH_AUDIO = Layout(tp=2, stages={**STAGES, "audio": [1, 2]})
@@ -53,9 +55,9 @@ FAMILIES = {
     "qwen2_5omni": ("qwen2_5omni", WITH_AUDIO),
     "qwen2_5omni_thinker": ("qwen2_5omni", WITH_AUDIO),
     "qwen2_5omni_thinker_tied": ("qwen2_5omni", WITH_AUDIO),
-    "qwen3vl": ("qwen3vl", TP2_PP2),
-    "qwen3vl_tied": ("qwen3vl", TP2_PP2),
-    "qwen3vl_moe": ("qwen3vl_moe", Layout(tp=2, ep=2, stages=STAGES)),
+    "qwen3vl": ("qwen3vl", Layout(tp=2, stages=DEEPSTACK)),
+    "qwen3vl_tied": ("qwen3vl", Layout(tp=2, stages=DEEPSTACK)),
+    "qwen3vl_moe": ("qwen3vl_moe", Layout(tp=2, ep=2, stages=DEEPSTACK)),
     "glm4_1v": ("glm4_1v", ONE_TOWER),
 }
 

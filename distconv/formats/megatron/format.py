@@ -72,7 +72,7 @@ class Megatron(Format[CommonOptions]):
     def plan(self, options: CommonOptions, source: Source, model: Model) -> PlannedResult:
         """The rank files of the layout that is asked for."""
         binding = resize_vocabulary(source.parameters(), options.vocab_size)
-        first_stage = text_on_first_stage(model.defined, model.sizes)
+        first_stage = text_on_first_stage(model.defined, model.sizes, binding.layers)
         layout = complete_layout(options.layout, binding, model.defined, text_on_first_stage=first_stage)
         notes = check_training(layout, options.layout, model.defined, model.sizes)
         plan = make_plan(resolve_head(binding, model.defined, layout, options.tied_head), layout)

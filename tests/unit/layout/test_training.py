@@ -28,7 +28,8 @@ def check(
     definition, sizes = defined(*restrictions, deep=deep)
     wanted = Layout(**request)
     binding = toy.bound(left_out=lambda rule: "not wanted" if rule.modality == without else None)
-    layout = complete_layout(wanted, binding, definition, text_on_first_stage=text_on_first_stage(definition, sizes))
+    least = text_on_first_stage(definition, sizes, binding.layers)
+    layout = complete_layout(wanted, binding, definition, text_on_first_stage=least)
     return list(check_training(layout, wanted, definition, sizes))
 
 
@@ -82,8 +83,8 @@ def test_as_many_as_config_json_lists_must_be_on_the_first_stage():
     assert "expected at least 3 (deep)" in refused(DEEP, deep=(0, 1, 2), stages=stages)[0]
     # A model with fewer layers has all of them there.
     assert check(DEEP, deep=(0, 1, 2, 3, 4), stages={"text": ((3, 0),)}) == []
-    assert text_on_first_stage(*defined(DEEP, ONE_TOWER, deep=(3, 4, 5))) == 3
-    assert text_on_first_stage(*defined(ONE_TOWER, {**DEEP, "modality": "vision"})) == 0
+    assert text_on_first_stage(*defined(DEEP, ONE_TOWER, deep=(3, 4, 5)), ["text", "vision"]) == 3
+    assert text_on_first_stage(*defined(ONE_TOWER, {**DEEP, "modality": "vision"}), ["text", "vision"]) == 0
 
 
 def test_a_size_may_tell_how_many():
@@ -125,6 +126,11 @@ def test_the_text_list_counts_where_no_text_is_converted():
     assert check(DEEP, stages={"vision": ((0, 2),)}, without=TEXT) == []
     assert check(DEEP, stages={**both, "text": ((0, 0),)}, without=TEXT) == []
     assert check(stages=both, without="vision") == []
+
+
+def test_text_alone_is_trained_as_any_language_model_is():
+    assert check(DEEP, stages={"text": ((0, 3),)}, without="vision") == []
+    assert text_on_first_stage(*defined(DEEP), ["text"]) == 0
 
 
 def test_all_problems_are_told_together():
