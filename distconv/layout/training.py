@@ -26,12 +26,12 @@ from distconv.models.sizes import Sizes
 def text_on_first_stage(definition: Definition, sizes: Sizes, modalities: Collection[str]) -> int:
     """The number of text layers that must be on the first stage, of a model of these sizes that has as many.
 
-    `modalities`: those in the result. Text alone is trained as any language model is.
+    `modalities`: those in the result. The text of a larger model, alone, is trained as any language model is.
 
     Raises:
         InputError: its config.json does not say it.
     """
-    if set(modalities) == {TEXT}:
+    if _is_text_of_more(modalities, definition):
         return 0
     named = [each.first_stage for each in definition.restrictions if each.modality == TEXT]
     return max((definition.count(each, sizes) for each in named if each is not None), default=0)
@@ -57,11 +57,15 @@ def check_training(layout: CompleteLayout, request: Layout, definition: Definiti
     return (*problems, *unknown)
 
 
+def _is_text_of_more(modalities: Collection[str], definition: Definition) -> bool:
+    return set(modalities) == {TEXT} != set(definition.modalities)
+
+
 def _restricted(stages: Mapping[str, StageRows], definition: Definition, sizes: Sizes) -> Iterator[str]:
     """Problems with the restrictions of the definition."""
     for each in definition.restrictions:
         rows = stages.get(each.modality)
-        if rows is None or set(stages) == {TEXT}:
+        if rows is None or _is_text_of_more(stages, definition):
             continue
         given = _given(each.modality, rows)
         if each.one_stage and (count := len(occupied_stages(rows))) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -128,9 +129,11 @@ def test_the_text_list_counts_where_no_text_is_converted():
     assert check(stages=both, without="vision") == []
 
 
-def test_text_alone_is_trained_as_any_language_model_is():
+def test_the_text_of_a_larger_model_alone_is_trained_as_any_language_model_is():
     assert check(DEEP, stages={"text": ((0, 3),)}, without="vision") == []
-    assert text_on_first_stage(*defined(DEEP), ["text"]) == 0
+    definition, sizes = defined(DEEP)
+    assert text_on_first_stage(definition, sizes, ["text"]) == 0
+    assert text_on_first_stage(replace(definition, modalities={"text": "layers"}), sizes, ["text"]) == 2
 
 
 def test_all_problems_are_told_together():
