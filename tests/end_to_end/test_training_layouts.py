@@ -95,6 +95,14 @@ def test_a_vision_tower_of_glm_over_several_stages_is_refused_as_a_result_and_re
     assert published(tmp_path / "hf2").keys() == published(glm).keys()
 
 
+def test_a_vision_tower_of_deepseek_over_several_stages_is_refused(tmp_path, distconv):
+    source = f"source={write_source(tmp_path / 'hf', load_case('deepseekvl2__tp1_pp1'))}"
+    cut = [source, f"target={tmp_path / 'mm'}", "layout.stages.text=[2,4]", "layout.stages.vision=[3,2]"]
+    says = "layout.stages.vision=[3,2]: has vision layers on 2 stages, expected 1: the training side builds its whole"
+    refused(distconv(*cut), tmp_path / "mm", says)
+    assert distconv(*cut[:3], "layout.stages.vision=[5,0]").status == 0
+
+
 @pytest.mark.parametrize("model", ["qwen3vl", "qwen3vl_moe"])
 def test_deepstack_features_keep_the_first_text_layers_on_the_first_stage(model, tmp_path, distconv):
     case = load_case(f"{model}__tp1_pp1")
