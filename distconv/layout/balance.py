@@ -139,7 +139,7 @@ def _spread(layers: Sequence[int], carried: Sequence[int], pp: int, on_first_sta
     last = max(stage for stage, count in enumerate(counts) if count)
     if last >= reached or fixed == len(layers):
         return counts
-    # Lightest where nothing follows is lightest with the one layer less.
+    # The last layer moves alone: any further one would only weigh on those stages as well.
     remaining = _moved(counts, last, -1)
     followed = [_moved(remaining, stage, 1) for stage in range(reached, len(counts))]
     return min(followed, key=lambda each: _load(each, layers, carried, pp))
