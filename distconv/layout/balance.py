@@ -1,25 +1,36 @@
 """Completing a layout that the user gave in part: sizes from stage lists, and stage lists from sizes.
 
 Owns the defaults: an encoder without a list stands on the first stage, and language model layers without a list are
-spread so that the heaviest pipeline rank, and then the heaviest stage, is as light as possible in bytes. What it
-chooses is printed with the plan.
+spread so that the heaviest pipeline rank, and then the heaviest stage, is as light as possible in bytes, among the
+layouts that the training side can run. What it chooses is printed with the plan.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from operator import itemgetter
 
 from distconv.errors import raise_if
 from distconv.layout.interleaving import heaviest, interleaved_parts
-from distconv.layout.layout import CompleteLayout, check_layout, shown_stages, stage_number, stage_rows
+from distconv.layout.layout import (
+    CompleteLayout,
+    check_layout,
+    occupied_stages,
+    shown_stages,
+    stage_number,
+    stage_rows,
+)
 from distconv.layout.request import Layout
 from distconv.models.bind import Binding
 from distconv.models.definition import Definition
 from distconv.models.rules import TEXT
 
 
-def complete_layout(request: Layout, binding: Binding, definition: Definition) -> CompleteLayout:
-    """The layout for a bound model.
+def complete_layout(
+    request: Layout, binding: Binding, definition: Definition, *, text_on_first_stage: int = 0
+) -> CompleteLayout:
+    """The layout for a bound model; of a text list that is chosen, the first stage has at least so many layers.
 
     Raises:
         InputError: a key for a modality that the model does not have, or sizes and lists that contradict.
@@ -67,12 +78,12 @@ def complete_layout(request: Layout, binding: Binding, definition: Definition) -
                 f"{sum(binding.layers.values())} layers; to leave stages empty, give layout.stages.text"
             )
             raise_if(problems)
-        stages[TEXT] = stage_rows(_balanced_text(layout, binding, definition), pp)
+        stages[TEXT] = stage_rows(_balanced_text(layout, binding, definition, text_on_first_stage), pp)
     return layout
 
 
-def _balanced_text(layout: CompleteLayout, binding: Binding, definition: Definition) -> list[int]:
-    """Language model layers per stage, given where the encoders stand.
+def _balanced_text(layout: CompleteLayout, binding: Binding, definition: Definition, on_first_stage: int) -> list[int]:
+    """Language model layers per stage, given where the encoders stand; the last layer is not before an encoder's.
 
     Weighs what one expert parallel rank holds (times `ep`, to stay with whole numbers): the experts are divided there,
     all else is on each.
@@ -99,16 +110,45 @@ def _balanced_text(layout: CompleteLayout, binding: Binding, definition: Definit
     # The head of a tied model is a copy of the embedding, where the two are on different stages.
     copy = embedding if binding.tied and tied is not None and tied.head not in targets else 0
     pp = layout.pp
+    reached = max((occupied_stages(rows)[-1] for rows in layout.stages.values()), default=0)
     if layout.placement == "u_shape":
         carried[0] += ends["first"]
         carried[stage_number(layout.vpp - 1, 0, pp)] += ends["last"] + (copy if pp > 1 else 0)
-        return [len(part) for part in interleaved_parts(layers, carried, pp)]
+        return _spread(layers, carried, pp, on_first_stage, reached)
     layers[0] += ends["first"]
     layers[-1] += ends["last"]
-    count, stages = len(layers), layout.stage_count if copy else 0
-    undivided = [[range(0)] * at + [range(count)] + [range(count, count)] * (stages - at - 1) for at in range(stages)]
-    options = [(heaviest(parts, layers, carried, pp), parts) for parts in undivided]
-    layers[-1] += copy
-    divided = interleaved_parts(layers, carried, pp)
-    options.insert(0, (heaviest(divided, layers, carried, pp), divided))
-    return [len(part) for part in min(options, key=itemgetter(0))[1]]
+    options = []
+    if copy:
+        # Of a model that is on one stage, the embedding serves as the head.
+        last = 0 if on_first_stage else layout.stage_count - 1
+        undivided = [_moved([0] * layout.stage_count, stage, len(layers)) for stage in range(reached, last + 1)]
+        options = [(_load(counts, layers, carried, pp), counts) for counts in undivided]
+        layers[-1] += copy
+    divided = _spread(layers, carried, pp, on_first_stage, reached)
+    return min([(_load(divided, layers, carried, pp), divided), *options], key=itemgetter(0))[1]
+
+
+def _spread(layers: Sequence[int], carried: Sequence[int], pp: int, on_first_stage: int, reached: int) -> list[int]:
+    """Numbers of layers per stage, for layers of these weights and stages that carry other weights already.
+
+    So many layers at least are `on_first_stage`, and the last layer is on the stage `reached` or a later one.
+    """
+    fixed = min(on_first_stage, len(layers))
+    loads = [carried[0] + sum(layers[:fixed]), *carried[1:]]
+    counts = _moved([len(part) for part in interleaved_parts(layers[fixed:], loads, pp)], 0, fixed)
+    last = max(stage for stage, count in enumerate(counts) if count)
+    if last >= reached or fixed == len(layers):
+        return counts
+    # The last layer moves alone: any further one would only weigh on those stages as well.
+    remaining = _moved(counts, last, -1)
+    followed = [_moved(remaining, stage, 1) for stage in range(reached, len(counts))]
+    return min(followed, key=lambda each: _load(each, layers, carried, pp))
+
+
+def _moved(counts: Sequence[int], stage: int, layers: int) -> list[int]:
+    return [count + layers if each == stage else count for each, count in enumerate(counts)]
+
+
+def _load(counts: Sequence[int], layers: Sequence[int], carried: Sequence[int], pp: int) -> tuple[int, int]:
+    parts = [range(start, stop) for start, stop in pairwise((0, *accumulate(counts)))]
+    return heaviest(parts, layers, carried, pp)

@@ -35,6 +35,11 @@ def stage_rows(layers: Sequence[int], pp: int) -> StageRows:
     return tuple(tuple(layers[start : start + pp]) for start in range(0, len(layers), pp))
 
 
+def occupied_stages(rows: StageRows) -> list[int]:
+    """The numbers of the stages that a stage list gives layers, without repetitions of the list."""
+    return [stage for stage, layers in enumerate(layers for row in rows for layers in row) if layers]
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompleteLayout:
     """A complete, validated layout. `stages[modality][v][p]` is a number of layers."""
@@ -81,7 +86,7 @@ class CompleteLayout:
                 start, count = starts[stage % period], flat[stage % period]
                 for local in range(count):
                     of_layer.setdefault(start + local, []).append((stage, local))
-        occupied = [stage for stage, layers in enumerate(flat) if layers]
+        occupied = occupied_stages(self.stages[modality])
         first = tuple(stage for stage in range(self.stage_count) if stage % period == occupied[0])
         last = tuple(stage for stage in range(self.stage_count) if stage % period == occupied[-1])
         if u_shape and modality == TEXT:

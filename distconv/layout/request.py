@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from distconv.fields import ByName, Choice, Integer, Record, Value, option
+from distconv.fields import ByName, Choice, Integer, Record, Truth, Value, option
 from distconv.layout.layout import PLACEMENTS, StageRows
 from distconv.models.rules import MODALITIES
 
@@ -74,6 +74,11 @@ class Layout(Record):
         _ENCODER_AXIS, {}, "tensor parallel size of an encoder", unset="that of the text, `layout.tp`"
     )
     placement: str = option(_PLACEMENT, PLACEMENTS[0], "order of the pipeline stages")
+    check: bool = option(
+        Truth(),
+        True,
+        "refuse stages on which the training side computes wrong values or nothing; `false` only notes them",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

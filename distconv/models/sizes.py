@@ -129,8 +129,10 @@ class Sizes:
             raise InputError(f"{self._where}: nothing can be divided by {self.origin(name)}")
         return value
 
-    def numbers(self, spec: SizeSpec, layers: int) -> list[int]:
+    def numbers(self, spec: SizeSpec, layers: int | None = None) -> list[int]:
         """The value of a field that is a list of layer numbers, counted from 0, of a modality with so many layers.
+
+        `layers`: `None` where that does not matter.
 
         Raises:
             InputError: it is something else, or missing without a default; a layer that is not there, or twice.
@@ -138,7 +140,7 @@ class Sizes:
         value, path = self._find("list", spec)
         if not isinstance(value, (list, tuple)) or any(type(item) is not int or item < 0 for item in value):
             raise InputError(f"{self._where}: {path}: expected a list of layer numbers, found {value!r}")
-        if len(set(value)) < len(value) or any(layer >= layers for layer in value):
+        if len(set(value)) < len(value) or (layers is not None and any(layer >= layers for layer in value)):
             raise InputError(f"{self._where}: {path}: expected different layers out of {layers}, found {list(value)}")
         return list(value)
 

@@ -18,7 +18,7 @@ from distconv.formats.iterations import iterations_in
 from distconv.formats.model import Model
 from distconv.formats.provenance import read_record
 from distconv.formats.registry import FORMATS, Options, format_of
-from distconv.models.definition import parse_definition
+from distconv.models.definition_parser import parse_definition
 from distconv.models.library import Library
 from distconv.planning.inspect import Chosen, facts_of
 from distconv.runtime.hand_out import HandOut, here

@@ -12,7 +12,7 @@ from typing import Any
 from distconv.formats.base import SourceFacts
 from distconv.formats.model import MODEL_CONFIG, Model, Reference
 from distconv.formats.registry import format_named
-from distconv.models.definition import parse_definition
+from distconv.models.definition_parser import parse_definition
 
 
 @dataclass(frozen=True, kw_only=True)

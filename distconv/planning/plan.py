@@ -19,11 +19,15 @@ from distconv.planning.facts import Facts
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A source, the plan of the result that is made from it, and the format of its files."""
+    """A source, the plan of the result that is made from it, and the format of its files.
+
+    `notes`: sentences about source and result for the report.
+    """
 
     source: Source
     plan: Plan
     files: FileFormat
+    notes: tuple[str, ...]
 
     def shares_of_replicas(self, processes: int) -> list[Sequence[Replica]]:
         """The stored replicas to be compared, divided over processes by bytes."""
@@ -41,4 +45,4 @@ def plan_job(options: Options, facts: Facts) -> Planned:
     model = facts.bound_model()
     source = format_named(facts.kind).source(options, facts.source, model)
     result = format_named(options.target_format).plan(options, source, model)
-    return Planned(source=source, plan=result.plan, files=result.files)
+    return Planned(source=source, plan=result.plan, files=result.files, notes=(*source.notes, *result.notes))

@@ -48,7 +48,7 @@ def plan_report(options: Options, planned: Planned, facts: Facts, result: Path) 
             }
             for each in plan.unconverted
         ],
-        "notes": list(planned.source.notes),
+        "notes": list(planned.notes),
         "source_names": None,
         **planned.source.summary(),
         "processes": [],

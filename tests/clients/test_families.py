@@ -43,7 +43,10 @@ class Layout:
 
 
 STAGES = {"text": [1, 3], "vision": [3, 1]}
+# with as many text layers on the first stage as there are deepstack layers
+DEEPSTACK = {"text": [3, 1], "vision": [3, 1]}
 TP2_PP2 = Layout(tp=2, stages=STAGES)
+ONE_TOWER = Layout(tp=2, stages={"text": [1, 3], "vision": [4, 0]})
 WITH_AUDIO = Layout(tp=2, stages={**STAGES, "audio": [1, 2]})
 # each model with the definition that must be chosen for it, and the layout that divides it
 FAMILIES = {
@@ -52,10 +55,10 @@ FAMILIES = {
     "qwen2_5omni": ("qwen2_5omni", WITH_AUDIO),
     "qwen2_5omni_thinker": ("qwen2_5omni", WITH_AUDIO),
     "qwen2_5omni_thinker_tied": ("qwen2_5omni", WITH_AUDIO),
-    "qwen3vl": ("qwen3vl", TP2_PP2),
-    "qwen3vl_tied": ("qwen3vl", TP2_PP2),
-    "qwen3vl_moe": ("qwen3vl_moe", Layout(tp=2, ep=2, stages=STAGES)),
-    "glm4_1v": ("glm4_1v", TP2_PP2),
+    "qwen3vl": ("qwen3vl", Layout(tp=2, stages=DEEPSTACK)),
+    "qwen3vl_tied": ("qwen3vl", Layout(tp=2, stages=DEEPSTACK)),
+    "qwen3vl_moe": ("qwen3vl_moe", Layout(tp=2, ep=2, stages=DEEPSTACK)),
+    "glm4_1v": ("glm4_1v", ONE_TOWER),
 }
 
 
@@ -254,7 +257,7 @@ def back_to_qwen3vl(trained: Trained, config: Mapping[str, Any]) -> Back:
 
 
 def back_to_glm4_1v(trained: Trained, config: Mapping[str, Any]) -> Back:
-    """Every rank holds the whole vision encoder."""
+    """Every rank holds the whole vision encoder, but for the MLP of its layers."""
     vision, text = config["vision_config"], config["text_config"]
     encoder, projector = "image_encoder.encoder", "image_encoder.projector"
     post_norm = "post_projection_norm"
@@ -270,14 +273,12 @@ def back_to_glm4_1v(trained: Trained, config: Mapping[str, Any]) -> Back:
         back[f"model.visual.merger.{name}"] = trained.whole(f"{projector}.{name}")
     for layer in range(vision["depth"]):
         here, there = f"{encoder}.blocks.layers.{layer}", f"model.visual.blocks.{layer}"
-        gate, up = trained.whole(f"{here}.mlp.linear_fc1.weight").chunk(2)
-        back |= {f"{there}.mlp.gate_proj.weight": gate, f"{there}.mlp.up_proj.weight": up}
+        back |= gated_mlp(trained, f"{here}.mlp", f"{there}.mlp", kinds=("weight",))
         for ours, theirs in (
             ("input_layernorm", "norm1"),
             ("pre_mlp_layernorm", "norm2"),
             ("self_attention.qkv", "attn.qkv"),
             ("self_attention.proj", "attn.proj"),
-            ("mlp.linear_fc2", "mlp.down_proj"),
         ):
             back[f"{there}.{theirs}.weight"] = trained.whole(f"{here}.{ours}.weight")
 

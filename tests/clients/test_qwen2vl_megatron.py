@@ -24,7 +24,7 @@ LAYOUTS = {
     "tp2_pp2_uneven": Layout(tp=2, text=[[1, 3]], vision=[[4, 0]], source="untied"),
     "pp4_zero_first_and_between": Layout(text=[[0, 1, 0, 3]], vision=[[0, 3, 1, 0]], source="untied"),
     "pp2_vpp2": Layout(text=[[1, 1], [1, 1]], vision=[[2, 2], [0, 0]], source="untied"),
-    "tp2_pp2_vpp2_zeros": Layout(tp=2, text=[[0, 1], [3, 0]], vision=[[0, 0], [1, 3]], source="untied"),
+    "tp2_pp2_vpp2_zeros": Layout(tp=2, text=[[0, 1], [1, 2]], vision=[[0, 0], [1, 3]], source="untied"),
     # tied: the head is a second copy of the embedding where it is in another stage, and does not exist where it is not
     "tied_one_process": Layout(text=[[4]], vision=[[4]], source="tied"),
     "tied_tp2_pp2": Layout(tp=2, text=[[3, 1]], vision=[[1, 3]], source="tied"),

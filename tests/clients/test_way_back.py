@@ -17,9 +17,12 @@ from tests.here import run_here
 HERE = Path(__file__).parent
 FILE = "model_optim_rng.pt"
 TP2_PP2 = {"layout__tp": 2, "layout__stages__text": [1, 3], "layout__stages__vision": [3, 1]}
+ONE_TOWER = {**TP2_PP2, "layout__stages__vision": [4, 0]}
 WITH_AUDIO = {**TP2_PP2, "layout__stages__audio": [1, 2]}
-WITH_EXPERTS = {**TP2_PP2, "layout__ep": 2}
-OF_THREE_LAYERS = {**TP2_PP2, "layout__stages__text": [1, 2]}
+# with as many text layers on the first stage as there are deepstack layers
+DEEPSTACK = {**TP2_PP2, "layout__stages__text": [3, 1]}
+WITH_EXPERTS = {**DEEPSTACK, "layout__ep": 2}
+OF_THREE_LAYERS = {**TP2_PP2, "layout__stages__text": [2, 1]}
 # each model, of the fixture that has it, with a layout that divides it
 MODELS: dict[str, Mapping[str, Any]] = {
     "sources/untied": TP2_PP2,
@@ -29,10 +32,10 @@ MODELS: dict[str, Mapping[str, Any]] = {
     "families/qwen2_5omni": WITH_AUDIO,
     "families/qwen2_5omni_thinker": WITH_AUDIO,
     "families/qwen2_5omni_thinker_tied": WITH_AUDIO,
-    "families/qwen3vl": TP2_PP2,
-    "families/qwen3vl_tied": TP2_PP2,
+    "families/qwen3vl": DEEPSTACK,
+    "families/qwen3vl_tied": DEEPSTACK,
     "families/qwen3vl_moe": WITH_EXPERTS,
-    "families/glm4_1v": TP2_PP2,
+    "families/glm4_1v": ONE_TOWER,
     "live_sources/untied": OF_THREE_LAYERS,
     "live_sources/tied": OF_THREE_LAYERS,
     "live_sources/moe": {**OF_THREE_LAYERS, "layout__ep": 2},

@@ -56,7 +56,7 @@ def planned() -> PlanOf:
         name, definition = chosen
         facts = Facts(kind="hf", source=source, reference=None, model=name, definition=definition, iteration="release")
         found = plan_job(Options.from_content(as_configured(defaults, layout)), facts)
-        assert found.source.replicas == found.source.notes == ()
+        assert found.source.replicas == found.notes == ()
         assert isinstance(found.plan, MegatronPlan)
         return name, found.plan
 

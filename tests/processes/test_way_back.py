@@ -22,7 +22,7 @@ FILE = "model_optim_rng.pt"
 # Experts, cut by tensor, pipeline and expert parallel rank: eight files.
 CASE = "qwen3vl_moe__tp2_pp2"
 BACK = ("target_format=hf", "io.fsync=false")
-RESPLIT = ("layout.ep=4", "layout.stages.text=[1,2,3]", "layout.stages.vision=[2,3,0]", "io.fsync=false")
+RESPLIT = ("layout.ep=4", "layout.stages.text=[3,2,1]", "layout.stages.vision=[2,3,0]", "io.fsync=false")
 MEGATRON, DCP = "mm", "dcp"
 
 

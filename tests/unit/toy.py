@@ -16,7 +16,8 @@ import numpy as np
 
 from distconv.layout.layout import CompleteLayout
 from distconv.models.bind import Binding, bind
-from distconv.models.definition import Definition, parse_definition
+from distconv.models.definition import Definition
+from distconv.models.definition_parser import parse_definition
 from distconv.models.sizes import Sizes
 from distconv.tensors.stored import SourceFile, SourceIndex, StoredTensor
 

@@ -20,6 +20,7 @@ from distconv.formats.model import Model
 from distconv.layout.balance import complete_layout
 from distconv.layout.layout import shown_stages
 from distconv.layout.tied_head import resolve_head
+from distconv.layout.training import check_training, text_on_first_stage
 from distconv.models.vocabulary import resize_vocabulary
 from distconv.options import CommonOptions
 from distconv.runtime.hand_out import HandOut
@@ -71,9 +72,11 @@ class Megatron(Format[CommonOptions]):
     def plan(self, options: CommonOptions, source: Source, model: Model) -> PlannedResult:
         """The rank files of the layout that is asked for."""
         binding = resize_vocabulary(source.parameters(), options.vocab_size)
-        layout = complete_layout(options.layout, binding, model.defined)
+        first_stage = text_on_first_stage(model.defined, model.sizes, binding.layers)
+        layout = complete_layout(options.layout, binding, model.defined, text_on_first_stage=first_stage)
+        notes = check_training(layout, options.layout, model.defined, model.sizes)
         plan = make_plan(resolve_head(binding, model.defined, layout, options.tied_head), layout)
-        return PlannedResult(plan=plan, files=MegatronFiles(plan.dictionaries))
+        return PlannedResult(plan=plan, files=MegatronFiles(plan.dictionaries), notes=notes)
 
     def source_words(self, report: Mapping[str, Any]) -> list[str]:
         """The layout that was found."""

@@ -20,8 +20,9 @@ from distconv.models.bind import Binding
 from tests.unit import toy
 
 
-def complete(binding: Binding | None = None, **request: Any) -> CompleteLayout:
-    return complete_layout(Layout(**request), binding or toy.bound(), toy.definition())
+def complete(binding: Binding | None = None, *, text_on_first_stage: int = 0, **request: Any) -> CompleteLayout:
+    bound = binding or toy.bound()
+    return complete_layout(Layout(**request), bound, toy.definition(), text_on_first_stage=text_on_first_stage)
 
 
 def test_without_any_wish_everything_is_on_one_stage():
@@ -80,7 +81,14 @@ def _heaviest_layer(binding: Binding) -> int:
     return max(layers) + ends
 
 
-@settings(max_examples=40)
+def _can_be_trained(text: StageRows, vision: StageRows, on_first_stage: int) -> bool:
+    """Whether the first stage has as many text layers as it must, and there is text where, or after, vision ends."""
+    layers, encoder = ([count for row in rows for count in row] for rows in (text, vision))
+    last = max(stage for stage, count in enumerate(encoder) if count)
+    return layers[0] >= min(on_first_stage, sum(layers)) and sum(layers[last:]) > 0
+
+
+@settings(max_examples=60)
 @given(
     st.integers(1, 5),
     st.integers(1, 3),
@@ -88,10 +96,11 @@ def _heaviest_layer(binding: Binding) -> int:
     st.sampled_from([1, 4]),
     st.booleans(),
     st.sampled_from(["sequential", "u_shape"]),
+    st.sampled_from([0, 0, 1, 2, 3, 9]),
     st.data(),
 )
-def test_text_layers_are_spread_so_that_the_heaviest_rank_is_as_light_as_possible(
-    layers, pp, vpp, ep, tied, placement, data
+def test_text_layers_are_spread_so_that_the_heaviest_rank_of_what_can_be_trained_is_as_light_as_possible(
+    layers, pp, vpp, ep, tied, placement, on_first_stage, data
 ):
     assume(pp * vpp <= layers + toy.VISION_LAYERS)
     # The first layer is dense.
@@ -102,12 +111,14 @@ def test_text_layers_are_spread_so_that_the_heaviest_rank_is_as_light_as_possibl
         vision = data.draw(st.sampled_from(list(_every_spread(toy.VISION_LAYERS, pp, vpp))))
         request["stages"] = {"vision": vision}
 
-    found = complete(binding, **request)
+    found = complete(binding, text_on_first_stage=on_first_stage, **request)
 
-    others = [
-        complete(binding, **{**request, "stages": {**found.stages, "text": rows}})
-        for rows in _every_spread(layers, pp, vpp)
-    ]
+    vision = found.stages["vision"]
+    spreads = [rows for rows in _every_spread(layers, pp, vpp) if _can_be_trained(rows, vision, on_first_stage)]
+    # Else the check refuses whatever is chosen.
+    assume(spreads)
+    assert found.stages["text"] in spreads
+    others = [complete(binding, **{**request, "stages": {**found.stages, "text": rows}}) for rows in spreads]
     best = min(_heaviest(other, binding) for other in others)
     if vpp == 1:
         assert _heaviest(found, binding) == best
@@ -134,6 +145,24 @@ def test_a_tied_model_that_leaves_the_stage_of_a_heavy_encoder_stays_together():
     del shapes["lm_head.weight"]
     binding = toy.bound(shapes, num_hidden_layers=2, vocab_size=4000, tie_word_embeddings=True)
     assert complete(binding, pp=2).stages["text"] == ((0, 2),)
+
+
+def test_layers_that_must_be_on_the_first_stage_stay_there_beside_a_heavy_encoder():
+    shapes = {**toy.shapes(layers=13), "visual.patch.weight": (24, 5, 2, 10_000)}
+    binding = toy.bound(shapes, num_hidden_layers=13)
+    assert complete(binding, pp=4, text_on_first_stage=3).stages["text"] == ((3, 3, 4, 3),)
+    assert complete(binding, pp=2, vpp=2, text_on_first_stage=2).stages["text"] == (
+        (2, 6),
+        (0, 5),
+    )
+    assert complete(binding, pp=3, text_on_first_stage=20).stages["text"] == ((13, 0, 0),)
+
+
+def test_the_last_layer_goes_where_a_heavy_encoder_ends():
+    shapes = {**toy.shapes(layers=6), "visual.patch.weight": (24, 5, 2, 10_000)}
+    binding = toy.bound(shapes, num_hidden_layers=6)
+    stages = {"vision": ((0, 0, 2),)}
+    assert complete(binding, stages=stages, pp=3).stages["text"] == ((3, 2, 1),)
 
 
 def test_in_u_shape_every_stage_of_pipeline_rank_0_makes_room_for_the_ends():

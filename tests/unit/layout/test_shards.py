@@ -13,7 +13,7 @@ from distconv.layout import shards
 from distconv.layout.layout import CompleteLayout
 from distconv.layout.shards import Shards, cut_recipes
 from distconv.models.bind import Recipe, bind
-from distconv.models.definition import parse_definition
+from distconv.models.definition_parser import parse_definition
 from distconv.models.sizes import Sizes
 from distconv.tensors.cuts import TensorParallelRule
 from distconv.tensors.virtual import narrow
