@@ -255,7 +255,7 @@ class _Job:
         else:
             # A model of two directories is followed by neither.
             reference = None if options.text_source is not None else options.source
-        return record_of(facts.model, reference)
+        return record_of(facts.model, reference, facts.scaling)
 
     def _verify(self) -> tuple[list[str], list[Any]]:
         """The differences between result and plan, and the measurements of all processes."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distconv.models.definition import Definition
+from distconv.models.scaling import Scaling
 from distconv.models.sizes import Sizes
 from distconv.tensors.stored import SourceIndex
 
@@ -58,12 +59,14 @@ class Model:
     """The definition of a model, `None` where tensors keep their names; and the reference, `None` without one.
 
     `config` is the configuration of the model: the source's own, or the reference's; `config_path` names its file.
+    `scaling` is that of its adapters, `None` where nothing says it.
     """
 
     definition: Definition | None
     reference: Reference | None
     config: Mapping[str, Any]
     config_path: str
+    scaling: Scaling | None = None
 
     @property
     def defined(self) -> Definition:

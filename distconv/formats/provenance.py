@@ -1,4 +1,4 @@
-"""What a result remembers of its making: the model definition, and the Hugging Face directory that it came from.
+"""What a result remembers of its making: the model definition, the directory that it came from, the adapters' scaling.
 
 Owns `distconv.json` beside the tensors of an iteration, so that a conversion back need not be told again. Trusted no
 further than as a suggestion: what it names is checked like what a user names, and the report says where it came from.
@@ -7,26 +7,35 @@ further than as a suggestion: what it names is checked like what a user names, a
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from distconv.errors import InputError
 from distconv.formats.jsonfile import read_object
+from distconv.models.scaling import Scaling
 
 RECORD_NAME = "distconv.json"
+_SCALING = "adapters"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """The name of a model definition, and the absolute path of a Hugging Face directory; `None`: not known."""
+    """The name of a model definition, the absolute path of a Hugging Face directory, a scaling; `None`: not known."""
 
     model: str | None = None
     reference: str | None = None
+    scaling: Scaling | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; the scaling is there only if there are adapters."""
+        known = {"model": self.model, "reference": self.reference}
+        return known if self.scaling is None else {**known, _SCALING: self.scaling.to_json()}
 
 
-def record_of(model: str | None, reference: Path | None) -> Record:
+def record_of(model: str | None, reference: Path | None, scaling: Scaling | None) -> Record:
     """The record of a result of this model definition, whose tensors a Hugging Face directory names."""
-    return Record(model=model, reference=None if reference is None else str(reference.resolve()))
+    return Record(model=model, reference=None if reference is None else str(reference.resolve()), scaling=scaling)
 
 
 def read_record(directory: Path) -> Record:
@@ -43,7 +52,8 @@ def read_record(directory: Path) -> Record:
     for key, value in known.items():
         if value is not None and not isinstance(value, str):
             raise InputError(f"{path}: {key}: expected text, found {value!r}; remove the file, or mend it")
-    return Record(**known)
+    scaling = content.get(_SCALING)
+    return Record(**known, scaling=None if scaling is None else Scaling.parse(scaling, str(path)))
 
 
 def write_record(directory: Path, record: Record) -> dict[str, int]:
@@ -52,4 +62,6 @@ def write_record(directory: Path, record: Record) -> dict[str, int]:
     Raises:
         OSError: it cannot be written.
     """
-    return {RECORD_NAME: (directory / RECORD_NAME).write_bytes((json.dumps(asdict(record), indent=2) + "\n").encode())}
+    return {
+        RECORD_NAME: (directory / RECORD_NAME).write_bytes((json.dumps(record.to_json(), indent=2) + "\n").encode())
+    }

@@ -1,15 +1,14 @@
-"""LoRA adapters: the rules for them, derived from the rules of the modules that they adapt, and their configuration.
+"""LoRA adapters: the rules for them, derived from the rules of the modules that they adapt.
 
-Owns the names that PEFT gives to the parts of an adapted module, their tensor parallel cut, and the checks against
-`adapter_config.json`. A module is adaptable when its parameter is one source tensor as it is (the canonical variants).
+Owns the names that PEFT gives to the parts of an adapted module, and their tensor parallel cut. A module is adaptable
+when its parameter is one source tensor as it is (the canonical variants).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
 
 from distconv.models.rules import ANY, Rule, SourcePattern
 from distconv.tensors.operators import OPERATORS
@@ -21,6 +20,7 @@ CONFIG_NAME = "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
 _BASE_LAYER = ".base_layer"
 _LORA = ".lora_"
+_OTHERWISE = re.compile(r"\.(modules_to_save|trainable_tokens_delta)(\.|$)")
 _WEIGHT, _BIAS = ".weight", ".bias"
 _FACTOR = re.compile(rf"(.+){re.escape(_LORA)}([AB])(?:\.default)?{re.escape(_WEIGHT)}")
 
@@ -83,52 +83,14 @@ def plain_name(name: str) -> str:
     return name.replace(f"{_BASE_LAYER}.", ".")
 
 
-def adapter_problems(
-    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], left_out: Iterable[str], where: str
-) -> list[str]:
-    """What is wrong between an adapter's configuration and its factors.
-
-    Those that are converted are given by name and shape, what is left out on purpose by name.
-    """
-    problems = []
-    if config.get("peft_type") != "LORA":
-        problems.append(f"{where}: peft_type is {config.get('peft_type')!r}; only LORA adapters can be converted")
-    if config.get("bias", "none") != "none":
-        problems.append(f"{where}: bias is {config['bias']!r}; the training side has adapters without bias only")
-    rank = config.get("r")
-    patterns = _rank_patterns(config.get("rank_pattern") or {})
-    if patterns is None:
-        problems.append(
-            f"{where}: rank_pattern: expected regular expressions and ranks, found {config['rank_pattern']!r}"
-        )
-        patterns = {}
-    modules = set()
-    for name, shape in shapes.items():
-        module, _, factor = name.partition(_LORA)
-        modules.add(module)
-        found = shape[0] if factor.startswith("A") else shape[1]
-        expected = next((special for pattern, special in patterns.items() if pattern.fullmatch(module)), rank)
-        if found != expected:
-            problems.append(f"{name} has rank {found}, but {where} says {expected!r}")
-    targets = config.get("target_modules")
-    if isinstance(targets, list):
-        leaves = sorted({module.rpartition(".")[2] for module in modules})
-        present = modules | {name.partition(_LORA)[0] for name in left_out}
-        unused = [each for each in targets if not any(f".{module}".endswith(f".{each}") for module in present)]
-        unknown = [leaf for leaf in leaves if not any(f".{each}".endswith(f".{leaf}") for each in targets)]
-        problems += [f"{where}: target module {each} has no adapter in the checkpoint" for each in unused]
-        problems += [f"{where}: {each}, which has adapters in the checkpoint, is no target module" for each in unknown]
-    return problems
+def module_of(name: str) -> str:
+    """The module that a tensor of an adapter is for."""
+    return name.partition(_LORA)[0]
 
 
-def _rank_patterns(patterns: Any) -> dict[re.Pattern[str], Any] | None:
-    """The ranks of single modules: as in PEFT, a pattern is the whole name of a module, or its end after a dot."""
-    if not isinstance(patterns, Mapping):
-        return None
-    try:
-        return {re.compile(rf"(?:.*\.)?(?:{pattern})"): rank for pattern, rank in patterns.items()}
-    except re.error:
-        return None
+def is_trained_otherwise(name: str) -> bool:
+    """Whether PEFT trained a tensor beside the factors: a magnitude, a bias, a whole module, rows of an embedding."""
+    return (_LORA in name and factor_of(name) is None) or _OTHERWISE.search(name) is not None
 
 
 def _in_memory(module: str, factor: str) -> str:

@@ -6,13 +6,14 @@ Owns the record, and how it is shared. Reads nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from distconv.formats.base import SourceFacts
 from distconv.formats.model import MODEL_CONFIG, Model, Reference
 from distconv.formats.registry import format_named
 from distconv.models.definition_parser import parse_definition
+from distconv.models.scaling import Scaling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,8 @@ class Facts:
     """A source with its format, its model, and the iteration of the result.
 
     `model` is the name of the model definition and `definition` its content, where there is one; `reference` is `None`
-    for a source that describes itself. `parsed` is the model that rank 0 needed to read the source; it is not shared.
+    for a source that describes itself; `scaling` is that of adapters, where it is known. `parsed` is the model that
+    rank 0 needed to read the source; it is not shared.
     """
 
     kind: str
@@ -29,6 +31,7 @@ class Facts:
     model: str | None
     definition: Mapping[str, Any]
     iteration: str
+    scaling: Scaling | None = None
     parsed: Model | None = field(default=None, compare=False)
 
     def bound_model(self) -> Model:
@@ -40,22 +43,25 @@ class Facts:
         if self.parsed is not None:
             return self.parsed
         reference = self.reference
-        if reference is not None:
-            return model_of(self.model, self.definition, reference, reference.config, reference.directory)
-        assert self.source.config is not None
-        return model_of(self.model, self.definition, None, self.source.config, self.source.directory)
+        config = self.source.config if reference is None else reference.config
+        assert config is not None
+        directory = self.source.directory if reference is None else reference.directory
+        return replace(model_of(self.model, self.definition, reference, config, directory), scaling=self.scaling)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for sharing with other processes; `from_json` reads it."""
         reference = None if self.reference is None else self.reference.to_json()
-        return {**vars(self), "source": self.source.to_json(), "reference": reference, "parsed": None}
+        scaling = None if self.scaling is None else self.scaling.to_json()
+        shared = {"source": self.source.to_json(), "reference": reference, "scaling": scaling, "parsed": None}
+        return {**vars(self), **shared}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Facts:
         """The facts in the data of `to_json`."""
         reference = None if data["reference"] is None else Reference.from_json(data["reference"])
         source = format_named(data["kind"]).facts_from_json(data["source"])
-        return Facts(**{**data, "source": source, "reference": reference})
+        scaling = None if data["scaling"] is None else Scaling.parse(data["scaling"], data["scaling"]["where"])
+        return Facts(**{**data, "source": source, "reference": reference, "scaling": scaling})
 
 
 def model_of(

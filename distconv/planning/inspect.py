@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from distconv.errors import InputError, raise_if
 from distconv.formats.base import Format, Opened
 from distconv.formats.foreign import foreign_problem
 from distconv.formats.huggingface.directory import check_directory
+from distconv.formats.huggingface.peft_config import read_scaling
 from distconv.formats.huggingface.reference import read_reference
-from distconv.formats.model import MODEL_CONFIG, Reference
+from distconv.formats.model import MODEL_CONFIG, Model, Reference
 from distconv.formats.provenance import RECORD_NAME, Record, read_record
 from distconv.formats.registry import Options, format_named, format_of, source_contradictions, target_contradictions
 from distconv.models.library import Library, head_of
+from distconv.models.scaling import Scaling
 from distconv.planning.facts import Facts, model_of
 from distconv.runtime.hand_out import HandOut, here
 
@@ -56,7 +58,7 @@ def facts_of(
         InputError: no definition, or another than the source is of; files that are damaged.
     """
     model = _Choice(library, chosen, opened)
-    reference = None
+    reference, record = None, Record()
     if opened.config is not None:
         config, directory = opened.config, str(opened.directory)
         if not opened.adapters:
@@ -69,6 +71,8 @@ def facts_of(
         model.recognise(config, directory, needed=needed, is_adapter=reference.is_adapter)
     name, content = model.chosen or (None, {})
     parsed = model_of(name, content, reference, config, directory)
+    scaling = _scaling(parsed, opened) or record.scaling
+    parsed = replace(parsed, scaling=scaling)
     return Facts(
         kind=form.name,
         source=opened.read(parsed),
@@ -76,8 +80,21 @@ def facts_of(
         model=name,
         definition=content,
         iteration=opened.iteration,
+        scaling=scaling,
         parsed=parsed,
     )
+
+
+def _scaling(model: Model, opened: Opened) -> Scaling | None:
+    """The scaling that is told by the directory of the model, or of its adapters."""
+    definition, reference = model.definition, model.reference
+    if definition is None or definition.adapters is None:
+        return None
+    if reference is None:
+        return read_scaling(opened.directory, (each.name for each in opened.held()), definition)
+    if definition.adapters == "only" and not reference.is_adapter:
+        return None
+    return read_scaling(Path(reference.directory), reference.shards or (), definition)
 
 
 def _reference(options: Options, recorded: str | None, directory: Path) -> Reference:

@@ -16,7 +16,7 @@ import numpy as np
 from distconv.errors import JobError, StoppedError, system_problem
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import Assembled, LowRank, StoredTensor, position
-from distconv.tensors.values import as_bytes, numbers
+from distconv.tensors.values import as_bytes, numbers, scaled_product
 from distconv.tensors.virtual import VirtualTensor, narrow
 from distconv.transfer.files import OpenFiles, read_into
 from distconv.transfer.lower import lower
@@ -28,8 +28,9 @@ _ALARM_SECONDS = 0.5
 _RUN_PIECE = 32 * 1024 * 1024
 # Rows of a transposition at a time; three times as fast as all at once (measured with 2-byte elements).
 _STRIP = 32
-# Bytes that an element of a sum takes while it is made.
-_WIDE_ITEM = 16
+# Elements of a sum that are made at a time, in multiples of so many rows: whatever the size of the buffers, since the
+# order of additions, and with it the last bit, must not depend on an option.
+_SUM_ELEMENTS, _SUM_ROWS = 2**20, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +143,13 @@ class _Engine:
         b, a = (
             numbers(self._collected(each), each.tensor.dtype, each.tensor.shape) for each in (low_rank.b, low_rank.a)
         )
-        # The numbers of a block are there several times, some of them wider than they are stored.
-        count = max(self._buffer_bytes // (_WIDE_ITEM * columns), 1)
+        count = max(_SUM_ELEMENTS // columns // _SUM_ROWS, 1) * _SUM_ROWS
         for start in range(0, rows, count):
             block = narrow(shard.tensor, 0, start, min(count, rows - start))
             data = self._collected(Assembled(work.sources, block))
+            product = scaled_product(b[start : start + count], a, low_rank.scaling)
             with np.errstate(over="ignore", invalid="ignore"):
-                total = numbers(data, dtype, block.shape) + low_rank.scaling * (b[start : start + count] @ a)
+                total = numbers(data, dtype, block.shape) + product
             try:
                 self._sink.put(shard.path, shard.offset + start * columns * ITEM_SIZE[dtype], as_bytes(total, dtype))
             except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import warnings
 from pathlib import Path
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from distconv.errors import InputError
+from distconv.models.adapter_config import AdapterConfig
 from distconv.tensors.values import as_bytes, numbers
 from tests.checkpoints import load_case, overrides, write_source
 from tests.here import run_here
@@ -163,6 +165,119 @@ def save(state: dict[str, torch.Tensor], directory: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dcp.save(state, storage_writer=dcp.FileSystemWriter(directory), no_dist=True)
+
+
+def configured(directory: Path, **settings: object) -> dict[str, object]:
+    """An adapter's configuration with other settings."""
+    path = directory / "adapter_config.json"
+    content = {**json.loads(path.read_text()), **settings}
+    path.write_text(json.dumps(content))
+    return content
+
+
+# Settings that change the scaling, and what PEFT makes of them for a module and its rank.
+SCALINGS = [
+    ({}, lambda _, rank: 16 / rank),
+    ({"use_rslora": True}, lambda _, rank: 16 / math.sqrt(rank)),
+    (
+        {"alpha_pattern": {"layers.1.self_attn.q_proj": 64, "^model.layers.0..*": 2}},
+        lambda module, rank: (
+            (64 if module.endswith("layers.1.self_attn.q_proj") else 2 if module.startswith("model.layers.0") else 16)
+            / rank
+        ),
+    ),
+]
+
+
+@pytest.fixture
+def adapter(tmp_path) -> Path:
+    """Adapters of ranks that differ by module, with an alpha of 16."""
+    source = write_source(tmp_path / "peft", load_case("qwen2_5vl__lora_oldnames_pp2"))
+    found = weights(source)
+    for name, tensor in found.items():
+        if "down_proj.lora_A" in name:
+            found[name] = torch.cat([tensor, tensor[:1]])
+        elif "down_proj.lora_B" in name:
+            found[name] = torch.cat([tensor, tensor[:, 1:2]], dim=1).contiguous()
+    save_file(found, source / "adapter_model.safetensors", metadata={"format": "pt"})
+    rank = configured(source)["r"]
+    configured(source, lora_alpha=16, rank_pattern={"down_proj": rank + 1})
+    return source
+
+
+@pytest.mark.parametrize(("settings", "scaling"), SCALINGS)
+@pytest.mark.parametrize("through", ["megatron", "dcp"])
+def test_adapters_keep_their_scaling(adapter, base, tmp_path, settings, scaling, through):
+    """Whatever has no configuration remembers it: merged, and written back, as PEFT would have it."""
+    configured(adapter, **settings)
+    for source, target in ((adapter, "mm"), (tmp_path / "mm", "again")):
+        run_here("+model=qwen2_5vl_lora", source=str(source), target=str(tmp_path / target), target_format=through)
+
+    back(tmp_path / "again", base, tmp_path / "merged", "merge_lora=true")
+    before, merged, factors = weights(base), weights(tmp_path / "merged"), weights(adapter)
+    modules = {name.removesuffix(".lora_A.weight") for name in factors if name.endswith(".lora_A.weight")}
+    for module in modules:
+        a, b = (factors[f"{module}.lora_{factor}.weight"].float() for factor in "AB")
+        plain = module.removeprefix("base_model.model.")
+        expected = before[f"{plain}.weight"].float() + b @ a * scaling(plain, len(a))
+        found = merged[f"{plain}.weight"]
+        torch.testing.assert_close(found, expected.to(found.dtype), rtol=0, atol=0, equal_nan=True)
+
+    back(tmp_path / "again", base, tmp_path / "back")
+    given = {name: tensor.view(torch.uint8) for name, tensor in factors.items()}
+    assert {name: tensor.view(torch.uint8).tolist() for name, tensor in weights(tmp_path / "back").items()} == {
+        name: tensor.tolist() for name, tensor in given.items()
+    }
+    config = AdapterConfig.parse(json.loads((tmp_path / "back" / "adapter_config.json").read_text()), "back")
+    assert config.contradictions({name: tensor.shape for name, tensor in factors.items()}, ()) == []
+    names = {module: module.removeprefix("base_model.model.") for module in modules}
+    found_scaling = config.scaling(names)
+    for module, plain in names.items():
+        rank = len(factors[f"{module}.lora_A.weight"])
+        assert found_scaling.of(module, rank) == scaling(plain, rank)
+
+
+def test_an_alpha_that_contradicts_what_is_remembered_is_refused(adapter, base, tmp_path):
+    run_here("+model=qwen2_5vl_lora", source=str(adapter), target=str(tmp_path / "mm"))
+    with pytest.raises(InputError, match=r"lora_alpha=8: .*/mm/release/distconv\.json says 16; leave it out"):
+        back(tmp_path / "mm", base, tmp_path / "merged", "merge_lora=true", "lora_alpha=8")
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("target_format", ["megatron", "dcp", "dcp naming=megatron"])
+def test_settings_that_cannot_be_converted_are_refused_all_at_once(adapter, tmp_path, distconv, target_format):
+    configured(adapter, use_dora=True, modules_to_save=["lm_head"], use_shira=1)
+    outcome = distconv(
+        "+model=qwen2_5vl_lora", f"source={adapter}", f"target={tmp_path / 'mm'}",
+        *f"target_format={target_format}".split(),
+    )  # fmt: skip
+    assert outcome.status == 2
+    assert [line.split("adapter_config.json: ")[1].split(" is ")[0] for line in outcome.err.splitlines()] == [
+        "use_dora", "modules_to_save", "use_shira",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["{module}.lora_magnitude_vector.default.weight", "base_model.model.lm_head.modules_to_save.default.weight"]
+)
+@pytest.mark.parametrize("options", [(), ("merge_lora=true",)])
+def test_what_was_trained_beside_factors_does_not_disappear(in_memory, base, tmp_path, name, options):
+    module = next(each.partition(".lora_A")[0] for each in in_memory if ".lora_A" in each)
+    name = name.format(module=module)
+    save({**in_memory, name: torch.ones(3)}, tmp_path / "dcp")
+    with pytest.raises(InputError, match=rf"trained beside the factors of adapters, .*{re.escape(name[-30:])};"):
+        back(tmp_path / "dcp", base, tmp_path / "back", f"lora_alpha={ALPHA}", *options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+def test_a_quantised_base_is_refused_before_anything_is_written(trained, base, tmp_path, dtype):
+    found = {name: tensor.to(dtype) if "q_proj.weight" in name else tensor for name, tensor in weights(base).items()}
+    for path in base.glob("model*.safetensors*"):
+        path.unlink()
+    save_file(found, base / "model.safetensors", metadata={"format": "pt"})
+    for action in ("plan", "convert"):
+        with pytest.raises(InputError, match=r"q_proj\.weight: is (float8_e4m3fn|int8) in reference="):
+            back(trained, base, tmp_path / "merged", "merge_lora=true", f"lora_alpha={ALPHA}", f"action={action}")
 
 
 def test_a_side_file_that_is_a_link_to_nothing_matters_where_it_is_copied(trained, base, tmp_path):

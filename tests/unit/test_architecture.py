@@ -37,7 +37,7 @@ THIRD_PARTY = {
     "cli": {"hydra", "omegaconf", "tqdm", "yaml"},
     "models.definition_file": {"yaml"},
     "runtime.processes": {"mpi4py", "torch"},
-    "tensors.values": {"numpy"},
+    "tensors.values": {"numpy", "torch"},
     "transfer": {"numpy"},
 }
 # What is not imported by whoever plans, on a machine with nothing but Python and small packages.

@@ -15,7 +15,7 @@ from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Sourc
 from distconv.formats.huggingface.files import HuggingFaceFiles
 from distconv.formats.huggingface.follow import follow_reference
 from distconv.formats.huggingface.options import HuggingFaceOptions
-from distconv.formats.huggingface.peft import as_peft, beside_adapters, merged_beside, merged_into
+from distconv.formats.huggingface.peft import as_peft, beside_adapters, merged_beside, merged_into, scaling_of
 from distconv.formats.huggingface.plan import HuggingFacePlan, make_huggingface_plan
 from distconv.formats.huggingface.source import HuggingFaceFacts, HuggingFaceSource, open_adapters, open_model
 from distconv.formats.iterations import RELEASE
@@ -82,7 +82,7 @@ class HuggingFace(Format[HuggingFaceOptions]):
                 f"the base model; nothing of reference={reference.directory} needs it; leave it out"
             )
         if options.merge_lora:
-            tensors, reference = merged_beside(published.tensors, reference, options.lora_alpha)
+            tensors, reference = merged_beside(published.tensors, reference, model.scaling, options.lora_alpha)
             published = replace(published, tensors=tuple(tensors))
         followed = follow_reference(published, definition, reference, fill=options.fill_from_reference)
         left_out = published.left_out + followed.left_out
@@ -107,9 +107,10 @@ def _plan_adapters(
     """Adapters whose reference is the model that they are for: merged into it, or as PEFT saves them."""
     definition = model.defined
     left_out = beside_adapters(tensors, definition.name)
+    scaling = scaling_of(model.scaling, options.lora_alpha)
     if options.merge_lora:
-        merged = merged_into(tensors, definition.spelled, base, options.lora_alpha)
+        merged = merged_into(tensors, definition.spelled, base, scaling)
         return make_huggingface_plan(merged, left_out, (), base)
-    adapter = as_peft(tensors, definition.spelled, base, options.lora_alpha, definition.name)
+    adapter = as_peft(tensors, definition.spelled, base, scaling, definition.name)
     own = replace(base, is_adapter=True, index=None, shards=None, index_content=None)
     return make_huggingface_plan(adapter.tensors, left_out, (), own, {CONFIG_NAME: adapter.config})

@@ -1,7 +1,7 @@
 """LoRA adapters on the way back: as PEFT has them, or merged into their base.
 
-Owns the configuration that PEFT needs, and which factors belong to which weight. The names of PEFT are the business of
-`models.adapters`, what a merge computes that of `tensors.values`. Reads nothing.
+Owns the configuration that PEFT needs, which factors belong to which weight, and which weights take them up. The names
+of PEFT are the business of `models.adapters`, what a merge computes that of `tensors.values`. Reads nothing.
 """
 
 from __future__ import annotations
@@ -12,10 +12,19 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from distconv.errors import InputError, named, raise_if
+from distconv.errors import InputError, counted, named, raise_if
 from distconv.formats.model import Reference
-from distconv.models.adapters import PEFT_PREFIX, belongs_to_adapter, factor_of, plain_name, saved_factor
+from distconv.models.adapters import (
+    PEFT_PREFIX,
+    belongs_to_adapter,
+    factor_of,
+    is_trained_otherwise,
+    plain_name,
+    saved_factor,
+)
 from distconv.models.bind import Unconverted
+from distconv.models.definition import FLOATING
+from distconv.models.scaling import Scaling
 from distconv.tensors.stored import LowRank, NamedTensor, as_stored
 
 Spelled = Callable[[str], str]
@@ -29,21 +38,34 @@ class PeftAdapter:
     config: str
 
 
+def scaling_of(known: Scaling | None, alpha: float | None) -> Scaling:
+    """The scaling that is known of adapters, or that of the option `lora_alpha`.
+
+    Raises:
+        InputError: neither tells the alpha, or they contradict.
+    """
+    if known is None or known.alpha is None:
+        if alpha is None:
+            raise InputError(
+                "lora_alpha is missing: the source does not say it; give lora_alpha=N as in training, or, to have the "
+                "adapters as PEFT saves them, reference=DIR with an adapter_config.json"
+            )
+        return Scaling(alpha=alpha) if known is None else replace(known, alpha=alpha)
+    if alpha not in (None, known.alpha):
+        raise InputError(f"lora_alpha={alpha:g}: {known.where} says {known.alpha:g}; leave it out")
+    return known
+
+
 def as_peft(
-    tensors: Sequence[NamedTensor], spelled: Spelled, base: Reference, alpha: float | None, name: str
+    tensors: Sequence[NamedTensor], spelled: Spelled, base: Reference, scaling: Scaling, name: str
 ) -> PeftAdapter:
     """Adapters of which there is no published example: names and configuration follow from the base model's.
 
     `spelled` gives the definition's names for those of the base; `name` is that of the definition.
 
     Raises:
-        InputError: adapters on modules that the base model does not have, or `lora_alpha` is not known.
+        InputError: adapters on modules that the base model does not have, or that are no whole adapters.
     """
-    if alpha is None:
-        raise InputError(
-            "lora_alpha is missing: the source does not say it, and adapter_config.json needs it; give lora_alpha=N as "
-            "in training, or reference=DIR with an adapter_config.json"
-        )
     modules = _modules(base, spelled)
     factors = _factors(tensors)
     unknown = sorted(factors.keys() - modules.keys())
@@ -52,65 +74,76 @@ def as_peft(
             f"reference={base.directory}: is no base model for {name}: it has no {named(unknown)}, which have adapters"
         )
     ranks = {modules[module]: pair["A"].tensor.shape[0] for module, pair in factors.items()}
+    alphas = {modules[module]: scaling.alpha_of(module) for module in factors}
     renamed = [
         replace(tensor, name=PEFT_PREFIX + saved_factor(modules[module] + tensor.name.removeprefix(module)))
         for module, pair in factors.items()
         for tensor in pair.values()
     ]
-    most = Counter(ranks.values()).most_common(1)[0][0]
+    rank, rank_pattern = _with_exceptions(ranks)
+    alpha, alpha_pattern = _with_exceptions(alphas)
     content = {
         "peft_type": "LORA",
         "base_model_name_or_path": base.config.get("_name_or_path") or base.directory,
         "task_type": None,
         "inference_mode": True,
-        "r": most,
+        "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
-        "init_lora_weights": True,
+        "init_lora_weights": scaling.initialisation or True,
+        "use_rslora": scaling.rslora,
         "target_modules": _target_modules(set(ranks), set(modules.values())),
-        "rank_pattern": {re.escape(module): rank for module, rank in ranks.items() if rank != most},
-        "alpha_pattern": {},
+        "rank_pattern": rank_pattern,
+        "alpha_pattern": alpha_pattern,
     }
     return PeftAdapter(tensors=tuple(renamed), config=json.dumps(content, indent=2) + "\n")
 
 
 def merged_into(
-    tensors: Sequence[NamedTensor], spelled: Spelled, base: Reference, alpha: float | None
+    tensors: Sequence[NamedTensor], spelled: Spelled, base: Reference, scaling: Scaling
 ) -> list[NamedTensor]:
     """The base model in a reference, with adapters merged into its weights.
 
     Raises:
-        InputError: adapters that fit no weight of the base, the base has no weights, or `lora_alpha` is not known.
+        InputError: adapters that fit no weight of the base, or the base is not the one that they were trained on.
     """
     if base.index is None:
         raise InputError(f"merge_lora=true: reference={base.directory} holds no weights to merge into")
-    products = _products(tensors, alpha, base)
+    if scaling.initialisation is not None:
+        raise InputError(
+            f"merge_lora=true: {scaling.where}: init_lora_weights is {scaling.initialisation!r}, which changed the "
+            "weights of the base, so that the adapters cannot be merged into those it had before; save them with "
+            "PEFT's save_pretrained(path_initial_model_for_weight_conversion=...), or merge them with PEFT"
+        )
+    products = _products(tensors, scaling)
     result = []
     for each in as_stored(base.index.tensors.values()):
         product = products.pop(spelled(each.name).removesuffix(".weight"), None)
         result.append(replace(each, low_rank=product))
-    _check(result, products, base)
+    _check(result, products, f"reference={base.directory}")
     return result
 
 
 def merged_beside(
-    tensors: Sequence[NamedTensor], reference: Reference, alpha: float | None
+    tensors: Sequence[NamedTensor], reference: Reference, known: Scaling | None, alpha: float | None
 ) -> tuple[list[NamedTensor], Reference]:
     """A model whose base weights stand beside its adapters, as the plain model, and the reference with plain names.
 
     Raises:
-        InputError: adapters without a base weight, or `lora_alpha` is not known.
+        InputError: adapters without a base weight that can take them up, or `lora_alpha` is not known.
     """
-    products = _products(tensors, alpha, reference)
+    if not any(factor_of(each.name) for each in tensors):
+        raise InputError("merge_lora=true: the source holds no adapters; leave it out")
+    products = _products(tensors, scaling_of(known, alpha))
     result = []
     for each in tensors:
         if factor_of(each.name) is not None:
             continue
         plain = plain_name(each.name)
         result.append(replace(each, name=plain, low_rank=products.pop(plain.removesuffix(".weight"), None)))
-    _check(result, products, reference)
+    _check(result, products, "the source")
     shards = reference.shards and {
         plain_name(name.removeprefix(PEFT_PREFIX)): shard
         for name, shard in reference.shards.items()
@@ -132,45 +165,77 @@ def beside_adapters(tensors: Sequence[NamedTensor], name: str) -> tuple[Unconver
 
 
 def _factors(tensors: Sequence[NamedTensor]) -> Mapping[str, Mapping[str, NamedTensor]]:
-    """The two factors of each module that has an adapter, by the module's name in the definition."""
+    """The two factors of each module that has an adapter, by the module's name in the definition.
+
+    Raises:
+        InputError: every adapter that is no product of two matrices, and everything that was trained beside them.
+    """
     factors: dict[str, dict[str, NamedTensor]] = {}
+    problems = []
+    others = [each.name for each in tensors if is_trained_otherwise(each.name)]
+    if others:
+        problems.append(
+            f"the source holds {counted(len(others), 'tensor')} that was trained beside the factors of adapters, which "
+            f"cannot be converted: {named(others)}; merge the adapter with PEFT, and convert the model"
+        )
     for each in tensors:
         if (found := factor_of(each.name)) is not None:
             module, factor = found
-            factors.setdefault(module, {})[factor] = each
+            if factors.setdefault(module, {}).setdefault(factor, each) is not each:
+                problems.append(f"{each.name}: the source holds this factor of {module} twice")
+    for module, pair in factors.items():
+        problems += _pair_problems(module, pair)
+    raise_if(problems)
+    if not factors:
+        raise InputError("the source holds no adapters")
     return factors
 
 
-def _products(tensors: Sequence[NamedTensor], alpha: float | None, reference: Reference) -> dict[str, LowRank]:
-    factors = _factors(tensors)
-    if not factors:
-        raise InputError("merge_lora=true: the source holds no adapters; leave it out")
-    config = reference.config if reference.is_adapter else {}
-    known = alpha if alpha is not None else config.get("lora_alpha")
-    if not isinstance(known, (int, float)):
-        raise InputError("lora_alpha is missing: the source does not say it; give lora_alpha=N as in training")
+def _pair_problems(module: str, pair: Mapping[str, NamedTensor]) -> list[str]:
+    problems = [
+        f"{each.name}: is {each.tensor.dtype} {list(each.tensor.shape)}, expected a matrix of {', '.join(FLOATING)}"
+        for each in pair.values()
+        if each.tensor.dtype not in FLOATING or len(each.tensor.shape) != 2 or not each.tensor.elements
+    ]
+    if len(pair) < 2:
+        return [*problems, f"{module}: has lora_{next(iter(pair))} alone; an adapter is lora_A and lora_B"]
+    shapes = pair["A"].tensor.shape, pair["B"].tensor.shape
+    if not problems and shapes[0][0] != shapes[1][1]:
+        problems.append(f"{module}: lora_A {list(shapes[0])} and lora_B {list(shapes[1])} are of different rank")
+    return problems
+
+
+def _products(tensors: Sequence[NamedTensor], scaling: Scaling) -> dict[str, LowRank]:
     products = {}
-    for module, pair in factors.items():
-        rank = pair["A"].tensor.shape[0]
-        scaling = known / (rank**0.5 if config.get("use_rslora") else rank)
-        products[module] = LowRank(pair["B"], pair["A"], scaling)
+    for module, pair in _factors(tensors).items():
+        products[module] = LowRank(pair["B"], pair["A"], scaling.of(module, pair["A"].tensor.shape[0]))
     return products
 
 
-def _check(result: Sequence[NamedTensor], left: Mapping[str, LowRank], reference: Reference) -> None:
+def _check(result: Sequence[NamedTensor], left: Mapping[str, LowRank], base: str) -> None:
+    """Raise `InputError` for every adapter that `base` has no weight for, of its shape and of numbers to add to."""
     problems = []
     if left:
-        problems.append(f"reference={reference.directory}: has no weights for the adapters on {named(sorted(left))}")
+        problems.append(f"{base}: has no weights for the adapters on {named(sorted(left))}")
     for each in result:
         product = each.low_rank
-        if product is not None:
-            shape = (product.b.tensor.shape[0], product.a.tensor.shape[1])
-            if each.tensor.shape != shape:
-                problems.append(
-                    f"{each.name}: is {list(each.tensor.shape)} in reference={reference.directory}, its adapter is for "
-                    f"{list(shape)}"
-                )
+        if product is None:
+            continue
+        shape = (product.b.tensor.shape[0], product.a.tensor.shape[1])
+        if each.tensor.shape != shape:
+            problems.append(f"{each.name}: is {list(each.tensor.shape)} in {base}, its adapter is for {list(shape)}")
+        if each.tensor.dtype not in FLOATING:
+            problems.append(
+                f"{each.name}: is {each.tensor.dtype} in {base}, and adapters are merged into weights of "
+                f"{', '.join(FLOATING)} only; give the base model as it was before it was quantised"
+            )
     raise_if(problems)
+
+
+def _with_exceptions(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+    """The most common of the values of modules, and a pattern for each module that has another one."""
+    most = Counter(values.values()).most_common(1)[0][0]
+    return most, {re.escape(module): value for module, value in values.items() if value != most}
 
 
 def _modules(base: Reference, spelled: Spelled) -> dict[str, str]:

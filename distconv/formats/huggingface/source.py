@@ -5,7 +5,7 @@ Owns how the directory of a model, that of its adapters, and a second one for th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from typing import Any
 from distconv.errors import InputError, raise_if
 from distconv.formats.base import Held, Published, Source
 from distconv.formats.huggingface.directory import check_directory, read_directory
+from distconv.formats.huggingface.peft_config import scaling_notes
 from distconv.formats.jsonfile import read_object
 from distconv.formats.model import MODEL_CONFIG, Model
 from distconv.formats.select import check_taken_whole, selection
-from distconv.models.adapters import CONFIG_NAME, adapter_problems
+from distconv.models.adapter_config import AdapterConfig
+from distconv.models.adapters import CONFIG_NAME, factor_of
 from distconv.models.bind import Binding, bind
 from distconv.models.definition import Definition
 from distconv.models.rules import TEXT, Rule
@@ -122,11 +124,16 @@ class HuggingFaceSource(Source):
 
     def __init__(self, options: CommonOptions, facts: HuggingFaceFacts, model: Model) -> None:
         self._options, self._facts, self._model = options, facts, model
+        if model.definition is not None and model.scaling is not None:
+            self.notes = scaling_notes(model.scaling, model.definition.spelled, facts.model.index)
 
     def published(self) -> Published:
         """The tensors as they are."""
         check_taken_whole(self._options)
-        return Published(tensors=tuple(as_stored(self._facts.model.index.tensors.values())))
+        stored = self._facts.model.index.tensors
+        if self._model.definition is not None and self._model.definition.adapters == "only":
+            self._check_adapters({name: each.shape for name, each in stored.items() if factor_of(name)}, ())
+        return Published(tensors=tuple(as_stored(stored.values())))
 
     def parameters(self) -> Binding:
         """The parameters that the rules of the definition make."""
@@ -147,5 +154,11 @@ class HuggingFaceSource(Source):
         if binding.adapters:
             shapes = {stored.name: stored.shape for each in binding.parameters for stored in each.sources}
             left_out = [each.tensor.name for each in binding.unconverted]
-            raise_if(adapter_problems(source.config, shapes, left_out, f"{source.index.directory}/{CONFIG_NAME}"))
+            self._check_adapters(shapes, left_out)
         return binding
+
+    def _check_adapters(self, shapes: Mapping[str, tuple[int, ...]], left_out: Sequence[str]) -> None:
+        """Raise `InputError` if the configuration contradicts the factors; what is left out on purpose has names."""
+        source = self._facts.model
+        config = AdapterConfig.parse(source.config, f"{source.index.directory}/{CONFIG_NAME}")
+        raise_if(config.contradictions(shapes, left_out))

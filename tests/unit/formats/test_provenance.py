@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from distconv.errors import InputError
 from distconv.formats.provenance import Record, read_record, write_record
+from distconv.models.scaling import Scaling
 
 
 @pytest.mark.parametrize("record", [Record(), Record(model="toy"), Record(model="toy", reference='/hf/ü "x"')])
 def test_what_is_written_is_read(tmp_path, record):
     assert write_record(tmp_path, record) == {"distconv.json": (tmp_path / "distconv.json").stat().st_size}
     assert read_record(tmp_path) == record
+
+
+def test_the_scaling_of_adapters_is_remembered(tmp_path):
+    scaling = Scaling(alpha=16, rslora=True, alphas={"fc": 4}, where="/hf/adapter_config.json")
+    write_record(tmp_path, Record(model="toy", scaling=scaling))
+    assert read_record(tmp_path) == Record(model="toy", scaling=replace(scaling, where=f"{tmp_path}/distconv.json"))
 
 
 def test_there_may_be_none(tmp_path):
@@ -28,6 +37,7 @@ def test_keys_of_a_later_version_are_left_alone(tmp_path):
     [
         ('{"model": ["toy"]}', "model: expected text, found ['toy']; remove the file, or mend it"),
         ('{"reference": 3}', "reference: expected text, found 3; remove the file, or mend it"),
+        ('{"adapters": {"alpha": "16"}}', "expected the scaling of adapters, found {'alpha': '16'}; remove the file"),
         ("[]", ""),
         ("{", ""),
     ],

@@ -1,4 +1,4 @@
-"""The rules of LoRA factors follow from those of the modules they adapt, and PEFT's configuration is checked."""
+"""The rules of LoRA factors follow from those of the modules they adapt; the names that PEFT gives to tensors."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from distconv.models.adapters import (
-    adapter_problems,
     belongs_to_adapter,
     canonical_factor,
     factor_of,
+    is_trained_otherwise,
+    module_of,
     plain_name,
     rules_of_adapters,
     rules_with_adapters,
@@ -150,6 +151,29 @@ def test_factors_have_one_canonical_name(name, canonical):
 def test_a_factor_is_told_by_its_name(name, factor):
     assert factor_of(name) == factor
     assert belongs_to_adapter(name)
+    assert module_of(name) == "model.0.fc"
+    assert is_trained_otherwise(name) == (factor is None)
+
+
+@pytest.mark.parametrize(
+    ("name", "trained"),
+    [
+        # As modules in memory have them, and as PEFT 0.21 saves them.
+        ("model.0.fc.lora_magnitude_vector", True),
+        ("model.0.fc.lora_B.default.bias", True),
+        ("model.0.fc.lora_B.second.weight", True),
+        ("embed_tokens.lora_embedding_A.default", True),
+        ("lm_head.modules_to_save.default.weight", True),
+        ("embed_tokens.token_adapter.trainable_tokens_delta.default", True),
+        ("embed_tokens.token_adapter.trainable_tokens_delta", True),
+        # What they stand beside is of the base.
+        ("lm_head.original_module.weight", False),
+        ("embed_tokens.token_adapter.base_layer.weight", False),
+        ("model.0.fc.base_layer.bias", False),
+    ],
+)
+def test_what_was_trained_beside_the_factors_is_told_by_its_name(name, trained):
+    assert is_trained_otherwise(name) == trained
 
 
 def test_a_weight_of_an_adapted_module_is_that_of_the_plain_model():
@@ -157,73 +181,3 @@ def test_a_weight_of_an_adapted_module_is_that_of_the_plain_model():
         assert plain_name(name) == "model.0.fc.weight"
         assert factor_of(name) is None
         assert not belongs_to_adapter(name)
-
-
-CONFIG = {"peft_type": "LORA", "bias": "none", "r": 8, "target_modules": ["q_proj", "down_proj"]}
-SHAPES = {
-    "model.0.q_proj.lora_A.default.weight": (8, 16),
-    "model.0.q_proj.lora_B.default.weight": (32, 8),
-    "model.1.down_proj.lora_A.weight": (8, 16),
-    "model.1.down_proj.lora_B.weight": (32, 8),
-}
-
-
-def problems(shapes: dict[str, tuple[int, ...]] = SHAPES, left_out: tuple[str, ...] = (), **changes: Any) -> list[str]:
-    return adapter_problems({**CONFIG, **changes}, shapes, left_out, "/hf/adapter_config.json")
-
-
-def test_an_adapter_that_is_what_its_configuration_says():
-    assert problems() == []
-    assert problems(target_modules=["model.0.q_proj", "1.down_proj"]) == []
-    assert problems(target_modules=r".*_proj") == []
-    shapes = {name.replace("_proj", "_proj"): (4, 16) if "A" in name else (32, 4) for name in SHAPES}
-    assert (
-        problems({**SHAPES, **{name: shapes[name] for name in SHAPES if "down" in name}}, rank_pattern={"down_proj": 4})
-        == []
-    )
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"peft_type": "LOHA"}, "/hf/adapter_config.json: peft_type is 'LOHA'; only LORA adapters can be converted"),
-        ({"bias": "all"}, "/hf/adapter_config.json: bias is 'all'; the training side has adapters without bias only"),
-        (
-            {"target_modules": ["q_proj", "down_proj", "up_proj"]},
-            "/hf/adapter_config.json: target module up_proj has no adapter in the checkpoint",
-        ),
-        (
-            {"target_modules": ["q_proj"]},
-            "/hf/adapter_config.json: down_proj, which has adapters in the checkpoint, is no target module",
-        ),
-    ],
-)
-def test_a_contradiction_is_reported(changes, message):
-    assert problems(**changes) == [message]
-
-
-def test_a_target_module_may_be_left_out_on_purpose():
-    targets = [*CONFIG["target_modules"], "mlp.0"]
-    assert problems(target_modules=targets) != []
-    assert problems(target_modules=targets, left_out=("visual.merger.mlp.0.lora_A.weight", "other")) == []
-
-
-def test_every_factor_of_another_rank_is_reported():
-    assert problems(r=4) == [f"{name} has rank 8, but /hf/adapter_config.json says 4" for name in SHAPES]
-    assert problems(rank_pattern={"down_proj": 4}) == [
-        f"{name} has rank 8, but /hf/adapter_config.json says 4" for name in SHAPES if "down" in name
-    ]
-
-
-@pytest.mark.parametrize(
-    ("patterns", "expected"),
-    [
-        # Each alternative is a whole name, as in PEFT: "o_proj" is not the end of "q_proj|o_proj" alone.
-        ({"x_proj|n_proj": 4}, []),
-        ({"*": 4}, None),
-        (["q_proj"], None),
-    ],
-)
-def test_rank_patterns_are_those_of_peft(patterns, expected):
-    found = problems(rank_pattern=patterns)
-    assert found == expected if expected is not None else len(found) == 1

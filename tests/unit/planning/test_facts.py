@@ -11,6 +11,7 @@ import pytest
 from distconv.formats.dcp.index import DcpIndex
 from distconv.formats.dcp.source import DcpFacts
 from distconv.formats.model import Reference
+from distconv.models.scaling import Scaling
 from distconv.planning.facts import Facts
 from distconv.tensors.compose import merge_dims
 from distconv.tensors.stored import NamedTensor
@@ -62,6 +63,7 @@ def shared(found: Facts) -> Facts:
         facts(source(layout(((1, 0), (1, 1)), ((1, 0), (1, 0)))).index(), BARE),
         facts(dcp(), WITH_WEIGHTS),
         facts(dcp(), BARE),
+        replace(facts(dcp(), BARE), scaling=Scaling(alpha=16, rslora=True, alphas={"a": 0.5}, where="/dcp/x")),
     ],
 )
 def test_what_one_process_tells_another_understands(known):

@@ -127,17 +127,20 @@ def test_the_same_directory_twice_is_refused(tmp_path):
     assert "is the same directory as source; leave it out" in refused(job(source, tmp_path / "link"))
 
 
+ADAPTER = {"peft_type": "LORA", "r": 8}
+
+
 def adapter(directory: Path) -> Path:
     directory.mkdir()
     shard(directory / "adapter_model.safetensors")
-    (directory / "adapter_config.json").write_text(json.dumps({"r": 8}))
+    (directory / "adapter_config.json").write_text(json.dumps(ADAPTER))
     return directory
 
 
 def test_an_adapter_is_read_for_a_definition_of_adapters_alone(tmp_path):
     content = {**toy.content(), "adapters": "only", "model_types": ["model_one"]}
     found = looked(job(adapter(tmp_path / "hf")), ("one_lora", content))
-    assert found.source.config == {"r": 8}
+    assert found.source.config == ADAPTER
     assert sorted(found.source.model.index.tensors) == ["a", "b"]
 
 

@@ -12,12 +12,13 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distconv.errors import JobError, StoppedError
 from distconv.tensors.dtypes import ITEM_SIZE
-from distconv.tensors.stored import SourceFile, StoredTensor
+from distconv.tensors.stored import Assembled, LowRank, SourceFile, StoredTensor
 from distconv.tensors.virtual import VirtualTensor, concat, permute, whole, zeros
 from distconv.transfer import engine as transfer
 from distconv.transfer import files, sinks
@@ -97,6 +98,23 @@ def test_a_large_transposition_goes_in_strips(tmp_path):
     transferred([work], buffer_bytes=1 << 20)
     found = np.frombuffer((tmp_path / "target").read_bytes()[START:], "u2").reshape(100, 70)
     np.testing.assert_array_equal(found, array.T)
+
+
+@pytest.mark.parametrize("buffer_bytes", [4096, 1 << 20])
+def test_a_product_is_added_whatever_the_size_of_the_buffers(tmp_path, buffer_bytes):
+    """In blocks of rows, and equal to the sum of whole matrices to the bit."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (300, 8000), (300, 16), (16, 8000)
+    base, b, a = (torch.randn(shape, generator=generator).bfloat16() for shape in shapes)
+    sources = stored(tmp_path, [each.view(torch.int16).numpy().view(np.uint16) for each in (base, b, a)])
+    factors = [Assembled((source,), whole(DTYPE, source.shape)) for source in sources[1:]]
+    work = work_for(tmp_path, [whole(DTYPE, shapes[0])], sources[:1])
+
+    transferred([replace(work, low_rank=LowRank(factors[0], factors[1], 0.37))], buffer_bytes=buffer_bytes)
+
+    expected = (base.float() + b.float() @ a.float() * 0.37).bfloat16()
+    found = np.frombuffer((tmp_path / "target").read_bytes()[START:], np.uint16)
+    np.testing.assert_array_equal(found, expected.view(torch.int16).numpy().view(np.uint16).ravel())
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
