@@ -185,7 +185,7 @@ class _Job:
 
     def _compare_replicas(self) -> list[str]:
         """The differences among tensors that the source stores several times."""
-        if not self._planned.source.replicas:
+        if not self._planned.replicas:
             return []
         share = self._planned.shares_of_replicas(self._processes.size)[self._processes.rank]
         io, alarmed = self._options.io, self._processes.alarmed

@@ -16,9 +16,9 @@ from typing import Any, Generic, Protocol, TypeVar
 from distconv.formats.iterations import iterations_in
 from distconv.formats.model import Model
 from distconv.formats.records import Entry, OutputFile, Plan
-from distconv.formats.replicas import Replica
 from distconv.models.bind import Binding, Unconverted
 from distconv.runtime.hand_out import HandOut, Task
+from distconv.tensors.replicas import Replica
 from distconv.tensors.stored import NamedTensor
 
 # File offsets in bytes of tensors, by key and name of their entries.

@@ -31,9 +31,13 @@ FLOATING = ("float64", "float32", "float16", "bfloat16")
 
 @dataclass(frozen=True, kw_only=True)
 class Tied:
-    """The head that equals the embedding when `flag` holds; both by their target names."""
+    """The head that equals the embedding when a flag holds; both by their target names.
+
+    `flag` is where config.json has it; `flag_of_transformers_5`, where release 5 of transformers looks for it.
+    """
 
     flag: SizeSpec
+    flag_of_transformers_5: SizeSpec
     embedding: str
     head: str
 
@@ -73,7 +77,25 @@ class Definition:
         Raises:
             InputError: its config.json does not say it, or not with true or false.
         """
-        return self.tied is not None and sizes.flag(self.tied.flag)
+        if self.tied is None:
+            return False
+        return sizes.flag(self.tied.flag_of_transformers_5 if sizes.is_of_transformers_5 else self.tied.flag)
+
+    def untied(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The configuration of a model that is the same but for a head of its own, for every release that reads it."""
+        result = dict(config)
+        for path in () if self.tied is None else self.tied.flag_of_transformers_5.path:
+            *parts, field = path.split(".")
+            at: Any = result
+            for part in parts:
+                if isinstance(at, dict) and isinstance(at.get(part), Mapping):
+                    at[part] = dict(at[part])
+                    at = at[part]
+                else:
+                    at = None
+            if at is not None:
+                at[field] = False
+        return result
 
     def without_base(self) -> Definition:
         """The definition where no `config.json` of the model is at hand: adapters alone can do without its sizes."""
@@ -264,19 +286,24 @@ class _Parser:
         if content.get("tied") is None:
             return None
         entry = self.mapping(content, "tied")
-        for problem in unknown_keys(entry, ("flag", "embedding", "head")):
+        for problem in unknown_keys(entry, ("flag", "flag_of_transformers_5", "embedding", "head")):
             self.complain("tied", problem)
-        try:
-            flag = SizeSpec.parse(entry.get("flag"))
-        except ValueError as error:
-            self.complain("tied.flag", error)
-            return None
+        flags = []
+        for key in ("flag", "flag_of_transformers_5"):
+            try:
+                flags.append(SizeSpec.parse(entry.get("flag" if entry.get(key) is None else key)))
+            except ValueError as error:
+                self.complain(f"tied.{key}", error)
+                return None
         for key in ("embedding", "head"):
             # The rule of that target may be one of those with problems.
             target = entry.get(key)
             if not isinstance(target, str) or (target not in self._targets and not self._broken):
                 self.complain(f"tied.{key}", f"no rule for the target {target}")
-        return Tied(flag=flag, embedding=str(entry.get("embedding")), head=str(entry.get("head")))
+        flag, since = flags
+        return Tied(
+            flag=flag, flag_of_transformers_5=since, embedding=str(entry.get("embedding")), head=str(entry.get("head"))
+        )
 
     def ignored(self, content: Mapping[str, Any], sizes: _Specs) -> tuple[Ignored, ...]:
         ignored = []

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from distconv.formats.base import FileFormat, Source
 from distconv.formats.records import Plan
 from distconv.formats.registry import Options, format_named
-from distconv.formats.replicas import Replica
 from distconv.layout.partition import balanced_parts
 from distconv.planning.facts import Facts
+from distconv.tensors.replicas import Replica
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +25,14 @@ class Planned:
     plan: Plan
     files: FileFormat
 
+    @property
+    def replicas(self) -> tuple[Replica, ...]:
+        """What is stored more than once: in the source, and of what the result leaves out."""
+        return (*self.source.replicas, *(each for left in self.plan.unconverted for each in left.replicas))
+
     def shares_of_replicas(self, processes: int) -> list[Sequence[Replica]]:
         """The stored replicas to be compared, divided over processes by bytes."""
-        replicas = self.source.replicas
+        replicas = self.replicas
         parts = balanced_parts([each.nbytes for each in replicas], processes)
         return [replicas[part.start : part.stop] for part in parts]
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from distconv.formats.base import FileFormat
 from distconv.formats.records import Entry, OutputFile, Plan
-from distconv.formats.replicas import Replica
 from distconv.options import InputOutput
 from distconv.tensors.compose import substitute
 from distconv.tensors.dtypes import ITEM_SIZE
+from distconv.tensors.replicas import Replica
 from distconv.tensors.stored import Assembled
 from distconv.tensors.virtual import Copy, Index, VirtualTensor, invert, whole
 from distconv.transfer.batches import Batch, batches
@@ -160,10 +160,6 @@ def _difference(replica: Replica) -> str:
     stored, first = replica.copy.sources[0], replica.original.sources[0]
     if stored.name == first.name:
         return (
-            f"{stored.file.path}: its copy of {first.name} differs from the one in {first.file.path}; ranks that hold "
-            "the same parameter must agree"
+            f"{stored.file.path}: its copy of {first.name} differs from the one in {first.file.path}; {replica.reason}"
         )
-    return (
-        f"{stored.file.path}: {stored.name} differs from {first.name} in {first.file.path}, to which config.json ties "
-        "it (tie_word_embeddings): they must be one"
-    )
+    return f"{stored.file.path}: {stored.name} differs from {first.name} in {first.file.path}, {replica.reason}"

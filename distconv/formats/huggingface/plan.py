@@ -60,14 +60,19 @@ def make_huggingface_plan(
     filled: tuple[str, ...],
     reference: Reference,
     texts: Mapping[str, str] = MappingProxyType({}),
+    *,
+    config: Mapping[str, Any] | None = None,
 ) -> HuggingFacePlan:
     """The plan for tensors in the files of the reference; in numbered ones of its own size where it names none.
 
-    With `texts`, other files by name, nothing else is copied from the reference.
+    `config` is the configuration of the model, where the reference's is not true of it. With `texts`, other files by
+    name, nothing else is copied from the reference.
     """
     shard_of = reference.shards
     if shard_of is None:
         shard_of = _own_shards(tensors, _stem(reference))
+    # A head that the reference does not have goes into its last file.
+    shard_of = {**dict.fromkeys((each.name for each in tensors), max(shard_of.values(), default="")), **shard_of}
     shards: dict[str, list[NamedTensor]] = {}
     for tensor in tensors:
         shards.setdefault(shard_of[tensor.name], []).append(tensor)
@@ -85,7 +90,7 @@ def make_huggingface_plan(
     copied = index is not None and index == reference.index_content
     texts, copied_from = dict(texts), None if texts else reference.directory
     if copied_from is not None:
-        texts |= _config_text(tensors, reference)
+        texts |= _config_text(tensors, reference, reference.config if config is None else config)
     if index is not None and not copied:
         texts[name] = _json(index)
     return HuggingFacePlan(
@@ -133,17 +138,19 @@ def _index(
     return content
 
 
-def _config_text(tensors: Sequence[NamedTensor], reference: Reference) -> dict[str, str]:
-    """The configuration, where it says another element type than most of the model has now."""
+def _config_text(tensors: Sequence[NamedTensor], reference: Reference, config: Mapping[str, Any]) -> dict[str, str]:
+    """The configuration, where what it says is not true of the result: its element type is that of most of it."""
+    if reference.is_adapter:
+        return {}
     weights = Counter[str]()
     for tensor in tensors:
         if tensor.tensor.dtype in FLOATING:
             weights[tensor.tensor.dtype] += tensor.nbytes
-    said = next(_dtypes(reference.config), None)
+    said = next(_dtypes(config), None)
     dtype = max(weights, key=lambda each: weights[each], default=said)
-    if reference.is_adapter or said is None or said == dtype:
-        return {}
-    return {MODEL_CONFIG: _json(_with_dtype(reference.config, said, dtype))}
+    if said is not None and said != dtype:
+        config = _with_dtype(config, said, dtype)
+    return {} if config == reference.config else {MODEL_CONFIG: _json(config)}
 
 
 def _dtypes(config: Mapping[str, Any]) -> Iterator[str]:

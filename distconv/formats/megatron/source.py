@@ -47,7 +47,8 @@ class MegatronSource(Source):
 def bound(options: CommonOptions, index: MegatronIndex, model: Model, given: SourceLayout) -> MegatronBinding:
     """The files of an index bound to a model; `given`: the user's words on their layout."""
     selected = selection(options, model.defined)
-    return bind_megatron(model.defined, model.sizes, index, given, selected, model.followed.shapes)
+    shapes = model.followed.shapes
+    return bind_megatron(model.defined, model.sizes, index, given, selected, shapes, tied_head=options.tied_head)
 
 
 def restored(bound: MegatronBinding, parameters: Binding, model: Model) -> Published:
