@@ -196,10 +196,11 @@ class FileFormat(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedResult:
-    """The plan of a result, and the format of its files."""
+    """The plan of a result, the format of its files, and sentences about the result for the report."""
 
     plan: Plan
     files: FileFormat
+    notes: tuple[str, ...] = ()
 
 
 def evidence_of_files(directory: Path, *patterns: str) -> Evidence:

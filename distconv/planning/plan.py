@@ -13,17 +13,24 @@ from distconv.formats.base import FileFormat, Source
 from distconv.formats.records import Plan
 from distconv.formats.registry import Options, format_named
 from distconv.layout.partition import balanced_parts
+from distconv.planning.bind_published import bind_published
 from distconv.planning.facts import Facts
 from distconv.tensors.replicas import Replica
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A source, the plan of the result that is made from it, and the format of its files."""
+    """A source, the plan of the result that is made from it, and the format of its files.
+
+    `not_checked`: in words, what of the source nothing is known of that it could be compared with; `notes`: sentences
+    about the result.
+    """
 
     source: Source
     plan: Plan
     files: FileFormat
+    not_checked: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def replicas(self) -> tuple[Replica, ...]:
@@ -45,5 +52,9 @@ def plan_job(options: Options, facts: Facts) -> Planned:
     """
     model = facts.bound_model()
     source = format_named(facts.kind).source(options, facts.source, model)
-    result = format_named(options.target_format).plan(options, source, model)
-    return Planned(source=source, plan=result.plan, files=result.files)
+    target = format_named(options.target_format)
+    result = target.plan(options, source, model)
+    not_checked: tuple[str, ...] = ()
+    if target.is_published(options):
+        not_checked = bind_published(source.published(), options, model, facts.source.directory)
+    return Planned(source=source, plan=result.plan, files=result.files, not_checked=not_checked, notes=result.notes)
