@@ -81,22 +81,6 @@ class Definition:
             return False
         return sizes.flag(self.tied.flag_of_transformers_5 if sizes.is_of_transformers_5 else self.tied.flag)
 
-    def untied(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The configuration of a model that is the same but for a head of its own, for every release that reads it."""
-        result = dict(config)
-        for path in () if self.tied is None else self.tied.flag_of_transformers_5.path:
-            *parts, field = path.split(".")
-            at: Any = result
-            for part in parts:
-                if isinstance(at, dict) and isinstance(at.get(part), Mapping):
-                    at[part] = dict(at[part])
-                    at = at[part]
-                else:
-                    at = None
-            if at is not None:
-                at[field] = False
-        return result
-
     def without_base(self) -> Definition:
         """The definition where no `config.json` of the model is at hand: adapters alone can do without its sizes."""
         if self.adapters != "only":

@@ -18,6 +18,7 @@ from distconv.formats.huggingface.options import HuggingFaceOptions
 from distconv.formats.huggingface.peft import as_peft, beside_adapters, merged_beside, merged_into
 from distconv.formats.huggingface.plan import HuggingFacePlan, make_huggingface_plan
 from distconv.formats.huggingface.source import HuggingFaceFacts, HuggingFaceSource, open_adapters, open_model
+from distconv.formats.huggingface.true_config import untied
 from distconv.formats.iterations import RELEASE
 from distconv.formats.model import MODEL_CONFIG, Model, Reference
 from distconv.layout.tied_head import NOT_TIED
@@ -89,7 +90,7 @@ class HuggingFace(Format[HuggingFaceOptions]):
         followed = follow_reference(
             published, definition, reference, fill=options.fill_from_reference, tied_head=options.tied_head
         )
-        config = definition.untied(reference.config) if options.tied_head == "keep" else None
+        config = untied(reference.config, definition) if options.tied_head == "keep" else None
         left_out = published.left_out + followed.left_out
         return _planned(make_huggingface_plan(followed.tensors, left_out, followed.filled, reference, config=config))
 
@@ -103,7 +104,7 @@ class HuggingFace(Format[HuggingFaceOptions]):
 
 
 def _planned(plan: HuggingFacePlan) -> PlannedResult:
-    return PlannedResult(plan=plan, files=HuggingFaceFiles(plan))
+    return PlannedResult(plan=plan, files=HuggingFaceFiles(plan), notes=plan.notes)
 
 
 def _plan_adapters(
