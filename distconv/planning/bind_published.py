@@ -13,6 +13,7 @@ from distconv.errors import counted, named
 from distconv.formats.base import Published
 from distconv.formats.model import Model, Reference
 from distconv.formats.select import selection
+from distconv.models.adapters import factor_of
 from distconv.models.bind import bind
 from distconv.models.definition import Definition
 from distconv.options import CommonOptions
@@ -35,7 +36,10 @@ def bind_published(published: Published, options: CommonOptions, model: Model, d
             f"{what}: no model definition is for model_type {model.config.get('model_type')!r} in {model.config_path}",
             *([f"{counted(len(empty), 'tensor')} without elements: {named(empty)}"] if empty else []),
         )
-    tensors = {each.name: _stored(each, directory) for each in published.tensors}
+    # Of adapters alone, what lies beside them is listed as not converted.
+    only = definition.adapters == "only"
+    taken = [each for each in published.tensors if not only or factor_of(each.name) is not None]
+    tensors = {each.name: _stored(each, directory) for each in taken}
     reference = model.reference
     if options.fill_from_reference and reference is not None:
         tensors = dict(_filling(reference, definition)) | tensors
