@@ -51,11 +51,16 @@ class Takes:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Tensors under published names, in a definition's spelling; what has no place among them; whether head is tied."""
+    """Tensors under published names, in a definition's spelling; what has no place among them; whether head is tied.
+
+    `notes`: sentences about them for the report; `replicas`: what is compared before anything is written.
+    """
 
     tensors: tuple[NamedTensor, ...]
     left_out: tuple[Unconverted, ...] = ()
     tied: bool = False
+    notes: tuple[str, ...] = ()
+    replicas: tuple[Replica, ...] = ()
 
 
 class SourceFacts(Protocol):

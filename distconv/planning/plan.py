@@ -7,7 +7,7 @@ nothing is read here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distconv.formats.base import FileFormat, Source
 from distconv.formats.records import Plan
@@ -23,7 +23,7 @@ class Planned:
     """A source, the plan of the result that is made from it, and the format of its files.
 
     `not_checked`: in words, what of the source nothing is known of that it could be compared with; `notes`: sentences
-    about the result.
+    about the result; `compared`: stored tensors that are compared, beside those of the source and of what is left out.
     """
 
     source: Source
@@ -31,11 +31,13 @@ class Planned:
     files: FileFormat
     not_checked: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    compared: tuple[Replica, ...] = ()
 
     @property
     def replicas(self) -> tuple[Replica, ...]:
         """What is stored more than once: in the source, and of what the result leaves out."""
-        return (*self.source.replicas, *(each for left in self.plan.unconverted for each in left.replicas))
+        left_out = (each for left in self.plan.unconverted for each in left.replicas)
+        return (*self.source.replicas, *left_out, *self.compared)
 
     def shares_of_replicas(self, processes: int) -> list[Sequence[Replica]]:
         """The stored replicas to be compared, divided over processes by bytes."""
@@ -54,7 +56,13 @@ def plan_job(options: Options, facts: Facts) -> Planned:
     source = format_named(facts.kind).source(options, facts.source, model)
     target = format_named(options.target_format)
     result = target.plan(options, source, model)
-    not_checked: tuple[str, ...] = ()
-    if target.is_published(options):
-        not_checked = bind_published(source.published(), options, model, facts.source.directory)
-    return Planned(source=source, plan=result.plan, files=result.files, not_checked=not_checked, notes=result.notes)
+    planned = Planned(source=source, plan=result.plan, files=result.files, notes=result.notes)
+    if not target.is_published(options):
+        return planned
+    published = source.published()
+    return replace(
+        planned,
+        not_checked=bind_published(published, options, model, facts.source.directory),
+        notes=(*published.notes, *result.notes),
+        compared=published.replicas,
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import product
+from itertools import product, zip_longest
 from math import prod
 from pathlib import Path
 
@@ -75,8 +75,8 @@ def unexpected_files(plan: Plan, form: FileFormat, directory: Path) -> list[str]
 
 def compare_copies(
     copies: Sequence[Replica], io: InputOutput, counters: Counters, must_stop: Callable[[], bool]
-) -> list[str]:
-    """Compare stored copies of the source with what they are copies of; the differences.
+) -> tuple[list[str], list[str]]:
+    """Compare stored copies of the source with what they are copies of; the differences, and those that may be.
 
     Raises:
         JobError: a read failed.
@@ -87,7 +87,9 @@ def compare_copies(
     }
     with OpenFiles(os.O_RDONLY) as sources:
         differing = _differing(work, starts, sources, io, counters, must_stop)
-    return list(dict.fromkeys(_difference(starts[place]) for place in differing))
+    found = [starts[place] for place in differing]
+    failures = dict.fromkeys(_difference(each) for each in found if each.must_agree)
+    return list(failures), list(dict.fromkeys(each.reason for each in found if not each.must_agree))
 
 
 def comparison(replica: Replica) -> Work:
@@ -128,7 +130,8 @@ def _run(box: Copy, position: Index, shape: Index, tensor: VirtualTensor) -> tup
             source[through] += number
     lengths = box.shape[len(position) :]
     content = Copy(0, tuple(source), (0,) * len(lengths), lengths, box.dims[len(position) :])
-    start = sum(number * prod(shape[dim + 1 :]) for dim, number in enumerate(position))
+    first = [low + number for low, number in zip_longest(box.target_start, position, fillvalue=0)]
+    start = sum(number * prod(shape[dim + 1 :]) for dim, number in enumerate(first))
     return start, substitute(VirtualTensor(tensor.dtype, lengths, (content,)), [tensor])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distconv.tensors.replicas import replicas_of
+from distconv.tensors.replicas import as_padding, replicas_of
 from distconv.tensors.stored import Assembled, SourceFile, StoredTensor
 from distconv.tensors.virtual import VirtualTensor, concat, narrow, whole
 from tests.unit.reference import evaluate
@@ -70,6 +70,29 @@ def test_equal_pieces_are_equal_and_counted_once():
             np.testing.assert_array_equal(
                 evaluate(each.original.tensor, original[1]), evaluate(each.copy.tensor, [copy[1][int(stored.name)]])
             )
+
+
+@pytest.mark.parametrize(
+    ("rows", "padding"),
+    [
+        ([[0, 0]], True),
+        ([[0, 1]], False),
+        ([[0, 0], [0, 0]], True),
+        ([[5, 6], [5, 6], [5, 6]], True),
+        ([[5, 6], [5, 6], [5, 7]], False),
+        ([[5, 6], [0, 0]], False),
+        ([[5, 6], [5, 6], [0, 6]], False),
+    ],
+)
+def test_rows_are_padding_if_they_are_equal_or_a_single_one_zeros(rows, padding):
+    stored = np.array([[9, 9], *rows], np.float32)
+    table = narrow(whole("float32", stored.shape), 0, 1, len(rows))
+    found = list(as_padding(assembled(table, [stored]), "why"))
+    assert {(each.reason, each.must_agree) for each in found} == {("why", False)}
+    equal = [
+        np.array_equal(evaluate(each.original.tensor, [stored]), evaluate(each.copy.tensor, [stored])) for each in found
+    ]
+    assert all(equal) == padding
 
 
 def places(table: VirtualTensor, row: int, column: int) -> list[tuple[int, tuple[int, ...]]]:
