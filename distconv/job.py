@@ -138,6 +138,7 @@ class _Job:
         self._files: Sequence[OutputFile] = assign(planned.plan.files, processes.size)[processes.rank]
         self._counters = Counters(observer.advance)
         self._seconds = {"planning": planning}
+        self._remarks: list[str] = []
 
     def plan(self) -> Outcome:
         """What would be done, and nothing is."""
@@ -166,6 +167,7 @@ class _Job:
         else:
             self._report["processes"] = self._convert()
         notes = on_first(self._processes, lambda: [_leftover(path) for path in leftovers(self._target)])
+        notes = [*self._remarks, *notes]
         _LOG.info("%s of %s is done", self._options.action, self._target.result)
         return self._reported(Outcome(report=self._report, differences=differences, notes=notes))
 
@@ -192,8 +194,8 @@ class _Job:
         check_target(target, sources, overwrite=options.overwrite, needed=needed)
 
     def _compare_replicas(self) -> list[str]:
-        """The differences among tensors that the source stores several times."""
-        if not self._planned.source.replicas:
+        """The differences among tensors that the source stores several times; those that may be become notes."""
+        if not self._planned.replicas:
             return []
         share = self._planned.shares_of_replicas(self._processes.size)[self._processes.rank]
         io, alarmed = self._options.io, self._processes.alarmed
@@ -203,7 +205,10 @@ class _Job:
             lambda: compare_copies(share, io, self._counters, alarmed),
             counted_as="comparing",
         )
-        return [line for value in values for line in value]
+        notes = dict.fromkeys(note for _, found in values for note in found)
+        self._report["notes"] += [note for note in notes if note not in self._report["notes"]]
+        self._remarks = list(notes)
+        return [line for differences, _ in values for line in differences]
 
     def _convert(self) -> list[Any]:
         """The files written and committed; the measurements of all processes."""

@@ -123,6 +123,7 @@ class CommonOptions(Record):
             {
                 "auto": "as the training side needs it; under published names as source or reference has it",
                 "write": "",
+                "keep": "a stored one, also where it differs from the embedding",
                 "omit": "",
             }
         ),

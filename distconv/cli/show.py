@@ -85,6 +85,7 @@ def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
     result = report["target"] + (f"/{report['iteration']}" if report["iteration"] else "")
     lines = [
         f"model    {report['model'] or 'any; every tensor is written as it is'}",
+        *(f"unchecked: {each}" for each in report["not_checked"]),
         f"source   {report['source']}",
         *([f"text     {report['text_source']}"] if report["text_source"] else []),
         *format_named(report["source_format"]).source_words(report),
@@ -100,7 +101,8 @@ def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
         lines += [
             f"  {counted(len(names), 'tensor')}: {reason}: {named(names, 2)}" for reason, names in reasons.items()
         ]
-    lines += ["", *(f"note: {note}" for note in report["notes"][:_FILES_SHOWN])] if report["notes"] else []
+    notes = report["notes"][len(report["not_checked"]) :]
+    lines += ["", *(f"note: {note}" for note in notes[:_FILES_SHOWN])] if notes else []
     if full:
         files = report["files"]
         lines += ["", f"files    {len(files)}, {binary(sum(file['bytes'] for file in files))} of tensors"]

@@ -16,9 +16,9 @@ from typing import Any, Generic, Protocol, TypeVar
 from distconv.formats.iterations import iterations_in
 from distconv.formats.model import Model
 from distconv.formats.records import Entry, OutputFile, Plan
-from distconv.formats.replicas import Replica
 from distconv.models.bind import Binding, Unconverted
 from distconv.runtime.hand_out import HandOut, Task
+from distconv.tensors.replicas import Replica
 from distconv.tensors.stored import NamedTensor
 
 # File offsets in bytes of tensors, by key and name of their entries.
@@ -51,11 +51,16 @@ class Takes:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Tensors under published names, in a definition's spelling; what has no place among them; whether head is tied."""
+    """Tensors under published names, in a definition's spelling; what has no place among them; whether head is tied.
+
+    `notes`: sentences about them for the report; `replicas`: what is compared before anything is written.
+    """
 
     tensors: tuple[NamedTensor, ...]
     left_out: tuple[Unconverted, ...] = ()
     tied: bool = False
+    notes: tuple[str, ...] = ()
+    replicas: tuple[Replica, ...] = ()
 
 
 class SourceFacts(Protocol):
@@ -196,7 +201,7 @@ class FileFormat(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedResult:
-    """The plan of a result, the format of its files, and sentences about it for the report."""
+    """The plan of a result, the format of its files, and sentences about the result for the report."""
 
     plan: Plan
     files: FileFormat

@@ -23,7 +23,7 @@ class Reference:
 
     `config`: its `config.json`, of an adapter its `adapter_config.json`. `index`: its tensors, `None` without weights.
     `shards`: the file of each tensor by name, `None` where neither weights nor an index tell. `index_content`: the
-    parsed content of its index file.
+    parsed content of its index file. `side_files`: the files that are no weights, by path below the directory.
     """
 
     directory: str
@@ -32,6 +32,7 @@ class Reference:
     index: SourceIndex | None
     shards: Mapping[str, str] | None
     index_content: Mapping[str, Any] | None
+    side_files: tuple[str, ...] = ()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...] | None]:
@@ -51,7 +52,8 @@ class Reference:
     def from_json(data: Mapping[str, Any]) -> Reference:
         """The reference in the data of `to_json`."""
         index = data["index"]
-        return Reference(**{**data, "index": None if index is None else SourceIndex.from_json(index)})
+        read = None if index is None else SourceIndex.from_json(index)
+        return Reference(**{**data, "index": read, "side_files": tuple(data["side_files"])})
 
 
 @dataclass(frozen=True, kw_only=True)

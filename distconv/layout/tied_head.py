@@ -1,7 +1,8 @@
 """Tied embeddings: whether a Megatron-side checkpoint of a tied model holds a head, and which.
 
 Owns `tied_head` and its default, what the training side needs: a copy of the embedding where the head is on another
-stage, and nothing of its own where both are on one stage (a head that the source stores is kept then).
+stage, and nothing of its own where both are on one stage (a head that the source stores is kept then). A stored head
+that is left out is compared with the embedding, unless `tied_head` says that it is to be left out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,14 @@ from distconv.layout.layout import CompleteLayout
 from distconv.models.bind import Binding, Parameter, Unconverted
 from distconv.models.definition import Definition
 from distconv.models.rules import TEXT
+from distconv.tensors.replicas import replicas_of
+from distconv.tensors.stored import Assembled
+
+NOT_TIED = "this model's head is not known to be tied to its embedding; leave tied_head out"
+TIED = (
+    "to which config.json ties it (tie_word_embeddings): they must be one; tied_head=keep keeps the stored head, "
+    "tied_head=write takes the embedding for it, tied_head=omit leaves it out"
+)
 
 
 def resolve_head(binding: Binding, definition: Definition, layout: CompleteLayout, tied_head: str) -> Binding:
@@ -33,15 +42,50 @@ def resolve_head(binding: Binding, definition: Definition, layout: CompleteLayou
     stored = [each for each in binding.parameters if each.recipe.rule.target == head]
     others = tuple(each for each in binding.parameters if each.recipe.rule.target != head)
     separate = layout.keeps_separate_head()
-    if tied_head == "auto" and not separate:
+    if tied_head != "omit" and (stored or tied_head != "write") and not separate:
         return binding
-    if tied_head == "omit" or separate:
-        reason = "tied_head=omit" if tied_head == "omit" else "tied: the head is written as a copy of the embedding"
-        left_out = tuple(Unconverted(tensor=tensor, reason=reason) for each in stored for tensor in each.sources)
-        binding = replace(binding, parameters=others, unconverted=binding.unconverted + left_out)
-        stored = []
-    if tied_head == "omit" or stored:
+    if tied_head == "keep" and stored:
         return binding
     embedding = next(each for each in others if each.recipe.rule.target == definition.tied.embedding)
+    original = Assembled(embedding.sources, embedding.recipe.tensor)
+    left_out = tuple(
+        dropped
+        for each in stored
+        for dropped in without_head(
+            Assembled(each.sources, each.recipe.tensor),
+            original,
+            tied_head,
+            "tied: the head is written as a copy of the embedding",
+        )
+    )
+    binding = replace(binding, parameters=others, unconverted=binding.unconverted + left_out)
+    if tied_head == "omit":
+        return binding
     recipe = replace(embedding.recipe, rule=definition.rule_for(head))
     return replace(binding, parameters=(*binding.parameters, Parameter(recipe, embedding.sources)))
+
+
+def without_head(head: Assembled, embedding: Assembled, tied_head: str, reason: str) -> tuple[Unconverted, ...]:
+    """A stored head that is left out: for a reason that needs it to equal the embedding, or as `tied_head` says.
+
+    Raises:
+        InputError: it cannot be equal, since it has another shape or element type.
+    """
+    if tied_head in ("omit", "write"):
+        return tuple(Unconverted(tensor=each, reason=f"tied_head={tied_head}") for each in head.sources)
+    one, other = head.tensor, embedding.tensor
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        stored, first = head.sources[0], embedding.sources[0]
+        raise InputError(
+            f"{stored.file.path}: {stored.name} is {one.dtype} {list(one.shape)}, {first.name} is {other.dtype} "
+            f"{list(other.shape)}, {TIED}"
+        )
+    replicas = tuple(replicas_of(embedding, head, TIED))
+    return tuple(
+        Unconverted(
+            tensor=each,
+            reason=reason,
+            replicas=tuple(replica for replica in replicas if replica.copy.sources[0] is each),
+        )
+        for each in head.sources
+    )

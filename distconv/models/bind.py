@@ -18,6 +18,7 @@ from distconv.models.names import Choices, Explanations, by_sources, experts_of,
 from distconv.models.rules import ANY, Rule
 from distconv.models.sizes import Sizes
 from distconv.tensors.operators import OPERATORS
+from distconv.tensors.replicas import Replica
 from distconv.tensors.stored import SourceIndex, StoredTensor
 from distconv.tensors.virtual import VirtualTensor, select, whole
 
@@ -74,10 +75,14 @@ class Parameter:
 
 @dataclass(frozen=True, kw_only=True)
 class Unconverted:
-    """A source tensor that is left out on purpose, and why."""
+    """A source tensor that is left out on purpose, and why.
+
+    `replicas`: what of it must equal other tensors for nothing to be lost, to be compared before anything is written.
+    """
 
     tensor: StoredTensor
     reason: str
+    replicas: tuple[Replica, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +142,7 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
         problems += error.problems
     raise_if(problems)
     tied_head = None
-    if definition.tied is not None and "text" in modalities and sizes.flag(definition.tied.flag):
+    if definition.tied is not None and "text" in modalities and definition.is_tied(sizes):
         tied_head = definition.tied.head
     parameters: list[Parameter] = []
     owners: dict[str, Rule] = {}

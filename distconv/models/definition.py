@@ -19,9 +19,13 @@ FLOATING = ("float64", "float32", "float16", "bfloat16")
 
 @dataclass(frozen=True, kw_only=True)
 class Tied:
-    """The head that equals the embedding when `flag` holds; both by their target names."""
+    """The head that equals the embedding when a flag holds; both by their target names.
+
+    `flag` is where config.json has it; `flag_of_transformers_5`, where release 5 of transformers looks for it.
+    """
 
     flag: SizeSpec
+    flag_of_transformers_5: SizeSpec
     embedding: str
     head: str
 
@@ -76,7 +80,9 @@ class Definition:
         Raises:
             InputError: its config.json does not say it, or not with true or false.
         """
-        return self.tied is not None and sizes.flag(self.tied.flag)
+        if self.tied is None:
+            return False
+        return sizes.flag(self.tied.flag_of_transformers_5 if sizes.is_of_transformers_5 else self.tied.flag)
 
     def without_base(self) -> Definition:
         """The definition where no `config.json` of the model is at hand: adapters alone can do without its sizes."""

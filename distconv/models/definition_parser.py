@@ -183,19 +183,24 @@ class _Parser:
         if content.get("tied") is None:
             return None
         entry = self.mapping(content, "tied")
-        for problem in unknown_keys(entry, ("flag", "embedding", "head")):
+        for problem in unknown_keys(entry, ("flag", "flag_of_transformers_5", "embedding", "head")):
             self.complain("tied", problem)
-        try:
-            flag = SizeSpec.parse(entry.get("flag"))
-        except ValueError as error:
-            self.complain("tied.flag", error)
-            return None
+        flags = []
+        for key in ("flag", "flag_of_transformers_5"):
+            try:
+                flags.append(SizeSpec.parse(entry.get("flag" if entry.get(key) is None else key)))
+            except ValueError as error:
+                self.complain(f"tied.{key}", error)
+                return None
         for key in ("embedding", "head"):
             # The rule of that target may be one of those with problems.
             target = entry.get(key)
             if not isinstance(target, str) or (target not in self._targets and not self._broken):
                 self.complain(f"tied.{key}", f"no rule for the target {target}")
-        return Tied(flag=flag, embedding=str(entry.get("embedding")), head=str(entry.get("head")))
+        flag, since = flags
+        return Tied(
+            flag=flag, flag_of_transformers_5=since, embedding=str(entry.get("embedding")), head=str(entry.get("head"))
+        )
 
     def ignored(self, content: Mapping[str, Any], sizes: _Specs) -> tuple[Ignored, ...]:
         ignored = []

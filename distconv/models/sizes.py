@@ -145,17 +145,28 @@ class Sizes:
         return list(value)
 
     def flag(self, spec: SizeSpec) -> bool:
-        """Whether one of the fields is true: versions differ in which of them they set.
+        """Whether a field is true: of its paths the first that is there.
 
         Raises:
-            InputError: one is something else, or all are missing without a default.
+            InputError: one of them is something else, or all are missing without a default.
         """
-        found = [(value, path) for path in spec.path if (value := self._field(path)) is not None]
-        found = found or [self._find("flag", spec)]
-        for value, path in found:
-            if not isinstance(value, bool):
+        for path in spec.path:
+            if (value := self._field(path)) is not None and not isinstance(value, bool):
                 raise InputError(f"{self._where}: {path}: expected true or false, found {value!r}")
-        return any(value for value, _ in found)
+        return bool(self._find("flag", spec)[0])
+
+    @property
+    def is_of_transformers_5(self) -> bool:
+        """Whether release 5 of transformers, or a later one, wrote the configuration.
+
+        It says so itself; where it does not, a field tells that only these releases write.
+        """
+        version = self._config.get("transformers_version")
+        if isinstance(version, str):
+            major = version.partition(".")[0]
+            return major.isdecimal() and int(major) >= 5
+        parts = (self._config, *(part for part in self._config.values() if isinstance(part, Mapping)))
+        return any("rope_parameters" in part for part in parts)
 
     def origin(self, name: str | int) -> str:
         """How messages speak of a size: its name in the definition, its value, and its field."""

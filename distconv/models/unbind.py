@@ -67,12 +67,7 @@ def with_vocabulary(published: Binding, tensors: Sequence[NamedTensor], rows: in
     Raises:
         InputError: there are fewer rows than that.
     """
-    names = {
-        source.name
-        for each in published.parameters
-        for source, pattern in zip(each.sources, each.recipe.rule.sources, strict=True)
-        if pattern.dims[:1] == (SIZE_NAME,)
-    }
+    names = _of_vocabulary(published)
     result, problems = [], []
     for each in tensors:
         found = each.tensor.shape[0] if each.name in names else rows
@@ -83,6 +78,26 @@ def with_vocabulary(published: Binding, tensors: Sequence[NamedTensor], rows: in
         result.append(each)
     raise_if(problems)
     return result
+
+
+def beyond_vocabulary(published: Binding, tensors: Sequence[NamedTensor], rows: int) -> list[NamedTensor]:
+    """The rows that `with_vocabulary` leaves out, as tensors under the names of those that they belong to."""
+    names = _of_vocabulary(published)
+    return [
+        replace(each, tensor=narrow(each.tensor, 0, rows, each.tensor.shape[0] - rows))
+        for each in tensors
+        if each.name in names and each.tensor.shape[0] > rows
+    ]
+
+
+def _of_vocabulary(published: Binding) -> set[str]:
+    """The names of tensors whose rows are those of the vocabulary."""
+    return {
+        source.name
+        for each in published.parameters
+        for source, pattern in zip(each.sources, each.recipe.rule.sources, strict=True)
+        if pattern.dims[:1] == (SIZE_NAME,)
+    }
 
 
 def _inverted(published: Sequence[Recipe], stored: Sequence[Recipe]) -> list[VirtualTensor]:

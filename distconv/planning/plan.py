@@ -7,31 +7,42 @@ nothing is read here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distconv.formats.base import FileFormat, Source
 from distconv.formats.records import Plan
 from distconv.formats.registry import Options, format_named
-from distconv.formats.replicas import Replica
 from distconv.layout.partition import balanced_parts
+from distconv.planning.bind_published import bind_published
 from distconv.planning.facts import Facts
+from distconv.tensors.replicas import Replica
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
     """A source, the plan of the result that is made from it, and the format of its files.
 
-    `notes`: sentences about source and result for the report.
+    `not_checked`: in words, what of the source nothing is known of that it could be compared with; `notes`: sentences
+    about source and result; `compared`: stored tensors that are compared, beside those of the source and of what is
+    left out.
     """
 
     source: Source
     plan: Plan
     files: FileFormat
     notes: tuple[str, ...]
+    not_checked: tuple[str, ...] = ()
+    compared: tuple[Replica, ...] = ()
+
+    @property
+    def replicas(self) -> tuple[Replica, ...]:
+        """What is stored more than once: in the source, and of what the result leaves out."""
+        left_out = (each for left in self.plan.unconverted for each in left.replicas)
+        return (*self.source.replicas, *left_out, *self.compared)
 
     def shares_of_replicas(self, processes: int) -> list[Sequence[Replica]]:
         """The stored replicas to be compared, divided over processes by bytes."""
-        replicas = self.source.replicas
+        replicas = self.replicas
         parts = balanced_parts([each.nbytes for each in replicas], processes)
         return [replicas[part.start : part.stop] for part in parts]
 
@@ -44,5 +55,15 @@ def plan_job(options: Options, facts: Facts) -> Planned:
     """
     model = facts.bound_model()
     source = format_named(facts.kind).source(options, facts.source, model)
-    result = format_named(options.target_format).plan(options, source, model)
-    return Planned(source=source, plan=result.plan, files=result.files, notes=(*source.notes, *result.notes))
+    target = format_named(options.target_format)
+    result = target.plan(options, source, model)
+    planned = Planned(source=source, plan=result.plan, files=result.files, notes=(*source.notes, *result.notes))
+    if not target.is_published(options):
+        return planned
+    published = source.published()
+    return replace(
+        planned,
+        not_checked=bind_published(published, options, model, facts.source.directory),
+        notes=(*source.notes, *published.notes, *result.notes),
+        compared=published.replicas,
+    )

@@ -48,7 +48,8 @@ def plan_report(options: Options, planned: Planned, facts: Facts, result: Path) 
             }
             for each in plan.unconverted
         ],
-        "notes": list(planned.notes),
+        "not_checked": list(planned.not_checked),
+        "notes": [*(f"not checked: {each}" for each in planned.not_checked), *planned.notes],
         "source_names": None,
         **planned.source.summary(),
         "processes": [],

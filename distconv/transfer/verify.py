@@ -9,17 +9,17 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import product
+from itertools import product, zip_longest
 from math import prod
 from pathlib import Path
 
 from distconv.errors import InputError
 from distconv.formats.base import FileFormat, Located
 from distconv.formats.records import Entry, OutputFile, Plan
-from distconv.formats.replicas import Replica
 from distconv.options import InputOutput
 from distconv.tensors.compose import substitute
 from distconv.tensors.dtypes import ITEM_SIZE
+from distconv.tensors.replicas import Replica
 from distconv.tensors.stored import Assembled
 from distconv.tensors.virtual import Copy, Index, VirtualTensor, invert, whole
 from distconv.transfer.batches import Batch, batches
@@ -91,8 +91,8 @@ def _located(form: FileFormat, path: Path, file: OutputFile, entries: Sequence[E
 
 def compare_copies(
     copies: Sequence[Replica], io: InputOutput, counters: Counters, must_stop: Callable[[], bool]
-) -> list[str]:
-    """Compare stored copies of the source with what they are copies of; the differences.
+) -> tuple[list[str], list[str]]:
+    """Compare stored copies of the source with what they are copies of; the differences, and those that may be.
 
     Raises:
         JobError: a read failed.
@@ -103,7 +103,9 @@ def compare_copies(
     }
     with OpenFiles(os.O_RDONLY) as sources:
         differing = _differing(work, starts, sources, io, counters, must_stop)
-    return list(dict.fromkeys(_difference(starts[place]) for place in differing))
+    found = [starts[place] for place in differing]
+    failures = dict.fromkeys(_difference(each) for each in found if each.must_agree)
+    return list(failures), list(dict.fromkeys(each.reason for each in found if not each.must_agree))
 
 
 def comparison(replica: Replica) -> Work:
@@ -144,7 +146,8 @@ def _run(box: Copy, position: Index, shape: Index, tensor: VirtualTensor) -> tup
             source[through] += number
     lengths = box.shape[len(position) :]
     content = Copy(0, tuple(source), (0,) * len(lengths), lengths, box.dims[len(position) :])
-    start = sum(number * prod(shape[dim + 1 :]) for dim, number in enumerate(position))
+    first = [low + number for low, number in zip_longest(box.target_start, position, fillvalue=0)]
+    start = sum(number * prod(shape[dim + 1 :]) for dim, number in enumerate(first))
     return start, substitute(VirtualTensor(tensor.dtype, lengths, (content,)), [tensor])
 
 
@@ -176,10 +179,6 @@ def _difference(replica: Replica) -> str:
     stored, first = replica.copy.sources[0], replica.original.sources[0]
     if stored.name == first.name:
         return (
-            f"{stored.file.path}: its copy of {first.name} differs from the one in {first.file.path}; ranks that hold "
-            "the same parameter must agree"
+            f"{stored.file.path}: its copy of {first.name} differs from the one in {first.file.path}; {replica.reason}"
         )
-    return (
-        f"{stored.file.path}: {stored.name} differs from {first.name} in {first.file.path}, to which config.json ties "
-        "it (tie_word_embeddings): they must be one"
-    )
+    return f"{stored.file.path}: {stored.name} differs from {first.name} in {first.file.path}, {replica.reason}"

@@ -113,7 +113,7 @@ REFERENCES = {
     ),
     "the reference is tied, the source is not": Refusal(
         options={"reference": "tied_hf"},
-        says=[f"mp_rank_01_001/{FILE}: {HEAD} differs from {EMBEDDING} in ", "tie_word_embeddings"],
+        says=[f"mp_rank_01_001/{FILE}: {HEAD} differs from {EMBEDDING} in ", "tie_word_embeddings", "tied_head=keep"],
     ),
     "the reference names tensors that the source does not have": Refusal(
         options={"select": "[vision]"},
@@ -335,7 +335,9 @@ OPTIONS = {
     "packed experts for a Hugging Face directory": Refusal(
         options={"packed_experts": "keep"}, says=["packed_experts: goes with target_format=dcp"]
     ),
-    "a head for a Hugging Face directory": Refusal(options={"tied_head": "write"}, says=["tied_head: ", "reference"]),
+    "a head of an untied model for a Hugging Face directory": Refusal(
+        options={"tied_head": "write"}, says=["tied_head=write: ", "not known to be tied"]
+    ),
     "filling what is no Hugging Face directory": Refusal(
         options={"target_format": "megatron", "fill_from_reference": "true"},
         says=["fill_from_reference: goes with target_format=hf"],

@@ -163,7 +163,7 @@ NO_SIZES = [0, -1, 1.5, 2.0, "2", True, [2], {}]
         ("source_layout__vision_qkv", ["canonical", None], "one of heads, fused"),
         ("packed_experts", ["drop", None], "one of auto, flatten, keep"),
         ("projector", ["drop", True, None], "one of auto, keep, omit"),
-        ("tied_head", ["copy", False, None], "one of auto, write, omit"),
+        ("tied_head", ["copy", False, None], "one of auto, write, keep, omit"),
         ("vocab_size", NO_SIZES, SIZE),
         ("lora_only", ["yes", 1, None], "true or false"),
         ("iteration", ["latest", "0", "01", "1.0", "", "٣", 0, -1, 1.0, True, [1]], "release, or a positive integer"),

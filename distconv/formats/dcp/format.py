@@ -127,7 +127,8 @@ def _published(options: DcpOptions, source: Source, model: Model) -> _Tensors:
     if reference is not None:
         if model.defined.adapters == "only" and not reference.is_adapter:
             raise InputError("naming=hf: adapters alone need reference=DIR with an adapter_config.json")
-        followed = follow_reference(published, model.defined, reference, fill=options.fill_from_reference)
+        fill, tied_head = options.fill_from_reference, options.tied_head
+        followed = follow_reference(published, model.defined, reference, fill=fill, tied_head=tied_head)
     sizes = None if definition is None else model.sizes
     tensors, head = with_tied_head(followed.tensors, definition, sizes, options.tied_head)
     if options.packed_experts == "flatten" or (options.packed_experts == "auto" and options.name_prefix):

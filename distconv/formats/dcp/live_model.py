@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import cache
 
 from distconv.errors import InputError
+from distconv.layout.tied_head import NOT_TIED
 from distconv.models.bind import Unconverted
 from distconv.models.definition import Definition
 from distconv.models.names import pattern_of
@@ -29,12 +30,10 @@ def with_tied_head(
     Raises:
         InputError: the head of a model that is not known, or not tied, is to be written or left out.
     """
-    if tied_head == "auto":
+    if tied_head in ("auto", "keep"):
         return tensors, ()
     if definition is None or sizes is None or not definition.is_tied(sizes):
-        raise InputError(
-            f"tied_head={tied_head}: this model's head is not known to be tied to its embedding; leave tied_head out"
-        )
+        raise InputError(f"tied_head={tied_head}: {NOT_TIED}")
     head, embedding = definition.tied_sources()
     spelled = {definition.spelled(each.name): each for each in tensors}
     if tied_head == "write":
@@ -42,7 +41,10 @@ def with_tied_head(
             raise InputError(f"tied_head=write: source tensor {embedding} is missing: the head is a copy of it")
         return tensors if head in spelled else [*tensors, replace(spelled[embedding], name=head)], ()
     others = [each for name, each in spelled.items() if name != head]
+    # One that is a copy of the embedding already is not stored.
     stored = spelled[head].sources if head in spelled else ()
+    if embedding in spelled and stored == spelled[embedding].sources:
+        stored = ()
     return others, tuple(Unconverted(tensor=each, reason="tied_head=omit") for each in stored)
 
 

@@ -78,7 +78,7 @@ class HuggingFaceFiles(FileFormat):
         if self._plan.reference is None:
             return
         reference = Path(self._plan.reference)
-        yield from ((reference, name) for name in side_files(reference) if name not in self._plan.texts)
+        yield from ((reference, name) for name in side_files(reference) if self._plan.copies(name))
         if self._plan.index_name is not None:
             yield reference, self._plan.index_name
 

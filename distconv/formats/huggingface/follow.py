@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from distconv.errors import counted, named, raise_if
 from distconv.formats.base import Published
 from distconv.formats.model import Reference
+from distconv.layout.tied_head import without_head
 from distconv.models.bind import Unconverted
 from distconv.models.definition import Definition
 from distconv.tensors.stored import NamedTensor, as_stored
@@ -26,10 +27,12 @@ class Followed:
     filled: tuple[str, ...]
 
 
-def follow_reference(published: Published, definition: Definition, reference: Reference, *, fill: bool) -> Followed:
+def follow_reference(
+    published: Published, definition: Definition, reference: Reference, *, fill: bool, tied_head: str = "auto"
+) -> Followed:
     """The published tensors of a source as its reference has them; arguments and errors are those of `follow`."""
     tied = definition.tied_sources() if published.tied else None
-    return follow(published.tensors, definition.spelled, reference, tied=tied, fill=fill)
+    return follow(published.tensors, definition.spelled, reference, tied=tied, fill=fill, tied_head=tied_head)
 
 
 def follow(
@@ -39,32 +42,39 @@ def follow(
     *,
     tied: tuple[str, str] | None,
     fill: bool,
+    tied_head: str = "auto",
 ) -> Followed:
     """The tensors as the reference names them.
 
     `spelled` gives the names of the tensors for those of the reference; `tied` the head and the embedding that it is
-    tied to; `fill`: what the source does not have comes from the reference.
+    tied to: a stored head is kept where the reference names one or `tied_head=keep`, else it is left out, and is a copy
+    of the embedding where one is written; `fill`: what the source does not have comes from the reference.
 
     Raises:
-        InputError: every tensor that only one of the two has, or that they have in different shapes.
+        InputError: every tensor that only one of the two has, or that they have in different shapes; a stored head that
+            cannot be equal to the embedding.
     """
-    if reference.shards is None:
-        return Followed(tensors=tuple(tensors), left_out=(), filled=())
-    names = {spelled(name): name for name in reference.shards}
+    given = {each.name: each for each in tensors}
     head, embedding = tied or (None, None)
-    found: dict[str, NamedTensor] = {}
-    left_out = []
-    unknown = []
-    for tensor in tensors:
-        if tensor.name in names:
-            found[names[tensor.name]] = replace(tensor, name=names[tensor.name])
-        elif tensor.name == head:
-            reason = "tied: the reference has no head of its own"
-            left_out += [Unconverted(tensor=source, reason=reason) for source in tensor.sources]
-        else:
-            unknown.append(tensor.name)
-    if head in names and names[head] not in found and embedding in names and names[embedding] in found:
-        found[names[head]] = replace(found[names[embedding]], name=names[head])
+    left_out: tuple[Unconverted, ...] = ()
+    listed = head in {spelled(name) for name in reference.shards or ()}
+    kept_head = head if head in given and (tied_head == "keep" or (tied_head == "auto" and listed)) else None
+    if kept_head is None and embedding in given and head in given:
+        copied = replace(given[embedding], name=head)
+        written = listed or (reference.shards is None and tied_head != "omit")
+        reason = "written as a copy of the embedding" if written else "the reference has no head of its own"
+        left_out = without_head(given.pop(head), copied, tied_head, f"tied: {reason}")
+        given |= {head: copied} if written else {}
+    if reference.shards is None:
+        return Followed(tensors=tuple(given.values()), left_out=left_out, filled=())
+    names = {spelled(name): name for name in reference.shards}
+    if kept_head is not None and embedding in names:
+        stem, found_stem, _ = names[embedding].rpartition(embedding)
+        names.setdefault(kept_head, stem + kept_head if found_stem else kept_head)
+    if head in names and head not in given and embedding in given:
+        given[head] = replace(given[embedding], name=head)
+    found = {names[name]: replace(each, name=names[name]) for name, each in given.items() if name in names}
+    unknown = [name for name in given if name not in names]
     absent = [name for name in reference.shards if name not in found]
     filled = _fillers(absent, reference) if fill else {}
     problems = []
@@ -84,8 +94,8 @@ def follow(
     raise_if(problems)
     complete = {**found, **filled}
     return Followed(
-        tensors=tuple(complete[name] for name in reference.shards),
-        left_out=tuple(left_out),
+        tensors=tuple(complete[name] for name in names.values()),
+        left_out=left_out,
         filled=tuple(filled),
     )
 
@@ -102,5 +112,5 @@ def _shape_problems(found: Mapping[str, NamedTensor], reference: Reference) -> l
     return [
         f"{name}: is {list(tensor.tensor.shape)} in the source, {list(stored.shape)} in reference={reference.directory}"
         for name, tensor in found.items()
-        if (stored := reference.index.tensors[name]).shape != tensor.tensor.shape
+        if name in reference.index.tensors and (stored := reference.index.tensors[name]).shape != tensor.tensor.shape
     ]

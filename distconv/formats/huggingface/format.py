@@ -18,8 +18,10 @@ from distconv.formats.huggingface.options import HuggingFaceOptions
 from distconv.formats.huggingface.peft import as_peft, beside_adapters, merged_beside, merged_into, scaling_of
 from distconv.formats.huggingface.plan import HuggingFacePlan, make_huggingface_plan
 from distconv.formats.huggingface.source import HuggingFaceFacts, HuggingFaceSource, open_adapters, open_model
+from distconv.formats.huggingface.true_config import untied
 from distconv.formats.iterations import RELEASE
 from distconv.formats.model import MODEL_CONFIG, Model, Reference
+from distconv.layout.tied_head import NOT_TIED
 from distconv.models.adapters import CONFIG_NAME
 from distconv.runtime.hand_out import HandOut
 from distconv.tensors.stored import NamedTensor
@@ -34,11 +36,10 @@ class HuggingFace(Format[HuggingFaceOptions]):
     words = "Hugging Face directory"
     takes = Takes(
         source=frozenset({"text_source", "projector", "lora_only"}),
-        target={"merge_lora": "", "lora_alpha": "", "fill_from_reference": ""},
+        target={"merge_lora": "", "lora_alpha": "", "fill_from_reference": "", "tied_head": ""},
         refusals={
             "layout": "target_format=hf holds whole tensors; leave it out",
             "vocab_size": "the published names have the vocabulary of the published model; leave it out",
-            "tied_head": "the result has a head where the reference has one; leave it out",
         },
     )
     marks = (MODEL_CONFIG, CONFIG_NAME)
@@ -74,6 +75,8 @@ class HuggingFace(Format[HuggingFaceOptions]):
     def plan(self, options: HuggingFaceOptions, source: Source, model: Model) -> PlannedResult:
         """The directory that follows the reference of a source."""
         published, reference, definition = source.published(), model.followed, model.defined
+        if options.tied_head != "auto" and not published.tied:
+            raise InputError(f"tied_head={options.tied_head}: {NOT_TIED}")
         if definition.adapters == "only" and not reference.is_adapter:
             return _planned(_plan_adapters(options, model, reference, published.tensors))
         if options.lora_alpha is not None and not options.merge_lora:
@@ -84,9 +87,12 @@ class HuggingFace(Format[HuggingFaceOptions]):
         if options.merge_lora:
             tensors, reference = merged_beside(published.tensors, reference, model.scaling, options.lora_alpha)
             published = replace(published, tensors=tuple(tensors))
-        followed = follow_reference(published, definition, reference, fill=options.fill_from_reference)
+        followed = follow_reference(
+            published, definition, reference, fill=options.fill_from_reference, tied_head=options.tied_head
+        )
+        config = untied(reference.config, definition) if options.tied_head == "keep" else None
         left_out = published.left_out + followed.left_out
-        return _planned(make_huggingface_plan(followed.tensors, left_out, followed.filled, reference))
+        return _planned(make_huggingface_plan(followed.tensors, left_out, followed.filled, reference, config=config))
 
     def target_words(self, report: Mapping[str, Any]) -> list[str]:
         """Tensors and files, and the tensors of the reference among them."""
@@ -98,7 +104,7 @@ class HuggingFace(Format[HuggingFaceOptions]):
 
 
 def _planned(plan: HuggingFacePlan) -> PlannedResult:
-    return PlannedResult(plan=plan, files=HuggingFaceFiles(plan))
+    return PlannedResult(plan=plan, files=HuggingFaceFiles(plan), notes=plan.notes)
 
 
 def _plan_adapters(

@@ -7,23 +7,21 @@ must say to be true. Reads and writes nothing.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from distconv.errors import named
+from distconv.formats.huggingface.true_config import cannot_be_judged, leaves_out, says_quantised, true_config
 from distconv.formats.model import MODEL_CONFIG, Reference
 from distconv.formats.records import Entry, OutputFile
 from distconv.models.bind import Unconverted
-from distconv.models.definition import FLOATING
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import NamedTensor
 
 # What transformers' save_pretrained cuts at, in bytes.
 _SHARD_BYTES = 5_000_000_000
-# The field of config.json that says the element type, before and since transformers 4.56.
-_DTYPE_KEYS = ("torch_dtype", "dtype")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +29,8 @@ class HuggingFacePlan:
     """The files, and the tensors of each by its path; `filled`: names of tensors that the reference gave.
 
     `texts`: other files by name, with their content. Side files are copied from the directory `reference`, but for
-    those; `index_name`: its index, where that is copied, too, because it is as true of the result.
+    those and for what is not true of the tensors; `notes` speak of that. `index_name`: its index, where that is copied,
+    too, because it is as true of the result.
     """
 
     files: tuple[OutputFile, ...]
@@ -41,6 +40,12 @@ class HuggingFacePlan:
     texts: Mapping[str, str]
     index_name: str | None
     reference: str | None
+    notes: tuple[str, ...] = ()
+
+    def copies(self, name: str) -> bool:
+        """Whether a side file of the reference, by its path below it, is copied."""
+        tensors = [each for held in self.shards.values() for each in held]
+        return name not in self.texts and leaves_out(name, tensors) is None
 
     def entries(self, file: OutputFile) -> Iterator[Entry]:
         """The tensors of a file."""
@@ -60,14 +65,19 @@ def make_huggingface_plan(
     filled: tuple[str, ...],
     reference: Reference,
     texts: Mapping[str, str] = MappingProxyType({}),
+    *,
+    config: Mapping[str, Any] | None = None,
 ) -> HuggingFacePlan:
     """The plan for tensors in the files of the reference; in numbered ones of its own size where it names none.
 
-    With `texts`, other files by name, nothing else is copied from the reference.
+    `config` is the configuration of the model, where the reference's is not true of it. With `texts`, other files by
+    name, nothing else is copied from the reference.
     """
     shard_of = reference.shards
     if shard_of is None:
         shard_of = _own_shards(tensors, _stem(reference))
+    # A head that the reference does not have goes into its last file.
+    shard_of = {**dict.fromkeys((each.name for each in tensors), max(shard_of.values(), default="")), **shard_of}
     shards: dict[str, list[NamedTensor]] = {}
     for tensor in tensors:
         shards.setdefault(shard_of[tensor.name], []).append(tensor)
@@ -84,8 +94,11 @@ def make_huggingface_plan(
     name = f"{_stem(reference)}.safetensors.index.json"
     copied = index is not None and index == reference.index_content
     texts, copied_from = dict(texts), None if texts else reference.directory
-    if copied_from is not None:
-        texts |= _config_text(tensors, reference)
+    config = reference.config if config is None else config
+    if copied_from is not None and not reference.is_adapter:
+        config = true_config(config, tensors)
+        if config != reference.config:
+            texts[MODEL_CONFIG] = _json(config)
     if index is not None and not copied:
         texts[name] = _json(index)
     return HuggingFacePlan(
@@ -96,6 +109,7 @@ def make_huggingface_plan(
         texts=texts,
         index_name=name if copied else None,
         reference=copied_from,
+        notes=() if copied_from is None else tuple(_notes(reference, tensors, config)),
     )
 
 
@@ -130,37 +144,23 @@ def _index(
     content = {**known, "weight_map": dict(sorted(weight_map.items()))}
     if isinstance(known.get("metadata"), Mapping):
         content["metadata"] = {**known["metadata"], "total_size": total}
+        if "total_parameters" in known["metadata"] and weight_map.keys() != known["weight_map"].keys():
+            content["metadata"]["total_parameters"] = sum(tensor.tensor.elements for tensor in tensors)
     return content
 
 
-def _config_text(tensors: Sequence[NamedTensor], reference: Reference) -> dict[str, str]:
-    """The configuration, where it says another element type than most of the model has now."""
-    weights = Counter[str]()
-    for tensor in tensors:
-        if tensor.tensor.dtype in FLOATING:
-            weights[tensor.tensor.dtype] += tensor.nbytes
-    said = next(_dtypes(reference.config), None)
-    dtype = max(weights, key=lambda each: weights[each], default=said)
-    if reference.is_adapter or said is None or said == dtype:
-        return {}
-    return {MODEL_CONFIG: _json(_with_dtype(reference.config, said, dtype))}
-
-
-def _dtypes(config: Mapping[str, Any]) -> Iterator[str]:
-    """The element types that a configuration names, the model's before those of its parts, which may have it alone."""
-    yield from (config[key] for key in _DTYPE_KEYS if isinstance(config.get(key), str))
-    for part in config.values():
-        if isinstance(part, Mapping):
-            yield from _dtypes(part)
-
-
-def _with_dtype(value: Any, old: str, new: str | None) -> Any:
-    if isinstance(value, Mapping):
-        return {
-            key: new if key in _DTYPE_KEYS and item == old else _with_dtype(item, old, new)
-            for key, item in value.items()
-        }
-    return value
+def _notes(reference: Reference, tensors: Sequence[NamedTensor], config: Mapping[str, Any]) -> Iterator[str]:
+    """What of the reference is not true of the result, and what may not be, in words."""
+    if says_quantised(reference.config) and not says_quantised(config):
+        yield f"{MODEL_CONFIG}: without its quantisation: no tensor of the result is quantised"
+    unclear = []
+    for name in reference.side_files:
+        if (reason := leaves_out(name, tensors)) is not None:
+            yield f"{name}: not copied: {reason}"
+        elif cannot_be_judged(name):
+            unclear.append(name)
+    if unclear:
+        yield f"copied from the reference, and may not be true of the result: {named(unclear)}"
 
 
 def _json(content: Mapping[str, Any]) -> str:

@@ -59,6 +59,7 @@ def read_reference(directory: Path, key: str) -> Reference:
         index=index,
         shards=shards and {name: _as_safetensors(shard) for name, shard in shards.items()},
         index_content=content,
+        side_files=tuple(side_files(directory)),
     )
 
 

@@ -20,11 +20,10 @@ from distconv.formats.megatron.index import MegatronIndex
 from distconv.formats.megatron.names import Targets
 from distconv.formats.megatron.plan import MegatronPlan, expert_owner, make_plan
 from distconv.formats.megatron.ranks import RankGrid
-from distconv.formats.replicas import Replica
 from distconv.formats.torch_zip.archive import ArchivedTensor
 from distconv.layout.layout import CompleteLayout, stage_number
 from distconv.layout.request import SourceLayout
-from distconv.layout.tied_head import resolve_head
+from distconv.layout.tied_head import TIED, resolve_head
 from distconv.models.bind import Binding, Parameter, ParameterKey, Recipe, bind, make_recipe, target_name
 from distconv.models.definition import FLOATING, Definition
 from distconv.models.names import filled
@@ -32,6 +31,7 @@ from distconv.models.rules import TEXT, Rule
 from distconv.models.sizes import Sizes
 from distconv.tensors.compose import renumbered, strided, substitute
 from distconv.tensors.operators import OPERATORS
+from distconv.tensors.replicas import Replica
 from distconv.tensors.stored import Assembled, SourceFile, StoredTensor
 from distconv.tensors.virtual import VirtualTensor, invert, whole
 
@@ -68,12 +68,16 @@ def bind_megatron(
     given: SourceLayout,
     left_out: Callable[[Rule], str | None],
     reference: Mapping[str, tuple[int, ...] | None] = MappingProxyType({}),
+    *,
+    tied_head: str = "auto",
 ) -> MegatronBinding:
     """Bind the files of a source to a definition; `left_out` gives the reason why a rule is not wanted, if it is not.
 
     `sizes` are those of the reference model, `reference` its tensors, with their shapes where it has weights. The names
     tell alternatives apart that are the same on the Megatron side; without them, `published` has the first. The shapes
     tell the rows of sources that are one parameter there; without them, what config.json does not tell is refused.
+    `tied_head`: whether a stored head of a tied model is a copy of the embedding (`auto`), its own (`keep`) or of no
+    interest.
 
     Raises:
         InputError: a layout that cannot be told or is not as given; every tensor of every file that is missing,
@@ -84,7 +88,9 @@ def bind_megatron(
     raise_if(list(_wrong_types(index, targets)))
     holdings = take_stock(index, grid, layout, targets, definition.expert_count(sizes))
     reason = unless_absent(definition, holdings, left_out)
-    copied_head = TEXT in layout.stages and definition.is_tied(sizes) and layout.keeps_separate_head()
+    separate_head = TEXT in layout.stages and definition.is_tied(sizes) and layout.keeps_separate_head()
+    stored_head = definition.tied is not None and definition.tied.head in holdings.examples
+    copied_head = separate_head and not (stored_head and tied_head == "keep")
     drawn, sizes = draw(
         definition,
         sizes,
@@ -96,9 +102,9 @@ def bind_megatron(
         where=index.directory,
     )
     published = bind(definition, sizes, drawn, reason)
-    stored_head = definition.tied is not None and definition.tied.head in holdings.examples
     unsplit = replace(published, parameters=_unsplit(published, given))
-    unsplit = resolve_head(unsplit, definition, layout, "omit" if copied_head and not stored_head else "auto")
+    expected_head = "auto" if stored_head == copied_head or not separate_head else "keep" if stored_head else "omit"
+    unsplit = resolve_head(unsplit, definition, layout, expected_head)
     try:
         plan = make_plan(unsplit, layout)
     except InputError as error:
@@ -110,7 +116,10 @@ def bind_megatron(
         layout=layout,
         parameters=replace(published, parameters=parameters),
         published=published,
-        replicas=(*found.replicas, *_copies_of_embedding(found, definition, parameters)),
+        replicas=(
+            *found.replicas,
+            *(() if tied_head in ("omit", "write") else _copies_of_embedding(found, definition, parameters)),
+        ),
         dropped=(
             *(
                 Dropped(name=filled(target, layer, expert, None), reason=why)
@@ -279,4 +288,4 @@ def _copies_of_embedding(
         assert head.recipe.rule.target == definition.tied.head
         embedding = next(each for each in parameters if each.recipe.rule.target == definition.tied.embedding)
         for shard, piece in zip(found.plan.shards[head.recipe], found.pieces_of(head), strict=True):
-            yield Replica(Assembled(embedding.sources, substitute(shard, [embedding.recipe.tensor])), piece)
+            yield Replica(Assembled(embedding.sources, substitute(shard, [embedding.recipe.tensor])), piece, TIED)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from distconv.errors import counted
 from distconv.formats.base import Published, Source
 from distconv.formats.megatron.bind import MegatronBinding, bind_megatron
 from distconv.formats.megatron.index import MegatronIndex
@@ -14,9 +15,10 @@ from distconv.formats.model import Model
 from distconv.formats.select import selection
 from distconv.layout.request import SourceLayout
 from distconv.models.bind import Binding
-from distconv.models.unbind import restore, with_vocabulary
+from distconv.models.unbind import beyond_vocabulary, restore, with_vocabulary
 from distconv.models.vocabulary import SIZE_NAME, has_vocabulary
 from distconv.options import CommonOptions
+from distconv.tensors.replicas import Replica, as_padding
 
 
 class MegatronSource(Source):
@@ -47,14 +49,30 @@ class MegatronSource(Source):
 def bound(options: CommonOptions, index: MegatronIndex, model: Model, given: SourceLayout) -> MegatronBinding:
     """The files of an index bound to a model; `given`: the user's words on their layout."""
     selected = selection(options, model.defined)
-    return bind_megatron(model.defined, model.sizes, index, given, selected, model.followed.shapes)
+    shapes = model.followed.shapes
+    return bind_megatron(model.defined, model.sizes, index, given, selected, shapes, tied_head=options.tied_head)
 
 
 def restored(bound: MegatronBinding, parameters: Binding, model: Model) -> Published:
     """The published tensors of bound parameters, with the vocabulary of the reference."""
     restored = restore(bound.published, parameters)
     tensors = list(restored.tensors)
+    notes: list[str] = []
+    replicas: list[Replica] = []
     if any(has_vocabulary(each.recipe.rule) for each in bound.published.parameters):
         rows = model.sizes.get(SIZE_NAME)
-        tensors = with_vocabulary(bound.published, tensors, rows, f"reference={model.followed.directory}")
-    return Published(tensors=tuple(tensors), left_out=restored.left_out, tied=bound.published.tied)
+        where = f"reference={model.followed.directory}"
+        for cut in beyond_vocabulary(bound.published, tensors, rows):
+            count = cut.tensor.shape[0]
+            what = f"{cut.name}: {counted(count, 'row')} beyond the {rows} of {where}"
+            choice = f"a reference whose config.json says vocab_size {rows + count} keeps them"
+            notes.append(f"{what}: left out as padding; {choice}")
+            replicas += as_padding(cut, f"{what}: left out, and no padding: neither equal nor zeros; {choice}")
+        tensors = with_vocabulary(bound.published, tensors, rows, where)
+    return Published(
+        tensors=tuple(tensors),
+        left_out=restored.left_out,
+        tied=bound.published.tied,
+        notes=tuple(notes),
+        replicas=tuple(replicas),
+    )

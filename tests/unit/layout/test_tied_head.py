@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from distconv.formats.megatron.plan import make_plan
 from distconv.layout.balance import complete_layout
 from distconv.layout.request import Layout
 from distconv.layout.tied_head import resolve_head
-from distconv.models.bind import Binding
+from distconv.models.bind import Binding, bind
+from distconv.models.sizes import Sizes
 from tests.unit import toy
 from tests.unit.reference import evaluate
 
@@ -55,11 +57,15 @@ COPY, STORED, NONE = ["model.embed.weight"], ["lm_head.weight"], []
         (ONE_STAGE, True, "write", STORED),
         (ONE_STAGE, False, "omit", NONE),
         (ONE_STAGE, True, "omit", NONE),
-        # The ends on two stages: a copy of the embedding, also in place of a stored head.
+        # The ends on two stages: a copy of the embedding, also in place of a stored head that is not asked for.
         (TWO_STAGES, False, "auto", COPY),
         (TWO_STAGES, True, "auto", COPY),
         (TWO_STAGES, False, "write", COPY),
         (TWO_STAGES, True, "write", COPY),
+        (TWO_STAGES, True, "keep", STORED),
+        (TWO_STAGES, False, "keep", COPY),
+        (ONE_STAGE, True, "keep", STORED),
+        (ONE_STAGE, False, "keep", NONE),
         (TWO_STAGES, False, "omit", NONE),
         (TWO_STAGES, True, "omit", NONE),
         # What counts is where the layers are, not how many ranks there are.
@@ -101,6 +107,46 @@ def test_an_untied_head_cannot_be_left_out():
 def test_a_stored_head_that_is_not_written_is_reported(stages, tied_head, reason):
     found = resolved(tied_head, stages=stages, stored=True).unconverted
     assert [(each.tensor.name, each.reason) for each in found] == [("lm_head.weight", reason)]
+
+
+def compared(binding: Binding) -> list[tuple[list[str], list[str]]]:
+    return [
+        ([each.name for each in replica.original.sources], [each.name for each in replica.copy.sources])
+        for left_out in binding.unconverted
+        for replica in left_out.replicas
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stages", "tied_head", "expected"),
+    [
+        (TWO_STAGES, "auto", [(COPY, STORED)]),
+        # Nothing is left out, or the user has chosen.
+        (TWO_STAGES, "write", []),
+        (TWO_STAGES, "keep", []),
+        (TWO_STAGES, "omit", []),
+        (ONE_STAGE, "auto", []),
+        (ONE_STAGE, "omit", []),
+    ],
+)
+def test_a_stored_head_is_compared_before_it_is_left_out(stages, tied_head, expected):
+    assert compared(resolved(tied_head, stages=stages, stored=True)) == expected
+
+
+@pytest.mark.parametrize("tied_head", ["auto", "keep", "write", "omit"])
+def test_a_head_that_cannot_equal_the_embedding_is_refused_where_it_would_be_left_out(tied_head):
+    index = toy.index()
+    head = replace(index.tensors["lm_head.weight"], dtype="float32")
+    index = replace(index, tensors={**index.tensors, head.name: head})
+    sizes = Sizes(toy.definition().sizes, toy.config(tie_word_embeddings=True), "/hf/config.json")
+    binding = bind(toy.definition(), sizes, index, lambda _: None)
+    layout = complete_layout(Layout(stages={"text": TWO_STAGES}), binding, toy.definition())
+    if tied_head == "auto":
+        with pytest.raises(InputError, match=r"lm_head.weight is float32 .*embed.weight is bfloat16 .*tied_head=keep"):
+            resolve_head(binding, toy.definition(), layout, tied_head)
+    else:
+        found = resolve_head(binding, toy.definition(), layout, tied_head)
+        assert head_sources(found) == {"keep": STORED, "write": COPY, "omit": NONE}[tied_head]
 
 
 def test_nothing_else_changes():

@@ -58,13 +58,13 @@ TIE = ["text_config.tie", "tie", False]
         ({"tie": True}, True),
         ({"text_config": {"tie": True}}, True),
         ({"text_config": {"tie": True}, "tie": False}, True),
-        ({"text_config": {"tie": False}, "tie": True}, True),
+        ({"text_config": {"tie": False}, "tie": True}, False),
         ({"text_config": {}, "tie": True}, True),
         ({"text_config": {"tie": None}, "tie": False}, False),
         ({"text_config": {"tie": False}, "tie": None}, False),
     ],
 )
-def test_a_flag_holds_where_one_of_its_fields_is_true(config, expected):
+def test_a_flag_is_the_first_of_its_fields_that_is_there(config, expected):
     assert sizes(config).flag(SizeSpec.parse(TIE)) is expected
 
 
@@ -72,6 +72,27 @@ def test_a_flag_holds_where_one_of_its_fields_is_true(config, expected):
 def test_a_flag_that_is_no_truth_value_is_refused(config):
     with pytest.raises(InputError, match="tie: expected true or false, found"):
         sizes(config).flag(SizeSpec.parse(TIE))
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"transformers_version": "4.57.6"}, False),
+        ({"transformers_version": "5.24.0"}, True),
+        ({"transformers_version": "5.0.0rc1"}, True),
+        ({"transformers_version": "10.1"}, True),
+        ({"transformers_version": "main"}, False),
+        ({"transformers_version": None}, False),
+        ({}, False),
+        # What wrote the file counts, not what it was told to write.
+        ({"transformers_version": "4.57.6", "text_config": {"rope_parameters": {}}}, False),
+        ({"rope_parameters": {"rope_theta": 1.0}}, True),
+        ({"text_config": {"rope_parameters": {}}}, True),
+        ({"text_config": {"rope_theta": 1.0}}, False),
+    ],
+)
+def test_the_generation_that_wrote_a_configuration(config, expected):
+    assert sizes(config).is_of_transformers_5 is expected
 
 
 def test_products_sums_and_quotients_are_of_other_sizes_and_of_integers():

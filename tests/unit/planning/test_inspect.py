@@ -174,7 +174,7 @@ HF: dict[str, Any] = {"target_format": "hf"}
         ({**HF, "packed_experts": "flatten"}, ["packed_experts"]),
         ({**DCP, "naming": "hf", "vocab_size": 8}, ["vocab_size"]),
         ({**HF, "vocab_size": 8}, ["vocab_size"]),
-        ({**HF, "tied_head": "write"}, ["tied_head"]),
+        ({**HF, "tied_head": "write"}, []),
         ({"fill_from_reference": True}, ["fill_from_reference"]),
         ({**DCP, "fill_from_reference": True}, ["fill_from_reference"]),
         ({"merge_lora": True, "lora_alpha": 16}, ["merge_lora", "lora_alpha"]),

@@ -6,16 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from distconv.errors import InputError
 from distconv.formats.megatron.files import MegatronFiles
 from distconv.formats.megatron.plan import MegatronPlan
+from distconv.tensors.compose import box_of
+from distconv.tensors.replicas import Replica
+from distconv.tensors.stored import Assembled, SourceFile, StoredTensor
+from distconv.tensors.virtual import whole
 from distconv.transfer.sinks import Counters
-from distconv.transfer.verify import compare_files, compare_surroundings
+from distconv.transfer.verify import compare_files, compare_surroundings, comparison
 from distconv.transfer.write import write_files
 from tests.unit.buffers import SmallBuffers
+from tests.unit.reference import evaluate
 from tests.unit.toy_files import planned
 
 IO = SmallBuffers(fsync=False, threads=1, buffer_bytes=4096)
@@ -123,3 +131,28 @@ def test_what_is_beside_the_tensors_is_compared(plan, tmp_path):
     unexpected = f"{result}/mp_rank_02/model_optim_rng.pt: is not expected"
     found = compare_surroundings(plan, WithIndex(plan.dictionaries), result)
     assert found == [unexpected, f"{result}/index: is damaged", "in two places"]
+
+
+@given(st.data())
+def test_a_box_anywhere_in_storage_is_compared_at_its_place(data):
+    shape = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple))
+    start = tuple(data.draw(st.integers(0, size - 1)) for size in shape)
+    lengths = tuple(data.draw(st.integers(1, size - low)) for size, low in zip(shape, start, strict=True))
+    storage = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    content = storage[tuple(slice(low, low + size) for low, size in zip(start, lengths, strict=True))]
+    file = SourceFile("/x", 1 << 20)
+    copy = Assembled(
+        (StoredTensor("copy", "float32", shape, file, 64),), box_of(whole("float32", shape), start, lengths)
+    )
+    original = Assembled((StoredTensor("original", "float32", lengths, file, 0),), whole("float32", lengths))
+
+    work = comparison(Replica(original, copy))
+
+    found = np.full(storage.size, -1, np.float32)
+    for shard in work.shards:
+        run = evaluate(shard.tensor, [content]).reshape(-1)
+        first = (shard.offset - 64) // 4
+        assert (found[first : first + run.size] == -1).all()
+        found[first : first + run.size] = run
+    np.testing.assert_array_equal(np.sort(found[found >= 0]), np.sort(content.reshape(-1)))
+    np.testing.assert_array_equal(found[found >= 0], storage.reshape(-1)[found >= 0])

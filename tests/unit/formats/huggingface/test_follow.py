@@ -41,8 +41,11 @@ def spelled(name: str) -> str:
     return toy.definition().spelled(name)
 
 
-def followed(source: Shapes, known: Reference, *, tied: bool = False, fill: bool = False) -> Followed:
-    return follow(tensors(source), spelled, known, tied=(HEAD, EMBEDDING) if tied else None, fill=fill)
+def followed(
+    source: Shapes, known: Reference, *, tied: bool = False, fill: bool = False, tied_head: str = "auto"
+) -> Followed:
+    head = (HEAD, EMBEDDING) if tied else None
+    return follow(tensors(source), spelled, known, tied=head, fill=fill, tied_head=tied_head)
 
 
 def refused(source: Shapes, known: Reference, *, tied: bool = False, fill: bool = False) -> list[str]:
@@ -63,6 +66,15 @@ def test_a_reference_without_shards_is_followed_by_anything():
     given = tensors({HEAD: (2,), "x": (1,)})
     found = follow(given, spelled, bare, tied=(HEAD, EMBEDDING), fill=False)
     assert found == Followed(tensors=tuple(given), left_out=(), filled=())
+
+
+def test_a_tied_head_is_a_copy_where_no_reference_shows_one():
+    bare = Reference(directory="/hf", config={}, is_adapter=False, index=None, shards=None, index_content=None)
+    given = tensors({HEAD: (2, 3), EMBEDDING: (2, 3)})
+    found = follow(given, spelled, bare, tied=(HEAD, EMBEDDING), fill=False)
+    assert sorted(each.name for each in found.tensors) == [HEAD, EMBEDDING]
+    assert {each.sources[0].name for each in found.tensors} == {EMBEDDING}
+    assert [len(each.replicas) for each in found.left_out] == [1]
 
 
 def test_what_only_one_of_the_two_has_is_named_both_ways_at_once():
@@ -113,14 +125,61 @@ def test_the_head_is_where_the_reference_has_it(tied, stored, published):
         return
     found = followed(source, known, tied=tied)
     assert [each.name for each in found.tensors] == [EMBEDDING, *([HEAD] if published else [])]
-    assert [(each.tensor.name, each.reason) for each in found.left_out] == (
-        [(HEAD, "tied: the reference has no head of its own")] if stored and not published else []
-    )
+    reason = "the reference has no head of its own"
+    dropped = stored and not published
+    assert [(each.tensor.name, each.reason) for each in found.left_out] == ([(HEAD, f"tied: {reason}")] * dropped)
+    # It is left out only if it is the same.
+    assert [
+        (replica.copy.sources[0].name, replica.original.sources[0].name)
+        for each in found.left_out
+        for replica in each.replicas
+    ] == [(HEAD, EMBEDDING)] * dropped
     if published:
         embedding, head = found.tensors
         # Its own where there is one, else the embedding's very bytes.
         assert head.sources[0].name == (HEAD if stored else EMBEDDING)
         assert (head.sources == embedding.sources) == (not stored)
+
+
+@pytest.mark.parametrize(("stored", "published"), list(product([False, True], repeat=2)))
+def test_a_stored_head_is_kept_if_that_is_wished(stored, published):
+    both: Shapes = {EMBEDDING: (6, 2), HEAD: (6, 2)}
+    known = reference(both if published else {EMBEDDING: (6, 2)})
+    found = followed(both if stored else {EMBEDDING: (6, 2)}, known, tied=True, tied_head="keep")
+    head = [HEAD] if stored or published else []
+    assert [each.name for each in found.tensors] == [EMBEDDING, *head]
+    assert [each.sources[0].name for each in found.tensors] == [
+        EMBEDDING,
+        *([HEAD if stored else EMBEDDING] if head else []),
+    ]
+    assert found.left_out == ()
+
+
+def test_a_head_that_the_reference_has_not_is_spelled_as_its_embedding():
+    known = reference({f"thinker.{EMBEDDING}": (6, 2)})
+    found = follow(
+        tensors({EMBEDDING: (6, 2), HEAD: (6, 2)}),
+        lambda name: name.removeprefix("thinker."),
+        known,
+        tied=(HEAD, EMBEDDING),
+        fill=False,
+        tied_head="keep",
+    )
+    assert [each.name for each in found.tensors] == [f"thinker.{EMBEDDING}", f"thinker.{HEAD}"]
+
+
+@pytest.mark.parametrize(("published", "tied_head"), list(product([False, True], ["omit", "write"])))
+def test_a_stored_head_is_left_out_uncompared_only_if_that_is_wished(published, tied_head):
+    both: Shapes = {EMBEDDING: (6, 2), HEAD: (8, 2)}
+    known = reference(({EMBEDDING: (6, 2), HEAD: (6, 2)}) if published else {EMBEDDING: (6, 2)})
+    found = followed(both, known, tied=True, tied_head=tied_head)
+    assert [(each.tensor.name, each.reason, each.replicas) for each in found.left_out] == [
+        (HEAD, f"tied_head={tied_head}", ())
+    ]
+    assert {each.sources[0].name for each in found.tensors} == {EMBEDDING}
+    (problem,) = refused(both, known, tied=True)
+    words = "is [8, 2] in the source, [6, 2] in" if published else f"is bfloat16 [8, 2], {EMBEDDING} is bfloat16 [6, 2]"
+    assert f"{HEAD}{':' * published} {words}" in problem
 
 
 def test_a_tied_head_is_a_copy_and_not_filled():

@@ -114,6 +114,42 @@ def test_an_index_that_is_not_is_made_true_and_keeps_what_else_it_says(content, 
     assert {name: json.loads(text) for name, text in found.texts.items()} == {INDEX: changed}
 
 
+def test_an_index_counts_the_parameters_of_other_tensors_anew():
+    known = reference({"a": ONE, "b": TWO}, index_of({"a": ONE, "b": TWO, "gone": TWO}, 8, total_parameters=9))
+    content = json.loads(plan([tensor("a"), tensor("b")], known).texts[INDEX])
+    assert content["metadata"] == {"total_size": 8, "total_parameters": 4}
+
+
+def test_a_tensor_that_the_reference_has_not_is_in_its_last_file():
+    found = plan([tensor("a"), tensor("b"), tensor("own")], reference({"a": ONE, "b": TWO}))
+    assert held(found) == {ONE: ["a"], TWO: ["b", "own"]}
+
+
+def test_side_files_that_are_not_true_of_the_result_are_not_copied_and_the_doubtful_are_named():
+    names = ("adapter_config.json", "config.json", "hf_quant_config.json", "trainer_state.json", "tokenizer.json")
+    quantised = {"quantization_config": {"quant_method": "fp8"}}
+    found = plan([tensor("a")], replace(reference({"a": ONE}, **quantised), side_files=names))
+    assert [name for name in names if found.copies(name)] == ["trainer_state.json", "tokenizer.json"]
+    assert json.loads(found.texts["config.json"]) == {}
+    assert found.notes == (
+        "config.json: without its quantisation: no tensor of the result is quantised",
+        "adapter_config.json: not copied: the result holds no adapters",
+        "hf_quant_config.json: not copied: no tensor of the result is quantised",
+        "copied from the reference, and may not be true of the result: trainer_state.json",
+    )
+
+
+def test_side_files_that_are_true_of_the_result_are_copied():
+    names = ("adapter_config.json", "hf_quant_config.json")
+    tensors = [tensor("a", dtype="float8_e4m3fn"), tensor("x.lora_A.weight")]
+    known = reference({each.name: ONE for each in tensors}, quantization_config={"quant_method": "fp8"})
+    found = plan(tensors, replace(known, side_files=names))
+    assert [name for name in names if found.copies(name)] == list(names)
+    # That it is quantised as this says, nobody has looked at.
+    doubtful = "copied from the reference, and may not be true of the result: hf_quant_config.json"
+    assert (found.texts, found.notes) == ({}, (doubtful,))
+
+
 def test_a_single_file_has_an_index_only_if_the_reference_has_one():
     shards = {"a": "model.safetensors"}
     assert plan([tensor("a")], reference(shards)).index_name is None

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from distconv.errors import InputError
 from distconv.formats.megatron.bind import MegatronBinding
 from distconv.formats.megatron.plan import make_plan
-from distconv.formats.replicas import Replica
 from distconv.layout.layout import CompleteLayout, StageRows
 from distconv.layout.request import SourceLayout
 from distconv.layout.tied_head import resolve_head
 from distconv.models.vocabulary import resize_vocabulary
+from distconv.tensors.replicas import Replica
 from distconv.tensors.virtual import invert
 from distconv.transfer.verify import comparison
 from tests.unit import toy, toy_megatron

@@ -1,0 +1,122 @@
+"""What `config.json` and the files beside it say of a result, where what the reference says is not true of it.
+
+Owns the fields that the tensors of a result can contradict: element type, quantisation, the tie of the head; and which
+side files go with them. Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from distconv.models.adapters import CONFIG_NAME, belongs_to_adapter
+from distconv.models.definition import FLOATING, Definition
+from distconv.tensors.stored import NamedTensor
+
+# The field of config.json that says the element type, before and since transformers 4.56.
+_DTYPE_KEYS = ("torch_dtype", "dtype")
+# Those that say how weights are quantised, and the files that say it for other programs.
+_QUANTISATION_KEYS = frozenset({"quantization_config", "compression_config"})
+_QUANTISATION_FILES = frozenset({"hf_quant_config.json", "quantize_config.json", "quant_config.json"})
+# Element types that a model has which is not quantised.
+_PLAIN = frozenset({*FLOATING, "int64", "bool"})
+# Files that say nothing of weights: texts, code and pictures, and the configuration of what comes before a model.
+_OF_NO_WEIGHTS = (
+    ".py",
+    ".md",
+    ".txt",
+    ".jinja",
+    ".model",
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".gif",
+    ".svg",
+    ".pdf",
+    ".wav",
+    ".mp4",
+)
+_KNOWN_NAMES = ("config", "tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "generation_config")
+_KNOWN_PARTS = ("processor", "chat_template", "license", "notice")
+
+
+def true_config(config: Mapping[str, Any], tensors: Sequence[NamedTensor]) -> Mapping[str, Any]:
+    """A configuration as it is true of tensors: the element type of most of them, and no quantisation that is not."""
+    weights = Counter[str]()
+    for tensor in tensors:
+        if tensor.tensor.dtype in FLOATING:
+            weights[tensor.tensor.dtype] += tensor.nbytes
+    said = next(_dtypes(config), None)
+    dtype = max(weights, key=lambda each: weights[each], default=said)
+    if said is not None and said != dtype:
+        config = _with_dtype(config, said, dtype)
+    return config if is_quantised(tensors) else _plain(config)
+
+
+def is_quantised(tensors: Sequence[NamedTensor]) -> bool:
+    """Whether some tensors have an element type that quantised weights, and nothing else, have."""
+    return any(each.tensor.dtype not in _PLAIN for each in tensors)
+
+
+def says_quantised(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration says that weights are quantised."""
+    return bool(_plain(config) != config)
+
+
+def untied(config: Mapping[str, Any], definition: Definition) -> Mapping[str, Any]:
+    """The configuration of a model that is the same but for a head of its own, whichever release reads it."""
+    paths = () if definition.tied is None else definition.tied.flag_of_transformers_5.path
+    for path in paths:
+        config = _with_field(config, path.split("."), value=False)
+    return config
+
+
+def leaves_out(name: str, tensors: Sequence[NamedTensor]) -> str | None:
+    """Why a side file, by its path below the reference, is not true of these tensors; nothing if it may be."""
+    name = name.rpartition("/")[2]
+    if name == CONFIG_NAME and not any(belongs_to_adapter(each.name) for each in tensors):
+        return "the result holds no adapters"
+    if name in _QUANTISATION_FILES and not is_quantised(tensors):
+        return "no tensor of the result is quantised"
+    return None
+
+
+def cannot_be_judged(name: str) -> bool:
+    """Whether a side file may say something of the weights that nobody here understands."""
+    name = name.rpartition("/")[2].lower()
+    known = name.endswith(_OF_NO_WEIGHTS) or name.startswith(_KNOWN_NAMES) or any(part in name for part in _KNOWN_PARTS)
+    return not known and name not in (CONFIG_NAME, "spk_dict.pt")
+
+
+def _dtypes(config: Mapping[str, Any]) -> Iterator[str]:
+    """The element types that a configuration names, the model's before those of its parts, which may have it alone."""
+    yield from (config[key] for key in _DTYPE_KEYS if isinstance(config.get(key), str))
+    for part in config.values():
+        if isinstance(part, Mapping):
+            yield from _dtypes(part)
+
+
+def _with_dtype(value: Any, old: str, new: str | None) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            key: new if key in _DTYPE_KEYS and item == old else _with_dtype(item, old, new)
+            for key, item in value.items()
+        }
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """A configuration, or a part of one, that says nothing of quantisation."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items() if key not in _QUANTISATION_KEYS}
+    return value
+
+
+def _with_field(config: Mapping[str, Any], path: Sequence[str], *, value: object) -> Mapping[str, Any]:
+    """The configuration with another value in a field; unchanged where the part is not there that would have it."""
+    first, *rest = path
+    if not rest:
+        return {**config, first: value}
+    part = config.get(first)
+    return {**config, first: _with_field(part, rest, value=value)} if isinstance(part, Mapping) else config

@@ -1,0 +1,107 @@
+"""What goes from published names to published names is bound: names, shapes and completeness, in every format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from distconv.errors import InputError
+from distconv.formats.base import Published
+from distconv.formats.model import Model, Reference
+from distconv.planning.bind_published import bind_published
+from distconv.planning.facts import model_of
+from distconv.tensors.stored import as_stored
+from tests import configuration
+from tests.unit import toy, toy_facts
+
+Shapes = dict[str, tuple[int, ...]]
+EMBEDDING, NORM, PACKED = "model.embed.weight", "model.final.weight", "experts"
+
+
+def published(shapes: Mapping[str, tuple[int, ...]]) -> Published:
+    return Published(tensors=tuple(as_stored(toy.index(dict(shapes)).tensors.values())))
+
+
+def model(reference: Reference | None = None, *, name: str | None = "toy") -> Model:
+    return model_of(name, toy.content(), reference, toy.config(), "/hf")
+
+
+def bound(shapes: Mapping[str, tuple[int, ...]], known: Model | None = None, **options: Any) -> tuple[str, ...]:
+    return bind_published(published(shapes), configuration.job(**options), known or model(), "/source")
+
+
+def refused(shapes: Mapping[str, tuple[int, ...]], known: Model | None = None, **options: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        bound(shapes, known, **options)
+    return str(caught.value)
+
+
+def test_a_model_as_its_definition_and_configuration_say_is_checked_whole():
+    assert bound(toy.shapes()) == ()
+
+
+def packed() -> str:
+    return next(name for name in toy.shapes() if "experts" in name and len(toy.shapes()[name]) == 3)
+
+
+DAMAGE: dict[str, tuple[Callable[[Shapes], Any], str]] = {
+    "one is missing": (lambda shapes: shapes.pop(EMBEDDING), f"source tensor {EMBEDDING} is missing"),
+    "one more": (lambda shapes: shapes.update({"model.odd.weight": (2,)}), "model.odd.weight"),
+    "one of a layer more": (
+        lambda shapes: shapes.update({name.replace(".2.", ".3."): shape for name, shape in dict(shapes).items()}),
+        "not the number of layers or experts in config.json",
+    ),
+    "misshapen": (lambda shapes: shapes.update({EMBEDDING: (30, 15)}), f"{EMBEDDING} has shape [30, 15], expected"),
+    "empty, as ZeRO-3 leaves it": (lambda shapes: shapes.update({EMBEDDING: (0,)}), f"{EMBEDDING} has shape [0]"),
+    "transposed experts": (
+        lambda shapes: shapes.update({packed(): tuple(shapes[packed()][dim] for dim in (0, 2, 1))}),
+        "has shape",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("reference", [None, toy_facts.reference()])
+def test_what_a_definition_knows_better_is_refused(damage, reference):
+    shapes = toy.shapes()
+    change, says = DAMAGE[damage]
+    change(shapes)
+    assert says in refused(shapes, model(reference))
+
+
+def test_what_is_filled_in_from_the_reference_is_there():
+    known = replace(toy_facts.reference(), index=toy.index())
+    shapes = {name: shape for name, shape in toy.shapes().items() if name.startswith("visual.")}
+    assert "is missing" in refused(shapes, model(known))
+    assert bound(shapes, model(known), fill_from_reference=True) == ()
+    # What the reference has and no rule knows is not filled in either.
+    more = replace(known, index=toy.index({**toy.shapes(), f"{EMBEDDING}_scale_inv": (1, 1)}))
+    assert "filled from reference=/hf: 1 source tensor that no rule" in refused(
+        shapes, model(more), fill_from_reference=True
+    )
+
+
+def test_a_part_that_is_asked_for_is_complete_in_itself():
+    shapes = {name: shape for name, shape in toy.shapes().items() if name.startswith("visual.")}
+    assert bound(shapes, select=["vision"]) == ()
+    shapes.popitem()
+    assert "is missing" in refused(shapes, select=["vision"])
+
+
+def test_without_a_definition_it_is_said_what_nobody_checked():
+    (said,) = bound({"a": (1,), "b": (2,)}, model(name=None))
+    assert said.startswith("names, shapes and number of the tensors: no model definition is for model_type ")
+    _, empty = bound({"a": (1,), "b": (0,)}, model(name=None))
+    assert empty == "1 tensor without elements: b"
+
+
+def test_tensors_that_a_definition_only_names_are_said_to_be_unchecked_unless_a_reference_shows_them():
+    ignored = next(entry for entry in toy.content()["ignore"])["names"].replace("*", "x")
+    shapes = {**toy.shapes(), ignored: (3,)}
+    (said,) = bound(shapes, model(toy_facts.reference()))
+    assert said.startswith("shapes and number of 1 tensor of which model definition toy knows no more than names")
+    assert ignored in said
+    assert bound(shapes, model(replace(toy_facts.reference(), index=toy.index(shapes)))) == ()
