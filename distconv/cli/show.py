@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from distconv.errors import counted, named
+from distconv.errors import counted, named, printable
 from distconv.formats.registry import format_named
 from distconv.job import Observer, Outcome
 from distconv.runtime.interruption import undisturbed
@@ -35,14 +35,14 @@ class Reporter(Observer):
         if not self._speaks:
             return
         try:
-            print(text, flush=True)
+            print(_visible(text), flush=True)
         except BrokenPipeError:
             lose_reader()
 
     def complain(self, text: str) -> None:
         """Print to standard error."""
         if self._speaks:
-            print(text, file=sys.stderr, flush=True)
+            print(_visible(text), file=sys.stderr, flush=True)
 
     def planned(self, report: Mapping[str, Any]) -> None:
         """Print the plan in short."""
@@ -68,6 +68,11 @@ class Reporter(Observer):
     def undisturbed(self) -> AbstractContextManager[None]:
         """Ignore SIGTERM and SIGINT meanwhile."""
         return undisturbed()
+
+
+def _visible(text: str) -> str:
+    """A text of lines as a terminal may get it."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def lose_reader() -> None:
@@ -128,7 +133,7 @@ def inspection_text(report: Mapping[str, Any], *, tensors: bool) -> str:
         *(f"note: {note}" for note in report["notes"]),
     ]
     if tensors:
-        rows = [[file, name, dtype, str(shape)] for file, name, dtype, shape in report["tensors"]]
+        rows = [[printable(file), printable(name), dtype, str(shape)] for file, name, dtype, shape in report["tensors"]]
         lines += ["", table([["file", "tensor", "type", "shape"], *rows], align=str.ljust)]
     return "\n".join(lines)
 

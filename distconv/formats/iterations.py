@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from distconv.errors import InputError, named, reading
+from distconv.runtime.regular_files import read_file
 
 TRACKER_NAME = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
@@ -51,7 +52,7 @@ def iteration_directory(directory: Path, iteration: str | None) -> Path:
         says = f"iteration={iteration}"
     elif tracker.exists():
         with reading(tracker):
-            iteration = tracker.read_text(encoding="utf-8", errors="replace").strip()
+            iteration = read_file(tracker).decode(errors="replace").strip()
         says = str(tracker)
     elif len(there) == 1:
         return directory / there[0]
