@@ -16,6 +16,8 @@ TRACKER_NAME = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
 # What Megatron calls the meaning of a fused qkv, and where; it refuses or reinterprets another one.
 VERSION_KEY, CHECKPOINT_VERSION = "checkpoint_version", 3.0
+# Names by which readers find what an iteration holds, in one format or another.
+ITERATION_PARTS = ("mp_rank_*", "*.distcp", "*.metadata", "metadata.json")
 _NAME = re.compile(r"iter_(\d{7,})")
 
 

@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from distconv.errors import InputError, JobError
+from distconv.errors import InputError, JobError, system_problem
 from distconv.formats.iterations import TRACKER_NAME, iteration_name
+from distconv.runtime.regular_files import read_file
 from distconv.transfer.files import synchronise_directory
 
 _PREFIX = ".distconv-"
@@ -52,13 +53,22 @@ class Target:
 
 
 def check_present(target: Target) -> None:
-    """Raise `InputError` unless there is a result to verify, and the tracker names it."""
+    """Raise `InputError` unless there is a result to verify."""
     if not target.result.is_dir():
         raise InputError(f"target={target.directory}: holds no {target.result.name} to verify")
-    if target.tracker is not None:
-        found = target.tracker.read_text() if target.tracker.is_file() else None
-        if found != target.iteration:
-            raise InputError(f"{target.tracker}: expected {target.iteration!r}, found {found!r}")
+
+
+def wrong_tracker(target: Target) -> list[str]:
+    """The difference of a tracker that does not name the result, in words."""
+    if target.tracker is None or target.iteration is None:
+        return []
+    try:
+        found = read_file(target.tracker)
+    except OSError as error:
+        return [system_problem(f"{target.tracker}: expected {target.iteration!r}, cannot be read", error)]
+    if found == target.iteration.encode():
+        return []
+    return [f"{target.tracker}: expected {target.iteration!r}, found {found.decode(errors='replace')!r:.80}"]
 
 
 def check_target(target: Target, sources: Mapping[str, Path], *, overwrite: bool, needed: int) -> None:

@@ -130,7 +130,7 @@ def test_metadata_that_cannot_be_written_leave_nothing(tmp_path, monkeypatch, di
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/mm/.metadata")
 
-    monkeypatch.setattr("distconv.formats.dcp.files.write_metadata", full)
+    monkeypatch.setattr("distconv.formats.dcp.files.metadata_bytes", full)
     source = write_source(tmp_path / "hf", load_case(CASE))
 
     outcome = distconv(f"source={source}", f"target={tmp_path / 'mm'}", "target_format=dcp")

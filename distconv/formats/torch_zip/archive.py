@@ -39,6 +39,7 @@ STORAGE_DTYPES = {
 MOST_DIMS = 64
 LARGEST_INDEX = 2**63 - 1
 _LOCAL_HEADER_BYTES = 30
+_TORCHS_MARK = "/.data/serialization_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,12 @@ def archive_content(stream: IO[bytes], offset: int, length: int) -> Any:
         if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
             raise _DamagedError("written on a big-endian machine, which is not supported")
         return _Unpickler(archive.read(members["data.pkl"]), _Storages(stream, members, offset, length)).load()
+
+
+def is_written_by_torch(path: Path) -> bool:
+    """Whether torch itself wrote an archive, or the last one of a file: it leaves a mark that no other writer does."""
+    with refusals(str(path)), open_file(path) as stream, zipfile.ZipFile(stream) as archive:
+        return any(name.endswith(_TORCHS_MARK) for name in archive.namelist())
 
 
 @contextmanager
