@@ -7,6 +7,7 @@ Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 from __future__ import annotations
 
 import io
+import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from distconv.formats.select import check_taken_whole, selection
 from distconv.models.bind import Binding, Unconverted, bind
 from distconv.options import CommonOptions
 from distconv.runtime.hand_out import HandOut
+from distconv.runtime.regular_files import open_file
 from distconv.tensors.stored import NamedTensor, SourceFile, SourceIndex, StoredTensor, as_stored
 
 _SUFFIX = ".npy"
@@ -186,11 +188,11 @@ def read_npy(path: Path) -> StoredTensor:
         InputError: the file is missing, damaged, or of an element type that is not converted.
     """
     try:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             np.lib.format.read_magic(stream)
             shape, in_columns, dtype = np.lib.format.read_array_header_1_0(stream)
             offset = stream.tell()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, tokenize.TokenError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     if in_columns or dtype not in _DTYPES:
         raise InputError(f"{path}: expected rows of {', '.join(_DTYPES.values())}, found {dtype}")
