@@ -6,6 +6,7 @@ import difflib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 LINES_SHOWN = 20
@@ -23,7 +24,7 @@ class InputError(DistconvError, ValueError):
     exit_status = 2
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        self.problems = [printable(each) for each in ([problems] if isinstance(problems, str) else problems)]
         super().__init__(joined(self.problems))
 
 
@@ -41,7 +42,7 @@ class StoppedError(JobError):
 
 def joined(problems: list[str]) -> str:
     """The problems as one screen of text: each on its own line, the rest counted."""
-    shown = problems[:LINES_SHOWN]
+    shown = [printable(each) for each in problems[:LINES_SHOWN]]
     if len(problems) > len(shown):
         shown.append(f"… and {len(problems) - LINES_SHOWN} more of the same kind")
     return "\n".join(shown)
@@ -69,11 +70,22 @@ def reading(where: object, missing: str | None = None) -> Iterator[None]:
         raise InputError(problem) from None
 
 
+def printable(text: str) -> str:
+    """A line of text in which what is no visible character is spelled out.
+
+    A name in a checkpoint or of a file may hold a line break, a command to the terminal, or half of a surrogate pair.
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def named(names: Iterable[object], limit: int = 5) -> str:
     """A list of names for a message: the first few, then how many more."""
-    everything = [str(name) for name in names]
-    rest = len(everything) - limit
-    return ", ".join(everything[:limit]) + (f" and {rest} more" if rest > 0 else "")
+    found = iter(names)
+    first = [printable(str(name)) for name in islice(found, limit)]
+    rest = sum(1 for _ in found)
+    return ", ".join(first) + (f" and {rest} more" if rest else "")
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:

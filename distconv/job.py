@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from distconv.errors import InputError
-from distconv.formats.provenance import Record, record_of
+from distconv.formats.provenance import RECORD_NAME, record_bytes, record_of
 from distconv.formats.records import OutputFile
 from distconv.formats.registry import Options, format_named, tasks
 from distconv.models.library import Library
@@ -30,18 +30,11 @@ from distconv.runtime.hand_out import HandOut
 from distconv.runtime.measurement import cpu_seconds, peak_resident_bytes
 from distconv.runtime.processes import Processes
 from distconv.transfer.batches import planned_reads
-from distconv.transfer.commit import (
-    Staging,
-    Target,
-    check_absent,
-    check_present,
-    check_target,
-    leftovers,
-    wrong_tracker,
-)
+from distconv.transfer.commit import Staging, Target, check_absent, check_present, check_target, leftovers
 from distconv.transfer.sinks import Counters
-from distconv.transfer.verify import compare_copies, compare_files, compare_surroundings
-from distconv.transfer.write import Written, finish, write_files
+from distconv.transfer.surroundings import compare_surroundings
+from distconv.transfer.verify import Compared, compare_copies, compare_files, together
+from distconv.transfer.write import write_beside, write_files
 
 _LOG = logging.getLogger("distconv")
 
@@ -162,14 +155,15 @@ class _Job:
         differences = self._compare_replicas()
         if differences:
             raise InputError(differences)
+        compared = Compared()
         if self._options.action == "verify":
-            differences, self._report["processes"] = self._verify()
+            compared, self._report["processes"] = self._verify()
         else:
             self._report["processes"] = self._convert()
-        notes = on_first(self._processes, lambda: [_leftover(path) for path in leftovers(self._target)])
-        notes = [*self._remarks, *notes]
+        left = on_first(self._processes, lambda: [_leftover(path) for path in leftovers(self._target)])
         _LOG.info("%s of %s is done", self._options.action, self._target.result)
-        return self._reported(Outcome(report=self._report, differences=differences, notes=notes))
+        notes = [*self._remarks, *compared.notes, *left]
+        return self._reported(Outcome(report=self._report, differences=compared.differences, notes=notes))
 
     def _reported(self, outcome: Outcome) -> Outcome:
         """The outcome, written to the file that `report` names."""
@@ -225,19 +219,16 @@ class _Job:
             assert staging is not None
             if not self._options.overwrite:
                 check_absent(target)
-            written = Written(
-                sizes={path: size for value in values for path, size in value["sizes"].items()},
-                details={path: detail for value in values for path, detail in value["details"].items()},
-            )
-            finish(written, staging.path, form, self._record(), durable=io.fsync)
-            staging.commit(written.sizes, durable=io.fsync)
+            sizes = {path: size for value in values for path, size in value.items()}
+            sizes |= write_beside(staging.path, self._beside(), durable=io.fsync)
+            staging.commit(sizes, durable=io.fsync)
 
         try:
             directory = Path(on_first(processes, prepare))
             values, measured = self._phase(
                 "writing",
                 sum(file.nbytes for file in self._files),
-                lambda: asdict(write_files(plan, self._files, directory, form, io, self._counters, processes.alarmed)),
+                lambda: write_files(plan, self._files, directory, form, io, self._counters, processes.alarmed),
             )
             on_first(processes, commit)
         except BaseException:
@@ -250,32 +241,31 @@ class _Job:
             measured[0]["peak_bytes"] = peak_resident_bytes()
         return measured
 
-    def _record(self) -> Record | None:
-        """The provenance of the result, where it has one."""
+    def _beside(self) -> Mapping[str, bytes | Path]:
+        """The files beside the tensors: those of the format, and the provenance of a result that is an iteration."""
+        beside = self._planned.files.beside()
         if self._target.iteration is None:
-            return None
+            return beside
         facts, options = self._facts, self._options
         if facts.reference is not None:
             reference: Path | None = Path(facts.reference.directory)
         else:
             # A model of two directories is followed by neither.
             reference = None if options.text_source is not None else options.source
-        return record_of(facts.model, reference, facts.scaling)
+        return {**beside, RECORD_NAME: record_bytes(record_of(facts.model, reference, facts.scaling))}
 
-    def _verify(self) -> tuple[list[str], list[Any]]:
+    def _verify(self) -> tuple[Compared, list[Any]]:
         """The differences between result and plan, and the measurements of all processes."""
         plan, form, result = self._planned.plan, self._planned.files, self._target.result
         io, alarmed = self._options.io, self._processes.alarmed
         values, measured = self._phase(
             "comparing",
             sum(file.nbytes for file in self._files),
-            lambda: compare_files(plan, self._files, result, form, io, self._counters, alarmed),
+            lambda: asdict(compare_files(plan, self._files, result, form, io, self._counters, alarmed)),
         )
-        beside = on_first(
-            self._processes, lambda: wrong_tracker(self._target) + compare_surroundings(plan, form, result)
-        )
-        # Files that cannot be read for the same reason, such as their common metadata, say it once.
-        return list(dict.fromkeys(beside + [line for value in values for line in value])), measured
+        beside, target = self._beside, self._target
+        around = on_first(self._processes, lambda: asdict(compare_surroundings(plan, form, beside(), target)))
+        return together([around, *values]), measured
 
     def _phase(
         self, what: str, nbytes: int, phase: Callable[[], Any], *, counted_as: str = "transfer"

@@ -9,7 +9,7 @@ import yaml
 
 from distconv.errors import JobError
 from distconv.formats.registry import Options
-from distconv.job import Observer, run_job
+from distconv.job import Observer, Outcome, run_job
 from distconv.models.library import Library
 from distconv.runtime.processes import SingleProcess
 from tests.configuration import content
@@ -17,12 +17,17 @@ from tests.configuration import content
 LIBRARY = Library.of_package()
 
 
-def run_here(*options: str, **changes: Any) -> None:
-    """Run a job with options of the command line, and changes such as `layout__tp=2`; raises what is wrong."""
+def outcome_here(*options: str, **changes: Any) -> Outcome:
+    """The outcome of a job with options of the command line, and changes such as `layout__tp=2`; raises errors."""
     given = {**changed(options), **changes}
     name = given.pop("model", None)
     chosen = None if name is None else (name, LIBRARY.content(name))
-    outcome = run_job(Options.from_content(content(**given)), chosen, LIBRARY, SingleProcess(), Observer())
+    return run_job(Options.from_content(content(**given)), chosen, LIBRARY, SingleProcess(), Observer())
+
+
+def run_here(*options: str, **changes: Any) -> None:
+    """Run such a job; raises what is wrong, differences too."""
+    outcome = outcome_here(*options, **changes)
     if outcome.differences:
         raise JobError("\n".join(outcome.differences))
 

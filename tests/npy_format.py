@@ -6,9 +6,10 @@ Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 
 from __future__ import annotations
 
+import io
+import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +18,6 @@ import numpy as np
 
 from distconv.errors import InputError
 from distconv.formats.base import (
-    Created,
     Evidence,
     FileFormat,
     Format,
@@ -30,6 +30,7 @@ from distconv.formats.base import (
     Takes,
     evidence_of_files,
 )
+from distconv.formats.frame import Frame
 from distconv.formats.iterations import RELEASE
 from distconv.formats.model import Model
 from distconv.formats.records import Entry, OutputFile, mismatch
@@ -37,7 +38,7 @@ from distconv.formats.select import check_taken_whole, selection
 from distconv.models.bind import Binding, Unconverted, bind
 from distconv.options import CommonOptions
 from distconv.runtime.hand_out import HandOut
-from distconv.tensors.dtypes import ITEM_SIZE
+from distconv.runtime.regular_files import open_file
 from distconv.tensors.stored import NamedTensor, SourceFile, SourceIndex, StoredTensor, as_stored
 
 _SUFFIX = ".npy"
@@ -159,17 +160,16 @@ class NpyPlan:
 class NpyFiles(FileFormat):
     """A header, and the data."""
 
-    pattern = f"*{_SUFFIX}"
+    readers_names = (f"*{_SUFFIX}",)
 
-    def create(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Created:  # noqa: ARG002
-        """Write the header and a hole."""
+    def frame(self, file: OutputFile, entries: Sequence[Entry]) -> Frame:  # noqa: ARG002
+        """The header."""
         (entry,) = entries
         header = {"descr": _CODES[entry.tensor.dtype], "fortran_order": False, "shape": entry.tensor.shape}
-        with path.open("wb") as stream:
-            np.lib.format.write_array_header_1_0(stream, header)
-            start = stream.tell()
-            stream.truncate(start + prod(entry.tensor.shape) * ITEM_SIZE[entry.tensor.dtype])
-        return Created(offsets={(entry.key, entry.name): start})
+        stream = io.BytesIO()
+        np.lib.format.write_array_header_1_0(stream, header)
+        start = stream.tell()
+        return Frame(pieces=[(0, stream.getvalue())], holes=[start], nbytes=start + entry.tensor.nbytes)
 
     def locate(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Located:  # noqa: ARG002
         """Compare the header with the entry."""
@@ -188,11 +188,11 @@ def read_npy(path: Path) -> StoredTensor:
         InputError: the file is missing, damaged, or of an element type that is not converted.
     """
     try:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             np.lib.format.read_magic(stream)
             shape, in_columns, dtype = np.lib.format.read_array_header_1_0(stream)
             offset = stream.tell()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, tokenize.TokenError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     if in_columns or dtype not in _DTYPES:
         raise InputError(f"{path}: expected rows of {', '.join(_DTYPES.values())}, found {dtype}")

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from distconv.errors import counted, joined, named
+from distconv.errors import counted, joined, named, printable
 from distconv.formats.registry import format_named
 from distconv.job import Observer, Outcome
 from distconv.runtime.interruption import undisturbed
@@ -38,14 +38,14 @@ class Reporter(Observer):
         if not self._speaks:
             return
         try:
-            print(text, flush=True)
+            print(_visible(text), flush=True)
         except BrokenPipeError:
             lose_reader()
 
     def complain(self, text: str) -> None:
         """Print to standard error."""
         if self._speaks:
-            print(text, file=sys.stderr, flush=True)
+            print(_visible(text), file=sys.stderr, flush=True)
 
     def planned(self, report: Mapping[str, Any]) -> None:
         """Print the plan in short."""
@@ -72,6 +72,11 @@ class Reporter(Observer):
     def undisturbed(self) -> AbstractContextManager[None]:
         """Ignore SIGTERM and SIGINT meanwhile."""
         return undisturbed()
+
+
+def _visible(text: str) -> str:
+    """A text of lines as a terminal may get it."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def lose_reader() -> None:
@@ -136,7 +141,7 @@ def inspection_text(report: Mapping[str, Any], *, tensors: bool) -> str:
     lines += [f"note     {line}" for line in joined(report["notes"]).splitlines()]
     lines = [f"source   {report['source']}", *map(_folded, lines)]
     if tensors and report["tensors"]:
-        rows = [[file, name, dtype, str(shape)] for file, name, dtype, shape in report["tensors"]]
+        rows = [[printable(file), printable(name), dtype, str(shape)] for file, name, dtype, shape in report["tensors"]]
         lines += ["", table([["file", "tensor", "type", "shape"], *rows], align=str.ljust)]
     return "\n".join(lines)
 

@@ -13,6 +13,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from distconv.formats.frame import Frame
 from distconv.formats.iterations import iterations_in
 from distconv.formats.model import Model
 from distconv.formats.records import Entry, OutputFile, Plan
@@ -142,61 +143,52 @@ class Source(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Created:
-    """Where the data of a new file belongs, and what `FileFormat.finish` needs to know of the file (plain data)."""
-
-    offsets: Offsets
-    details: Any = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Located:
-    """Where the data of an existing file is, of the tensors that are as expected; and in words, what is not."""
+    """What an existing file holds that is not framed as its plan says.
+
+    `offsets`: where the data is of the tensors that are as expected; `differences`: in words, what is not. `foreign`:
+    another program wrote it, so that its frame proves nothing.
+    """
 
     offsets: Offsets
     differences: list[str] = field(default_factory=list)
+    foreign: bool = False
 
 
 class FileFormat(ABC):
-    """The files of one result. What is beside the tensors is optional.
+    """The files of one result: those of tensors, and those beside them, of which there may be none.
 
-    `pattern`: the names of files of which a result has no more than its plan.
+    `readers_names`: patterns of names that readers take for a part of such a result, whoever made the file.
     """
 
-    pattern: str
+    readers_names: tuple[str, ...]
 
     @abstractmethod
-    def create(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Created:
-        """Write a complete file with holes for the data of its tensors.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+    def frame(self, file: OutputFile, entries: Sequence[Entry]) -> Frame:
+        """All of a file but its tensor data, with a hole for the data of each entry."""
 
     @abstractmethod
     def locate(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Located:
-        """Compare the structure of an existing file with that of its plan.
+        """Compare the structure of an existing file, which has another frame, with that of its plan.
 
         Raises:
-            InputError: it is missing or damaged.
+            InputError: it is damaged.
         """
 
     def check_inputs(self) -> None:  # noqa: B027 - for others
-        """Raise `InputError` unless everything can be read that `finish` copies."""
+        """Raise `InputError` unless everything can be read that `beside` copies."""
 
-    def finish(self, directory: Path, details: Mapping[str, Any]) -> Mapping[str, int]:  # noqa: ARG002 - for others
-        """Write the files beside the tensors, on rank 0 when all others are there; path → size in bytes.
-
-        `details` are those of all files, by path.
-
-        Raises:
-            OSError: a file cannot be written.
-        """
+    def beside(self) -> Mapping[str, bytes | Path]:
+        """The files beside the tensors by path in the result: their content, or the file of which each is a copy."""
         return {}
 
-    def check(self, directory: Path) -> list[str]:  # noqa: ARG002 - for others
-        """The differences, in words, of the files beside the tensors of an existing result."""
-        return []
+    def locate_beside(self, directory: Path, name: str) -> Located:  # noqa: ARG002 - for others
+        """Compare an existing one of those files, which has other bytes, with what it should say.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        return Located(offsets={})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,14 @@ import re
 from pathlib import Path
 
 from distconv.errors import InputError, named, reading
+from distconv.runtime.regular_files import read_file
 
 TRACKER_NAME = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
 # What Megatron calls the meaning of a fused qkv, and where; it refuses or reinterprets another one.
 VERSION_KEY, CHECKPOINT_VERSION = "checkpoint_version", 3.0
+# Names by which readers find what an iteration holds, in one format or another.
+ITERATION_PARTS = ("mp_rank_*", "*.distcp", "*.metadata", "metadata.json")
 _NAME = re.compile(r"iter_(\d{7,})")
 
 
@@ -51,7 +54,7 @@ def iteration_directory(directory: Path, iteration: str | None) -> Path:
         says = f"iteration={iteration}"
     elif tracker.exists():
         with reading(tracker):
-            iteration = tracker.read_text(encoding="utf-8", errors="replace").strip()
+            iteration = read_file(tracker).decode(errors="replace").strip()
         says = str(tracker)
     elif len(there) == 1:
         return directory / there[0]

@@ -1,12 +1,21 @@
-"""Reading JSON objects that users and other programs wrote. Never trusts their structure."""
+"""Reading JSON objects that users and other programs wrote.
+
+Never trusts their structure. Owns that they cost time and memory like their length, and that a number in them can be
+calculated with and printed.
+"""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from distconv.errors import InputError, reading
+from distconv.errors import InputError, named, reading
+from distconv.runtime.regular_files import read_file
+
+# Digits of an integer; a length that means no limit has 31.
+_LONGEST_NUMBER = 100
 
 
 def read_object(path: Path, purpose: str) -> dict[str, Any]:
@@ -16,7 +25,7 @@ def read_object(path: Path, purpose: str) -> dict[str, Any]:
         InputError: the file is missing, unreadable, not JSON, or not an object.
     """
     with reading(path, f"no such file; it is needed for {purpose}"):
-        text = path.read_bytes()
+        text = read_file(path)
     return parse_object(text, str(path))
 
 
@@ -24,10 +33,10 @@ def parse_object(text: bytes, where: str) -> dict[str, Any]:
     """The JSON object in `text`; `where` names it in errors.
 
     Raises:
-        InputError: not JSON, a key twice in one object, or not an object.
+        InputError: not JSON, a key twice in one object, a number of more than 100 digits, or not an object.
     """
     try:
-        content = json.loads(text, object_pairs_hook=_unique)
+        content = json.loads(text, object_pairs_hook=_unique, parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not valid JSON: {error}") from None
     if not isinstance(content, dict):
@@ -38,7 +47,12 @@ def parse_object(text: bytes, where: str) -> dict[str, Any]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        raise ValueError(f"key given twice: {', '.join(twice[:5])}")
+        twice = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"key given twice: {named(twice)}")
     return result
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _LONGEST_NUMBER:
+        raise ValueError(f"a number of {len(digits)} digits: {digits[:10]}…")
+    return int(digits)

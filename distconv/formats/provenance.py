@@ -56,12 +56,6 @@ def read_record(directory: Path) -> Record:
     return Record(**known, scaling=None if scaling is None else Scaling.parse(scaling, str(path)))
 
 
-def write_record(directory: Path, record: Record) -> dict[str, int]:
-    """Write the record; its size in bytes by its name.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    return {
-        RECORD_NAME: (directory / RECORD_NAME).write_bytes((json.dumps(record.to_json(), indent=2) + "\n").encode())
-    }
+def record_bytes(record: Record) -> bytes:
+    """The content of the record's file."""
+    return (json.dumps(record.to_json(), indent=2) + "\n").encode()

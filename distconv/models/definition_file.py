@@ -111,7 +111,7 @@ def _valid(path: str) -> Iterator[None]:
         yield
     except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:
         problem = _explained(error)
-        raise InputError(f"{path}: not valid YAML: {problem}\na name with {{ }} in it needs quotes") from None
+        raise InputError(f"{path}: not valid YAML: {problem}; a name with {{ }} in it needs quotes") from None
 
 
 def _explained(error: Exception) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from distconv.errors import InputError, JobError, system_problem
 from distconv.formats.iterations import TRACKER_NAME, iteration_name
+from distconv.runtime.regular_files import read_file
 from distconv.transfer.files import synchronise_directory
 
 _PREFIX = ".distconv-"
@@ -59,13 +60,15 @@ def check_present(target: Target) -> None:
 
 def wrong_tracker(target: Target) -> list[str]:
     """The difference of a tracker that does not name the result, in words."""
-    if target.tracker is None:
+    if target.tracker is None or target.iteration is None:
         return []
     try:
-        found = target.tracker.read_text(errors="replace")
+        found = read_file(target.tracker)
     except OSError as error:
         return [system_problem(f"{target.tracker}: expected {target.iteration!r}, cannot be read", error)]
-    return [] if found == target.iteration else [f"{target.tracker}: expected {target.iteration!r}, found {found!r}"]
+    if found == target.iteration.encode():
+        return []
+    return [f"{target.tracker}: expected {target.iteration!r}, found {found.decode(errors='replace')!r:.80}"]
 
 
 def check_target(target: Target, sources: Mapping[str, Path], *, overwrite: bool, needed: int) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 
 from distconv.errors import JobError
+from distconv.runtime.regular_files import open_descriptor
 
 _NO_KERNEL_COPY = {errno.ENOSYS, errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.ETXTBSY}
 
@@ -32,7 +33,7 @@ class OpenFiles:
             return self._open[path]
 
     def _opened(self, path: str, size: int | None) -> int:
-        descriptor = os.open(path, self._flags | os.O_CLOEXEC)
+        descriptor = open_descriptor(path, self._flags)
         found = os.fstat(descriptor).st_size
         if size is not None and found != size:
             os.close(descriptor)

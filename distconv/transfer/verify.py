@@ -1,6 +1,7 @@
 """Proving an existing result: one process's share of comparing it, byte for byte, with what its source says.
 
-Owns the comparison and its words, of results and of replicas in a source: a tensor that lies in storage with strides is
+Owns the comparison and its words, of results and of replicas in a source. The frame of a file is compared with that of
+the plan; only one that differs is read, to say what is wrong with it. A tensor that lies in storage with strides is
 compared as the runs of contiguous bytes that it consists of. Writes nothing.
 """
 
@@ -8,13 +9,15 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product, zip_longest
 from math import prod
 from pathlib import Path
 
-from distconv.errors import InputError
-from distconv.formats.base import FileFormat, Located
+from distconv.errors import InputError, system_problem
+from distconv.formats.base import FileFormat, Located, Offsets
+from distconv.formats.frame import first_difference
 from distconv.formats.records import Entry, OutputFile, Plan
 from distconv.options import InputOutput
 from distconv.tensors.compose import substitute
@@ -28,6 +31,39 @@ from distconv.transfer.files import OpenFiles
 from distconv.transfer.sinks import CompareSink, Counters
 
 
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What was found of a result, in words: its differences from the plan, and notes that are none."""
+
+    differences: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def explain(self, path: Path, at: int, expected: str, locate: Callable[[], Located]) -> Offsets:
+        """Add what is wrong with a file whose first other byte is at `at`; where its tensors are all the same."""
+        try:
+            located = locate()
+        except InputError as error:
+            self.differences.extend(error.problems)
+            return {}
+        self.differences.extend(located.differences)
+        if not located.differences and located.foreign:
+            self.notes.append(
+                f"{path}: was written by torch, as earlier versions did; its tensors were compared, not its frame"
+            )
+        elif not located.differences:
+            self.differences.append(f"{path}: differs from {expected} at byte {at:,}")
+        return located.offsets
+
+
+def together(found: Iterable[Mapping[str, list[str]]]) -> Compared:
+    """What several processes found, as plain data; what several say, such as of a common file, once."""
+    everything = list(found)
+    return Compared(
+        differences=list(dict.fromkeys(line for each in everything for line in each["differences"])),
+        notes=list(dict.fromkeys(line for each in everything for line in each["notes"])),
+    )
+
+
 def compare_files(
     plan: Plan,
     files: Sequence[OutputFile],
@@ -36,25 +72,24 @@ def compare_files(
     io: InputOutput,
     counters: Counters,
     must_stop: Callable[[], bool],
-) -> list[str]:
-    """Compare this process's files, as they are below a directory, with what the plan would write; the differences.
+) -> Compared:
+    """Compare this process's files, as they are below a directory, with what the plan would write.
 
-    A file that is missing or damaged is one. What cannot be compared counts as done.
+    A file that is missing or damaged is a difference. What cannot be compared counts as done.
 
     Raises:
         JobError: a read failed.
     """
-    differences: list[str] = []
+    compared = Compared()
     with OpenFiles(os.O_RDONLY) as sources:
         for batch in batches(plan, files):
             paths = {file: str(directory / file.path) for file in batch.files}
             offsets: dict[tuple[OutputFile, str, str], int] = {}
             checked: dict[OutputFile, tuple[Entry, ...]] = {}
             for file, entries in batch.files.items():
-                located = _located(form, Path(paths[file]), file, entries)
-                differences += located.differences
-                offsets |= {(file, key, name): offset for (key, name), offset in located.offsets.items()}
-                checked[file] = tuple(entry for entry in entries if (entry.key, entry.name) in located.offsets)
+                found = _offsets(form, Path(paths[file]), file, entries, compared)
+                offsets |= {(file, key, name): offset for (key, name), offset in found.items()}
+                checked[file] = tuple(entry for entry in entries if (entry.key, entry.name) in found)
             nbytes = sum(entry.tensor.nbytes for entries in checked.values() for entry in entries)
             counters.add(done=sum(file.nbytes for file in batch.files) - nbytes)
             work = Batch(files=checked).work(paths, offsets)
@@ -66,27 +101,21 @@ def compare_files(
                 if entry.tensor.elements
             }
             differing = _differing(work, names, sources, io, counters, must_stop)
-            differences += [f"{place[0]}: {names[place]} differs from the source" for place in differing]
-    return differences
+            compared.differences.extend(f"{place[0]}: {names[place]} differs from the source" for place in differing)
+    return compared
 
 
-def compare_surroundings(plan: Plan, form: FileFormat, directory: Path) -> list[str]:
-    """The differences beside the tensors: files of the format that the plan does not have, and its other files."""
-    expected = {file.path for file in plan.files}
-    found = {path.relative_to(directory).as_posix() for path in directory.rglob(form.pattern)}
-    unexpected = [f"{directory / path}: is not expected" for path in sorted(found - expected)]
+def _offsets(form: FileFormat, path: Path, file: OutputFile, entries: Sequence[Entry], compared: Compared) -> Offsets:
+    """Where the tensors of a file are that can be compared; what is wrong with the rest of the file is added."""
+    frame = form.frame(file, entries)
     try:
-        return unexpected + form.check(directory)
-    except InputError as error:
-        return unexpected + error.problems
-
-
-def _located(form: FileFormat, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Located:
-    """Where the tensors of a file are; of one that is missing or damaged, nowhere."""
-    try:
-        return form.locate(path, file, entries)
-    except InputError as error:
-        return Located(offsets={}, differences=error.problems)
+        at = first_difference(path, frame)
+    except OSError as error:
+        compared.differences.append(system_problem(f"{path}: cannot be compared", error))
+        return {}
+    if at is None:
+        return {(entry.key, entry.name): hole for entry, hole in zip(entries, frame.holes, strict=True)}
+    return compared.explain(path, at, "what is written today", lambda: form.locate(path, file, entries))
 
 
 def compare_copies(

@@ -6,28 +6,19 @@ Owns the order of laying out, filling and making durable. Gives nothing its fina
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from distconv.errors import JobError, system_problem
 from distconv.formats.base import FileFormat
-from distconv.formats.provenance import Record, write_record
+from distconv.formats.frame import write_frame
 from distconv.formats.records import OutputFile, Plan
 from distconv.options import InputOutput
 from distconv.transfer.batches import batches
 from distconv.transfer.engine import run
 from distconv.transfer.files import OpenFiles, synchronise
 from distconv.transfer.sinks import Counters, WriteSink
-
-
-@dataclass(frozen=True, kw_only=True)
-class Written:
-    """What became of the files of a process: sizes in bytes, and what their format wants to know; by path."""
-
-    sizes: dict[str, int]
-    details: dict[str, Any]
 
 
 def write_files(
@@ -38,15 +29,15 @@ def write_files(
     io: InputOutput,
     counters: Counters,
     must_stop: Callable[[], bool],
-) -> Written:
-    """Write this process's files below an existing directory.
+) -> dict[str, int]:
+    """Write this process's files below an existing directory; their sizes in bytes by path.
 
     Raises:
         JobError: a read or write failed, or the directory is not there: it is not shared between the nodes.
     """
     if not directory.is_dir():
         raise JobError(f"{directory}: made by the first process, not seen here; target must be on a shared file system")
-    written = Written(sizes={}, details={})
+    sizes: dict[str, int] = {}
     with OpenFiles(os.O_RDONLY) as sources:
         for batch in batches(plan, files):
             paths = {file: str(directory / file.path) for file in batch.files}
@@ -55,11 +46,12 @@ def write_files(
                 path = Path(paths[file])
                 try:
                     path.parent.mkdir(exist_ok=True)
-                    created = form.create(path, file, entries)
+                    frame = form.frame(file, entries)
+                    write_frame(path, frame)
                 except OSError as error:
                     raise JobError(system_problem(f"creating {path}", error)) from error
-                offsets |= {(file, key, name): offset for (key, name), offset in created.offsets.items()}
-                written.details[file.path] = created.details
+                holes = zip(entries, frame.holes, strict=True)
+                offsets |= {(file, entry.key, entry.name): hole for entry, hole in holes}
             with OpenFiles(os.O_WRONLY) as targets:
                 run(
                     batch.work(paths, offsets),
@@ -75,23 +67,29 @@ def write_files(
                         synchronise(targets.items())
                     except OSError as error:
                         raise JobError(system_problem(f"making {directory} durable", error)) from error
-            written.sizes.update({file.path: os.stat(paths[file]).st_size for file in batch.files})
-    return written
+            sizes |= {file.path: os.stat(paths[file]).st_size for file in batch.files}
+    return sizes
 
 
-def finish(written: Written, directory: Path, form: FileFormat, record: Record | None, *, durable: bool) -> None:
-    """Write what the result has beside its tensors, and add it to what was written; called by rank 0 alone.
+def write_beside(directory: Path, beside: Mapping[str, bytes | Path], *, durable: bool) -> dict[str, int]:
+    """Write the files beside the tensors, given as in `FileFormat.beside`, when all others are there; their sizes.
+
+    Called by rank 0 alone.
 
     Raises:
-        JobError: a write failed.
+        JobError: a write failed, or a read of what is copied.
     """
     try:
-        sizes = dict(form.finish(directory, written.details))
-        if record is not None:
-            sizes |= write_record(directory, record)
+        for name, content in beside.items():
+            path = directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, Path):
+                shutil.copyfile(content, path)
+            else:
+                path.write_bytes(content)
         if durable:
             with OpenFiles(os.O_RDONLY) as files:
-                synchronise((str(directory / path), files.get(str(directory / path))) for path in sizes)
+                synchronise((str(directory / path), files.get(str(directory / path))) for path in beside)
+        return {name: (directory / name).stat().st_size for name in beside}
     except OSError as error:
         raise JobError(system_problem(f"finishing {error.filename or directory}", error)) from error
-    written.sizes.update(sizes)

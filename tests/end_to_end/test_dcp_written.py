@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from math import prod
 from typing import Any
 
@@ -15,7 +14,9 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from distconv.formats.dcp import plan as dcp_plan
 from distconv.formats.dcp.files import DcpFiles
 from distconv.formats.dcp.plan import make_dcp_plan
+from distconv.formats.frame import write_frame
 from distconv.tensors.stored import SourceFile, StoredTensor, as_stored
+from distconv.transfer.write import write_beside
 from tests.checkpoints import described, load_case, read_dcp, tensor_bytes, write_source
 
 DTYPES = ["uint8", "int64", "float16", "bfloat16", "float32", "bool", "float8_e4m3fn"]
@@ -39,19 +40,17 @@ def test_torch_finds_each_chunk_where_it_was_laid_out(tmp_path_factory, drawn):
         patch.setattr(dcp_plan, "_LEAST_FILE_BYTES", 64)
         plan = make_dcp_plan(as_stored(stored), (), "")
     form = DcpFiles(plan)
-    details = {}
     for output in reversed(plan.files):
         path = directory / output.path
-        laid_out = form.create(path, output, list(plan.entries(output)))
+        frame = form.frame(output, list(plan.entries(output)))
+        write_frame(path, frame)
         with path.open("r+b") as stream:
-            for chunk in plan.chunks(output):
+            for chunk, hole in zip(plan.chunks(output), frame.holes, strict=True):
                 box = tuple(slice(low, low + size) for low, size in zip(chunk.offsets, chunk.tensor.shape, strict=True))
-                stream.seek(laid_out.offsets[chunk.key, chunk.name])
+                stream.seek(hole)
                 stream.write(values[chunk.whole.name][box].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        # what one process tells the first
-        details[output.path] = json.loads(json.dumps(laid_out.details))
 
-    written = form.finish(directory, details)
+    written = write_beside(directory, form.beside(), durable=False)
 
     assert written == {".metadata": (directory / ".metadata").stat().st_size}
     expected = {f"model.{name}": value for name, value in values.items()} | {"checkpoint_version": 3.0}

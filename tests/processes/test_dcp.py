@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from math import prod
+from pathlib import Path
 
 import pytest
 
@@ -127,10 +128,13 @@ def test_a_process_dies(launcher, victim, world):
 def test_metadata_that_cannot_be_written_leave_nothing(tmp_path, monkeypatch, distconv):
     """The disk becomes full at the very end."""
 
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/mm/.metadata")
+    def write(path, data):
+        if path.name == ".metadata":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/mm/.metadata")
+        return written(path, data)
 
-    monkeypatch.setattr("distconv.formats.dcp.files.write_metadata", full)
+    written = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", write)
     source = write_source(tmp_path / "hf", load_case(CASE))
 
     outcome = distconv(f"source={source}", f"target={tmp_path / 'mm'}", "target_format=dcp")

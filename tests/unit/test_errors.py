@@ -14,6 +14,7 @@ from distconv.errors import (
     StoppedError,
     joined,
     named,
+    printable,
     raise_if,
     reading,
     shown,
@@ -45,6 +46,26 @@ def test_of_more_problems_the_rest_is_counted_and_the_list_left_alone():
     problems = [f"problem {number}" for number in range(LINES_SHOWN + 3)]
     assert joined(problems).splitlines() == [*problems[:LINES_SHOWN], "… and 3 more of the same kind"]
     assert len(problems) == LINES_SHOWN + 3
+
+
+def test_what_a_terminal_would_obey_or_cannot_show_is_spelled_out():
+    assert printable("qkv.weight é … 重 \\n") == "qkv.weight é … 重 \\n"
+    assert printable("a\x1b[2Jb\nc\ud800\u202e\x7f\x00") == "a\\x1b[2Jb\\nc\\ud800\\u202e\\x7f\\x00"
+    assert InputError("a\nb").problems == ["a\\nb"]
+    assert str(InputError(["a\nb", "c\rd"])) == "a\\nb\nc\\rd"
+    assert joined(["a\x1b"]) == "a\\x1b"
+    assert named(["a\n", "b\t"]) == "a\\n, b\\t"
+
+
+def test_of_many_names_only_those_that_are_shown_are_spelled_out():
+    class Name:
+        def __str__(self) -> str:
+            spelled.append(self)
+            return "name"
+
+    spelled: list[Name] = []
+    assert named((Name() for _ in range(1000)), 2) == "name, name and 998 more"
+    assert len(spelled) == 2
 
 
 def test_an_error_of_the_system_says_what_could_not_be_done_and_why():

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from distconv.formats.base import Created
+from distconv.formats.frame import Frame
 from distconv.formats.megatron.files import MegatronFiles
 from distconv.formats.megatron.plan import MegatronPlan, make_plan
 from distconv.formats.records import Entry, OutputFile
 from distconv.layout.balance import complete_layout
 from distconv.layout.request import Layout
-from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import SourceFile
 from tests.unit import toy
 
@@ -40,14 +40,10 @@ def planned(directory: Path, **request: Any) -> MegatronPlan:
 class Unmarked(MegatronFiles):
     """Files of tensors one after the other, without anything that says what they are."""
 
-    def create(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Created:
-        """A file that reads as zeros; the details are its number of tensors."""
-        offsets, end = {}, START
-        for entry in entries:
-            offsets[entry.key, entry.name] = end
-            end += entry.tensor.elements * ITEM_SIZE[entry.tensor.dtype]
-        path.write_bytes(bytes(end))
-        return Created(offsets=offsets, details=[file.path, len(offsets)])
+    def frame(self, file: OutputFile, entries: Sequence[Entry]) -> Frame:  # noqa: ARG002 - of the interface
+        """Nothing but a few zeros."""
+        ends = list(accumulate((entry.tensor.nbytes for entry in entries), initial=START))
+        return Frame(pieces=[(0, bytes(START))], holes=ends[:-1], nbytes=ends[-1])
 
 
 def expected(plan: MegatronPlan, path: str) -> bytes:

@@ -5,46 +5,27 @@ Owns which blobs a file has. Their data is aligned within the archives, as torch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import cache
-from pathlib import Path
+from itertools import accumulate
 
 from distconv.formats.dcp.plan import Chunk
+from distconv.formats.frame import Frame
 from distconv.formats.iterations import CHECKPOINT_VERSION
 from distconv.formats.torch_zip.create import tensor_frame, value_frame
-from distconv.formats.torch_zip.frame import Frame, write_frames
 
 # A span of bytes in a file: offset and length.
 Span = tuple[int, int]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Blobs:
-    """Where the blobs of a file are, the version first if it has one; and the file offsets of the chunks' data."""
-
-    spans: list[Span]
-    offsets: list[int]
-
-
-def create(path: Path, chunks: Sequence[Chunk], *, with_version: bool) -> Blobs:
-    """Write a file of chunks with holes for their data, behind the version of the checkpoint if asked for.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    frames = blob_frames(chunks, with_version=with_version)
-    write_frames(path, frames)
-    blobs, start = Blobs(spans=[], offsets=[]), 0
-    for frame in frames:
-        blobs.spans.append((start, frame.nbytes))
-        blobs.offsets.extend(start + hole for hole in frame.holes)
-        start += frame.nbytes
-    return blobs
-
-
 def blob_frames(chunks: Sequence[Chunk], *, with_version: bool) -> list[Frame]:
-    """The frames of the blobs of a file, in order; chunks that look alike share one."""
+    """The frames of the blobs of a file, behind the version of the checkpoint if asked for; equal chunks share one."""
     frame = cache(tensor_frame)
     frames = [frame(chunk.tensor.dtype, chunk.tensor.shape) for chunk in chunks]
     return [value_frame(CHECKPOINT_VERSION), *frames] if with_version else frames
+
+
+def spans_of(frames: Iterable[Frame]) -> list[Span]:
+    """Where the blobs are in their file."""
+    sizes = [frame.nbytes for frame in frames]
+    return list(zip(accumulate(sizes, initial=0), sizes, strict=False))

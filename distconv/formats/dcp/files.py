@@ -7,37 +7,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from distconv.formats.base import Created, FileFormat, Located
-from distconv.formats.dcp.blobs import create
+from distconv.formats.base import FileFormat, Located
+from distconv.formats.dcp.blobs import blob_frames, spans_of
 from distconv.formats.dcp.metadata import METADATA, Metadata, read_metadata
 from distconv.formats.dcp.plan import MODEL_KEY, DcpPlan
-from distconv.formats.dcp.write_metadata import write_metadata
+from distconv.formats.dcp.write_metadata import metadata_bytes
+from distconv.formats.frame import Frame, joined_frames
+from distconv.formats.iterations import ITERATION_PARTS
 from distconv.formats.records import Entry, OutputFile, mismatch
-from distconv.formats.torch_zip.archive import ArchivedTensor
+from distconv.formats.torch_zip.archive import ArchivedTensor, is_written_by_torch
 from distconv.formats.torch_zip.blobs import stored_within
 
 
 class DcpFiles(FileFormat):
     """The format of the result of a plan."""
 
-    pattern = "*.distcp"
+    readers_names = ITERATION_PARTS
 
     def __init__(self, plan: DcpPlan) -> None:
         self._plan = plan
         self._known: Metadata | None = None
 
-    def create(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Created:
-        """Write the blobs with holes for their data; the details are their spans."""
-        blobs = create(path, self._plan.chunks(file), with_version=file == self._plan.files[0])
-        names = ((entry.key, entry.name) for entry in entries)
-        return Created(offsets=dict(zip(names, blobs.offsets, strict=True)), details=blobs.spans)
+    def frame(self, file: OutputFile, entries: Sequence[Entry]) -> Frame:  # noqa: ARG002 - of the interface
+        """The blobs but for their data."""
+        return joined_frames(self._blobs(file))
 
-    def finish(self, directory: Path, details: Mapping[str, Any]) -> Mapping[str, int]:
-        """Write `.metadata`."""
-        path = write_metadata(directory, self._plan, details)
-        return {path.name: path.stat().st_size}
+    def beside(self) -> Mapping[str, bytes | Path]:
+        """`.metadata`."""
+        spans = {file.path: spans_of(self._blobs(file)) for file in self._plan.files}
+        return {METADATA: metadata_bytes(self._plan, spans)}
+
+    def _blobs(self, file: OutputFile) -> list[Frame]:
+        return blob_frames(self._plan.chunks(file), with_version=file == self._plan.files[0])
 
     def locate(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Located:
         """Find the chunks in the file, each where the metadata says that it is."""
@@ -61,18 +63,23 @@ class DcpFiles(FileFormat):
                     differences.append(f"{path}: {entry.key} {entry.name} {wrong}")
                 else:
                     offsets[entry.key, entry.name] = found.offset
-        return Located(offsets=offsets, differences=differences)
+        return Located(offsets=offsets, differences=differences, foreign=is_written_by_torch(path))
 
-    def check(self, directory: Path) -> list[str]:
+    def locate_beside(self, directory: Path, name: str) -> Located:
         """What the metadata says of tensors that are not expected, or of another shape."""
+        if name != METADATA:
+            return Located(offsets={})
         expected = {f"{MODEL_KEY}.{each.name}": (each.tensor.dtype, each.tensor.shape) for each in self._plan.tensors()}
         path = directory / METADATA
         found = {name: (entry.dtype, entry.shape) for name, entry in self._metadata(directory).tensors.items()}
-        return [
+        differences = [
             f"{path}: {name} is {found.get(name, 'missing')}, expected {expected.get(name, 'no such tensor')}"
             for name in sorted(expected.keys() | found.keys())
             if expected.get(name) != found.get(name)
         ]
+        # Files of one program.
+        foreign = is_written_by_torch(directory / self._plan.files[0].path)
+        return Located(offsets={}, differences=differences, foreign=foreign)
 
     def _metadata(self, directory: Path) -> Metadata:
         if self._known is None:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from distconv.errors import InputError, named, raise_if, reading
-from distconv.formats.torch_zip.archive import MOST_DIMS
+from distconv.formats.torch_zip.archive import LARGEST_INDEX, MOST_DIMS
 from distconv.formats.torch_zip.inert_pickle import Inert, InertUnpickler, StandIn, first_words
+from distconv.runtime.regular_files import read_file
 from distconv.tensors.stored import is_file_name
 from distconv.tensors.virtual import Index
 
@@ -75,7 +77,7 @@ def read_metadata(path: Path) -> Metadata:
         InputError: the file is missing, damaged, something else than checkpoint metadata, names what torch never names
             there, or refers to files outside of its directory.
     """
-    content, foreign = _load(path)
+    content, foreign, nbytes = _load(path)
     if foreign:
         raise InputError(
             f"{path}: names {named(foreign)}, which no metadata of torch.distributed.checkpoint needs; nothing of the "
@@ -88,6 +90,7 @@ def read_metadata(path: Path) -> Metadata:
     try:
         entries = _fields(content, "state_dict_metadata")[0]
         places = _places(_fields(content, "storage_data")[0])
+        _check_apart(entries.values(), nbytes)
         tensors = {
             _text(name): _entry(name, entry, places)
             for name, entry in entries.items()
@@ -106,10 +109,10 @@ def read_metadata(path: Path) -> Metadata:
     return Metadata(tensors=tensors, others=others)
 
 
-def _load(path: Path) -> tuple[Any, list[str]]:
-    """What the pickle holds, and the names in it that are foreign."""
+def _load(path: Path) -> tuple[Any, list[str], int]:
+    """What the pickle holds, the names in it that are foreign, and its size in bytes."""
     with reading(path, "no such file"):
-        data = path.read_bytes()
+        data = read_file(path)
     unpickler = _Unpickler(io.BytesIO(data))
     try:
         content = unpickler.load()
@@ -119,7 +122,7 @@ def _load(path: Path) -> tuple[Any, list[str]]:
                 f"{path}: truncated, or not a pickle that torch.distributed.checkpoint wrote: {first_words(error)}"
             ) from None
         content = None
-    return content, list(unpickler.foreign)
+    return content, list(unpickler.foreign), len(data)
 
 
 class _Record(StandIn):
@@ -218,7 +221,7 @@ class _Unpickler(InertUnpickler):
 
 def _places(storage: Any) -> dict[tuple[str, Index | None], tuple[Place, ...]]:
     """The places by name and offsets of the chunk. The keys of `storage` are records, equal only to themselves."""
-    places: dict[tuple[str, Index | None], tuple[Place, ...]] = {}
+    places: dict[tuple[str, Index | None], list[Place]] = defaultdict(list)
     for index, info in storage.items():
         if not (isinstance(index, _MetadataIndex) and isinstance(info, _StorageInfo)):
             raise ValueError(f"storage_data maps {type(index).__name__} to {type(info).__name__}")
@@ -231,8 +234,18 @@ def _places(storage: Any) -> dict[tuple[str, Index | None], tuple[Place, ...]]:
         place = Place(
             file=_text(file), offset=offset, length=length, transforms=tuple(_text(each) for each in transforms or ())
         )
-        places[key] = (*places.get(key, ()), place)
-    return places
+        places[key].append(place)
+    return {key: tuple(found) for key, found in places.items()}
+
+
+def _check_apart(entries: Iterable[object], nbytes: int) -> None:
+    """Raise `ValueError` for entries that share chunks: those are stored under one name, and could be many times more.
+
+    A chunk of its own is several bytes of the file.
+    """
+    chunks = sum(len(_fields(entry, "chunks")[0]) for entry in entries if isinstance(entry, _TensorStorageMetadata))
+    if chunks > nbytes:
+        raise ValueError(f"{chunks} chunks in a file of {nbytes} bytes: tensors share them")
 
 
 def _entry(name: str, entry: object, places: Mapping[tuple[str, Index | None], tuple[Place, ...]]) -> Entry:
@@ -263,7 +276,9 @@ def _fields(record: object, *names: str, **optional: Any) -> list[Any]:
 
 
 def _index(value: Any) -> Index:
-    if not isinstance(value, (tuple, list)) or not all(type(each) is int and each >= 0 for each in value):
+    if not isinstance(value, (tuple, list)) or not all(
+        type(each) is int and 0 <= each <= LARGEST_INDEX for each in value
+    ):
         raise ValueError(f"expected whole numbers, found {type(value).__name__}")
     if len(value) > MOST_DIMS:
         raise ValueError(f"expected at most {MOST_DIMS} dims, found {len(value)}")

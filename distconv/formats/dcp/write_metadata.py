@@ -1,4 +1,4 @@
-"""Writing the `.metadata` of a DCP result: which tensors there are, in which chunks, and which blob holds each.
+"""The `.metadata` of a DCP result: which tensors there are, in which chunks, and which blob holds each.
 
 Owns the objects that readers of torch unpickle from it: those that `DefaultSavePlanner` and `FileSystemWriter` of torch
 2.13 make. Classes of torch 2.6 take them, too. Needs no torch. The path of the directory and random numbers, which
@@ -10,10 +10,8 @@ Format: `torch/distributed/checkpoint/metadata.py`; `_StorageInfo`, and `finish`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from distconv.formats.dcp.blobs import Span
-from distconv.formats.dcp.metadata import METADATA
 from distconv.formats.dcp.plan import MODEL_KEY, Chunk, DcpPlan
 from distconv.formats.iterations import VERSION_KEY
 from distconv.formats.torch_zip.write_pickle import Call, Global, Instance, dumps
@@ -31,19 +29,8 @@ _CONTIGUOUS = Call(Global(_MODULE, "_MEM_FORMAT_ENCODING"), (0,))
 _FORMAT_VERSION = "1.0.0"
 
 
-def write_metadata(directory: Path, plan: DcpPlan, spans: Mapping[str, Sequence[Span]]) -> Path:
-    """Write `.metadata` for files whose blobs have these spans, by path; where it is.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path = directory / METADATA
-    path.write_bytes(metadata_bytes(plan, spans))
-    return path
-
-
 def metadata_bytes(plan: DcpPlan, spans: Mapping[str, Sequence[Span]]) -> bytes:
-    """The content of `.metadata`."""
+    """The content of `.metadata` for files whose blobs have these spans, by path."""
     return dumps(_metadata(plan, spans))
 
 

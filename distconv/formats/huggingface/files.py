@@ -5,30 +5,36 @@ Owns their structure; a single file's is the business of `safetensors_file` and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from distconv.formats.base import Created, FileFormat, Located
+from distconv.formats.base import FileFormat, Located
+from distconv.formats.frame import Frame
 from distconv.formats.huggingface.plan import HuggingFacePlan
-from distconv.formats.huggingface.reference import check_side_files, copy_side_file, side_files
+from distconv.formats.huggingface.reference import check_side_files, side_files
 from distconv.formats.huggingface.safetensors import read_header
-from distconv.formats.huggingface.safetensors_file import lay_out
+from distconv.formats.huggingface.safetensors_file import safetensors_frame
 from distconv.formats.records import Entry, OutputFile, mismatch
 
 
 class HuggingFaceFiles(FileFormat):
     """The format of the result of a plan."""
 
-    pattern = "*.safetensors"
+    readers_names = (
+        "*.safetensors",
+        "*.safetensors.index.json",
+        "pytorch_model*.bin",
+        "pytorch_model*.bin.index.json",
+        "adapter_model*.bin",
+        "adapter_config.json",
+    )
 
     def __init__(self, plan: HuggingFacePlan) -> None:
         self._plan = plan
 
-    def create(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Created:  # noqa: ARG002 - of the interface
-        """Write the header and a hole for the data."""
-        offsets = lay_out(path, ((entry.name, entry.tensor.dtype, entry.tensor.shape) for entry in entries))
-        return Created(offsets={("", name): offset for name, offset in offsets.items()})
+    def frame(self, file: OutputFile, entries: Sequence[Entry]) -> Frame:  # noqa: ARG002 - of the interface
+        """The header."""
+        return safetensors_frame((entry.name, entry.tensor.dtype, entry.tensor.shape) for entry in entries)
 
     def locate(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Located:  # noqa: ARG002
         """Find the tensors in the header, and what it should not hold."""
@@ -50,38 +56,12 @@ class HuggingFaceFiles(FileFormat):
         if self._plan.reference is not None:
             check_side_files(Path(self._plan.reference))
 
-    def finish(self, directory: Path, details: Mapping[str, Any]) -> Mapping[str, int]:  # noqa: ARG002
-        """Write the index, and copy what the reference has beside its weights."""
-        sizes = {}
-        for name, text in self._plan.texts.items():
-            sizes[name] = (directory / name).write_bytes(text.encode())
-        for reference, name in self._copied():
-            sizes[name] = copy_side_file(reference, name, directory)
-        return sizes
-
-    def check(self, directory: Path) -> list[str]:
-        """The texts and side files that are missing or differ."""
-        expected = [(name, text.encode()) for name, text in self._plan.texts.items()]
-        differences = [
-            f"{directory / name}: is missing, or not what it should be"
-            for name, text in expected
-            if _bytes(directory / name) != text
-        ]
-        return differences + [
-            f"{directory / name}: is not as in {reference}"
-            for reference, name in self._copied()
-            if _bytes(directory / name) != _bytes(reference / name)
-        ]
-
-    def _copied(self) -> Iterator[tuple[Path, str]]:
-        """What is copied, and from where."""
+    def beside(self) -> Mapping[str, bytes | Path]:
+        """The texts of the plan, the index, and what the reference has beside its weights."""
+        found: dict[str, bytes | Path] = {name: text.encode() for name, text in self._plan.texts.items()}
         if self._plan.reference is None:
-            return
+            return found
         reference = Path(self._plan.reference)
-        yield from ((reference, name) for name in side_files(reference) if self._plan.copies(name))
-        if self._plan.index_name is not None:
-            yield reference, self._plan.index_name
-
-
-def _bytes(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
+        index = [self._plan.index_name] if self._plan.index_name is not None else []
+        copied = [name for name in side_files(reference) if self._plan.copies(name)]
+        return {name: reference / name for name in (*copied, *index)} | found

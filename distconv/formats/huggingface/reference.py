@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -105,15 +104,3 @@ def _belongs_to_model(directory: Path) -> bool:
 
 def _is_weight(path: Path) -> bool:
     return path.suffix.lower() in _WEIGHTS and path.name not in _SIDE_FILES
-
-
-def copy_side_file(directory: Path, name: str, target: Path) -> int:
-    """Copy one of them; its size in bytes.
-
-    Raises:
-        OSError: it cannot be read or written.
-    """
-    path = target / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(directory / name, path)
-    return path.stat().st_size

@@ -14,6 +14,8 @@ from typing import Any, TypeGuard
 
 from distconv.errors import InputError, raise_if, reading
 from distconv.formats.jsonfile import parse_object
+from distconv.formats.torch_zip.archive import LARGEST_INDEX, MOST_DIMS
+from distconv.runtime.regular_files import open_file
 from distconv.tensors.dtypes import ITEM_SIZE, SAFETENSORS_CODE
 from distconv.tensors.stored import SourceFile, StoredTensor
 
@@ -31,7 +33,7 @@ def read_header(path: Path) -> list[StoredTensor]:
         InputError: the file is missing, truncated, or its header is not what the format allows.
     """
     try:
-        with reading(path, _MISSING), path.open("rb") as stream:
+        with reading(path, _MISSING), open_file(path) as stream:
             size = os.fstat(stream.fileno()).st_size
             prefix = stream.read(8)
             length = int.from_bytes(prefix, "little")
@@ -83,12 +85,12 @@ def _entry(name: str, entry: Any, file: SourceFile, start: int) -> tuple[str, St
         return "expected an object with dtype, shape and data_offsets", None
     dtype = SAFETENSORS_CODE.get(str(entry.get("dtype")))
     if dtype is None:
-        return f"unknown dtype {entry.get('dtype')!r}; known: {', '.join(SAFETENSORS_CODE)}", None
+        return f"unknown dtype {entry.get('dtype')!r:.80}; known: {', '.join(SAFETENSORS_CODE)}", None
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
     if not _are_sizes(shape):
-        return f"shape {shape!r} is not a list of sizes", None
+        return f"shape {shape!r:.80} is not a list of sizes", None
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        return f"data_offsets {offsets!r} are not a begin and an end", None
+        return f"data_offsets {offsets!r:.80} are not a begin and an end", None
     needed = prod(shape) * ITEM_SIZE[dtype]
     if offsets[1] - offsets[0] != needed:
         return f"{dtype} {shape} needs {needed} bytes, its data_offsets give {offsets[1] - offsets[0]}", None
@@ -98,4 +100,6 @@ def _entry(name: str, entry: Any, file: SourceFile, start: int) -> tuple[str, St
 
 
 def _are_sizes(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    if not isinstance(value, list) or len(value) > MOST_DIMS:
+        return False
+    return all(type(item) is int and 0 <= item <= LARGEST_INDEX for item in value)

@@ -6,28 +6,31 @@ Owns their structure; the archive itself is the business of `torch_zip`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distconv.formats.base import Created, FileFormat, Located
-from distconv.formats.iterations import CHECKPOINT_VERSION, VERSION_KEY
+from distconv.formats.base import FileFormat, Located
+from distconv.formats.frame import Frame
+from distconv.formats.iterations import CHECKPOINT_VERSION, ITERATION_PARTS, VERSION_KEY
 from distconv.formats.records import Entry, OutputFile, mismatch
-from distconv.formats.torch_zip.archive import ArchivedTensor, read_archive
-from distconv.formats.torch_zip.create import create
+from distconv.formats.torch_zip.archive import ArchivedTensor, is_written_by_torch, read_archive
+from distconv.formats.torch_zip.create import dictionaries_frame
 
 
 class MegatronFiles(FileFormat):
     """`dictionaries`: the keys of the dictionaries of tensors, which every file has, be they empty."""
 
-    pattern = "*.pt"
+    readers_names = (*ITERATION_PARTS, "*.pt")
 
     def __init__(self, dictionaries: Sequence[str]) -> None:
         self._dictionaries = dictionaries
 
-    def create(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Created:  # noqa: ARG002 - of the interface
-        """Write the archive with holes for the data."""
+    def frame(self, file: OutputFile, entries: Sequence[Entry]) -> Frame:  # noqa: ARG002 - of the interface
+        """The archive but for its data."""
         tensors = [(entry.key, entry.name, entry.tensor.dtype, entry.tensor.shape) for entry in entries]
-        return Created(offsets=create(path, self._dictionaries, tensors, {VERSION_KEY: CHECKPOINT_VERSION}))
+        frame, offsets = dictionaries_frame(self._dictionaries, tensors, {VERSION_KEY: CHECKPOINT_VERSION})
+        return replace(frame, holes=[offsets[entry.key, entry.name] for entry in entries])
 
     def locate(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Located:  # noqa: ARG002
         """Find the tensors in the archive, and what it should not hold."""
@@ -55,7 +58,8 @@ class MegatronFiles(FileFormat):
                 differences.append(f"{path}: {entry.title} {wrong}")
             elif tensor is not None:
                 offsets[entry.key, entry.name] = tensor.offset
-        return Located(offsets=offsets, differences=differences)
+        foreign = is_written_by_torch(path)
+        return Located(offsets=offsets, differences=differences, foreign=foreign)
 
 
 def _archived(content: Mapping[str, Any], entry: Entry) -> ArchivedTensor | None:

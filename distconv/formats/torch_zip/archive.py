@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from distconv.errors import InputError, system_problem
 from distconv.formats.torch_zip.inert_pickle import Inert, InertUnpickler, first_words
+from distconv.runtime.regular_files import open_file
 from distconv.tensors.dtypes import ITEM_SIZE
 
 STORAGE_DTYPES = {
@@ -34,9 +35,11 @@ STORAGE_DTYPES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
-# The limit of torch itself.
+# The limits of torch itself.
 MOST_DIMS = 64
+LARGEST_INDEX = 2**63 - 1
 _LOCAL_HEADER_BYTES = 30
+_TORCHS_MARK = "/.data/serialization_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,7 @@ def read_archive(path: Path) -> Mapping[str, Any]:
     Raises:
         InputError: the file is missing, not in torch's zip format, or damaged.
     """
-    with refusals(str(path)), path.open("rb") as stream:
+    with refusals(str(path)), open_file(path) as stream:
         content = archive_content(stream, 0, os.fstat(stream.fileno()).st_size)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a dictionary at the top, found {type(content).__name__}")
@@ -107,6 +110,12 @@ def archive_content(stream: IO[bytes], offset: int, length: int) -> Any:
         if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
             raise _DamagedError("written on a big-endian machine, which is not supported")
         return _Unpickler(archive.read(members["data.pkl"]), _Storages(stream, members, offset, length)).load()
+
+
+def is_written_by_torch(path: Path) -> bool:
+    """Whether torch itself wrote an archive, or the last one of a file: it leaves a mark that no other writer does."""
+    with refusals(str(path)), open_file(path) as stream, zipfile.ZipFile(stream) as archive:
+        return any(name.endswith(_TORCHS_MARK) for name in archive.namelist())
 
 
 @contextmanager
@@ -210,7 +219,8 @@ def _located(
     item_size = ITEM_SIZE[dtype]
     if not all(type(each) is int for each in (offset, *shape, *strides)):
         raise TypeError("shape, strides and offset of a tensor are whole numbers")
-    if not len(shape) == len(strides) <= MOST_DIMS or min((offset, *shape, *strides)) < 0:
+    numbers = (offset, *shape, *strides)
+    if not len(shape) == len(strides) <= MOST_DIMS or not 0 <= min(numbers) <= max(numbers) <= LARGEST_INDEX:
         raise _DamagedError(f"a tensor has shape {list(shape)}, strides {list(strides)} and offset {offset}")
     extent = 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True)) if prod(shape) else 0
     if (offset + extent) * item_size > storage.nbytes:

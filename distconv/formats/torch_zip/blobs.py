@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from distconv.formats.torch_zip.archive import ArchivedTensor, archive_content, refusals
+from distconv.runtime.regular_files import open_descriptor
 
 # The end of one archive and the beginning of the next one mostly fit, so that a tensor costs one read.
 _BLOCK_BYTES = 16 << 10
@@ -38,7 +39,7 @@ def stored_within(path: Path) -> Iterator[Callable[[int, int], Any]]:
         InputError: the file is missing or cannot be read.
     """
     with refusals(str(path)):
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = open_descriptor(path)
     try:
         block = lru_cache(8)(lambda number: os.pread(descriptor, _BLOCK_BYTES, number * _BLOCK_BYTES))
         forms: dict[int, list[_Form]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Creating `torch.save` archives of contiguous tensors: complete files with holes where the tensor data goes.
+"""The frames of `torch.save` archives of contiguous tensors: complete files with holes where the tensor data goes.
 
 Owns what `torch.save` records of a dictionary of tensors, a single tensor and a plain value: the pickle, and the
 members of the archive. Needs no torch, and the files do not depend on any; torch 2.6 and later load them, with
@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from distconv.formats.frame import Frame
 from distconv.formats.torch_zip.archive import STORAGE_DTYPES, row_major
-from distconv.formats.torch_zip.frame import ALIGNMENT, Frame, write_frames, zip_frame
+from distconv.formats.torch_zip.frame import ALIGNMENT, zip_frame
 from distconv.formats.torch_zip.write_pickle import Call, Global, Persistent, dumps
 from distconv.tensors.dtypes import ITEM_SIZE
 
@@ -30,21 +30,6 @@ _UNTYPED_STORAGE = Global("torch.storage", "UntypedStorage")
 _REBUILD_TENSOR = Global("torch._utils", "_rebuild_tensor_v2")
 _REBUILD_TENSOR_OF_TYPE = Global("torch._utils", "_rebuild_tensor_v3")
 _ORDERED_DICT = Global("collections", "OrderedDict")
-
-
-def create(
-    path: Path, keys: Iterable[str], tensors: Iterable[NamedForm], extra: Mapping[str, Any]
-) -> dict[tuple[str, str], int]:
-    """Write a file of dictionaries of tensors; the file offset in bytes of each tensor, by (key, name).
-
-    The data reads as zeros until it is written. Arguments are those of `dictionaries_frame`.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    frame, offsets = dictionaries_frame(keys, tensors, extra)
-    write_frames(path, [frame])
-    return offsets
 
 
 def dictionaries_frame(

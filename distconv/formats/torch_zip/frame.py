@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable
+
+from distconv.formats.frame import Frame
 
 ALIGNMENT = 64
 _MOST_16, _MOST_32 = 0xFFFF, 0xFFFFFFFF
@@ -33,21 +33,11 @@ _END = struct.Struct("<4s4xHHII2x")  # signature, and as in the zip64 end
 _VERSIONS = (0x031E, 45)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Frame:
-    """The bytes of an archive that are not tensor data; offsets and sizes are in bytes, from the archive's beginning.
-
-    `pieces` are (offset, bytes) in ascending order; what lies between them is tensor data. `holes` are the offsets of
-    that data, of empty tensors too, in the order of the members. `nbytes` is the size of the whole archive.
-    """
-
-    pieces: Sequence[tuple[int, bytes]]
-    holes: Sequence[int]
-    nbytes: int
-
-
 def zip_frame(members: Iterable[tuple[str, bytes | int]]) -> Frame:
-    """The frame of an archive of members by name, whose content is bytes, or a hole of a size in bytes."""
+    """The frame of an archive of members by name, whose content is bytes, or a hole of a size in bytes.
+
+    Holes have the order of the members.
+    """
     pieces: list[tuple[int, bytes]] = []
     holes: list[int] = []
     entries: list[bytes] = []
@@ -68,24 +58,6 @@ def zip_frame(members: Iterable[tuple[str, bytes | int]]) -> Frame:
     piece += directory + _end_records(len(entries), len(directory), end)
     pieces.append((start, bytes(piece)))
     return Frame(pieces=pieces, holes=holes, nbytes=start + len(piece))
-
-
-def write_frames(path: Path, frames: Iterable[Frame]) -> None:
-    """Write a file of archives, one after the other, that reads as zeros where their tensor data belongs.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    start = position = 0
-    with path.open("wb") as stream:
-        for frame in frames:
-            for offset, data in frame.pieces:
-                # A seek writes out what is buffered, even one that goes nowhere.
-                if start + offset != position:
-                    stream.seek(start + offset)
-                stream.write(data)
-                position = start + offset + len(data)
-            start += frame.nbytes
 
 
 def _local_header(name: bytes, size: int, header: int) -> bytes:

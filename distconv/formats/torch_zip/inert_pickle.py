@@ -3,6 +3,7 @@
 Owns that a pickle of strangers can only be read or be refused: nothing that it names is imported or called, and reading
 it takes time and memory like its length. `pickle.Unpickler` alone does not see to that: it makes room for as many
 remembered values as a number in the file says, and tuples of tuples as a key overflow its stack, or take for ever.
+Nor are there numbers whose products, or whose digits, take longer than it took to read them: those are stand-ins, too.
 What the stand-ins for known names are is the business of those who read a format.
 """
 
@@ -15,6 +16,8 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 _WORDS = 200
+# More bits than any number that is read, or that states of random generators have.
+_LARGEST_BITS = 256
 
 
 class StandIn:
@@ -41,6 +44,18 @@ class Inert(StandIn):
 
     def add(self, item: object) -> None:
         """Ignore an item of a set."""
+
+
+def _bounded(code: int) -> Callable[[Any], None]:
+    """The instruction of a number, which gives a stand-in for one that is too large."""
+    load = pickle._Unpickler.dispatch[code]  # noqa: SLF001 - as below
+
+    def bounded(unpickler: Any) -> None:
+        load(unpickler)
+        if unpickler.stack[-1].bit_length() > _LARGEST_BITS:
+            unpickler.stack[-1] = Inert()
+
+    return bounded
 
 
 # Written in Python, it remembers values in a dictionary, and lets single instructions be replaced.
@@ -87,6 +102,7 @@ class InertUnpickler(ABC, pickle._Unpickler):  # noqa: SLF001 - public as pickle
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
         **pickle._Unpickler.dispatch,  # noqa: SLF001 - as above
+        **{code[0]: _bounded(code[0]) for code in (pickle.INT, pickle.LONG, pickle.LONG1, pickle.LONG4)},
         pickle.BYTEARRAY8[0]: _bytearray,
         pickle.EMPTY_SET[0]: _empty_set,
         pickle.FROZENSET[0]: _frozen_set,

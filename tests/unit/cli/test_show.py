@@ -25,6 +25,14 @@ def report_of(config: Options, found: Planned) -> dict[str, Any]:
     return plan_report(config, found, facts(), RESULT)
 
 
+def test_a_terminal_gets_lines_of_visible_characters(capsys):
+    reporter = Reporter(0)
+    reporter.say("a\x1b[2J\nb\udcff")
+    reporter.complain("c\rd\ne")
+    found = capsys.readouterr()
+    assert (found.out, found.err) == ("a\\x1b[2J\nb\\udcff\n", "c\\rd\ne\n")
+
+
 def test_only_the_first_process_speaks(capsys):
     for rank in (0, 1):
         reporter = Reporter(rank)

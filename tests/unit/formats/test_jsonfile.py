@@ -8,6 +8,10 @@ from distconv.errors import InputError
 from distconv.formats.jsonfile import parse_object, read_object
 
 
+def test_a_number_that_stands_for_no_limit_is_read():
+    assert parse_object(b'{"a": 1000000000000000019884624838656, "b": -' + b"9" * 99 + b"}", "x")["a"] == int(1e30)
+
+
 def test_an_object_is_read(tmp_path):
     (tmp_path / "config.json").write_text('{"a": {"b": [1, null, "é"]}}')
     assert read_object(tmp_path / "config.json", "the sizes") == {"a": {"b": [1, None, "é"]}}
@@ -25,6 +29,7 @@ def test_an_object_is_read(tmp_path):
         (b"[1]", "expected a JSON object, found list"),
         (b"null", "expected a JSON object, found NoneType"),
         (b'{"a": 1, "b": 2, "a": 3}', "not valid JSON: key given twice: a"),
+        (b'{"a": 1' + b"0" * 100 + b"}", "not valid JSON: a number of 101 digits: 1000000000…"),
         (b'{"x": {"b": 2, "b": 2, "a": 1, "a": 1}}', "not valid JSON: key given twice: a, b"),
     ],
 )

@@ -12,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distconv.errors import InputError
 from distconv.formats.megatron.files import MegatronFiles
 from distconv.formats.megatron.plan import MegatronPlan
 from distconv.tensors.compose import box_of
@@ -20,7 +19,7 @@ from distconv.tensors.replicas import Replica
 from distconv.tensors.stored import Assembled, SourceFile, StoredTensor
 from distconv.tensors.virtual import whole
 from distconv.transfer.sinks import Counters
-from distconv.transfer.verify import compare_files, compare_surroundings, comparison
+from distconv.transfer.verify import Compared, compare_files, comparison
 from distconv.transfer.write import write_files
 from tests.unit.buffers import SmallBuffers
 from tests.unit.reference import evaluate
@@ -41,14 +40,18 @@ def plan(tmp_path: Path) -> MegatronPlan:
     return found
 
 
-def differences(plan: MegatronPlan, directory: Path) -> list[str]:
+def compared(plan: MegatronPlan, directory: Path) -> Compared:
     portions: list[int] = []
     counters = Counters(portions.append)
     form = MegatronFiles(plan.dictionaries)
     found = compare_files(plan, plan.files, directory / "release", form, IO, counters, lambda: False)
     assert counters.written == 0
     assert sum(portions) == sum(file.nbytes for file in plan.files)
-    return [line.replace(f"{directory}/release/", "") for line in found]
+    return found
+
+
+def differences(plan: MegatronPlan, directory: Path) -> list[str]:
+    return [line.replace(f"{directory}/release/", "") for line in compared(plan, directory).differences]
 
 
 def test_a_result_is_what_its_source_says(plan, tmp_path):
@@ -110,27 +113,32 @@ def test_the_rest_of_a_file_is_compared(plan, tmp_path):
     assert len(found) == 1 + len(content["model"])
 
 
-def test_a_missing_and_a_damaged_file_differ(plan, tmp_path):
+def test_a_missing_and_a_damaged_file_are_differences(plan, tmp_path):
     path = tmp_path / "release" / PATH
     path.write_bytes(path.read_bytes()[:-100])
-    (damaged,) = differences(plan, tmp_path)
-    assert damaged.startswith(f"{PATH}: ")
+    (line,) = differences(plan, tmp_path)
+    assert line.startswith(f"{PATH}: truncated, or not in the zip format")
     path.unlink()
-    assert differences(plan, tmp_path) == [f"{PATH}: no such file"]
+    assert differences(plan, tmp_path) == [f"{PATH}: cannot be compared: No such file or directory"]
 
 
-def test_what_is_beside_the_tensors_is_compared(plan, tmp_path):
-    class WithIndex(MegatronFiles):
-        def check(self, directory: Path) -> list[str]:
-            raise InputError([f"{directory}/index: is damaged", "in two places"])
+def test_what_torch_wrote_is_compared_by_its_tensors_and_said(plan, tmp_path):
+    path = tmp_path / "release" / PATH
+    torch.save(torch.load(path, weights_only=True), path)
+    found = compared(plan, tmp_path)
+    assert found.differences == []
+    assert found.notes == [
+        f"{path}: was written by torch, as earlier versions did; its tensors were compared, not its frame"
+    ]
 
-    result = tmp_path / "release"
-    assert compare_surroundings(plan, MegatronFiles(plan.dictionaries), result) == []
-    (result / "mp_rank_02").mkdir()
-    (result / "mp_rank_02" / "model_optim_rng.pt").touch()
-    unexpected = f"{result}/mp_rank_02/model_optim_rng.pt: is not expected"
-    found = compare_surroundings(plan, WithIndex(plan.dictionaries), result)
-    assert found == [unexpected, f"{result}/index: is damaged", "in two places"]
+
+@pytest.mark.parametrize("change", [lambda data: data + b"\0", lambda data: data[:50] + b"\1" + data[51:]])
+def test_a_frame_of_another_form_that_torch_did_not_write_is_a_difference(plan, tmp_path, change):
+    path = tmp_path / "release" / PATH
+    data = path.read_bytes()
+    path.write_bytes(change(data))
+    at = 50 if len(path.read_bytes()) == len(data) else len(data)
+    assert differences(plan, tmp_path) == [f"{PATH}: differs from what is written today at byte {at:,}"]
 
 
 @given(st.data())

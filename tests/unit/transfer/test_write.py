@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,37 +11,21 @@ from unittest.mock import patch
 import pytest
 
 from distconv.errors import JobError
-from distconv.formats.base import Created
-from distconv.formats.jsonfile import read_object
 from distconv.formats.megatron.plan import MegatronPlan
-from distconv.formats.provenance import Record
 from distconv.formats.records import OutputFile
 from distconv.transfer import write as writing
 from distconv.transfer.sinks import Counters
-from distconv.transfer.write import Written, finish, write_files
+from distconv.transfer.write import write_beside, write_files
 from tests.unit.buffers import SmallBuffers
 from tests.unit.toy_files import START, Unmarked, expected, planned
 
 IO = SmallBuffers(fsync=True, threads=2, buffer_bytes=4096)
 
 
-class WithMetadata(Unmarked):
-    """Beside its files such a result has one that says what became of them."""
-
-    def finish(self, directory: Path, details: Mapping[str, Any]) -> Mapping[str, int]:
-        return {"details": (directory / "details").write_text(str(sorted(details.values())))}
-
-
 def written(
     plan: MegatronPlan, directory: Path, files: tuple[OutputFile, ...] | None = None, **changes: Any
 ) -> dict[str, int]:
-    return _written(plan, directory, files, **{"form": Unmarked(plan.dictionaries), **changes}).sizes
-
-
-def _written(
-    plan: MegatronPlan, directory: Path, files: tuple[OutputFile, ...] | None = None, **changes: Any
-) -> Written:
-    options = {"must_stop": lambda: False, "io": IO, **changes}
+    options = {"must_stop": lambda: False, "io": IO, "form": Unmarked(plan.dictionaries), **changes}
     counters = Counters(lambda _: None)
     files = plan.files if files is None else files
     return write_files(plan, files, directory, options["form"], options["io"], counters, options["must_stop"])
@@ -84,13 +67,11 @@ def test_a_directory_that_another_machine_made_elsewhere_is_named(tmp_path):
 
 def test_a_file_that_cannot_be_laid_out_is_named(tmp_path):
     (tmp_path / "out").mkdir()
-
-    class Full(Unmarked):
-        def create(self, *_: object) -> Created:
-            raise OSError(28, os.strerror(28))
-
-    with pytest.raises(JobError, match=f"creating {tmp_path}/out/mp_rank_00/model_optim_rng.pt: No space left"):
-        written(planned(tmp_path), tmp_path / "out", form=Full([]))
+    with (
+        patch.object(writing, "write_frame", side_effect=OSError(28, os.strerror(28))),
+        pytest.raises(JobError, match=f"creating {tmp_path}/out/mp_rank_00/model_optim_rng.pt: No space left"),
+    ):
+        written(planned(tmp_path), tmp_path / "out")
 
 
 def test_what_cannot_be_made_durable_is_an_error(tmp_path):
@@ -102,32 +83,27 @@ def test_what_cannot_be_made_durable_is_an_error(tmp_path):
         written(planned(tmp_path), tmp_path / "out")
 
 
-def test_what_the_format_and_the_record_add_is_a_part_of_the_result(tmp_path):
-    plan = planned(tmp_path, tp=2)
+def test_files_beside_the_tensors_are_written_or_copied_and_made_durable(tmp_path):
     (tmp_path / "out").mkdir()
-    form = WithMetadata(plan.dictionaries)
-    found = _written(plan, tmp_path / "out", form=form)
-    assert {path: details[0] for path, details in found.details.items()} == {
-        file.path: file.path for file in plan.files
-    }
-    before = set(found.sizes)
+    (tmp_path / "original").write_bytes(b"copied")
+    beside = {"text.json": b"made", "sub/copy": tmp_path / "original"}
     with patch.object(writing, "synchronise", side_effect=lambda files: durable.extend(dict(files))):
         durable: list[str] = []
-        finish(found, tmp_path / "out", form, Record(model="toy", reference="/hf"), durable=True)
-    assert found.sizes.keys() - before == {"details", "distconv.json"}
-    assert sorted(durable) == [str(tmp_path / "out" / name) for name in ("details", "distconv.json")]
-    for name in ("details", "distconv.json"):
-        assert found.sizes[name] == (tmp_path / "out" / name).stat().st_size
-    assert all(file.path in (tmp_path / "out" / "details").read_text() for file in plan.files)
-    assert read_object(tmp_path / "out" / "distconv.json", "") == {"model": "toy", "reference": "/hf"}
+        assert write_beside(tmp_path / "out", beside, durable=True) == {"text.json": 4, "sub/copy": 6}
+    assert sorted(durable) == sorted(str(tmp_path / "out" / name) for name in beside)
+    assert (tmp_path / "out" / "text.json").read_bytes() == b"made"
+    assert (tmp_path / "out" / "sub" / "copy").read_bytes() == b"copied"
 
 
-def test_what_need_not_be_durable_is_not_and_a_result_may_have_no_record(tmp_path):
+def test_what_need_not_be_durable_is_not_and_there_may_be_nothing_beside(tmp_path):
     with patch.object(writing, "synchronise", side_effect=AssertionError):
-        finish(Written(sizes={}, details={}), tmp_path, Unmarked([]), None, durable=False)
+        assert write_beside(tmp_path, {}, durable=False) == {}
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_beside_the_tensors_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(JobError, match=f"finishing {tmp_path}/none/details: No such file"):
-        finish(Written(sizes={}, details={}), tmp_path / "none", WithMetadata([]), None, durable=True)
+    (tmp_path / "none").write_bytes(b"")
+    with pytest.raises(JobError, match=f"finishing {tmp_path}/none: File exists"):
+        write_beside(tmp_path / "none", {"details": b""}, durable=True)
+    with pytest.raises(JobError, match=f"finishing {tmp_path}/gone: No such file"):
+        write_beside(tmp_path, {"details": tmp_path / "gone"}, durable=True)

@@ -20,10 +20,11 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 from torch.distributed.checkpoint.storage import WriteResult
 
 from distconv.formats.dcp import plan as dcp_plan
-from distconv.formats.dcp.blobs import Span, create
+from distconv.formats.dcp.blobs import Span, blob_frames, spans_of
 from distconv.formats.dcp.metadata import read_metadata
 from distconv.formats.dcp.plan import Chunk, DcpPlan, make_dcp_plan
-from distconv.formats.dcp.write_metadata import write_metadata
+from distconv.formats.dcp.write_metadata import metadata_bytes
+from distconv.formats.frame import joined_frames, write_frame
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import SourceFile, StoredTensor, as_stored
 
@@ -57,8 +58,10 @@ def write(directory: Path, plan: DcpPlan) -> Spans:
     """Write files and metadata; the spans of the blobs."""
     spans = {}
     for file in plan.files:
-        spans[file.path] = create(directory / file.path, plan.chunks(file), with_version=file == plan.files[0]).spans
-    assert write_metadata(directory, plan, spans) == directory / ".metadata"
+        frames = blob_frames(plan.chunks(file), with_version=file == plan.files[0])
+        write_frame(directory / file.path, joined_frames(frames))
+        spans[file.path] = spans_of(frames)
+    (directory / ".metadata").write_bytes(metadata_bytes(plan, spans))
     return spans
 
 
@@ -189,12 +192,14 @@ def test_torch_is_not_needed(tmp_path):
 import pathlib, sys
 from distconv.formats.dcp.files import DcpFiles
 from distconv.formats.dcp.plan import make_dcp_plan
+from distconv.formats.frame import write_frame
 from distconv.tensors.stored import NamedTensor
 from distconv.tensors.virtual import whole
+from distconv.transfer.write import write_beside
 plan = make_dcp_plan([NamedTensor((), whole("float32", (3, 2)), "a")], (), "hf")
 form, (file,) = DcpFiles(plan), plan.files
-created = form.create(pathlib.Path(file.path), file, list(plan.entries(file)))
-form.finish(pathlib.Path(), {file.path: created.details})
+write_frame(pathlib.Path(file.path), form.frame(file, list(plan.entries(file))))
+write_beside(pathlib.Path(), form.beside(), durable=False)
 print("torch" in sys.modules)
 """
     environment = {"PYTHONPATH": str(Path(__file__).parents[4])}

@@ -10,17 +10,20 @@ from typing import Any
 
 import pytest
 
+from distconv.formats.frame import write_frame
 from distconv.formats.huggingface.files import HuggingFaceFiles
 from distconv.formats.huggingface.plan import HuggingFacePlan, make_huggingface_plan
 from distconv.formats.huggingface.reference import read_reference
 from distconv.formats.huggingface.safetensors import read_header
-from distconv.formats.huggingface.safetensors_file import lay_out
+from distconv.formats.huggingface.safetensors_file import safetensors_frame
 from distconv.formats.model import Reference
 from distconv.tensors.stored import NamedTensor, SourceFile, StoredTensor
 from distconv.tensors.virtual import permute, whole
+from distconv.transfer.commit import Target
 from distconv.transfer.sinks import Counters
-from distconv.transfer.verify import compare_files
-from distconv.transfer.write import Written, finish, write_files
+from distconv.transfer.surroundings import compare_surroundings
+from distconv.transfer.verify import Compared, compare_files, together
+from distconv.transfer.write import write_beside, write_files
 from tests.unit.buffers import SmallBuffers
 from tests.unit.safetensors_files import INDEX_NAME
 
@@ -69,18 +72,22 @@ def made(tmp_path: Path) -> HuggingFacePlan:
     return found
 
 
-def write(found: HuggingFacePlan, directory: Path) -> Written:
+def write(found: HuggingFacePlan, directory: Path) -> dict[str, int]:
     directory.mkdir()
     form = HuggingFaceFiles(found)
     written = write_files(found, found.files, directory, form, IO, Counters(lambda _: None), lambda: False)
-    finish(written, directory, form, None, durable=False)
-    return written
+    return written | write_beside(directory, form.beside(), durable=False)
+
+
+def compared(found: HuggingFacePlan, directory: Path) -> Compared:
+    form = HuggingFaceFiles(found)
+    shards = compare_files(found, found.files, directory, form, IO, Counters(lambda _: None), lambda: False)
+    target = Target(directory=directory, iteration=None)
+    return together(map(vars, (shards, compare_surroundings(found, form, form.beside(), target))))
 
 
 def differences(found: HuggingFacePlan, directory: Path) -> list[str]:
-    form = HuggingFaceFiles(found)
-    shards = compare_files(found, found.files, directory, form, IO, Counters(lambda _: None), lambda: False)
-    return [line.replace(f"{directory}/", "") for line in shards + form.check(directory)]
+    return [line.replace(f"{directory}/", "") for line in compared(found, directory).differences]
 
 
 def test_a_result_is_the_tensors_the_index_and_all_side_files(tmp_path):
@@ -88,8 +95,8 @@ def test_a_result_is_the_tensors_the_index_and_all_side_files(tmp_path):
     written = write(found, tmp_path / "out")
     out = tmp_path / "out"
     files = {str(path.relative_to(out)): path for path in out.rglob("*") if path.is_file()}
-    assert files.keys() == written.sizes.keys() == {ONE, TWO, INDEX_NAME, *SIDE}
-    assert written.sizes == {name: path.stat().st_size for name, path in files.items()}
+    assert files.keys() == written.keys() == {ONE, TWO, INDEX_NAME, *SIDE}
+    assert written == {name: path.stat().st_size for name, path in files.items()}
     for name in (*SIDE, INDEX_NAME):
         assert files[name].read_bytes() == (tmp_path / "hf" / name).read_bytes()
     (a,) = read_header(out / ONE)
@@ -141,7 +148,9 @@ def test_the_tensors_of_a_file_are_compared(made, tmp_path, changes: dict[str, A
     tensors = {name: form for name, form in (whole_file | changes).items() if form is not None}
     stored = {each.name: each.offset for each in read_header(path)}
     data = path.read_bytes()
-    offsets = lay_out(path, [(name, *form) for name, form in tensors.items()])
+    frame = safetensors_frame([(name, *form) for name, form in tensors.items()])
+    write_frame(path, frame)
+    offsets = dict(zip(tensors, frame.holes, strict=True))
     with path.open("r+b") as stream:
         for name in offsets.keys() & stored.keys():
             stream.seek(offsets[name])
@@ -154,8 +163,11 @@ def test_the_files_beside_the_tensors_are_compared(made, tmp_path):
     (out / "config.json").write_text(SIDE["config.json"] + " ")
     (out / "sub" / "code.py").unlink()
     flip(out / INDEX_NAME, -1)
+    last = (out / INDEX_NAME).stat().st_size - 1
     assert differences(made, out) == [
-        f"{name}: is not as in {tmp_path}/hf" for name in ("config.json", "sub/code.py", INDEX_NAME)
+        f"config.json: differs from that of {tmp_path}/hf/config.json at byte 22",
+        "sub/code.py: cannot be compared: No such file or directory",
+        f"{INDEX_NAME}: differs from that of {tmp_path}/hf/{INDEX_NAME} at byte {last}",
     ]
 
 
@@ -163,17 +175,39 @@ def test_a_text_of_the_plan_is_compared(tmp_path):
     found = plan(tmp_path, reference(tmp_path / "hf", total=1000))
     write(found, tmp_path / "out")
     (tmp_path / "out" / INDEX_NAME).write_text((tmp_path / "hf" / INDEX_NAME).read_text())
-    assert differences(found, tmp_path / "out") == [f"{INDEX_NAME}: is missing, or not what it should be"]
+    (line,) = differences(found, tmp_path / "out")
+    assert line.startswith(f"{INDEX_NAME}: differs from what it should be at byte ")
 
 
-def test_more_files_than_a_reference_has_are_no_difference(made, tmp_path):
-    (tmp_path / "out" / "README.md").write_text("mine")
-    assert differences(made, tmp_path / "out") == []
+@pytest.mark.parametrize("name", ["README.md", "mine.py", "sub/more.py", "training_args.bin", "checkpoint-7/"])
+def test_what_is_added_beside_a_result_is_named_and_no_difference(made, tmp_path, name):
+    add(tmp_path / "out" / name)
+    found = compared(made, tmp_path / "out")
+    assert found.differences == []
+    assert found.notes == [f"{tmp_path}/out: holds more than this job makes: {name.rstrip('/')}"]
 
 
-def test_a_missing_and_a_damaged_file_differ(made, tmp_path):
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "adapter_config.json"],
+)
+def test_what_a_reader_would_take_for_the_model_is_a_difference(made, tmp_path, name):
+    add(tmp_path / "out" / name)
+    (line,) = differences(made, tmp_path / "out")
+    assert line.startswith(f"{name}: is not expected")
+
+
+def add(path: Path) -> None:
+    if path.name.startswith("checkpoint"):
+        path.mkdir()
+        path /= "model.safetensors"
+    path.write_bytes(b"")
+
+
+def test_a_missing_and_a_damaged_file_are_differences(made, tmp_path):
     path = tmp_path / "out" / TWO
     path.write_bytes(path.read_bytes()[:-1])
-    assert any(TWO in each for each in differences(made, tmp_path / "out"))
+    (line,) = differences(made, tmp_path / "out")
+    assert line.startswith(f"{TWO}: tensor c: its data ends at byte ")
     path.unlink()
-    assert any(TWO in each for each in differences(made, tmp_path / "out"))
+    assert differences(made, tmp_path / "out") == [f"{TWO}: cannot be compared: No such file or directory"]

@@ -9,7 +9,7 @@ import pytest
 
 from distconv.errors import InputError
 from distconv.formats.huggingface.peft_config import read_scaling, scaling_notes
-from distconv.models.definition import parse_definition
+from distconv.models.definition_parser import parse_definition
 from distconv.models.scaling import Scaling
 from distconv.tensors.stored import SourceFile, SourceIndex, StoredTensor
 from tests.unit import toy

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from distconv.errors import InputError
-from distconv.formats.huggingface.reference import check_side_files, copy_side_file, read_reference, side_files
+from distconv.formats.huggingface.reference import check_side_files, read_reference, side_files
 from tests.unit.safetensors_files import INDEX_NAME, indexed, shard
 
 
@@ -147,12 +147,6 @@ def test_links_of_the_cache_are_the_files_behind_them(tmp_path):
         check_side_files(snapshot)
     (snapshot / "lost.txt").unlink()
     check_side_files(snapshot)
-    (tmp_path / "out").mkdir()
-    for name, content in (("config.json", "1a"), ("sub/code.py", "2b")):
-        assert copy_side_file(snapshot, name, tmp_path / "out") == 2
-        copied = tmp_path / "out" / name
-        assert copied.read_text() == content
-        assert not copied.is_symlink()
 
 
 def test_what_training_saves_beside_a_model_is_no_part_of_it(tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from distconv.formats.frame import write_frame
 from distconv.formats.huggingface.safetensors import read_header
-from distconv.formats.huggingface.safetensors_file import lay_out
+from distconv.formats.huggingface.safetensors_file import safetensors_frame
 from distconv.tensors.dtypes import ITEM_SIZE, SAFETENSORS_CODE
+
+Tensors = Sequence[tuple[str, str, tuple[int, ...]]]
 
 SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 TENSORS = st.lists(st.tuples(st.sampled_from(sorted(SAFETENSORS_CODE.values())), SHAPES), max_size=6)
+
+
+def lay_out(path: Path, tensors: Tensors) -> dict[str, int]:
+    """Write a file without its data; the offset of each tensor."""
+    frame = safetensors_frame(tensors)
+    write_frame(path, frame)
+    return {name: hole for (name, _, _), hole in zip(tensors, frame.holes, strict=True)}
 
 
 @pytest.fixture(scope="module")

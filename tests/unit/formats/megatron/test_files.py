@@ -34,6 +34,7 @@ def located(monkeypatch):
         content = copy.deepcopy(CONTENT)
         change(content)
         monkeypatch.setattr("distconv.formats.megatron.files.read_archive", lambda _: content)
+        monkeypatch.setattr("distconv.formats.megatron.files.is_written_by_torch", lambda _: False)
         return MegatronFiles(("model0", "model1")).locate(PATH, FILE, [A, B])
 
     return locate

@@ -10,7 +10,8 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from distconv.formats.torch_zip.frame import Frame, write_frames, zip_frame
+from distconv.formats.frame import Frame, joined_frames, write_frame
+from distconv.formats.torch_zip.frame import zip_frame
 
 Members = list[tuple[str, bytes | int]]
 
@@ -90,7 +91,7 @@ def test_pieces_and_holes_are_the_whole_archive(contents):
 def test_python_reads_the_zip(tmp_path_factory, contents):
     path = tmp_path_factory.mktemp("zip") / "file"
     members = named(contents)
-    write_frames(path, [zip_frame(members)])
+    write_frame(path, zip_frame(members))
     with zipfile.ZipFile(path) as archive:
         assert {info.filename: info.file_size for info in archive.infolist()} == {
             name: content if isinstance(content, int) else len(content) for name, content in members
@@ -105,7 +106,7 @@ def test_python_reads_the_zip(tmp_path_factory, contents):
 def test_archives_of_a_file_are_sparse_and_follow_each_other(tmp_path, archives):
     path = tmp_path / "file"
     frame = zip_frame(named([b"text", 1 << 24, 0, 100, b"more"]))
-    write_frames(path, [frame] * archives)
+    write_frame(path, joined_frames([frame] * archives))
     assert path.read_bytes() == (b"".join(_filled(frame))) * archives
     assert path.stat().st_blocks * 512 < (1 << 20) * archives
 

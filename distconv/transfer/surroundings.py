@@ -1,0 +1,71 @@
+"""Proving what is beside the tensors of an existing result: side files, and files that this job would not have made.
+
+Owns which of the latter are a difference: those that a reader would take for a part of the result. Called by rank 0
+alone; writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from distconv.errors import named, system_problem
+from distconv.formats.base import FileFormat
+from distconv.formats.frame import first_difference, text_frame
+from distconv.formats.records import Plan
+from distconv.runtime.regular_files import read_file
+from distconv.transfer.commit import Target, leftovers, wrong_tracker
+from distconv.transfer.verify import Compared
+
+_NAMED = 20
+
+
+def compare_surroundings(plan: Plan, form: FileFormat, beside: Mapping[str, bytes | Path], target: Target) -> Compared:
+    """Compare tracker and files beside the tensors, byte for byte, and look for files that are not of the plan."""
+    compared = Compared(differences=wrong_tracker(target))
+    for name, content in beside.items():
+        _compare(form, target.result, name, content, compared)
+    expected = {file.path for file in plan.files} | beside.keys()
+    strays = {target.result: list(_strays(target.result, expected))}
+    if target.tracker is not None:
+        known = {target.result.name, target.tracker.name, *(path.name for path in leftovers(target))}
+        strays[target.directory] = sorted(path.name for path in target.directory.iterdir() if path.name not in known)
+    for directory, found in strays.items():
+        taken = [name for name in found if any(PurePosixPath(name).match(each) for each in form.readers_names)]
+        compared.differences.extend(
+            f"{directory / name}: is not expected, and readers may take it for a part of the result; move it elsewhere"
+            for name in taken
+        )
+        others = [name for name in found if name not in taken]
+        if others:
+            compared.notes.append(f"{directory}: holds more than this job makes: {named(others, _NAMED)}")
+    return compared
+
+
+def _compare(form: FileFormat, directory: Path, name: str, content: bytes | Path, compared: Compared) -> None:
+    """Compare one file, and add to what was found."""
+    path = directory / name
+    try:
+        expected = read_file(content) if isinstance(content, Path) else content
+        at = first_difference(path, text_frame(expected))
+    except OSError as error:
+        compared.differences.append(system_problem(f"{path}: cannot be compared", error))
+        return
+    if at is not None:
+        source = f"that of {content}" if isinstance(content, Path) else "what it should be"
+        compared.explain(path, at, source, lambda: form.locate_beside(directory, name))
+
+
+def _strays(directory: Path, expected: Collection[str]) -> Iterator[str]:
+    """The topmost files and directories that are not on the way to an expected file, by path below the directory."""
+    on_the_way = {str(parent) for path in expected for parent in PurePosixPath(path).parents}
+
+    def below(place: Path) -> Iterator[str]:
+        for path in sorted(place.iterdir()):
+            name = path.relative_to(directory).as_posix()
+            if name in on_the_way and path.is_dir():
+                yield from below(path)
+            elif name not in expected:
+                yield name
+
+    return below(directory)

@@ -1,0 +1,48 @@
+"""A job opens regular files and nothing else."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from distconv.runtime.regular_files import open_descriptor, open_file, read_file
+
+
+def test_a_file_and_a_link_to_it_are_read(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("file")
+    assert read_file(tmp_path / "link") == b"content"
+    with open_file(tmp_path / "file") as stream:
+        assert (stream.read(3), stream.read()) == (b"con", b"tent")
+
+
+def test_flags_are_those_of_the_system(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    descriptor = open_descriptor(tmp_path / "file", os.O_WRONLY)
+    os.pwrite(descriptor, b"C", 0)
+    assert not os.get_inheritable(descriptor)
+    os.close(descriptor)
+    assert read_file(tmp_path / "file") == b"Content"
+
+
+@pytest.mark.timeout(20)
+def test_anything_else_is_an_error_of_the_system(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    before = len(os.listdir("/proc/self/fd"))
+    for path, problem in (
+        (tmp_path / "pipe", "expected a regular file, found a pipe"),
+        ("/dev/zero", "expected a regular file, found a device"),
+        (tmp_path, "Is a directory"),
+        (tmp_path / "none", "No such file or directory"),
+    ):
+        with pytest.raises(OSError, match=problem) as caught:
+            open_descriptor(path)
+        assert caught.value.filename in (path, str(path))
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as end:
+        end.bind("socket")
+        with pytest.raises(OSError, match="No such device"):
+            open_descriptor(tmp_path / "socket")
+    assert len(os.listdir("/proc/self/fd")) == before
