@@ -77,21 +77,29 @@ def connect_to(which: str | None, environment: Mapping[str, str]) -> Processes:
     if which not in ("auto", "torchrun", "mpi"):
         raise LauncherError(f"processes={which!r}: expected None, 'auto', 'torchrun' or 'mpi'")
     if which == "mpi":
-        return MpiProcesses(_number(environment))
+        return _of_mpi(environment)
     start = launch(environment)
     if which == "torchrun" and start.means == "mpi":
         raise LauncherError("processes='torchrun': RANK, WORLD_SIZE and MASTER_ADDR are not set; start with torchrun")
     return connect(start)
 
 
-def _number(environment: Mapping[str, str]) -> int | None:
-    """The number of processes that a launcher started, if it says so."""
+def _of_mpi(environment: Mapping[str, str]) -> Processes:
+    """The processes of MPI, which must be as many as were started."""
     try:
-        size = launch(environment).size
+        start = launch(environment)
     except LauncherError:
-        # Without a way for them to find each other that can be seen here; MPI may have one.
-        return None
-    return size if size > 1 else None
+        # MPI may have a way for them to find each other that cannot be seen here.
+        return MpiProcesses()
+    if start.means == "mpi":
+        return MpiProcesses(start.size)
+    found = MpiProcesses()
+    if start.means == "store" and found.size != start.size:
+        raise LauncherError(
+            f"processes='mpi': {start.size} processes were started, but MPI sees {found.size}; start with mpirun, or "
+            "name them processes='torchrun'"
+        )
+    return found
 
 
 def _launch(means: str, rank: str, size: str) -> Launch:

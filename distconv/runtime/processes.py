@@ -187,7 +187,7 @@ class StoreProcesses:
 
 
 class MpiProcesses:
-    """Processes of `MPI.COMM_WORLD`; `expected` is their number as the launcher says it, if it does."""
+    """Processes of `MPI.COMM_WORLD`; `expected` is their number as an MPI launcher says it, if it does."""
 
     def __init__(self, expected: int | None = None) -> None:
         try:
@@ -202,8 +202,8 @@ class MpiProcesses:
         self.size = MPI.COMM_WORLD.Get_size()
         if expected not in (None, self.size):
             raise LauncherError(
-                f"a launcher started {expected} processes, but mpi4py sees {self.size}: mpi4py belongs to another MPI "
-                "than the launcher; start with mpirun, and install mpi4py for the MPI whose mpirun you use"
+                f"the MPI launcher started {expected} processes, but mpi4py sees {self.size}: mpi4py belongs to "
+                "another MPI than the launcher; install mpi4py for the MPI whose mpirun you use"
             )
         self._world = MPI.COMM_WORLD.Dup()
         self._requests: list[Any] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from distconv.errors import InputError
@@ -80,16 +82,24 @@ def test_processes_that_a_program_names_wrongly_are_refused(which, environment):
 
 
 @pytest.mark.parametrize(
-    ("environment", "number"),
+    ("environment", "expected"),
     [
         ({}, None),
         ({"PMI_RANK": "0", "PMI_SIZE": "2"}, 2),
-        # As programs set it for torch, below mpirun or torchrun.
-        (TORCHRUN, 4),
+        # As programs set it for torch, below mpirun.
+        (TORCHRUN, None),
         # Only MPI itself can tell.
         (SRUN, None),
     ],
 )
-def test_the_number_of_processes_of_mpi_is_checked_where_a_launcher_says_it(monkeypatch, environment, number):
-    monkeypatch.setattr(module, "MpiProcesses", lambda expected: ("mpi", expected))
-    assert connect_to("mpi", environment) == ("mpi", number)
+def test_the_number_of_processes_of_mpi_is_checked_where_its_launcher_says_it(monkeypatch, environment, expected):
+    found = SimpleNamespace(size=4, expected=None)
+    monkeypatch.setattr(module, "MpiProcesses", lambda expected=None: vars(found).update(expected=expected) or found)
+    assert connect_to("mpi", environment) is found
+    assert found.expected == expected
+
+
+def test_mpi_that_does_not_see_the_processes_of_torchrun_is_refused(monkeypatch):
+    monkeypatch.setattr(module, "MpiProcesses", lambda: SimpleNamespace(size=1))
+    with pytest.raises(InputError, match=r"^processes='mpi': 4 processes were started, but MPI sees 1; start with mpi"):
+        connect_to("mpi", TORCHRUN)
