@@ -1,7 +1,7 @@
-"""Adding the product of two low-rank factors to a tensor: how a LoRA adapter is merged into its base.
+"""Tensor data as numbers and back: the arithmetic in which LoRA factors are multiplied and added to their base weight.
 
-Owns the arithmetic, the one place where a conversion computes: in float32 (float64 stays that), cast once. Reads and
-writes nothing.
+Owns the element types of the only computation of a conversion: float32, or float64 where tensors have it, rounded once
+at the end. Reads and writes no files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _QUIET = np.uint16(0x40)
 
 
 def numbers(data: bytes | bytearray, dtype: str, shape: tuple[int, ...]) -> Numbers:
-    """The numbers in the bytes of a tensor."""
+    """The elements of a tensor, given its bytes: as float64 if `dtype` is that, else widened to float32."""
     if dtype == "bfloat16":
         wide = np.frombuffer(data, np.uint16).astype(np.uint32) << np.uint32(16)
         single: NDArray[np.float32] = wide.view(np.float32)
@@ -30,7 +30,7 @@ def numbers(data: bytes | bytearray, dtype: str, shape: tuple[int, ...]) -> Numb
 
 
 def as_bytes(values: Numbers, dtype: str) -> memoryview:
-    """The bytes of a tensor of these numbers, each rounded to the nearest that the element type has, ties to even."""
+    """The bytes of a tensor of element type `dtype` with these elements, rounded to nearest, ties to even."""
     if dtype != "bfloat16":
         return memoryview(np.ascontiguousarray(values, _PLAIN[dtype]).tobytes())
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
