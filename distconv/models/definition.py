@@ -31,7 +31,7 @@ FLOATING = ("float64", "float32", "float16", "bfloat16")
 
 @dataclass(frozen=True, kw_only=True)
 class Tied:
-    """The head that equals the embedding when `flag` holds; both by their target names."""
+    """The target names of a head and of an embedding that are equal in models whose `flag` is true."""
 
     flag: SizeSpec
     embedding: str
@@ -40,9 +40,9 @@ class Tied:
 
 @dataclass(frozen=True, kw_only=True)
 class Ignored:
-    """Source tensors left out on purpose: a name pattern with `*`, and why.
+    """Source tensors left out on purpose: a name pattern with `*`, and the reason.
 
-    With `layers` (the names of two sizes, first and count) the pattern has a `{layer}`, which must be one of those.
+    With `layers` (the names of two sizes: first layer, number of layers) the pattern has a `{layer}` in that range.
     """
 
     names: str
@@ -76,7 +76,7 @@ class Definition:
         return self.tied is not None and sizes.flag(self.tied.flag)
 
     def without_base(self) -> Definition:
-        """The definition where no `config.json` of the model is at hand: adapters alone can do without its sizes."""
+        """The definition for adapters without the `config.json` of their base model: no size of a source is checked."""
         if self.adapters != "only":
             return self
         return replace(self, rules=tuple(map(without_sizes, self.rules)))
@@ -86,7 +86,7 @@ class Definition:
         return None if self.experts is None else sizes.count(self.experts)
 
     def tied_sources(self) -> tuple[str, str]:
-        """The source tensors of the head and of the embedding, for a definition with tied models."""
+        """The source names of head and embedding; for definitions with `tied` only."""
         assert self.tied is not None
         head, embedding = (self.rule_for(target).sources[0].name for target in (self.tied.head, self.tied.embedding))
         return head, embedding
@@ -104,10 +104,10 @@ class Definition:
 
 
 def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
-    """The definition in a composed YAML file.
+    """The definition `name`, given its content with everything inherited.
 
     Raises:
-        InputError: every problem of the file together, each with the rule it is in.
+        InputError: every problem of the content, with its key or rule.
     """
     parser = _Parser(f"model definition {name}")
     parser.unknown(content, _KEYS)
@@ -146,12 +146,12 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
     )
 
 
-# Specs by name; `None` for one that has a problem of its own, so that its name is known all the same.
+# Specs by name; `None` for a spec with a problem, so that uses of its name are not reported as well.
 _Specs = Mapping[str, "SizeSpec | None"]
 
 
 class _Parser:
-    """Reads the groups of a definition and collects what is wrong with them; a wrong value reads as a harmless one."""
+    """Parses the groups of a definition and collects their problems; a wrong value is replaced by an empty one."""
 
     def __init__(self, where: str) -> None:
         self.problems: list[str] = []
@@ -199,7 +199,7 @@ class _Parser:
         return specs
 
     def derivations(self, sizes: _Specs) -> None:
-        """Every size that another is derived from exists, and none is derived from itself."""
+        """Check that sizes in derivations exist, and that no size is derived from itself."""
         for name, spec in sizes.items():
             for item in spec.of if spec is not None else ():
                 if isinstance(item, str) and item not in sizes:

@@ -1,7 +1,7 @@
-"""Megatron-side parameters as published tensors: the tables of binding, inverted.
+"""Published tensors over the stored tensors of Megatron-side parameters: the tables of binding, inverted.
 
-Owns the way back. There is one function for all operators, and it is `virtual.invert`: what binding says of published
-tensors, read from right to left, over what the parameters themselves are made of.
+Owns the way back: `virtual.invert` turns parameters over published tensors into published tensors over parameters, and
+`compose.substitute` puts the stored tensors in place of the parameters. Never asks for the operator of a rule.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from distconv.tensors.virtual import VirtualTensor, gaps, invert, narrow
 
 @dataclass(frozen=True, kw_only=True)
 class Restored:
-    """Published tensors, in a definition's spelling, and what of the parameters has no place in them."""
+    """Published tensors under the definition's spelling, and parameters with elements that no published tensor has."""
 
     tensors: tuple[NamedTensor, ...]
     left_out: tuple[Unconverted, ...]
 
 
-def restore(published: Binding, parameters: Binding) -> Restored:
-    """The published tensors that parameters were made of.
+def restore(over_hf: Binding, over_stored: Binding) -> Restored:
+    """The published tensors of a model as tables over stored tensors, given its parameters twice.
 
-    `published` and `parameters` are the same parameters: over published tensors, of which only names and shapes count,
-    and over what is stored.
+    `over_hf`: the parameters over published tensors, of which only names and shapes are used; `over_stored`: the same
+    parameters over the stored tensors of the source.
 
     Raises:
-        JobError: an element that no parameter holds, or a parameter that only one of the two has; a defect, found
-            before writing.
+        JobError: an element of a published tensor in no parameter, or a parameter in only one of the two bindings; a
+            defect, found before writing.
     """
-    stored = parameters.by_key()
-    if lone := published.by_key().keys() ^ stored.keys():
+    stored = over_stored.by_key()
+    if lone := over_hf.by_key().keys() ^ stored.keys():
         raise JobError(f"{filled(*min(lone, key=str), None)}: has nothing to be paired with; nothing has been written")
     groups: dict[tuple[str, ...], list[Parameter]] = {}
-    for each in published.parameters:
+    for each in over_hf.parameters:
         groups.setdefault(tuple(source.name for source in each.sources), []).append(each)
     tensors: list[NamedTensor] = []
     left_out: list[Unconverted] = []
@@ -61,15 +61,15 @@ def restore(published: Binding, parameters: Binding) -> Restored:
     return Restored(tensors=tuple(tensors), left_out=tuple(left_out))
 
 
-def with_vocabulary(published: Binding, tensors: Sequence[NamedTensor], rows: int, where: str) -> list[NamedTensor]:
-    """The tensors with the vocabulary of the model: rows that were only padding are left out.
+def with_vocabulary(over_hf: Binding, tensors: Sequence[NamedTensor], rows: int, where: str) -> list[NamedTensor]:
+    """The published tensors of the parameters `over_hf`, with `rows` rows of vocabulary; rows of padding are left out.
 
     Raises:
-        InputError: there are fewer rows than that.
+        InputError: a tensor with fewer rows; `where` names the configuration in the message.
     """
     names = {
         source.name
-        for each in published.parameters
+        for each in over_hf.parameters
         for source, pattern in zip(each.sources, each.recipe.rule.sources, strict=True)
         if pattern.dims[:1] == (SIZE_NAME,)
     }
@@ -85,23 +85,23 @@ def with_vocabulary(published: Binding, tensors: Sequence[NamedTensor], rows: in
     return result
 
 
-def _inverted(published: Sequence[Recipe], stored: Sequence[Recipe]) -> list[VirtualTensor]:
-    """The published tensors of parameters that share them, over everything that these parameters are stored as."""
-    first = published[0]
+def _inverted(over_hf: Sequence[Recipe], over_stored: Sequence[Recipe]) -> list[VirtualTensor]:
+    """The published tensors that these parameters share, as tables over the stored tensors of all of them."""
+    first = over_hf[0]
     operands = [(first.tensor.dtype, shape) for shape in first.source_shapes]
-    tables = invert([each.tensor for each in published], operands)
-    parts: list[VirtualTensor] = []
+    tables = invert([each.tensor for each in over_hf], operands)
+    parameters: list[VirtualTensor] = []
     count = 0
-    for each in stored:
-        parts.append(renumbered(each.tensor, count))
+    for each in over_stored:
+        parameters.append(renumbered(each.tensor, count))
         count += len(each.source_shapes)
-    return [substitute(table, parts) for table in tables]
+    return [substitute(table, parameters) for table in tables]
 
 
-def _surplus(published: Parameter, stored: Parameter) -> Unconverted | None:
-    """A parameter of which the published tensors hold only a part, such as the bias of k where they have none."""
-    held = sum(prod(copy.shape) for copy in published.recipe.tensor.copies)
-    elements = published.recipe.tensor.elements
+def _surplus(over_hf: Parameter, stored: Parameter) -> Unconverted | None:
+    """The parameter, if published tensors hold only a part of its elements, such as for a bias of k that is zeros."""
+    held = sum(prod(copy.shape) for copy in over_hf.recipe.tensor.copies)
+    elements = over_hf.recipe.tensor.elements
     if held == elements:
         return None
     reason = f"{elements - held} of {elements} elements: the published model has no such part"
