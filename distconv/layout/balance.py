@@ -1,8 +1,8 @@
-"""Completing a layout that the user gave in part: sizes from stage lists, and stage lists from sizes.
+"""Completing a requested layout: sizes from stage lists, and stage lists from sizes.
 
-Owns the defaults: an encoder without a list stands on the first stage, and language model layers without a list are
-spread so that the heaviest pipeline rank, and then the heaviest stage, is as light as possible in bytes. What it
-chooses is printed with the plan.
+Owns the defaults: an encoder without a list is on the first stage, and language model layers without a list are spread
+so that the heaviest pipeline rank, and then the heaviest stage, is as light as possible in bytes. Never changes a value
+that the user gave; the plan prints the chosen ones.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from operator import itemgetter
 
 from distconv.errors import raise_if
-from distconv.layout.interleaving import heaviest, interleaved_parts
+from distconv.layout.interleaving import heaviest, interleaved_ranges
 from distconv.layout.layout import CompleteLayout, check_layout, shown_stages, stage_number, stage_rows
 from distconv.layout.request import Layout
 from distconv.models.bind import Binding
@@ -19,10 +19,11 @@ from distconv.models.rules import TEXT
 
 
 def complete_layout(request: Layout, binding: Binding, definition: Definition) -> CompleteLayout:
-    """The layout for a bound model.
+    """The complete layout for a bound model, checked against it.
 
     Raises:
-        InputError: a key for a modality that the model does not have, or sizes and lists that contradict.
+        InputError: a key for a modality that the model does not have; sizes and lists that contradict each other or the
+            model.
     """
     problems = []
     for key, given in (("stages", request.stages), ("modality_tp", request.modality_tp)):
@@ -72,10 +73,10 @@ def complete_layout(request: Layout, binding: Binding, definition: Definition) -
 
 
 def _balanced_text(layout: CompleteLayout, binding: Binding, definition: Definition) -> list[int]:
-    """Language model layers per stage, given where the encoders stand.
+    """Numbers of language model layers by stage, given the stages of the encoders.
 
-    Weighs what one expert parallel rank holds (times `ep`, to stay with whole numbers): the experts are divided there,
-    all else is on each.
+    Weights are the bytes on one expert parallel rank, times `ep` so that they are integers: experts are divided over
+    these ranks, and all other parameters are on every one.
     """
     layers = [0] * binding.layers[TEXT]
     carried = [0] * layout.stage_count
@@ -102,13 +103,13 @@ def _balanced_text(layout: CompleteLayout, binding: Binding, definition: Definit
     if layout.placement == "u_shape":
         carried[0] += ends["first"]
         carried[stage_number(layout.vpp - 1, 0, pp)] += ends["last"] + (copy if pp > 1 else 0)
-        return [len(part) for part in interleaved_parts(layers, carried, pp)]
+        return [len(part) for part in interleaved_ranges(layers, carried, pp)]
     layers[0] += ends["first"]
     layers[-1] += ends["last"]
     count, stages = len(layers), layout.stage_count if copy else 0
     undivided = [[range(0)] * at + [range(count)] + [range(count, count)] * (stages - at - 1) for at in range(stages)]
     options = [(heaviest(parts, layers, carried, pp), parts) for parts in undivided]
     layers[-1] += copy
-    divided = interleaved_parts(layers, carried, pp)
+    divided = interleaved_ranges(layers, carried, pp)
     options.insert(0, (heaviest(divided, layers, carried, pp), divided))
     return [len(part) for part in min(options, key=itemgetter(0))[1]]

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from distconv.formats.records import OutputFile
-from distconv.layout.partition import balanced_parts
+from distconv.layout.partition import balanced_ranges
 
 
 def assign(files: Iterable[OutputFile], processes: int) -> list[Sequence[OutputFile]]:
     """The files of each process; some processes have none when there are more processes than files."""
     ordered = sorted(files, key=lambda file: file.order)
-    parts = balanced_parts([file.nbytes for file in ordered], processes)
+    parts = balanced_ranges([file.nbytes for file in ordered], processes)
     return [ordered[part.start : part.stop] for part in parts]

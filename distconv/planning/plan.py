@@ -13,7 +13,7 @@ from distconv.formats.base import FileFormat, Source
 from distconv.formats.records import Plan
 from distconv.formats.registry import Options, format_named
 from distconv.formats.replicas import Replica
-from distconv.layout.partition import balanced_parts
+from distconv.layout.partition import balanced_ranges
 from distconv.planning.facts import Facts
 
 
@@ -28,7 +28,7 @@ class Planned:
     def shares_of_replicas(self, processes: int) -> list[Sequence[Replica]]:
         """The stored replicas to be compared, divided over processes by bytes."""
         replicas = self.source.replicas
-        parts = balanced_parts([each.nbytes for each in replicas], processes)
+        parts = balanced_ranges([each.nbytes for each in replicas], processes)
         return [replicas[part.start : part.stop] for part in parts]
 
 
