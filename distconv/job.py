@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from distconv.errors import InputError
-from distconv.formats.provenance import Record, record_of
+from distconv.formats.provenance import Provenance, provenance_of
 from distconv.formats.records import OutputFile
 from distconv.formats.registry import Options, format_named, tasks
 from distconv.models.library import Library
@@ -216,7 +216,7 @@ class _Job:
                 sizes={path: size for value in values for path, size in value["sizes"].items()},
                 details={path: detail for value in values for path, detail in value["details"].items()},
             )
-            finish(written, staging.path, form, self._record(), durable=io.fsync)
+            finish(written, staging.path, form, self._provenance(), durable=io.fsync)
             staging.commit(written.sizes, durable=io.fsync)
 
         try:
@@ -237,7 +237,7 @@ class _Job:
             measured[0]["peak_bytes"] = peak_resident_bytes()
         return measured
 
-    def _record(self) -> Record | None:
+    def _provenance(self) -> Provenance | None:
         """The provenance of the result, where it has one."""
         if self._target.iteration is None:
             return None
@@ -247,7 +247,7 @@ class _Job:
         else:
             # A model of two directories is followed by neither.
             reference = None if options.text_source is not None else options.source
-        return record_of(facts.model, reference)
+        return provenance_of(facts.model, reference)
 
     def _verify(self) -> tuple[list[str], list[Any]]:
         """The differences between result and plan, and the measurements of all processes."""

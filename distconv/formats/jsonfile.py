@@ -1,4 +1,4 @@
-"""Reading JSON objects that users and other programs wrote. Never trusts their structure."""
+"""JSON objects in files of users and of other programs. Owns the errors about them; never trusts their structure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from distconv.errors import InputError, reading
 
 
 def read_object(path: Path, purpose: str) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Read the JSON object in a file; `purpose` says in errors what a missing file is for.
 
     Raises:
         InputError: the file is missing, unreadable, not JSON, or not an object.

@@ -1,7 +1,7 @@
-"""What a result remembers of its making: the model definition, and the Hugging Face directory that it came from.
+"""The provenance of a result: the model definition, and the Hugging Face directory that it was made from.
 
-Owns `distconv.json` beside the tensors of an iteration, so that a conversion back need not be told again. Trusted no
-further than as a suggestion: what it names is checked like what a user names, and the report says where it came from.
+Owns `distconv.json` beside the tensors of an iteration, which supplies the defaults of a conversion back. Never
+trusted: names in it are checked like options, and the report says that they come from it.
 """
 
 from __future__ import annotations
@@ -13,43 +13,47 @@ from pathlib import Path
 from distconv.errors import InputError
 from distconv.formats.jsonfile import read_object
 
-RECORD_NAME = "distconv.json"
+PROVENANCE_NAME = "distconv.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
-    """The name of a model definition, and the absolute path of a Hugging Face directory; `None`: not known."""
+class Provenance:
+    """The name of a model definition, and the absolute path of a Hugging Face directory; `None` if unknown."""
 
     model: str | None = None
     reference: str | None = None
 
 
-def record_of(model: str | None, reference: Path | None) -> Record:
-    """The record of a result of this model definition, whose tensors a Hugging Face directory names."""
-    return Record(model=model, reference=None if reference is None else str(reference.resolve()))
+def provenance_of(model: str | None, reference: Path | None) -> Provenance:
+    """The provenance of a result of this model definition, with its reference."""
+    return Provenance(model=model, reference=None if reference is None else str(reference.resolve()))
 
 
-def read_record(directory: Path) -> Record:
-    """The record in a directory, an empty one if there is none.
+def read_provenance(directory: Path) -> Provenance:
+    """Read the provenance in the directory of an iteration, an empty one without a file.
 
     Raises:
-        InputError: it is there and damaged.
+        InputError: the file is damaged.
     """
-    path = directory / RECORD_NAME
+    path = directory / PROVENANCE_NAME
     if not path.exists():
-        return Record()
+        return Provenance()
     content = read_object(path, "what the checkpoint was made from")
     known = {key: content.get(key) for key in ("model", "reference")}
     for key, value in known.items():
         if value is not None and not isinstance(value, str):
             raise InputError(f"{path}: {key}: expected text, found {value!r}; remove the file, or mend it")
-    return Record(**known)
+    return Provenance(**known)
 
 
-def write_record(directory: Path, record: Record) -> dict[str, int]:
-    """Write the record; its size in bytes by its name.
+def write_provenance(directory: Path, provenance: Provenance) -> dict[str, int]:
+    """Write the provenance; file name → size in bytes.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
-    return {RECORD_NAME: (directory / RECORD_NAME).write_bytes((json.dumps(asdict(record), indent=2) + "\n").encode())}
+    return {
+        PROVENANCE_NAME: (directory / PROVENANCE_NAME).write_bytes(
+            (json.dumps(asdict(provenance), indent=2) + "\n").encode()
+        )
+    }

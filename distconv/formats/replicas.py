@@ -1,4 +1,4 @@
-"""What training stores more than once: tensors that must hold the same elements as others.
+"""Replicas: parts of parameters that training stores more than once, and that must be equal.
 
 Owns the record alone. Compares nothing.
 """
@@ -12,12 +12,12 @@ from distconv.tensors.stored import Assembled
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """A tensor that is stored once more: `copy`, a view of one stored tensor, must be equal to `original`."""
+    """Two tensors that must be equal: `original`, which a plan reads, and `duplicate`, a view of one stored tensor."""
 
     original: Assembled
-    copy: Assembled
+    duplicate: Assembled
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes of what is stored once more."""
-        return self.copy.nbytes
+        """Size in bytes of the duplicate."""
+        return self.duplicate.nbytes

@@ -14,7 +14,7 @@ from distconv.errors import InputError
 from distconv.formats.base import Format, Held, Opened, Source
 from distconv.formats.huggingface.directory import check_directory
 from distconv.formats.iterations import iterations_in
-from distconv.formats.provenance import read_record
+from distconv.formats.provenance import read_provenance
 from distconv.formats.registry import Options, format_of
 from distconv.models.definition import parse_definition
 from distconv.models.library import Library
@@ -93,7 +93,7 @@ def _of_model(
 ) -> dict[str, Any]:
     """What is known of a source by its model: family, layout, parameters, and whether it is complete."""
     try:
-        if opened.config is None and options.reference is None and read_record(opened.directory).reference is None:
+        if opened.config is None and options.reference is None and read_provenance(opened.directory).reference is None:
             note = "not compared with a model: it says of none that it was trained from; give reference=DIR"
             return {"notes": [note], "resembles": _resembling(held, library)}
         facts = facts_of(options, form, opened, chosen, library, needed=False)

@@ -17,7 +17,7 @@ from distconv.formats.base import Format, Opened
 from distconv.formats.huggingface.directory import check_directory
 from distconv.formats.huggingface.reference import read_reference
 from distconv.formats.model import MODEL_CONFIG, Reference
-from distconv.formats.provenance import RECORD_NAME, Record, read_record
+from distconv.formats.provenance import PROVENANCE_NAME, Provenance, read_provenance
 from distconv.formats.registry import Options, format_named, format_of, source_contradictions, target_contradictions
 from distconv.models.library import Library, head_of
 from distconv.planning.facts import Facts, model_of
@@ -60,10 +60,10 @@ def facts_of(
         if not opened.adapters:
             model.recognise(config, directory, needed=needed)
     else:
-        record = read_record(opened.directory)
-        reference = _reference(options, record.reference, opened.directory)
+        provenance = read_provenance(opened.directory)
+        reference = _reference(options, provenance.reference, opened.directory)
         config, directory = reference.config, reference.directory
-        model.remember(record)
+        model.remember(provenance)
         model.recognise(config, directory, needed=needed, is_adapter=reference.is_adapter)
     name, content = model.chosen or (None, {})
     parsed = model_of(name, content, reference, config, directory)
@@ -78,21 +78,24 @@ def facts_of(
     )
 
 
-def _reference(options: Options, recorded: str | None, directory: Path) -> Reference:
+def _reference(options: Options, remembered: str | None, directory: Path) -> Reference:
     """The reference of a source that does not describe itself: named by the user, or by its provenance."""
     if options.reference is not None:
         return read_reference(options.reference, "reference")
-    if recorded is None:
+    if remembered is None:
         raise InputError(
             f"reference is missing: give reference=DIR, the Hugging Face directory of the model that {directory} was "
             "trained from; its config.json says the sizes"
         )
     try:
-        return read_reference(Path(recorded), "reference")
+        return read_reference(Path(remembered), "reference")
     except InputError as error:
         raise InputError(
             [
-                f"{directory / RECORD_NAME}: the reference that it names cannot be used; give one with reference=DIR",
+                (
+                    f"{directory / PROVENANCE_NAME}: the reference that it names cannot be used; "
+                    "give one with reference=DIR"
+                ),
                 *error.problems,
             ]
         ) from None
@@ -105,13 +108,13 @@ class _Choice:
     library: Library
     chosen: Chosen | None
     opened: Opened
-    recorded_in: Path | None = None
+    provenance_path: Path | None = None
 
-    def remember(self, record: Record) -> None:
+    def remember(self, provenance: Provenance) -> None:
         """Take the definition that the provenance of the source names, unless the user named one."""
-        if self.chosen is None and record.model is not None and record.model in self.library.names():
-            self.chosen = record.model, self.library.content(record.model)
-            self.recorded_in = self.opened.directory / RECORD_NAME
+        if self.chosen is None and provenance.model is not None and provenance.model in self.library.names():
+            self.chosen = provenance.model, self.library.content(provenance.model)
+            self.provenance_path = self.opened.directory / PROVENANCE_NAME
 
     def recognise(self, config: Mapping[str, Any], directory: str, *, needed: bool, is_adapter: bool = False) -> None:
         """Take the definition for the `model_type` of a configuration, or check that the chosen one is for it.
@@ -129,10 +132,10 @@ class _Choice:
         if not expected or found in expected:
             return
         says = f"{directory}/{MODEL_CONFIG}: says model_type {found!r}, but "
-        if self.recorded_in is not None:
+        if self.provenance_path is not None:
             raise InputError(
-                f"{says}{self.recorded_in} says that the source is {name}, which is {', '.join(expected)}; give the "
-                "reference of that model"
+                f"{says}{self.provenance_path} says that the source is {name}, which is {', '.join(expected)}; "
+                "give the reference of that model"
             )
         raise InputError(
             f"{says}+model={name} is for {', '.join(expected)}; leave +model out to have it chosen, or, if this is "

@@ -13,7 +13,7 @@ from typing import Any
 
 from distconv.errors import JobError, system_problem
 from distconv.formats.base import FileFormat
-from distconv.formats.provenance import Record, write_record
+from distconv.formats.provenance import Provenance, write_provenance
 from distconv.formats.records import OutputFile, Plan
 from distconv.options import InputOutput
 from distconv.transfer.batches import batches
@@ -79,7 +79,9 @@ def write_files(
     return written
 
 
-def finish(written: Written, directory: Path, form: FileFormat, record: Record | None, *, durable: bool) -> None:
+def finish(
+    written: Written, directory: Path, form: FileFormat, provenance: Provenance | None, *, durable: bool
+) -> None:
     """Write what the result has beside its tensors, and add it to what was written; called by rank 0 alone.
 
     Raises:
@@ -87,8 +89,8 @@ def finish(written: Written, directory: Path, form: FileFormat, record: Record |
     """
     try:
         sizes = dict(form.finish(directory, written.details))
-        if record is not None:
-            sizes |= write_record(directory, record)
+        if provenance is not None:
+            sizes |= write_provenance(directory, provenance)
         if durable:
             with OpenFiles(os.O_RDONLY) as files:
                 synchronise((str(directory / path), files.get(str(directory / path))) for path in sizes)

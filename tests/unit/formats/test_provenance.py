@@ -5,22 +5,24 @@ from __future__ import annotations
 import pytest
 
 from distconv.errors import InputError
-from distconv.formats.provenance import Record, read_record, write_record
+from distconv.formats.provenance import Provenance, read_provenance, write_provenance
 
 
-@pytest.mark.parametrize("record", [Record(), Record(model="toy"), Record(model="toy", reference='/hf/ü "x"')])
-def test_what_is_written_is_read(tmp_path, record):
-    assert write_record(tmp_path, record) == {"distconv.json": (tmp_path / "distconv.json").stat().st_size}
-    assert read_record(tmp_path) == record
+@pytest.mark.parametrize(
+    "provenance", [Provenance(), Provenance(model="toy"), Provenance(model="toy", reference='/hf/ü "x"')]
+)
+def test_what_is_written_is_read(tmp_path, provenance):
+    assert write_provenance(tmp_path, provenance) == {"distconv.json": (tmp_path / "distconv.json").stat().st_size}
+    assert read_provenance(tmp_path) == provenance
 
 
 def test_there_may_be_none(tmp_path):
-    assert read_record(tmp_path) == Record()
+    assert read_provenance(tmp_path) == Provenance()
 
 
 def test_keys_of_a_later_version_are_left_alone(tmp_path):
     (tmp_path / "distconv.json").write_text('{"model": "toy", "version": 3}')
-    assert read_record(tmp_path) == Record(model="toy")
+    assert read_provenance(tmp_path) == Provenance(model="toy")
 
 
 @pytest.mark.parametrize(
@@ -35,5 +37,5 @@ def test_keys_of_a_later_version_are_left_alone(tmp_path):
 def test_a_damaged_one_is_named(tmp_path, text, problem):
     (tmp_path / "distconv.json").write_text(text)
     with pytest.raises(InputError) as caught:
-        read_record(tmp_path)
+        read_provenance(tmp_path)
     assert f"{tmp_path}/distconv.json: {problem}" in str(caught.value)

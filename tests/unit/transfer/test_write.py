@@ -15,7 +15,7 @@ from distconv.errors import JobError
 from distconv.formats.base import Created
 from distconv.formats.jsonfile import read_object
 from distconv.formats.megatron.plan import MegatronPlan
-from distconv.formats.provenance import Record
+from distconv.formats.provenance import Provenance
 from distconv.formats.records import OutputFile
 from distconv.transfer import write as writing
 from distconv.transfer.sinks import Counters
@@ -113,7 +113,7 @@ def test_what_the_format_and_the_record_add_is_a_part_of_the_result(tmp_path):
     before = set(found.sizes)
     with patch.object(writing, "synchronise", side_effect=lambda files: durable.extend(dict(files))):
         durable: list[str] = []
-        finish(found, tmp_path / "out", form, Record(model="toy", reference="/hf"), durable=True)
+        finish(found, tmp_path / "out", form, Provenance(model="toy", reference="/hf"), durable=True)
     assert found.sizes.keys() - before == {"details", "distconv.json"}
     assert sorted(durable) == [str(tmp_path / "out" / name) for name in ("details", "distconv.json")]
     for name in ("details", "distconv.json"):
