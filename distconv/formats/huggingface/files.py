@@ -1,6 +1,7 @@
-"""The files of a Hugging Face directory: safetensors, and beside them the texts and side files that make it a model.
+"""The files of a Hugging Face result: shard files, and beside them the index, configuration and other side files.
 
-Owns their structure; a single file's is the business of `safetensors_file` and `safetensors_index`.
+Owns their comparison with the plan, and the copies of side files; the bytes of a shard file belong to `safetensors`.
+Computes no content.
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ from typing import Any
 from distconv.formats.base import Created, FileFormat, Located
 from distconv.formats.huggingface.plan import HuggingFacePlan
 from distconv.formats.huggingface.reference import check_side_files, copy_side_file, side_files
-from distconv.formats.huggingface.safetensors import read_header
-from distconv.formats.huggingface.safetensors_file import lay_out
+from distconv.formats.huggingface.safetensors import create, read_header
 from distconv.formats.records import Entry, OutputFile, mismatch
 
 
 class HuggingFaceFiles(FileFormat):
-    """The format of the result of a plan."""
+    """The files of the result of `plan`."""
 
     pattern = "*.safetensors"
 
@@ -27,11 +27,11 @@ class HuggingFaceFiles(FileFormat):
 
     def create(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Created:  # noqa: ARG002 - of the interface
         """Write the header and a hole for the data."""
-        offsets = lay_out(path, ((entry.name, entry.tensor.dtype, entry.tensor.shape) for entry in entries))
+        offsets = create(path, ((entry.name, entry.tensor.dtype, entry.tensor.shape) for entry in entries))
         return Created(offsets={("", name): offset for name, offset in offsets.items()})
 
     def locate(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Located:  # noqa: ARG002
-        """Find the tensors in the header, and what it should not hold."""
+        """Compare the tensors of the header with the entries."""
         found = {tensor.name: tensor for tensor in read_header(path)}
         expected = {entry.name for entry in entries}
         differences = [f"{path}: {name} is not expected" for name in found if name not in expected]
@@ -51,7 +51,7 @@ class HuggingFaceFiles(FileFormat):
             check_side_files(Path(self._plan.reference))
 
     def finish(self, directory: Path, details: Mapping[str, Any]) -> Mapping[str, int]:  # noqa: ARG002
-        """Write the index, and copy what the reference has beside its weights."""
+        """Write the index and changed texts, and copy the side files of the reference."""
         sizes = {}
         for name, text in self._plan.texts.items():
             sizes[name] = (directory / name).write_bytes(text.encode())
@@ -60,7 +60,7 @@ class HuggingFaceFiles(FileFormat):
         return sizes
 
     def check(self, directory: Path) -> list[str]:
-        """The texts and side files that are missing or differ."""
+        """The texts and side files that are missing or differ, in words."""
         expected = [(name, text.encode()) for name, text in self._plan.texts.items()]
         differences = [
             f"{directory / name}: is missing, or not what it should be"
@@ -74,7 +74,7 @@ class HuggingFaceFiles(FileFormat):
         ]
 
     def _copied(self) -> Iterator[tuple[Path, str]]:
-        """What is copied, and from where."""
+        """Copied files: the path in the reference, and the path below the result."""
         if self._plan.reference is None:
             return
         reference = Path(self._plan.reference)

@@ -1,7 +1,7 @@
 """Published tensors as a reference directory has them: its names, all of them, and nothing else.
 
-Owns the agreement of a result with its reference: spelling, the head of a tied model, what the reference has and the
-source has not, and the other way round. Reads nothing.
+Owns the agreement of a result with its reference: spelling, the head of a tied model, tensors that only the reference
+or only the source has. Reads nothing.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from distconv.tensors.stored import NamedTensor
 
 
 class HuggingFace(Format[HuggingFaceOptions]):
-    """Directories as they are published."""
+    """Hugging Face directories, as models are published."""
 
     name = "hf"
     noun = "Hugging Face"
@@ -44,11 +44,11 @@ class HuggingFace(Format[HuggingFaceOptions]):
     marks = (MODEL_CONFIG, CONFIG_NAME)
 
     def evidence(self, directory: Path) -> Evidence:
-        """A configuration may lie beside a checkpoint of training, never one of training beside a published model."""
+        """The configuration of a model: weak evidence, since training may put it beside its own checkpoints."""
         return Evidence.CONFIGURATION if any((directory / name).exists() for name in self.marks) else Evidence.NONE
 
     def open(self, options: HuggingFaceOptions, *, adapters: bool, hand_out: HandOut) -> Opened:  # noqa: ARG002
-        """The directories, with the headers of all their files."""
+        """Read the headers of all weight files of the source directories."""
         facts = open_adapters(options) if adapters else open_model(options)
         return Opened(
             directory=options.source,
@@ -60,7 +60,7 @@ class HuggingFace(Format[HuggingFaceOptions]):
         )
 
     def facts_from_json(self, data: Mapping[str, Any]) -> HuggingFaceFacts:
-        """The facts in plain data."""
+        """The facts described by their `to_json`."""
         return HuggingFaceFacts.from_json(data)
 
     def source(self, options: HuggingFaceOptions, facts: HuggingFaceFacts, model: Model) -> HuggingFaceSource:
@@ -89,7 +89,7 @@ class HuggingFace(Format[HuggingFaceOptions]):
         return _planned(make_huggingface_plan(followed.tensors, left_out, followed.filled, reference))
 
     def target_words(self, report: Mapping[str, Any]) -> list[str]:
-        """Tensors and files, and the tensors of the reference among them."""
+        """The numbers of tensors and files, and the tensors taken from the reference."""
         summary = report[self.name]
         lines = [f"{self.name}       {summary['tensors']} tensors in {len(report['files'])} files"]
         if filled := summary["filled_from_reference"]:

@@ -1,7 +1,7 @@
-"""The plan of a Hugging Face directory: which tensor is in which safetensors file.
+"""The plan of a Hugging Face result: the tensors of its shard files, and the texts beside them.
 
-Owns the shards, which are those of the directory that the result follows, and what its index and its configuration
-must say to be true. Reads and writes nothing.
+Owns the division into shard files, which is that of the reference, and the contents of index file and configuration.
+Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from distconv.models.definition import FLOATING
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import NamedTensor
 
-# What transformers' save_pretrained cuts at, in bytes.
+# The largest shard file of transformers' `save_pretrained`, in bytes.
 _SHARD_BYTES = 5_000_000_000
-# The field of config.json that says the element type, before and since transformers 4.56.
+# The fields of config.json with the element type: before transformers 4.56, and since.
 _DTYPE_KEYS = ("torch_dtype", "dtype")
 
 
@@ -50,7 +50,7 @@ class HuggingFacePlan:
         )
 
     def summary(self) -> dict[str, Any]:
-        """How many tensors there are, and which come from the reference."""
+        """The number of tensors, and the names of those from the reference."""
         return {"hf": {"tensors": sum(map(len, self.shards.values())), "filled_from_reference": list(self.filled)}}
 
 
@@ -61,9 +61,9 @@ def make_huggingface_plan(
     reference: Reference,
     texts: Mapping[str, str] = MappingProxyType({}),
 ) -> HuggingFacePlan:
-    """The plan for tensors in the files of the reference; in numbered ones of its own size where it names none.
+    """Plan tensors in the shard files of the reference, or in numbered ones if the reference names none.
 
-    With `texts`, other files by name, nothing else is copied from the reference.
+    With `texts`, file name → content, side files are not copied from the reference.
     """
     shard_of = reference.shards
     if shard_of is None:
@@ -119,7 +119,7 @@ def _own_shards(tensors: Sequence[NamedTensor], stem: str) -> dict[str, str]:
 def _index(
     tensors: Sequence[NamedTensor], shard_of: Mapping[str, str], reference: Reference
 ) -> Mapping[str, Any] | None:
-    """What the index says, where there is more than one file or the reference has one."""
+    """The content of the index file; `None` for a single shard file and a reference without an index."""
     weight_map = {tensor.name: shard_of[tensor.name] for tensor in tensors}
     known = reference.index_content
     if known is None and len(set(weight_map.values())) < 2:
@@ -134,7 +134,7 @@ def _index(
 
 
 def _config_text(tensors: Sequence[NamedTensor], reference: Reference) -> dict[str, str]:
-    """The configuration, where it says another element type than most of the model has now."""
+    """The changed configuration by name, if its element type is not that of most of the model's bytes; else empty."""
     weights = Counter[str]()
     for tensor in tensors:
         if tensor.tensor.dtype in FLOATING:
@@ -147,7 +147,7 @@ def _config_text(tensors: Sequence[NamedTensor], reference: Reference) -> dict[s
 
 
 def _dtypes(config: Mapping[str, Any]) -> Iterator[str]:
-    """The element types that a configuration names, the model's before those of its parts, which may have it alone."""
+    """The element types in a configuration: the model's own first, then those of its nested configurations."""
     yield from (config[key] for key in _DTYPE_KEYS if isinstance(config.get(key), str))
     for part in config.values():
         if isinstance(part, Mapping):
@@ -164,5 +164,5 @@ def _with_dtype(value: Any, old: str, new: str | None) -> Any:
 
 
 def _json(content: Mapping[str, Any]) -> str:
-    """As transformers writes it."""
+    """The text of a JSON file in the style of transformers."""
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -27,7 +27,7 @@ from distconv.tensors.stored import SourceIndex, as_stored
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """One directory: its tensors, and its `config.json`, or of adapters their `adapter_config.json`."""
+    """The tensors of one directory, and the parsed content of its `config.json` or `adapter_config.json`."""
 
     index: SourceIndex
     config: Mapping[str, Any]
@@ -48,7 +48,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class HuggingFaceFacts:
-    """The directory of a model or of adapters; `text`: that of the language model, where it is another one."""
+    """The directory of a model or of adapters; `text`: a separate directory of the language model, if given."""
 
     model: Checkpoint
     text: Checkpoint | None
@@ -82,7 +82,7 @@ class HuggingFaceFacts:
 
 
 def open_model(options: CommonOptions) -> HuggingFaceFacts:
-    """The directories of a model.
+    """Read the directories of a model.
 
     Raises:
         InputError: a directory that holds no model, or a damaged one.
@@ -95,10 +95,10 @@ def open_model(options: CommonOptions) -> HuggingFaceFacts:
 
 
 def open_adapters(options: CommonOptions) -> HuggingFaceFacts:
-    """The directory of adapters alone.
+    """Read the directory of adapters alone.
 
     Raises:
-        InputError: it holds none, or damaged ones; a language model beside them.
+        InputError: the directory holds no adapters, or damaged ones; `text_source` is given.
     """
     if options.text_source is not None:
         raise InputError(f"text_source={options.text_source}: only adapters are converted; leave it out")

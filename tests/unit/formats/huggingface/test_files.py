@@ -14,8 +14,7 @@ from distconv.errors import InputError
 from distconv.formats.huggingface.files import HuggingFaceFiles
 from distconv.formats.huggingface.plan import HuggingFacePlan, make_huggingface_plan
 from distconv.formats.huggingface.reference import read_reference
-from distconv.formats.huggingface.safetensors import read_header
-from distconv.formats.huggingface.safetensors_file import lay_out
+from distconv.formats.huggingface.safetensors import create, read_header
 from distconv.formats.model import Reference
 from distconv.tensors.stored import NamedTensor, SourceFile, StoredTensor
 from distconv.tensors.virtual import permute, whole
@@ -142,7 +141,7 @@ def test_the_tensors_of_a_file_are_compared(made, tmp_path, changes: dict[str, A
     tensors = {name: form for name, form in (whole_file | changes).items() if form is not None}
     stored = {each.name: each.offset for each in read_header(path)}
     data = path.read_bytes()
-    offsets = lay_out(path, [(name, *form) for name, form in tensors.items()])
+    offsets = create(path, [(name, *form) for name, form in tensors.items()])
     with path.open("r+b") as stream:
         for name in offsets.keys() & stored.keys():
             stream.seek(offsets[name])
