@@ -1,8 +1,8 @@
-"""Binding the other way round: the files of a Megatron source become full parameters over the pieces in them.
+"""Binding a Megatron source: unsplit parameters as tables over the pieces in the rank files.
 
-The Hugging Face checkpoint that the source stands for (`blueprint`) is bound and planned under the detected layout, as
-if it were to be converted; every tensor of that plan is compared with what the files hold, and a parameter over its
-pieces is the inverse of its cut. So the two directions cannot disagree. Pure.
+Owns the comparison of the files with a plan. The Hugging Face checkpoint expected for the source (`expected`) is bound
+and planned under the detected layout, as if it were converted; every planned tensor is compared with the files, and a
+parameter over its pieces is the inverse of its cut, so the two directions cannot disagree. Reads nothing.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from math import prod
 from types import MappingProxyType
 
 from distconv.errors import InputError, named, raise_if
-from distconv.formats.megatron.contents import take_stock
+from distconv.formats.megatron.contents import contents_of
 from distconv.formats.megatron.detect import detect
-from distconv.formats.megatron.expected import draw, unless_absent
+from distconv.formats.megatron.expected import expected_checkpoint, unless_absent
 from distconv.formats.megatron.index import MegatronIndex
 from distconv.formats.megatron.names import Targets
 from distconv.formats.megatron.plan import MegatronPlan, expert_owner, make_plan
@@ -38,7 +38,7 @@ from distconv.tensors.virtual import VirtualTensor, invert, whole
 
 @dataclass(frozen=True, kw_only=True)
 class Dropped:
-    """Something in the files that is not carried over, and why: a parameter, or an entry such as the optimizer."""
+    """A parameter in the files, or an entry such as the optimizer, that is not converted, and the reason."""
 
     name: str
     reason: str
@@ -46,16 +46,16 @@ class Dropped:
 
 @dataclass(frozen=True, kw_only=True)
 class MegatronBinding:
-    """A Megatron source as parameters.
+    """A Megatron source as parameters, with its detected layout.
 
-    `parameters` are made from the pieces in the files. `published` are the same parameters, in the same order, made
-    from the tensors of the Hugging Face checkpoint, which are in no file: inverted, it says what that checkpoint holds.
-    `replicas` are the other stored copies of pieces; `absent` the reasons why rules have nothing in the files.
+    `parameters`: the parameters over the pieces in the files. `over_hf`: the same parameters, in the same order, over
+    the published tensors of the expected Hugging Face checkpoint, which are in no file; its inverse gives these
+    tensors. `replicas`: pieces that are stored again. `absent`: the reasons why rules have no parameters in the files.
     """
 
     layout: CompleteLayout
     parameters: Binding
-    published: Binding
+    over_hf: Binding
     replicas: tuple[Replica, ...]
     dropped: tuple[Dropped, ...]
     absent: tuple[str, ...]
@@ -69,35 +69,35 @@ def bind_megatron(
     left_out: Callable[[Rule], str | None],
     reference: Mapping[str, tuple[int, ...] | None] = MappingProxyType({}),
 ) -> MegatronBinding:
-    """Bind the files of a source to a definition; `left_out` gives the reason why a rule is not wanted, if it is not.
+    """Bind the files of a source to a definition; `left_out` gives the reason why a rule is unwanted, or `None`.
 
-    `sizes` are those of the reference model, `reference` its tensors, with their shapes where it has weights. The names
-    tell alternatives apart that are the same on the Megatron side; without them, `published` has the first. The shapes
-    tell the rows of sources that are one parameter there; without them, what config.json does not tell is refused.
+    `sizes`: the sizes of the reference model; `reference`: its tensors, name → shape, `None` without weights. Names
+    distinguish alternatives with equal parameters; without them, `over_hf` has the first alternative. Shapes give the
+    rows of sources that are one parameter; without them, rows that do not follow from config.json are refused.
 
     Raises:
-        InputError: a layout that cannot be told or is not as given; every tensor of every file that is missing,
-            unknown, or of the wrong shape or element type.
+        InputError: a layout that cannot be detected, or is not the given one; every tensor of every file that is
+            missing, unknown, or of the wrong shape or element type.
     """
     targets = Targets(definition.rules)
     layout, grid = detect(definition, targets, sizes, index, given, reference)
     raise_if(list(_wrong_types(index, targets)))
-    holdings = take_stock(index, grid, layout, targets, definition.expert_count(sizes))
-    reason = unless_absent(definition, holdings, left_out)
+    contents = contents_of(index, grid, layout, targets, definition.expert_count(sizes))
+    reason = unless_absent(definition, contents, left_out)
     copied_head = TEXT in layout.stages and definition.is_tied(sizes) and layout.keeps_separate_head()
-    drawn, sizes = draw(
+    expected, sizes = expected_checkpoint(
         definition,
         sizes,
         layout,
-        holdings,
+        contents,
         reason,
         reference=reference,
         without_head=copied_head,
         where=index.directory,
     )
-    published = bind(definition, sizes, drawn, reason)
-    stored_head = definition.tied is not None and definition.tied.head in holdings.examples
-    unsplit = replace(published, parameters=_unsplit(published, given))
+    over_hf = bind(definition, sizes, expected, reason)
+    stored_head = definition.tied is not None and definition.tied.head in contents.examples
+    unsplit = replace(over_hf, parameters=_unsplit(over_hf, given))
     unsplit = resolve_head(unsplit, definition, layout, "omit" if copied_head and not stored_head else "auto")
     try:
         plan = make_plan(unsplit, layout)
@@ -105,16 +105,16 @@ def bind_megatron(
         raise InputError(f"{index.directory}: source_{problem}" for problem in error.problems) from None
     found = _Comparison(plan, grid, targets, reason, definition.name)
     raise_if(found.problems)
-    parameters = tuple(_parameters(found, published, sizes))
+    parameters = tuple(_parameters(found, over_hf, sizes))
     return MegatronBinding(
         layout=layout,
-        parameters=replace(published, parameters=parameters),
-        published=published,
-        replicas=(*found.replicas, *_copies_of_embedding(found, definition, parameters)),
+        parameters=replace(over_hf, parameters=parameters),
+        over_hf=over_hf,
+        replicas=(*found.replicas, *_copied_head(found, definition, parameters)),
         dropped=(
             *(
                 Dropped(name=filled(target, layer, expert, None), reason=why)
-                for target, layer, expert in holdings.pieces
+                for target, layer, expert in contents.pieces
                 if (why := _left_out(targets, target, reason)) is not None
             ),
             *(Dropped(name=name, reason="training state; only the model is converted") for name in index.others),
@@ -138,15 +138,15 @@ def _wrong_types(index: MegatronIndex, targets: Targets) -> Iterator[str]:
 
 
 def _left_out(targets: Targets, target: str, reason: Callable[[Rule], str | None]) -> str | None:
-    """Why a target is not wanted, if none of its rules is."""
+    """The reason why a target is unwanted, `None` if one of its rules is wanted."""
     reasons = [reason(rule) for rule in targets.rules(target)]
     return None if None in reasons else reasons[0]
 
 
-def _unsplit(published: Binding, given: SourceLayout) -> tuple[Parameter, ...]:
-    """The parameters as operands of their own: what is cut and stored, whatever it was made from."""
+def _unsplit(over_hf: Binding, given: SourceLayout) -> tuple[Parameter, ...]:
+    """The parameters as operands of themselves, with the cuts of `given`: for a plan that ignores their sources."""
     recipes: dict[Recipe, Recipe] = {}
-    for each in published.parameters:
+    for each in over_hf.parameters:
         recipe = each.recipe
         if recipe not in recipes:
             rule, unit = recipe.rule, recipe.unit
@@ -156,11 +156,11 @@ def _unsplit(published: Binding, given: SourceLayout) -> tuple[Parameter, ...]:
             recipes[recipe] = replace(
                 recipe, rule=rule, unit=unit, tensor=tensor, source_shapes=(tensor.shape,), unused=0
             )
-    return tuple(Parameter(recipes[each.recipe], (), each.layer, each.expert) for each in published.parameters)
+    return tuple(Parameter(recipes[each.recipe], (), each.layer, each.expert) for each in over_hf.parameters)
 
 
 class _Comparison:
-    """What a plan expects in each file against what is there: the pieces of each parameter, and all that is wrong."""
+    """A plan compared with the rank files: the pieces of every parameter, the replicas, and all problems."""
 
     def __init__(
         self, plan: MegatronPlan, grid: RankGrid, targets: Targets, reason: Callable[[Rule], str | None], model: str
@@ -227,13 +227,13 @@ class _Comparison:
         )
 
     def pieces_of(self, parameter: Parameter) -> list[Assembled]:
-        """The pieces of a parameter, in the order of its shards; each has one source."""
+        """The pieces of a parameter, one stored tensor per shard, in the order of its shards."""
         held = self._pieces[parameter.key]
         return [held[number] for number in range(len(self.plan.shards[parameter.recipe]))]
 
 
 def _entries(plan: MegatronPlan, pp_rank: int) -> dict[int | None, dict[tuple[str, str], Parameter]]:
-    """What a pipeline rank holds, by key and name: on each expert parallel rank, and under `None` on all of them."""
+    """The parameters on a pipeline rank: expert parallel rank, `None` for all → (key, name) in the file → parameter."""
     entries: dict[int | None, dict[tuple[str, str], Parameter]] = {None: {}}
     for virtual_stage, key in enumerate(plan.dictionaries):
         for parameter, layer in plan.placed[stage_number(virtual_stage, pp_rank, plan.layout.pp)]:
@@ -243,13 +243,13 @@ def _entries(plan: MegatronPlan, pp_rank: int) -> dict[int | None, dict[tuple[st
     return entries
 
 
-def _parameters(found: _Comparison, published: Binding, sizes: Sizes) -> Iterator[Parameter]:
-    """The parameters over their pieces, in the order of those that are published."""
+def _parameters(found: _Comparison, over_hf: Binding, sizes: Sizes) -> Iterator[Parameter]:
+    """The parameters over their pieces, in the order of `over_hf`."""
     recipes: dict[tuple[object, ...], Recipe] = {}
-    for model in published.parameters:
+    for model in over_hf.parameters:
         parameter = found.parameters[model.key]
         pieces = found.pieces_of(parameter)
-        # By the identity of the views, of which there are few: a hash would take in every copy.
+        # By the identity of the views, which are few: their hash would cover every copy of a table.
         key = (parameter.recipe, *(id(piece.tensor) for piece in pieces))
         if key not in recipes:
             recipes[key] = _over_pieces(found.plan, parameter.recipe, pieces, model.recipe, sizes)
@@ -269,10 +269,8 @@ def _over_pieces(plan: MegatronPlan, stored: Recipe, pieces: list[Assembled], mo
     return replace(model, tensor=tensor, source_shapes=shapes, unused=between)
 
 
-def _copies_of_embedding(
-    found: _Comparison, definition: Definition, parameters: tuple[Parameter, ...]
-) -> Iterator[Replica]:
-    """The pieces of a head that the training side holds beside the embedding that it is tied to."""
+def _copied_head(found: _Comparison, definition: Definition, parameters: tuple[Parameter, ...]) -> Iterator[Replica]:
+    """The pieces of a head that training stores although it is tied, as replicas of the embedding."""
     for key in found.parameters.keys() - {each.key for each in parameters}:
         head = found.parameters[key]
         assert definition.tied is not None

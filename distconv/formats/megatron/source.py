@@ -1,6 +1,6 @@
-"""A Megatron checkpoint as a source: parameters over the pieces in its files, and the published tensors they stand for.
+"""A Megatron checkpoint as a source: parameters over the pieces in its files, and published tensors over the same.
 
-Owns what sources with Megatron-side names have in common, a DCP with such names included.
+Owns the functions that all sources with Megatron-side names share, a DCP with such names included. Reads nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class MegatronSource(Source):
         return self._bound.parameters
 
     def published(self) -> Published:
-        """The tensors that the parameters were made of."""
+        """The published tensors of the parameters."""
         return restored(self._bound, self.parameters(), self._model)
 
     def summary(self) -> dict[str, Any]:
@@ -45,16 +45,16 @@ class MegatronSource(Source):
 
 
 def bound(options: CommonOptions, index: MegatronIndex, model: Model, given: SourceLayout) -> MegatronBinding:
-    """The files of an index bound to a model; `given`: the user's words on their layout."""
+    """Bind the files of an index to a model; `given`: the options on their layout."""
     selected = selection(options, model.defined)
     return bind_megatron(model.defined, model.sizes, index, given, selected, model.followed.shapes)
 
 
 def restored(bound: MegatronBinding, parameters: Binding, model: Model) -> Published:
     """The published tensors of bound parameters, with the vocabulary of the reference."""
-    restored = restore(bound.published, parameters)
+    restored = restore(bound.over_hf, parameters)
     tensors = list(restored.tensors)
-    if any(has_vocabulary(each.recipe.rule) for each in bound.published.parameters):
+    if any(has_vocabulary(each.recipe.rule) for each in bound.over_hf.parameters):
         rows = model.sizes.get(SIZE_NAME)
-        tensors = with_vocabulary(bound.published, tensors, rows, f"reference={model.followed.directory}")
-    return Published(tensors=tuple(tensors), left_out=restored.left_out, tied=bound.published.tied)
+        tensors = with_vocabulary(bound.over_hf, tensors, rows, f"reference={model.followed.directory}")
+    return Published(tensors=tuple(tensors), left_out=restored.left_out, tied=bound.over_hf.tied)
