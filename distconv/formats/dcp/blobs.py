@@ -1,6 +1,6 @@
-"""The blobs of a DCP result: `torch.save` archives of one tensor or value, one after the other in a file.
+"""The blobs of a DCP result: `torch.save` archives of one tensor or value, concatenated in a file.
 
-Owns which blobs a file has. Their data is aligned within the archives, as torch does it, not within the file.
+Owns the list of blobs of a file. Data is aligned within an archive, as torch does it, never within the file.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Blobs:
-    """Where the blobs of a file are, the version first if it has one; and the file offsets of the chunks' data."""
+    """The spans of the blobs of a file, the version's first if it has one, and the file offsets of the chunks' data."""
 
     spans: list[Span]
     offsets: list[int]
 
 
 def create(path: Path, chunks: Sequence[Chunk], *, with_version: bool) -> Blobs:
-    """Write a file of chunks with holes for their data, behind the version of the checkpoint if asked for.
+    """Write a file of chunks with holes for their data; `with_version`: the version of the checkpoint comes first.
 
     Raises:
         OSError: the file cannot be written.
@@ -44,7 +44,7 @@ def create(path: Path, chunks: Sequence[Chunk], *, with_version: bool) -> Blobs:
 
 
 def blob_frames(chunks: Sequence[Chunk], *, with_version: bool) -> list[Frame]:
-    """The frames of the blobs of a file, in order; chunks that look alike share one."""
+    """The frames of the blobs of a file, in order; chunks of one element type and shape share a frame."""
     frame = cache(tensor_frame)
     frames = [frame(chunk.tensor.dtype, chunk.tensor.shape) for chunk in chunks]
     return [value_frame(CHECKPOINT_VERSION), *frames] if with_version else frames

@@ -1,6 +1,6 @@
-"""The files of a DCP result: chunks as `torch.save` blobs, one after the other, and `.metadata` beside them.
+"""The files of a DCP result: chunks as concatenated `torch.save` blobs, and `.metadata` beside them.
 
-Owns their structure; how blobs and metadata are written is the business of `blobs` and `write_metadata`.
+Owns their comparison with a plan; the bytes of blobs and metadata belong to `blobs` and `write_metadata`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from distconv.formats.torch_zip.blobs import stored_within
 
 
 class DcpFiles(FileFormat):
-    """The format of the result of a plan."""
+    """The files of the result of `plan`."""
 
     pattern = "*.distcp"
 
@@ -40,7 +40,7 @@ class DcpFiles(FileFormat):
         return {path.name: path.stat().st_size}
 
     def locate(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Located:
-        """Find the chunks in the file, each where the metadata says that it is."""
+        """Compare the chunks at the positions in the metadata with the entries."""
         stored = {
             (name, chunk.offsets): chunk.places[0]
             for name, entry in self._metadata(path.parent).tensors.items()
@@ -64,7 +64,7 @@ class DcpFiles(FileFormat):
         return Located(offsets=offsets, differences=differences)
 
     def check(self, directory: Path) -> list[str]:
-        """What the metadata says of tensors that are not expected, or of another shape."""
+        """Tensors in the metadata that are unexpected or have another shape, in words."""
         expected = {f"{MODEL_KEY}.{each.name}": (each.tensor.dtype, each.tensor.shape) for each in self._plan.tensors()}
         path = directory / METADATA
         found = {name: (entry.dtype, entry.shape) for name, entry in self._metadata(directory).tensors.items()}

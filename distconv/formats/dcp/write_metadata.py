@@ -1,4 +1,4 @@
-"""Writing the `.metadata` of a DCP result: which tensors there are, in which chunks, and which blob holds each.
+"""Writing the `.metadata` of a DCP result: tensors, their chunks, and the span of every chunk's blob.
 
 Owns the objects that readers of torch unpickle from it: those that `DefaultSavePlanner` and `FileSystemWriter` of torch
 2.13 make. Classes of torch 2.6 take them, too. Needs no torch. The path of the directory and random numbers, which
@@ -32,10 +32,10 @@ _FORMAT_VERSION = "1.0.0"
 
 
 def write_metadata(directory: Path, plan: DcpPlan, spans: Mapping[str, Sequence[Span]]) -> Path:
-    """Write `.metadata` for files whose blobs have these spans, by path; where it is.
+    """Write `.metadata`, given the spans of the blobs of files by path; the path of the written file.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     path = directory / METADATA
     path.write_bytes(metadata_bytes(plan, spans))
@@ -74,15 +74,15 @@ def _metadata(plan: DcpPlan, spans: Mapping[str, Sequence[Span]]) -> Instance:
 
 
 def _tensor(chunk: Chunk, chunks: list[Instance]) -> Instance:
-    """The entry of a tensor with these chunks, of which one is given."""
+    """The entry of a tensor, given one of its chunks and the pickled form of all."""
     dtype = Global("torch", chunk.tensor.dtype)
-    # As the class's own `__getstate__` orders them: requires_grad and pin_memory are false.
+    # In the order of the class's own `__getstate__`; requires_grad and pin_memory are false.
     properties = Instance(_PROPERTIES, (dtype, _STRIDED, False, _CONTIGUOUS, False))
     return Instance(_TENSOR, {"properties": properties, "size": _size(chunk.whole.tensor.shape), "chunks": chunks})
 
 
 def _nested_names(plan: DcpPlan) -> dict[str, tuple[str, ...]]:
-    """The path in the nested state dict of each flat name."""
+    """Flat name → path in the nested state dict."""
     names = {f"{MODEL_KEY}.{each.name}": (MODEL_KEY, each.name) for each in plan.tensors()}
     return {**names, VERSION_KEY: (VERSION_KEY,)}
 
