@@ -1,7 +1,7 @@
-"""Proving an existing result: one process's share of comparing it, byte for byte, with what its source says.
+"""Verification: one process's share of the comparison, byte for byte, of a result with its plan.
 
-Owns the comparison and its words, of results and of replicas in a source: a tensor that lies in storage with strides is
-compared as the runs of contiguous bytes that it consists of. Writes nothing.
+Owns the comparison, and its words, of results and of replicas in a source; a strided replica is compared as runs of
+contiguous bytes. Writes nothing.
 """
 
 from __future__ import annotations
@@ -73,17 +73,17 @@ def unexpected_files(plan: Plan, form: FileFormat, directory: Path) -> list[str]
     return [f"{directory / path}: is not expected" for path in sorted(found - expected)]
 
 
-def compare_copies(
-    copies: Sequence[Replica], io: InputOutput, counters: Counters, must_stop: Callable[[], bool]
+def compare_replicas(
+    replicas: Sequence[Replica], io: InputOutput, counters: Counters, must_stop: Callable[[], bool]
 ) -> list[str]:
-    """Compare stored copies of the source with what they are copies of; the differences.
+    """Compare replicas in the source with their originals; the differences in words.
 
     Raises:
         JobError: a read failed.
     """
-    work = [comparison(each) for each in copies]
+    work = [comparison(each) for each in replicas]
     starts = {
-        (shard.path, shard.offset): each for each, part in zip(copies, work, strict=True) for shard in part.shards
+        (shard.path, shard.offset): each for each, part in zip(replicas, work, strict=True) for shard in part.shards
     }
     with OpenFiles(os.O_RDONLY) as sources:
         differing = _differing(work, starts, sources, io, counters, must_stop)
@@ -91,7 +91,7 @@ def compare_copies(
 
 
 def comparison(replica: Replica) -> Work:
-    """The original of a replica in the places of its copy, for a sink that compares."""
+    """The original of a replica as work at the positions of the duplicate, for a sink that compares."""
     (stored,) = replica.duplicate.sources
     item_size = ITEM_SIZE[stored.dtype]
     return Work(
@@ -104,7 +104,7 @@ def comparison(replica: Replica) -> Work:
 
 
 def _runs(copy: Assembled, tensor: VirtualTensor) -> Iterator[tuple[int, VirtualTensor]]:
-    """The runs of storage that a copy covers: the first element of each, and what must be there."""
+    """The contiguous runs of storage of a strided `copy`: per run its first element, and its part of `tensor`."""
     shape = copy.sources[0].shape
     if copy.tensor == whole(copy.tensor.dtype, shape):
         yield 0, tensor
@@ -140,7 +140,7 @@ def _differing(
     counters: Counters,
     must_stop: Callable[[], bool],
 ) -> list[tuple[str, int]]:
-    """Those of the starts of tensors (path, offset) from which on what the work makes is not what is there."""
+    """The starts (path, offset) of the tensors whose data differs from the work's results."""
     with OpenFiles(os.O_RDONLY) as targets:
         sink = CompareSink(targets, counters)
         run(

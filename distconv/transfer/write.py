@@ -1,6 +1,6 @@
 """Producing files: one process's share of a conversion.
 
-Owns the order of laying out, filling and making durable. Gives nothing its final name.
+Owns the order of creating, filling and synchronising files. Never gives a file its final name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from distconv.transfer.sinks import Counters, WriteSink
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What became of the files of a process: sizes in bytes, and what their format wants to know; by path."""
+    """The files written by a process, by path: sizes in bytes, and the `details` of their `Created`."""
 
     sizes: dict[str, int]
     details: dict[str, Any]
@@ -42,7 +42,7 @@ def write_files(
     """Write this process's files below an existing directory.
 
     Raises:
-        JobError: a read or write failed, or the directory is not there: it is not shared between the nodes.
+        JobError: a read or write failed, or the directory is missing: it is not shared between the nodes.
     """
     if not directory.is_dir():
         raise JobError(f"{directory}: made by the first process, not seen here; target must be on a shared file system")
@@ -82,7 +82,7 @@ def write_files(
 def finish(
     written: Written, directory: Path, form: FileFormat, provenance: Provenance | None, *, durable: bool
 ) -> None:
-    """Write what the result has beside its tensors, and add it to what was written; called by rank 0 alone.
+    """Write the files beside the tensors, the provenance included, and add them to `written`; on rank 0 alone.
 
     Raises:
         JobError: a write failed.
