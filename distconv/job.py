@@ -22,17 +22,17 @@ from distconv.models.library import Library
 from distconv.planning.assign import assign
 from distconv.planning.describe import describe
 from distconv.planning.facts import Facts
-from distconv.planning.inspect import Chosen, inspect
+from distconv.planning.look import Chosen, look
 from distconv.planning.plan import Planned, plan_job
 from distconv.planning.summary import check_report, plan_report, planned_processes, write_report
-from distconv.runtime.agreement import on_all, on_first, on_first_with_help
+from distconv.runtime.agreement import on_all, on_first, on_first_with_hand_out
 from distconv.runtime.hand_out import HandOut
 from distconv.runtime.measurement import cpu_seconds, peak_resident_bytes
 from distconv.runtime.processes import Processes
 from distconv.transfer.batches import planned_reads
 from distconv.transfer.commit import Staging, Target, check_absent, check_present, check_target, leftovers
 from distconv.transfer.sinks import Counters
-from distconv.transfer.verify import compare_copies, compare_files, unexpected_files
+from distconv.transfer.verify import compare_files, compare_replicas, unexpected_files
 from distconv.transfer.write import Written, finish, write_files
 
 _LOG = logging.getLogger("distconv")
@@ -80,14 +80,14 @@ def run_job(
     start = time.monotonic()
     found: Facts | None = None
 
-    def look(hand_out: HandOut) -> dict[str, Any]:
+    def found_facts(hand_out: HandOut) -> dict[str, Any]:
         nonlocal found
         if options.report is not None:
             check_report(options.report)
-        found = inspect(options, chosen, library, hand_out)
+        found = look(options, chosen, library, hand_out)
         return found.to_json()
 
-    told = on_first_with_help(processes, look, tasks(), options.io.threads)
+    told = on_first_with_hand_out(processes, found_facts, tasks(), options.io.threads)
     facts = found or Facts.from_json(told)
     planned, _ = on_all(processes, lambda: plan_job(options, facts), lambda _: None)
     _LOG.info("planned %d files from %s", len(planned.plan.files), options.source)
@@ -98,14 +98,14 @@ def run_job(
 def _inspected(options: Options, chosen: Chosen | None, library: Library, processes: Processes) -> Outcome:
     """The description of a directory."""
 
-    def look(hand_out: HandOut) -> dict[str, Any]:
+    def description(hand_out: HandOut) -> dict[str, Any]:
         report = describe(options, chosen, library, hand_out)
         if options.report is not None:
             check_report(options.report)
             write_report(options.report, report)
         return report
 
-    return Outcome(report=on_first_with_help(processes, look, tasks(), options.io.threads))
+    return Outcome(report=on_first_with_hand_out(processes, description, tasks(), options.io.threads))
 
 
 class _Job:
@@ -192,7 +192,7 @@ class _Job:
         values, _ = self._phase(
             "comparing copies in the source",
             sum(each.nbytes for each in share),
-            lambda: compare_copies(share, io, self._counters, alarmed),
+            lambda: compare_replicas(share, io, self._counters, alarmed),
             counted_as="comparing",
         )
         return [line for value in values for line in value]

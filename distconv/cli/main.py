@@ -15,7 +15,7 @@ from distconv.errors import DistconvError, JobError, LauncherError, joined
 from distconv.formats.registry import Options
 from distconv.job import run_job
 from distconv.models.library import Library
-from distconv.planning.inspect import Chosen
+from distconv.planning.look import Chosen
 from distconv.runtime.interruption import end_politely
 from distconv.runtime.processes import Launch, Processes, connect, launch
 

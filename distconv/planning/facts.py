@@ -1,6 +1,6 @@
-"""What planning starts from, as plain data that rank 0 found and shared with the other processes.
+"""The facts of a job: the records that rank 0 read, and that all processes plan with.
 
-Owns the record, and how it is shared. Reads nothing.
+Owns their form as plain data for sharing. Reads nothing.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from distconv.models.definition import parse_definition
 class Facts:
     """A source with its format, its model, and the iteration of the result.
 
-    `model` is the name of the model definition and `definition` its content, where there is one; `reference` is `None`
-    for a source that describes itself. `parsed` is the model that rank 0 needed to read the source; it is not shared.
+    `kind`: the name of the source's format. `model`: the name of the model definition, `None` without one;
+    `definition`: its content. `reference`: `None` for a source with its own configuration. `parsed`: the model that
+    rank 0 made to read the source; it is not shared.
     """
 
     kind: str
@@ -32,7 +33,7 @@ class Facts:
     parsed: Model | None = field(default=None, compare=False)
 
     def bound_model(self) -> Model:
-        """The model of the job.
+        """The model of the job, made from its definition on first use.
 
         Raises:
             InputError: every problem of the definition.
@@ -46,13 +47,13 @@ class Facts:
         return model_of(self.model, self.definition, None, self.source.config, self.source.directory)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for sharing with other processes; `from_json` reads it."""
+        """The facts as plain JSON data, to be shared with other processes."""
         reference = None if self.reference is None else self.reference.to_json()
         return {**vars(self), "source": self.source.to_json(), "reference": reference, "parsed": None}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Facts:
-        """The facts in the data of `to_json`."""
+        """The facts described by `to_json`."""
         reference = None if data["reference"] is None else Reference.from_json(data["reference"])
         source = format_named(data["kind"]).facts_from_json(data["source"])
         return Facts(**{**data, "source": source, "reference": reference})
@@ -61,7 +62,7 @@ class Facts:
 def model_of(
     name: str | None, content: Mapping[str, Any], reference: Reference | None, config: Mapping[str, Any], directory: str
 ) -> Model:
-    """The model with the definition of this name and content, and the configuration in a directory.
+    """The model with a definition, given by name and content, and the configuration in `directory`.
 
     Raises:
         InputError: every problem of the definition.
@@ -70,6 +71,6 @@ def model_of(
     if name is not None:
         definition = parse_definition(name, content)
         if reference is None or reference.is_adapter:
-            # Of adapters alone, only a base model tells the sizes.
+            # The sizes of adapters are in the configuration of their base model.
             definition = definition.without_base()
     return Model(definition=definition, reference=reference, config=config, config_path=f"{directory}/{MODEL_CONFIG}")

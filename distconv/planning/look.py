@@ -1,7 +1,7 @@
-"""Looking at the source: everything that planning needs to know, read once by rank 0.
+"""Looking at the source: the facts that planning needs, read once by rank 0.
 
-Owns the choice of the model definition and of the reference. What is in the files, their format knows; read are
-headers, metadata and JSON only.
+Owns the choice of the model definition and of the reference; files are read by their format: headers, metadata and
+JSON, never tensor data.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from distconv.runtime.hand_out import HandOut, here
 Chosen = tuple[str, Mapping[str, Any]]
 
 
-def inspect(options: Options, chosen: Chosen | None, library: Library, hand_out: HandOut = here) -> Facts:
-    """The facts of a job; `chosen` is the definition that the user named.
+def look(options: Options, chosen: Chosen | None, library: Library, hand_out: HandOut = here) -> Facts:
+    """Read the facts of a job; `chosen` is the definition named by the user, `None` without one.
 
-    The files of what training saved are many: to read them is handed out, as `registry.tasks`.
+    Reading many files is handed out to processes, as the functions of `registry.tasks`.
 
     Raises:
         InputError: options that contradict, a directory that is not a checkpoint, or no definition for it.
@@ -48,10 +48,10 @@ def inspect(options: Options, chosen: Chosen | None, library: Library, hand_out:
 def facts_of(
     options: Options, form: Format[Options], opened: Opened, chosen: Chosen | None, library: Library, *, needed: bool
 ) -> Facts:
-    """The facts of an opened source, with its model; `needed`: a model that no definition is for is refused.
+    """Read the facts of an opened source; `needed`: a model without a definition is refused.
 
     Raises:
-        InputError: no definition, or another than the source is of; files that are damaged.
+        InputError: no definition, or a chosen one for another model; damaged files.
     """
     model = _Choice(library, chosen, opened)
     reference = None
@@ -79,7 +79,7 @@ def facts_of(
 
 
 def _reference(options: Options, remembered: str | None, directory: Path) -> Reference:
-    """The reference of a source that does not describe itself: named by the user, or by its provenance."""
+    """The reference of a source without its own configuration, from the options or its provenance (`remembered`)."""
     if options.reference is not None:
         return read_reference(options.reference, "reference")
     if remembered is None:
@@ -103,7 +103,10 @@ def _reference(options: Options, remembered: str | None, directory: Path) -> Ref
 
 @dataclass
 class _Choice:
-    """The model definition of a source: named by the user, by its provenance, or by the configuration of the model."""
+    """The choice of the model definition of a source: by the user, its provenance, or the configuration of the model.
+
+    `provenance_path`: the file that named the chosen definition, if it was the provenance.
+    """
 
     library: Library
     chosen: Chosen | None
@@ -111,16 +114,16 @@ class _Choice:
     provenance_path: Path | None = None
 
     def remember(self, provenance: Provenance) -> None:
-        """Take the definition that the provenance of the source names, unless the user named one."""
+        """Choose the definition in the provenance of the source, unless the user chose one."""
         if self.chosen is None and provenance.model is not None and provenance.model in self.library.names():
             self.chosen = provenance.model, self.library.content(provenance.model)
             self.provenance_path = self.opened.directory / PROVENANCE_NAME
 
     def recognise(self, config: Mapping[str, Any], directory: str, *, needed: bool, is_adapter: bool = False) -> None:
-        """Take the definition for the `model_type` of a configuration, or check that the chosen one is for it.
+        """Choose the definition for the `model_type` of a configuration, or check the chosen one against it.
 
         Raises:
-            InputError: no definition is for it, and one is needed; or the chosen one is for another.
+            InputError: no definition for this `model_type`, and one is needed; a chosen one for another `model_type`.
         """
         if self.chosen is None:
             self.chosen = _recognised(config, directory, self.library, needed=needed)
@@ -144,7 +147,7 @@ class _Choice:
 
 
 def _recognised(config: Mapping[str, Any], directory: str, library: Library, *, needed: bool) -> Chosen | None:
-    """The definition for the `model_type` of a configuration."""
+    """The definition for the `model_type` of a configuration, `None` without one unless it is `needed`."""
     where = f"{directory}/{MODEL_CONFIG}"
     heads = library.heads()
     known: dict[str, str] = {}

@@ -1,7 +1,6 @@
-"""From facts to a plan: the pure middle of a job, the same on every process.
+"""From facts to a plan: the pure part of a job, with equal results on every process.
 
-Owns the meeting of a source of one format with a result of another. Facts come in as plain data that rank 0 shared;
-nothing is read here.
+Owns the combination of a source in one format with a result in another. Reads nothing.
 """
 
 from __future__ import annotations
@@ -19,24 +18,24 @@ from distconv.planning.facts import Facts
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A source, the plan of the result that is made from it, and the format of its files."""
+    """A bound source, the plan of its result, and the structure of the result's files."""
 
     source: Source
     plan: Plan
     files: FileFormat
 
     def shares_of_replicas(self, processes: int) -> list[Sequence[Replica]]:
-        """The stored replicas to be compared, divided over processes by bytes."""
+        """The replicas in the source, divided over processes by bytes."""
         replicas = self.source.replicas
         parts = balanced_ranges([each.nbytes for each in replicas], processes)
         return [replicas[part.start : part.stop] for part in parts]
 
 
 def plan_job(options: Options, facts: Facts) -> Planned:
-    """The plan of a job.
+    """Plan a job.
 
     Raises:
-        InputError: everything wrong with the source, the definition or the layout, one kind at a time.
+        InputError: all problems of the source, the definition or the layout, one kind at a time.
     """
     model = facts.bound_model()
     source = format_named(facts.kind).source(options, facts.source, model)

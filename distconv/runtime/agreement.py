@@ -30,7 +30,7 @@ def on_first(processes: Processes, phase: Callable[[], Any]) -> Any:
     return _values([processes.share(outcome)])[0]
 
 
-def on_first_with_help(
+def on_first_with_hand_out(
     processes: Processes, phase: Callable[[HandOut], Any], tasks: Sequence[Task], threads: int
 ) -> Any:
     """Run a phase on rank 0 that hands out tasks to all processes; its result, plain JSON data, on every process.
