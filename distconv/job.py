@@ -1,7 +1,7 @@
 """One job from options to result, on all its processes.
 
-Owns the order of phases and what is shared between them; each phase itself is another module's. The same code runs on
-one process and on many. Prints nothing: it reports to an observer.
+Owns the order of phases and the facts shared between them; other modules own the phases. The same code runs on one
+process and on many. Prints nothing: it reports to an observer.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ _LOG = logging.getLogger("distconv")
 
 
 class Observer:
-    """Hears of the progress of a job; this one does nothing. Methods are called on every process."""
+    """A receiver of the progress of a job; this one ignores it. Methods are called on every process."""
 
     def planned(self, report: Mapping[str, Any]) -> None:
-        """The plan, before any work is done."""
+        """The report of the plan is made; no work has begun."""
 
     def begin(self, phase: str, nbytes: int) -> None:
-        """A phase that moves or compares `nbytes` bytes on this process."""
+        """A phase begins that moves or compares `nbytes` bytes on this process."""
 
     def advance(self, nbytes: int) -> None:
-        """So many bytes more of the phase are done; called from several threads, one at a time."""
+        """Another `nbytes` bytes of the phase are done; called from several threads, one at a time."""
 
     def end(self) -> None:
-        """The phase is over."""
+        """The phase has ended."""
 
     def undisturbed(self) -> AbstractContextManager[None]:
-        """A context in which signals do not interrupt: what was begun is being taken back."""
+        """A context that signals must not interrupt, for the removal of unfinished files."""
         return nullcontext()
 
 
@@ -70,10 +70,10 @@ class Outcome:
 def run_job(
     options: Options, chosen: Chosen | None, library: Library, processes: Processes, observer: Observer
 ) -> Outcome:
-    """Convert, plan, verify or inspect, as the options say; the same outcome on every process.
+    """Run the action of the options: convert, plan, verify or inspect; the same outcome on every process.
 
     Raises:
-        DistconvError: the same on every process.
+        DistconvError: the failure of any process, as the same error on every process.
     """
     if options.action == "inspect":
         return _inspected(options, chosen, library, processes)
@@ -96,7 +96,7 @@ def run_job(
 
 
 def _inspected(options: Options, chosen: Chosen | None, library: Library, processes: Processes) -> Outcome:
-    """The description of a directory."""
+    """The outcome of `action=inspect`: the description of a directory."""
 
     def description(hand_out: HandOut) -> dict[str, Any]:
         report = describe(options, chosen, library, hand_out)
@@ -109,7 +109,7 @@ def _inspected(options: Options, chosen: Chosen | None, library: Library, proces
 
 
 class _Job:
-    """A planned job: its target, its report, and what this process does of it, with counters."""
+    """A planned job: its target, its report, and this process's share of the files, with counters."""
 
     def __init__(
         self,
@@ -132,14 +132,14 @@ class _Job:
         self._seconds = {"planning": planning}
 
     def plan(self) -> Outcome:
-        """What would be done, and nothing is."""
+        """The outcome of `action=plan`: the report with reads and memory of the planned processes."""
         options, planned = self._options, self._planned
         count = options.processes or self._processes.size
 
         def shares() -> list[dict[str, Any]]:
             planned.files.check_inputs()
             reads = planned_reads(planned.plan, assign(planned.plan.files, count), options.io.buffer_bytes)
-            # Replicas are compared with what they are replicas of.
+            # Originals and duplicates of replicas are both read.
             compared = (2 * sum(each.nbytes for each in share) for share in planned.shares_of_replicas(count))
             return planned_processes(options, planned, count, map(sum, zip(reads, compared, strict=True)))
 
@@ -147,7 +147,7 @@ class _Job:
         return self._reported(Outcome(report=self._report))
 
     def transfer(self) -> Outcome:
-        """The result converted, or verified."""
+        """Convert or verify; the outcome with measurements."""
         on_first(self._processes, self._check_target)
         self._observer.planned(self._report)
         differences = self._compare_replicas()
@@ -184,7 +184,7 @@ class _Job:
         check_target(target, sources, overwrite=options.overwrite, needed=needed)
 
     def _compare_replicas(self) -> list[str]:
-        """The differences among tensors that the source stores several times."""
+        """The differences between replicas in the source and their originals, in words."""
         if not self._planned.source.replicas:
             return []
         share = self._planned.shares_of_replicas(self._processes.size)[self._processes.rank]
@@ -198,7 +198,7 @@ class _Job:
         return [line for value in values for line in value]
 
     def _convert(self) -> list[Any]:
-        """The files written and committed; the measurements of all processes."""
+        """Write and commit the files; the measurements of all processes."""
         processes, io, target = self._processes, self._options.io, self._target
         plan, form = self._planned.plan, self._planned.files
         staging: Staging | None = None
@@ -233,19 +233,19 @@ class _Job:
                     staging.discard()
             raise
         if processes.rank == 0:
-            # To finish a result can take more than to write files.
+            # Finishing a result can need more memory than writing its files.
             measured[0]["peak_bytes"] = peak_resident_bytes()
         return measured
 
     def _provenance(self) -> Provenance | None:
-        """The provenance of the result, where it has one."""
+        """The provenance of the result, `None` for formats without one."""
         if self._target.iteration is None:
             return None
         facts, options = self._facts, self._options
         if facts.reference is not None:
             reference: Path | None = Path(facts.reference.directory)
         else:
-            # A model of two directories is followed by neither.
+            # A model made from two directories has neither as its reference.
             reference = None if options.text_source is not None else options.source
         return provenance_of(facts.model, reference)
 
@@ -264,7 +264,7 @@ class _Job:
     def _phase(
         self, what: str, nbytes: int, phase: Callable[[], Any], *, counted_as: str = "transfer"
     ) -> tuple[list[Any], list[Any]]:
-        """Run a phase on every process: the values of all, and the measurements of all.
+        """Run a phase on every process; the values and the measurements of all processes.
 
         `nbytes` is this process's share in bytes; `counted_as` the name of the phase in the measurements.
         """
