@@ -16,7 +16,7 @@ from distconv.models.rules import TEXT
 
 
 def resolve_head(binding: Binding, definition: Definition, layout: CompleteLayout, tied_head: str) -> Binding:
-    """The binding with the head that the layout and `tied_head` ask for.
+    """The binding with or without a head parameter, as the layout requires and `tied_head` demands.
 
     Raises:
         InputError: the head of a model that is not tied is to be left out.
