@@ -21,22 +21,22 @@ class Reference:
     """The published directory of the model that a source was trained from.
 
     `config`: parsed content of `config.json`, or of `adapter_config.json` for an adapter. `index`: the tensors, `None`
-    without weights. `shards`: tensor name → shard file, `None` without weights and index file. `index_content`: parsed
-    content of the index file, `None` without one.
+    without weights. `shard_files`: tensor name → name of its file, `None` without weights and index file.
+    `index_content`: parsed content of the index file, `None` without one.
     """
 
     directory: str
     config: Mapping[str, Any]
     is_adapter: bool
     index: SourceIndex | None
-    shards: Mapping[str, str] | None
+    shard_files: Mapping[str, str] | None
     index_content: Mapping[str, Any] | None
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...] | None]:
         """Tensor name → shape; `None` for a tensor that only the index file names."""
         stored = {} if self.index is None else self.index.tensors
-        return {name: stored[name].shape if name in stored else None for name in self.shards or ()}
+        return {name: stored[name].shape if name in stored else None for name in self.shard_files or ()}
 
     def sizes(self, definition: Definition) -> Sizes:
         """The sizes of a definition, from the configuration of the reference."""

@@ -86,9 +86,10 @@ def plain_name(name: str) -> str:
 def adapter_problems(
     config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], left_out: Iterable[str], where: str
 ) -> list[str]:
-    """What is wrong between an adapter's configuration and its factors.
+    """The contradictions between an adapter's configuration and its factors, in words.
 
-    Those that are converted are given by name and shape, what is left out on purpose by name.
+    `shapes`: name → shape of the converted factors; `left_out`: names of tensors left out on purpose; `where`: the
+    configuration in messages.
     """
     problems = []
     if config.get("peft_type") != "LORA":
@@ -160,7 +161,7 @@ def _renamed(rule: Rule, suffix: str, new: str) -> Rule:
 
 
 def _factors(rule: Rule) -> Iterator[Rule]:
-    """The two factors of a module: the one on the side that is cut is cut like the module, the other is replicated."""
+    """The rules of a module's two factors: the factor on the cut side is cut like the module, the other replicated."""
     (source,) = rule.sources
     rows, columns = source.dims
     cut_by_columns = rule.tensor_parallel.startswith("cols")

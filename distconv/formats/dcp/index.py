@@ -133,8 +133,7 @@ def locate(checkpoint: DcpDirectory, wanted: Callable[[str], bool], hand_out: Ha
     """Locate the chunks of the tensors with wanted names in their files, without reading data.
 
     Raises:
-        InputError: a chunk that is not stored as the metadata says, or a tensor that its chunks do not make up. All
-            problems of a kind are reported together.
+        InputError: every chunk that is not at its position in the metadata; every tensor that its chunks do not tile.
     """
     entries = {name: entry for name, entry in checkpoint.metadata.tensors.items() if wanted(name)}
     raise_if(_unsound(checkpoint.directory / METADATA, entries))

@@ -23,7 +23,7 @@ def known_tensors(definition: Definition, reference: Reference) -> set[str]:
     """
     sizes = reference.sizes(definition)
     has_names = reference.is_adapter or definition.adapters != "only"
-    names: Iterable[str] = (has_names and reference.shards) or {
+    names: Iterable[str] = (has_names and reference.shard_files) or {
         filled(source.name, layer, expert, item)
         for rule in definition.rules
         for layer, expert, item in _numbers(rule, definition, sizes)

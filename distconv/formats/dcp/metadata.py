@@ -72,8 +72,8 @@ def read_metadata(path: Path) -> Metadata:
     """Read a `.metadata` file.
 
     Raises:
-        InputError: the file is missing, damaged, something else than checkpoint metadata, names what torch never names
-            there, or refers to files outside of its directory.
+        InputError: the file is missing, damaged, no checkpoint metadata, has names that torch never writes there, or
+            refers to files outside of its directory.
     """
     content, foreign = _load(path)
     if foreign:

@@ -64,7 +64,7 @@ class DcpPlan:
         return self.chunks_of_files[file.number]
 
     def tensors(self) -> list[NamedTensor]:
-        """The tensors that the chunks make up, each once, in the order of their chunks."""
+        """The tensors of the chunks, in the order of their first chunks."""
         return list({chunk.key: chunk.whole for chunks in self.chunks_of_files for chunk in chunks}.values())
 
     def summary(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A DCP as a source: its chunks as tensors under published names, or as whole parameters under Megatron-side names.
 
-Owns the choice between the two by the names that a definition and its reference know, and the prefix in front of them.
+Owns the choice between the two, by the names of the definition and its reference, and the prefix in front of them.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def read_directory(directory: Path, *, adapter: bool = False) -> SourceIndex:
         found = sorted({path.name for name in (each.single, *each.others) for path in directory.glob(name)})
         if each.single in found or len(found) == 1:
             single = each.single if each.single in found else found[0]
-            return SourceIndex(directory=str(directory), tensors=_read_shards(directory, [single], each.read))
+            return SourceIndex(directory=str(directory), tensors=_read_files(directory, [single], each.read))
         if found:
             raise InputError(
                 f"{directory}: holds {len(found)} files that may be the model ({named(found, 3)}) but no {each.index} "
@@ -97,7 +97,7 @@ def check_directory(directory: Path, key: str) -> None:
 
 def _from_index(directory: Path, index_path: Path, read: Callable[[Path], list[StoredTensor]]) -> SourceIndex:
     weight_map = read_weight_map(index_path)
-    tensors = _read_shards(directory, sorted(set(weight_map.values())), read)
+    tensors = _read_files(directory, sorted(set(weight_map.values())), read)
     problems = []
     for name, shard in weight_map.items():
         if name not in tensors:
@@ -130,14 +130,14 @@ def read_weight_map(path: Path) -> Mapping[str, str]:
     return weight_map
 
 
-def _read_shards(
-    directory: Path, shards: list[str], read: Callable[[Path], list[StoredTensor]]
+def _read_files(
+    directory: Path, names: list[str], read: Callable[[Path], list[StoredTensor]]
 ) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     problems: list[str] = []
-    for shard in shards:
+    for name in names:
         try:
-            for tensor in read(directory / shard):
+            for tensor in read(directory / name):
                 other = tensors.setdefault(tensor.name, tensor)
                 if other is not tensor:
                     problems.append(f"tensor {tensor.name} is in both {other.file.path} and {tensor.file.path}")

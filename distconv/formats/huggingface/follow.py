@@ -1,4 +1,4 @@
-"""Published tensors as a reference directory has them: its names, all of them, and nothing else.
+"""Published tensors made to match a reference: all its tensors, under its names, and no others.
 
 Owns the agreement of a result with its reference: spelling, the head of a tied model, tensors that only the reference
 or only the source has. Reads nothing.
@@ -19,7 +19,7 @@ from distconv.tensors.stored import NamedTensor, as_stored
 
 @dataclass(frozen=True, kw_only=True)
 class Followed:
-    """Tensors under the reference's names; those left out; the names of those that the reference gave."""
+    """Tensors under the reference's names; tensors left out; the names of tensors taken from the reference."""
 
     tensors: tuple[NamedTensor, ...]
     left_out: tuple[Unconverted, ...]
@@ -27,7 +27,7 @@ class Followed:
 
 
 def follow_reference(published: Published, definition: Definition, reference: Reference, *, fill: bool) -> Followed:
-    """The published tensors of a source as its reference has them; arguments and errors are those of `follow`."""
+    """The published tensors of a source matched to its reference; arguments and errors are those of `follow`."""
     tied = definition.tied_sources() if published.tied else None
     return follow(published.tensors, definition.spelled, reference, tied=tied, fill=fill)
 
@@ -40,17 +40,17 @@ def follow(
     tied: tuple[str, str] | None,
     fill: bool,
 ) -> Followed:
-    """The tensors as the reference names them.
+    """The tensors under the names of the reference, in its order; unchanged if it names none.
 
-    `spelled` gives the names of the tensors for those of the reference; `tied` the head and the embedding that it is
-    tied to; `fill`: what the source does not have comes from the reference.
+    `spelled` maps a name of the reference to the spelling of the tensors; `tied`: the names of a head and of the
+    embedding that it equals, `None` for an untied model; `fill`: tensors missing in the source come from the reference.
 
     Raises:
-        InputError: every tensor that only one of the two has, or that they have in different shapes.
+        InputError: every tensor in only one of the two, or of different shapes.
     """
-    if reference.shards is None:
+    if reference.shard_files is None:
         return Followed(tensors=tuple(tensors), left_out=(), filled=())
-    names = {spelled(name): name for name in reference.shards}
+    names = {spelled(name): name for name in reference.shard_files}
     head, embedding = tied or (None, None)
     found: dict[str, NamedTensor] = {}
     left_out = []
@@ -65,7 +65,7 @@ def follow(
             unknown.append(tensor.name)
     if head in names and names[head] not in found and embedding in names and names[embedding] in found:
         found[names[head]] = replace(found[names[embedding]], name=names[head])
-    absent = [name for name in reference.shards if name not in found]
+    absent = [name for name in reference.shard_files if name not in found]
     filled = _fillers(absent, reference) if fill else {}
     problems = []
     if unknown:
@@ -84,7 +84,7 @@ def follow(
     raise_if(problems)
     complete = {**found, **filled}
     return Followed(
-        tensors=tuple(complete[name] for name in reference.shards),
+        tensors=tuple(complete[name] for name in reference.shard_files),
         left_out=tuple(left_out),
         filled=tuple(filled),
     )

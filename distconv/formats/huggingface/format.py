@@ -1,6 +1,6 @@
-"""Hugging Face directories as a format: recognised by their configuration, written as a reference directory has them.
+"""Hugging Face directories as a format: recognised by their configuration, written to match a reference.
 
-Owns what a result takes from its source and its reference, adapters included.
+Owns the choice of tensors for a result, from its source and its reference, adapters included.
 """
 
 from __future__ import annotations
@@ -111,5 +111,5 @@ def _plan_adapters(
         merged = merged_into(tensors, definition.spelled, base, options.lora_alpha)
         return make_huggingface_plan(merged, left_out, (), base)
     adapter = as_peft(tensors, definition.spelled, base, options.lora_alpha, definition.name)
-    own = replace(base, is_adapter=True, index=None, shards=None, index_content=None)
+    own = replace(base, is_adapter=True, index=None, shard_files=None, index_content=None)
     return make_huggingface_plan(adapter.tensors, left_out, (), own, {CONFIG_NAME: adapter.config})

@@ -28,14 +28,15 @@ _DTYPE_KEYS = ("torch_dtype", "dtype")
 
 @dataclass(frozen=True, kw_only=True)
 class HuggingFacePlan:
-    """The files, and the tensors of each by its path; `filled`: names of tensors that the reference gave.
+    """The shard files of a result, and the files beside them.
 
-    `texts`: other files by name, with their content. Side files are copied from the directory `reference`, but for
-    those; `index_name`: its index, where that is copied, too, because it is as true of the result.
+    `shard_files`: path → tensors in stored order. `filled`: names of tensors taken from the reference. `texts`: names
+    of other files → contents. `reference`: the directory whose side files, except those in `texts`, are copied, `None`
+    for none. `index_name`: the index file in `reference` that is copied, since it is equally true of the result.
     """
 
     files: tuple[OutputFile, ...]
-    shards: Mapping[str, tuple[NamedTensor, ...]]
+    shard_files: Mapping[str, tuple[NamedTensor, ...]]
     unconverted: tuple[Unconverted, ...]
     filled: tuple[str, ...]
     texts: Mapping[str, str]
@@ -46,12 +47,12 @@ class HuggingFacePlan:
         """The tensors of a file."""
         return (
             Entry(each.sources, each.tensor, each.name, key="", group=each.name, low_rank=each.low_rank)
-            for each in self.shards[file.path]
+            for each in self.shard_files[file.path]
         )
 
     def summary(self) -> dict[str, Any]:
         """The number of tensors, and the names of those from the reference."""
-        return {"hf": {"tensors": sum(map(len, self.shards.values())), "filled_from_reference": list(self.filled)}}
+        return {"hf": {"tensors": sum(map(len, self.shard_files.values())), "filled_from_reference": list(self.filled)}}
 
 
 def make_huggingface_plan(
@@ -65,22 +66,22 @@ def make_huggingface_plan(
 
     With `texts`, file name → content, side files are not copied from the reference.
     """
-    shard_of = reference.shards
-    if shard_of is None:
-        shard_of = _own_shards(tensors, _stem(reference))
-    shards: dict[str, list[NamedTensor]] = {}
+    file_of = reference.shard_files
+    if file_of is None:
+        file_of = _own_shard_files(tensors, _stem(reference))
+    contents: dict[str, list[NamedTensor]] = {}
     for tensor in tensors:
-        shards.setdefault(shard_of[tensor.name], []).append(tensor)
+        contents.setdefault(file_of[tensor.name], []).append(tensor)
     files = tuple(
-        OutputFile(path=path, nbytes=sum(each.nbytes for each in shards[path]), order=(number,), batch=number)
-        for number, path in enumerate(sorted(shards))
+        OutputFile(path=path, nbytes=sum(each.nbytes for each in contents[path]), order=(number,), batch=number)
+        for number, path in enumerate(sorted(contents))
     )
     # The library's own order: wide elements first, so that all are aligned; then by name.
     ordered = {
         path: tuple(sorted(held, key=lambda each: (-ITEM_SIZE[each.tensor.dtype], each.name)))
-        for path, held in shards.items()
+        for path, held in contents.items()
     }
-    index = _index(tensors, shard_of, reference)
+    index = _index(tensors, file_of, reference)
     name = f"{_stem(reference)}.safetensors.index.json"
     copied = index is not None and index == reference.index_content
     texts, copied_from = dict(texts), None if texts else reference.directory
@@ -90,7 +91,7 @@ def make_huggingface_plan(
         texts[name] = _json(index)
     return HuggingFacePlan(
         files=files,
-        shards=ordered,
+        shard_files=ordered,
         unconverted=unconverted,
         filled=filled,
         texts=texts,
@@ -103,7 +104,7 @@ def _stem(reference: Reference) -> str:
     return "adapter_model" if reference.is_adapter else "model"
 
 
-def _own_shards(tensors: Sequence[NamedTensor], stem: str) -> dict[str, str]:
+def _own_shard_files(tensors: Sequence[NamedTensor], stem: str) -> dict[str, str]:
     numbers = {}
     number, load = 0, 0
     for tensor in tensors:
@@ -117,10 +118,10 @@ def _own_shards(tensors: Sequence[NamedTensor], stem: str) -> dict[str, str]:
 
 
 def _index(
-    tensors: Sequence[NamedTensor], shard_of: Mapping[str, str], reference: Reference
+    tensors: Sequence[NamedTensor], file_of: Mapping[str, str], reference: Reference
 ) -> Mapping[str, Any] | None:
     """The content of the index file; `None` for a single shard file and a reference without an index."""
-    weight_map = {tensor.name: shard_of[tensor.name] for tensor in tensors}
+    weight_map = {tensor.name: file_of[tensor.name] for tensor in tensors}
     known = reference.index_content
     if known is None and len(set(weight_map.values())) < 2:
         return None

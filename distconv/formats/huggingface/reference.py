@@ -40,14 +40,14 @@ def read_reference(directory: Path, key: str) -> Reference:
     config = read_object(directory / name, f"what the model in {key} is")
     index_file = find_index(directory, adapter=adapter)
     index: SourceIndex | None = None
-    shards: Mapping[str, str] | None = None
+    shard_files: Mapping[str, str] | None = None
     try:
         index = read_directory(directory, adapter=adapter)
-        shards = {name: os.path.basename(tensor.file.path) for name, tensor in index.tensors.items()}
+        shard_files = {name: os.path.basename(tensor.file.path) for name, tensor in index.tensors.items()}
     except InputError:
         # Without weights, the index file gives the shard files, and without both the result has its own.
         if index_file is not None:
-            shards = read_weight_map(index_file)
+            shard_files = read_weight_map(index_file)
         elif adapter or any(map(_is_weight, directory.iterdir())):
             raise
     content = read_object(index_file, "the shards of the result") if index_file is not None else None
@@ -56,17 +56,17 @@ def read_reference(directory: Path, key: str) -> Reference:
         config=config,
         is_adapter=adapter,
         index=index,
-        shards=shards and {name: _as_safetensors(shard) for name, shard in shards.items()},
+        shard_files=shard_files and {name: _as_safetensors(file) for name, file in shard_files.items()},
         index_content=content,
     )
 
 
-def _as_safetensors(shard: str) -> str:
+def _as_safetensors(file: str) -> str:
     """The safetensors name, as in transformers, for the name of a weight file in any format."""
-    if shard.endswith(".safetensors"):
-        return shard
-    numbers = re.fullmatch(r".*(-\d+-of-\d+)\.\w+", shard)
-    stem = "adapter_model" if shard.startswith("adapter_model") else "model"
+    if file.endswith(".safetensors"):
+        return file
+    numbers = re.fullmatch(r".*(-\d+-of-\d+)\.\w+", file)
+    stem = "adapter_model" if file.startswith("adapter_model") else "model"
     return f"{stem}{numbers[1] if numbers else ''}.safetensors"
 
 

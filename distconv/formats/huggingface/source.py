@@ -1,6 +1,6 @@
 """A Hugging Face directory as a source: published tensors, or the parameters that a definition makes of them.
 
-Owns how the directory of a model, that of its adapters, and a second one for the language model become one source.
+Owns the combination of directories: of a model, of adapters alone, and of a separate language model.
 """
 
 from __future__ import annotations
