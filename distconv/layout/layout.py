@@ -3,7 +3,7 @@
 Owns the meaning of `layout.*`: tensor, pipeline, virtual pipeline and expert parallel sizes, stage lists with zeros
 anywhere, encoder lists that repeat, encoder tensor parallel sizes, and placement. Cuts nothing and knows no files.
 
-Stages are numbered over the flattened list, as `stage_number` says.
+Stages are numbered over the flattened stage list, by `stage_number`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PLACEMENTS = ("sequential", "u_shape")
 
 
 def stage_number(virtual_stage: int, pp_rank: int, pp: int) -> int:
-    """The number of a stage: virtual stage by virtual stage, each over all `pp` pipeline ranks."""
+    """The number of a stage: all `pp` pipeline ranks of virtual stage 0 first, then those of the next one."""
     return virtual_stage * pp + pp_rank
 
 

@@ -1,7 +1,7 @@
-"""Tied embeddings: whether a Megatron-side checkpoint of a tied model holds a head, and which.
+"""Tied embeddings: the head parameter, if any, of a tied model in a Megatron-side checkpoint.
 
-Owns `tied_head` and its default, what the training side needs: a copy of the embedding where the head is on another
-stage, and nothing of its own where both are on one stage (a head that the source stores is kept then).
+Owns `tied_head` and its default, which is what training requires: a copy of the embedding if the head is on another
+stage, and no head of its own if both are on one stage (a stored head of the source is kept then). Reads nothing.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class Parameter:
 
 @dataclass(frozen=True, kw_only=True)
 class Unconverted:
-    """A source tensor that is left out on purpose, and why."""
+    """A source tensor that is left out on purpose, and the reason."""
 
     tensor: StoredTensor
     reason: str
