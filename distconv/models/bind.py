@@ -202,10 +202,7 @@ def _canonical(definition: Definition, index: SourceIndex, problems: list[str]) 
 
 @dataclass(kw_only=True)
 class _Applied:
-    """A rule applied to all layers and experts: its parameters, the names of used sources, and its problems.
-
-    `missing`: absent sources, a problem unless the rule is optional; `wrong`: other shapes or element types.
-    """
+    """The parameters of one rule, the names of used sources, and problems: absent (`missing`) and `wrong` sources."""
 
     parameters: list[Parameter] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
@@ -279,11 +276,7 @@ def _unexpected(
 def make_recipe(
     rule: Rule, dtype: str, shapes: tuple[tuple[int, ...], ...], sizes: Sizes, expert: int | None
 ) -> Recipe:
-    """The recipe of a rule for sources of these shapes.
-
-    Raises:
-        InputError: the rule's operator cannot take sources of these shapes.
-    """
+    """The recipe of a rule for sources of these shapes; raises `InputError` if the rule's operator cannot take them."""
     operands = [whole(dtype, shape, number) for number, shape in enumerate(shapes)]
     if expert is not None:
         operands = [select(operand, 0, expert) for operand in operands]

@@ -108,9 +108,7 @@ class DcpIndex:
 
 
 def open_dcp(directory: Path, iteration: str | None) -> DcpDirectory:
-    """Read the metadata of the checkpoint in a directory, or in one of its iterations: `release` or a number.
-
-    Without `iteration` the tracker file decides.
+    """Read the metadata of the checkpoint in a directory, or in its iteration `iteration`, by default the tracker's.
 
     Raises:
         InputError: no such checkpoint, or metadata that is missing, divided, damaged or malicious.
