@@ -99,7 +99,7 @@ def make_facts(directory: Path, model: str) -> None:
         config=checkpoint.config,
         is_adapter=False,
         index=checkpoint.index,
-        shards=shards,
+        shard_files=shards,
         index_content=None,
     )
     shared = json.dumps(replace(facts, kind="megatron", source=index, reference=reference).to_json())

@@ -19,7 +19,7 @@ from distconv.fields import options_of
 from distconv.formats.registry import Options
 from distconv.job import Observer, Outcome, run_job
 from distconv.models.library import Library
-from distconv.planning.inspect import Chosen
+from distconv.planning.look import Chosen
 from distconv.runtime.agreement import on_all
 from distconv.runtime.launch import connect_to
 from distconv.runtime.processes import Processes

@@ -1,4 +1,4 @@
-"""The errors that a user meets. Owns their classes and how several problems become one message; prints nothing."""
+"""The errors reported to users. Owns their classes, and the one message made of several problems; prints nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class DistconvError(Exception):
 
 
 class InputError(DistconvError, ValueError):
-    """The user's input is wrong; nothing has been written. Carries every problem of its kind."""
+    """Wrong input; nothing has been written. `problems` are all problems of the same kind."""
 
     exit_status = 2
 
@@ -29,15 +29,15 @@ class InputError(DistconvError, ValueError):
 
 
 class LauncherError(InputError):
-    """The processes that a launcher started cannot find each other."""
+    """The processes of a launcher cannot find each other."""
 
 
 class JobError(DistconvError, RuntimeError):
-    """The input was right and the job failed all the same (a read error, a full disk, a dead process)."""
+    """A failure with right input: a read error, a full disk, a dead process."""
 
 
 class StoppedError(JobError):
-    """Another process or thread failed, so this one stopped."""
+    """A stop of this process or thread because another one failed."""
 
 
 def joined(problems: list[str]) -> str:
@@ -55,13 +55,13 @@ def raise_if(problems: list[str]) -> None:
 
 
 def system_problem(doing: object, error: OSError) -> str:
-    """An error of the operating system as a message: what could not be done, and the system's reason."""
+    """An error of the operating system as a message: `doing`, which failed, and the system's reason."""
     return f"{doing}: {error.strerror or error}"
 
 
 @contextmanager
 def reading(where: object, missing: str | None = None) -> Iterator[None]:
-    """Errors of the operating system while `where` is read, as `InputError`; `missing`: the message if it is absent."""
+    """Turn errors of the operating system about reading `where` into `InputError`; `missing`: its text if absent."""
     try:
         yield
     except OSError as error:
@@ -89,19 +89,19 @@ def named(names: Iterable[object], limit: int = 5) -> str:
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
-    """A number of things for a message: `1 tensor`, `2 tensors`."""
+    """A number with its noun for a message: `1 tensor`, `2 tensors`."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
 def shown(value: Any) -> str:
-    """A value as it is written on the command line."""
+    """A value in the syntax of the command line."""
     if isinstance(value, str):
         return f"'{value}'" if _is_more_than_text(value) else value
     return json.dumps(value, separators=(",", ":"), default=str, ensure_ascii=False).replace('"', "")
 
 
 def _is_more_than_text(text: str) -> bool:
-    """Whether text looks like a number, a list or a truth value; it is text because it was in quotes."""
+    """Whether text must be in quotes, because it looks like a number, a list or a truth value."""
     try:
         return not isinstance(json.loads(text), str)
     except ValueError:
@@ -109,7 +109,7 @@ def _is_more_than_text(text: str) -> bool:
 
 
 def unknown_keys(content: Mapping[Any, Any], known: Collection[str]) -> list[str]:
-    """A problem for each key that is not known, with the nearest one that is."""
+    """A problem per unknown key, with the nearest known one."""
     problems = []
     for key in content:
         if key not in known:

@@ -1,7 +1,7 @@
-"""Options as fields of frozen records: what an option takes and holds, its default and its words.
+"""Options as fields of frozen records: kind, default and words of an option, and the checks of its values.
 
-Owns the kinds of values, and the message about a value that is of another kind, with its dotted key. Knows no option,
-and no configuration file.
+Owns the kinds of values, and the message about a value of another kind, with its dotted key. Knows no option, and no
+configuration file.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ R = TypeVar("R", bound="Record")
 
 
 class Kind(ABC, Generic[T]):
-    """What an option takes, and holds. `example` stands for a value in help, such as DIR, if the default does not."""
+    """A kind of option values; `example` stands for a value in the help, such as DIR, unless the default does."""
 
     example: str = ""
 
     @abstractmethod
     def read(self, key: str, value: Any) -> T:
-        """The value of an option as a record holds it.
+        """Check the value of option `key` and convert it to the type in records.
 
         Raises:
-            InputError: it is of another kind; a message has the dotted key, the value, and what was expected.
+            InputError: a value of another kind; the message has the dotted key, the value, and the expected kind.
         """
 
 
@@ -41,18 +41,18 @@ class Value(Kind[T]):
     @property
     @abstractmethod
     def expected(self) -> str:
-        """What a value must be, as the end of a sentence "expected …"."""
+        """The expected values in words, after "expected"."""
 
     @abstractmethod
     def fits(self, value: Any) -> bool:
         """Whether a value is of this kind."""
 
     def held(self, value: Any) -> T:
-        """A value of this kind as a record holds it."""
+        """Convert a value of this kind to the type in records."""
         return value  # type: ignore[no-any-return]  # unless a subclass says otherwise, T is the type of what fits
 
     def read(self, key: str, value: Any) -> T:
-        """The value as a record holds it."""
+        """Check and convert a value."""
         if not self.fits(value):
             raise InputError(f"{key}={shown(value)}: expected {self.expected}")
         return self.held(value)
@@ -65,7 +65,7 @@ class Truth(Value[bool]):
     expected = "true or false"
 
     def fits(self, value: Any) -> bool:
-        """Whether it is true or false."""
+        """Whether the value is true or false."""
         return isinstance(value, bool)
 
 
@@ -78,11 +78,11 @@ class Integer(Value[int]):
 
     @property
     def expected(self) -> str:
-        """The range."""
+        """The range in words."""
         return f"an integer from 1 to {self.largest}"
 
     def fits(self, value: Any) -> bool:
-        """Whether it is in the range."""
+        """Whether the value is an integer in the range."""
         return type(value) is int and 1 <= value <= self.largest
 
 
@@ -94,7 +94,7 @@ class Number(Value[float]):
     example = "N"
 
     def fits(self, value: Any) -> bool:
-        """Whether it is positive, and finite."""
+        """Whether the value is a positive, finite number."""
         return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
@@ -106,7 +106,7 @@ class Text(Value[str]):
     expected = "text; the empty text is written ''"
 
     def fits(self, value: Any) -> bool:
-        """Whether it is text."""
+        """Whether the value is text."""
         return isinstance(value, str)
 
 
@@ -118,38 +118,38 @@ class FilePath(Value[Path]):
     expected = "a path"
 
     def fits(self, value: Any) -> bool:
-        """Whether it is a path, or the text of one."""
+        """Whether the value is a path, or the text of one."""
         return isinstance(value, (str, os.PathLike)) and value != ""
 
     def held(self, value: Any) -> Path:
-        """The path."""
+        """The value as a path."""
         return Path(value)
 
 
 @dataclass(frozen=True)
 class Choice(Value[str]):
-    """One of several names; `words` are those about a name, if any. A callable is asked whenever they are needed."""
+    """One of several names; `words`: name → words about it, empty for none, or a function that returns them."""
 
     words: Mapping[str, str] | Callable[[], Mapping[str, str]]
 
     @property
     def choices(self) -> Mapping[str, str]:
-        """The words about every name."""
+        """Name → words about it."""
         return self.words() if callable(self.words) else self.words
 
     @property
     def expected(self) -> str:
-        """The names."""
+        """The names in words."""
         return f"one of {', '.join(self.choices)}"
 
     def fits(self, value: Any) -> bool:
-        """Whether it is one of the names."""
+        """Whether the value is one of the names."""
         return isinstance(value, str) and value in self.choices
 
 
 @dataclass(frozen=True)
 class ByName(Kind[Mapping[str, T]]):
-    """A value for each of several names, such as modalities, or for some of them."""
+    """A mapping from some of `names`, such as modalities, to values of `kind`."""
 
     kind: Kind[T]
     names: Sequence[str]
@@ -174,7 +174,7 @@ class ByName(Kind[Mapping[str, T]]):
 class Option(Generic[T]):
     """An option: its kind, its default, and its words, with code in `backticks`.
 
-    Where nothing is the default, `unset` says what that stands for.
+    `unset`: the meaning, in words, of a default that is `None` or empty.
     """
 
     kind: Kind[T]
@@ -183,10 +183,10 @@ class Option(Generic[T]):
     unset: str = ""
 
     def read(self, key: str, value: Any) -> T | None:
-        """The value as a record holds it; `None` where that is the default.
+        """Check and convert a value; `None` is a value if it is the default.
 
         Raises:
-            InputError: it is of another kind.
+            InputError: a value of another kind.
         """
         return None if value is None and self.default is None else self.kind.read(key, value)
 
@@ -201,12 +201,12 @@ def option(kind: Kind[T], default: T | None, words: str, *, unset: str = "") -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """Options that belong together; `GROUP` stands before a dot in front of their keys.
+    """A group of options; their dotted keys begin with `GROUP`, if it is not empty.
 
-    A record checks itself, and holds every value as its kind does: a text as a path, a list as a tuple.
+    A record checks its values when it is made, and converts them by their kinds: texts to paths, lists to tuples.
 
     Raises:
-        InputError: everything that is wrong with the values.
+        InputError: all problems of the values.
     """
 
     GROUP: ClassVar[str] = ""
@@ -224,19 +224,19 @@ class Record:
         raise_if([*problems, *self.contradictions(wrong)])
 
     def contradictions(self, wrong: Collection[str]) -> Iterator[str]:  # noqa: ARG002 - for those that have some
-        """What is wrong with values that are right alone; the `wrong` ones have their defaults here."""
+        """Contradictions between options, in words; options in `wrong` have their defaults here."""
         yield from ()
 
     def given(self) -> list[str]:
-        """The keys of the options that are not at their defaults, in order."""
+        """The keys of the options with other values than their defaults, in order; a group is one of them."""
         return [key for key, each in options_of(type(self)).items() if getattr(self, key) != each.default]
 
     @classmethod
     def from_content(cls: type[R], content: Mapping[str, Any]) -> R:
-        """The record of a configuration: values, and mappings for groups, by key.
+        """The record with the content of a configuration: key → value, or a mapping for a group.
 
         Raises:
-            InputError: every unknown key, with the nearest one that is known, and everything that is wrong.
+            InputError: every unknown key, with the nearest known one, and all problems of the values.
         """
         known = options_of(cls)
         prefix = f"{cls.GROUP}: " if cls.GROUP else ""
@@ -251,7 +251,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Group(Kind[R]):
-    """Options with keys of their own, as a record or as its content."""
+    """A group of options: a record, or a mapping that is its content."""
 
     record: type[R]
 
@@ -265,12 +265,12 @@ class Group(Kind[R]):
 
 
 def options_of(record: type[Record]) -> dict[str, Option[Any]]:
-    """The options of a record by key, in order; a group is one of them."""
+    """Key → option of a record, in order; a group counts as one option."""
     return {each.name: each.metadata[_METADATA] for each in fields(record) if _METADATA in each.metadata}
 
 
 def keys_of(record: type[Record], prefix: str = "") -> Iterator[tuple[str, Option[Any]]]:
-    """Every dotted key that can be given, with its option, in order: those of groups, and those by name."""
+    """All dotted keys with their options, in order, including those of groups and of mappings by name."""
     for name, each in options_of(record).items():
         if isinstance(each.kind, Group):
             yield from keys_of(each.kind.record, f"{prefix}{name}.")

@@ -1,7 +1,7 @@
 """One job from options to result, on all its processes.
 
-Owns the order of phases and what is shared between them; each phase itself is another module's. The same code runs on
-one process and on many. Prints nothing: it reports to an observer.
+Owns the order of phases and the facts shared between them; other modules own the phases. The same code runs on one
+process and on many. Prints nothing: it reports to an observer.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from distconv.errors import InputError
-from distconv.formats.provenance import RECORD_NAME, record_bytes, record_of
+from distconv.formats.provenance import PROVENANCE_NAME, provenance_bytes, provenance_of
 from distconv.formats.records import OutputFile
 from distconv.formats.registry import Options, format_named, tasks
 from distconv.models.library import Library
 from distconv.planning.assign import assign
 from distconv.planning.describe import describe
 from distconv.planning.facts import Facts
-from distconv.planning.inspect import Chosen, inspect
+from distconv.planning.look import Chosen, look
 from distconv.planning.plan import Planned, plan_job
 from distconv.planning.summary import check_report, plan_report, planned_processes, write_report
-from distconv.runtime.agreement import on_all, on_first, on_first_with_help
+from distconv.runtime.agreement import on_all, on_first, on_first_with_hand_out
 from distconv.runtime.hand_out import HandOut
 from distconv.runtime.measurement import cpu_seconds, peak_resident_bytes
 from distconv.runtime.processes import Processes
@@ -33,29 +33,29 @@ from distconv.transfer.batches import planned_reads
 from distconv.transfer.commit import Staging, Target, check_absent, check_present, check_target, leftovers
 from distconv.transfer.sinks import Counters
 from distconv.transfer.surroundings import compare_surroundings
-from distconv.transfer.verify import Compared, compare_copies, compare_files, together
+from distconv.transfer.verify import Compared, compare_files, compare_replicas, together
 from distconv.transfer.write import write_beside, write_files
 
 _LOG = logging.getLogger("distconv")
 
 
 class Observer:
-    """Hears of the progress of a job; this one does nothing. Methods are called on every process."""
+    """A receiver of the progress of a job; this one ignores it. Methods are called on every process."""
 
     def planned(self, report: Mapping[str, Any]) -> None:
-        """The plan, before any work is done."""
+        """The report of the plan is made; no work has begun."""
 
     def begin(self, phase: str, nbytes: int) -> None:
-        """A phase that moves or compares `nbytes` bytes on this process."""
+        """A phase begins that moves or compares `nbytes` bytes on this process."""
 
     def advance(self, nbytes: int) -> None:
-        """So many bytes more of the phase are done; called from several threads, one at a time."""
+        """Another `nbytes` bytes of the phase are done; called from several threads, one at a time."""
 
     def end(self) -> None:
-        """The phase is over."""
+        """The phase has ended."""
 
     def undisturbed(self) -> AbstractContextManager[None]:
-        """A context in which signals do not interrupt: what was begun is being taken back."""
+        """A context that signals must not interrupt, for the removal of unfinished files."""
         return nullcontext()
 
 
@@ -71,24 +71,24 @@ class Outcome:
 def run_job(
     options: Options, chosen: Chosen | None, library: Library, processes: Processes, observer: Observer
 ) -> Outcome:
-    """Convert, plan, verify or inspect, as the options say; the same outcome on every process.
+    """Run the action of the options: convert, plan, verify or inspect; the same outcome on every process.
 
     Raises:
-        DistconvError: the same on every process.
+        DistconvError: the failure of any process, as the same error on every process.
     """
     if options.action == "inspect":
         return _inspected(options, chosen, library, processes)
     start = time.monotonic()
     found: Facts | None = None
 
-    def look(hand_out: HandOut) -> dict[str, Any]:
+    def found_facts(hand_out: HandOut) -> dict[str, Any]:
         nonlocal found
         if options.report is not None:
             check_report(options.report)
-        found = inspect(options, chosen, library, hand_out)
+        found = look(options, chosen, library, hand_out)
         return found.to_json()
 
-    told = on_first_with_help(processes, look, tasks(), options.io.threads)
+    told = on_first_with_hand_out(processes, found_facts, tasks(), options.io.threads)
     facts = found or Facts.from_json(told)
     planned, _ = on_all(processes, lambda: plan_job(options, facts), lambda _: None)
     _LOG.info("planned %d files from %s", len(planned.plan.files), options.source)
@@ -97,20 +97,20 @@ def run_job(
 
 
 def _inspected(options: Options, chosen: Chosen | None, library: Library, processes: Processes) -> Outcome:
-    """The description of a directory."""
+    """The outcome of `action=inspect`: the description of a directory."""
 
-    def look(hand_out: HandOut) -> dict[str, Any]:
+    def description(hand_out: HandOut) -> dict[str, Any]:
         report = describe(options, chosen, library, hand_out)
         if options.report is not None:
             check_report(options.report)
             write_report(options.report, report)
         return report
 
-    return Outcome(report=on_first_with_help(processes, look, tasks(), options.io.threads))
+    return Outcome(report=on_first_with_hand_out(processes, description, tasks(), options.io.threads))
 
 
 class _Job:
-    """A planned job: its target, its report, and what this process does of it, with counters."""
+    """A planned job: its target, its report, and this process's share of the files, with counters."""
 
     def __init__(
         self,
@@ -134,14 +134,14 @@ class _Job:
         self._remarks: list[str] = []
 
     def plan(self) -> Outcome:
-        """What would be done, and nothing is."""
+        """The outcome of `action=plan`: the report with reads and memory of the planned processes."""
         options, planned = self._options, self._planned
         count = options.processes or self._processes.size
 
         def shares() -> list[dict[str, Any]]:
             planned.files.check_inputs()
             reads = planned_reads(planned.plan, assign(planned.plan.files, count), options.io.buffer_bytes)
-            # Replicas are compared with what they are replicas of.
+            # Originals and duplicates of replicas are both read.
             compared = (2 * sum(each.nbytes for each in share) for share in planned.shares_of_replicas(count))
             return planned_processes(options, planned, count, map(sum, zip(reads, compared, strict=True)))
 
@@ -149,7 +149,7 @@ class _Job:
         return self._reported(Outcome(report=self._report))
 
     def transfer(self) -> Outcome:
-        """The result converted, or verified."""
+        """Convert or verify; the outcome with measurements."""
         on_first(self._processes, self._check_target)
         self._observer.planned(self._report)
         differences = self._compare_replicas()
@@ -196,7 +196,7 @@ class _Job:
         values, _ = self._phase(
             "comparing copies in the source",
             sum(each.nbytes for each in share),
-            lambda: compare_copies(share, io, self._counters, alarmed),
+            lambda: compare_replicas(share, io, self._counters, alarmed),
             counted_as="comparing",
         )
         notes = dict.fromkeys(note for _, found in values for note in found)
@@ -205,7 +205,7 @@ class _Job:
         return [line for differences, _ in values for line in differences]
 
     def _convert(self) -> list[Any]:
-        """The files written and committed; the measurements of all processes."""
+        """Write and commit the files; the measurements of all processes."""
         processes, io, target = self._processes, self._options.io, self._target
         plan, form = self._planned.plan, self._planned.files
         staging: Staging | None = None
@@ -237,7 +237,7 @@ class _Job:
                     staging.discard()
             raise
         if processes.rank == 0:
-            # To finish a result can take more than to write files.
+            # Finishing a result can need more memory than writing its files.
             measured[0]["peak_bytes"] = peak_resident_bytes()
         return measured
 
@@ -250,9 +250,9 @@ class _Job:
         if facts.reference is not None:
             reference: Path | None = Path(facts.reference.directory)
         else:
-            # A model of two directories is followed by neither.
+            # A model made from two directories has neither as its reference.
             reference = None if options.text_source is not None else options.source
-        return {**beside, RECORD_NAME: record_bytes(record_of(facts.model, reference, facts.scaling))}
+        return {**beside, PROVENANCE_NAME: provenance_bytes(provenance_of(facts.model, reference, facts.scaling))}
 
     def _verify(self) -> tuple[Compared, list[Any]]:
         """The differences between result and plan, and the measurements of all processes."""
@@ -270,7 +270,7 @@ class _Job:
     def _phase(
         self, what: str, nbytes: int, phase: Callable[[], Any], *, counted_as: str = "transfer"
     ) -> tuple[list[Any], list[Any]]:
-        """Run a phase on every process: the values of all, and the measurements of all.
+        """Run a phase on every process; the values and the measurements of all processes.
 
         `nbytes` is this process's share in bytes; `counted_as` the name of the phase in the measurements.
         """

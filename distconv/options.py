@@ -1,7 +1,7 @@
-"""The options of a job, each once: name, kind, default and words, of which command line, files and API are made.
+"""The options of a job: name, kind, default and words, the one table of command line, files and API.
 
-Owns the options that are of no format alone, and what is wrong with their values whatever the source holds. An option
-of one format is a field in that format's folder; `formats.registry` has the record of all of them.
+Owns the options that belong to no single format, and the checks of their values that need no source. Never names a
+format: an option of one format is a field in that format's folder, and `formats.registry` has the record of all.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from distconv.layout.request import Layout, SourceLayout
 from distconv.models.rules import MODALITIES, TEXT
 
 _DIRECTORY = FilePath("DIR")
-# No vocabulary and no number of threads is larger; a typing error is.
+# Larger than any vocabulary or number of threads; rejects typing errors.
 _SIZE = Integer(2**24)
-# The paths that an action needs, if not both.
+# The required paths of the actions that do not need both.
 _NEEDED: dict[str, tuple[str, ...]] = {"models": (), "inspect": ("source",)}
 
 
@@ -50,7 +50,7 @@ class _Iteration(Value[str]):
 
 @dataclass(frozen=True, kw_only=True)
 class InputOutput(Record):
-    """How a process reads and writes."""
+    """The options of reading and writing by a process."""
 
     GROUP: ClassVar[str] = "io"
 
@@ -66,9 +66,10 @@ class InputOutput(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class CommonOptions(Record):
-    """What the user asks for, in any format, all but the model definition.
+    """The options of a job in any format; the model definition is given beside them.
 
-    `source` and `target` are `None` where the action does without; `target_format` is narrowed where formats are known.
+    `source` and `target` are `None` for actions without them; `formats.registry` narrows `target_format` to the
+    formats.
     """
 
     action: str = option(
@@ -152,7 +153,7 @@ class CommonOptions(Record):
     )
 
     def contradictions(self, wrong: Collection[str]) -> Iterator[str]:
-        """Options that are missing, and options that exclude each other."""
+        """Missing options, and options that exclude each other, in words."""
         words = options_of(type(self))
         for key in _NEEDED.get(self.action, ("source", "target")):
             if key not in wrong and getattr(self, key) is None:

@@ -1,4 +1,4 @@
-"""Numbers of bytes and tables in words, for what is said of plans and results. Prints nothing."""
+"""Numbers of bytes and tables as text, for plans and results. Prints nothing."""
 
 from __future__ import annotations
 

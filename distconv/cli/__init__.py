@@ -1,1 +1,1 @@
-"""The command line: what Hydra composes, exit statuses, and every word that is printed."""
+"""The command line: its options composed by Hydra, its exit statuses, and all printed text."""

@@ -1,7 +1,6 @@
-"""The command line as Hydra composes it: a validated configuration, and model definitions by name.
+"""The command line as Hydra composes it: validated options, and model definitions by name.
 
-Owns everything that is asked of Hydra, and runs what it is given for each job of a command line. Says nothing itself,
-and knows no processes.
+Owns all uses of Hydra, and calls a function for every job of a command line. Prints nothing, and knows no processes.
 """
 
 from __future__ import annotations
@@ -32,17 +31,17 @@ from distconv.models.library import Library
 if TYPE_CHECKING:
     from importlib.abc import Traversable
 
-# The configuration of a job, the name and content of the definition that was named, and all others.
+# The options of a job, the name and content of the chosen model definition, and the library of all definitions.
 Job = Callable[[Options, "tuple[str, Mapping[str, Any]] | None", Library], None]
 
 
 def run_command_line(job: Job, *, quiet: bool) -> None:
-    """Do each job that the command line asks for; `quiet`: whatever Hydra prints is thrown away.
+    """Run every job of the command line; `quiet`: discard the output of Hydra.
 
     Raises:
-        InputError: what Hydra cannot compose, or is no configuration of a job.
-        SystemExit: Hydra itself did what was asked for, such as to print the configuration.
-        Exception: the first that a job raised.
+        InputError: a command line or file that Hydra cannot compose, or options that are wrong.
+        SystemExit: a command of Hydra itself, such as to print the configuration, is done.
+        Exception: the first error of a job.
     """
     failures: list[Exception] = []
 
@@ -54,7 +53,7 @@ def run_command_line(job: Job, *, quiet: bool) -> None:
         except Exception as error:  # noqa: BLE001 - Hydra would print it in its own words
             failures.append(error)
 
-    # Hydra then leaves its own errors to the caller, too; this is its documented switch.
+    # Hydra's documented switch: it raises its own errors, too.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with contextlib.ExitStack() as stack:
         if quiet:
@@ -64,17 +63,17 @@ def run_command_line(job: Job, *, quiet: bool) -> None:
             with in_own_words(overrides):
                 hydra.main(version_base="1.3", config_path="pkg://distconv.conf", config_name="config")(task)()
         except BrokenPipeError:
-            # Of what Hydra prints, such as the configuration; what a job raises does not come here.
+            # From the output of Hydra, such as the configuration; errors of jobs are kept in the task.
             lose_reader()
     if failures:
         raise failures[0]
 
 
 def _arrange_words(stack: contextlib.ExitStack) -> Sequence[str]:
-    """Put the flags of the command line before the options, the only order that Hydra understands; the options.
+    """Put the flags in `sys.argv` before the options, the only order that Hydra understands; returns the options.
 
-    Paths are put in terms of Hydra's grammar, except of several jobs, where it can say more than one. Of these, Hydra
-    would leave a file in the working directory; it goes to one that lasts as long as `stack`.
+    Paths are quoted for Hydra's grammar, except with `--multirun`, where a value may be a list. With `--multirun`, the
+    files that Hydra writes go to a temporary directory, removed with `stack`.
     """
     words = sys.argv[1:]
     found = get_args_parser().parse_intermixed_args(words)
@@ -94,7 +93,7 @@ def _arrange_words(stack: contextlib.ExitStack) -> Sequence[str]:
 
 
 def _parsed(content: DictConfig) -> tuple[Options, tuple[str, Mapping[str, Any]] | None]:
-    """The configuration, and the name and content of the model definition if one was named."""
+    """The options, and name and content of the chosen model definition, `None` without one."""
     plain = with_expanded_paths(_plain(content))
     model = plain.pop("model", None)
     if model is None:
@@ -122,9 +121,9 @@ def _library() -> Library:
 
 
 def _check_named(library: Library, overrides: Sequence[str]) -> None:
-    """Refuse what is wrong with a definition that an option names, be it one of several or in quotes.
+    """Check every definition that a `+model` option names, in lists and quotes, too.
 
-    Hydra would take the first of two of a name, and write out aliases, however many values that makes.
+    Hydra itself would take the first of two with one name, and expand aliases without a limit.
     """
     values = " ".join(each.partition("=")[2] for each in overrides if each.startswith(("+model=", "+model@")))
     for name in library.names():

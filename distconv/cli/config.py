@@ -1,6 +1,6 @@
 """The table of options as text: the help, `conf/config.yaml`, and the README's table of keys.
 
-Owns their form; the words are those of the options. `rewrite` puts the two files of a checkout in order.
+Owns their form, never their words, which are those of the options. `rewrite` updates the two files of a checkout.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from distconv.errors import shown
 from distconv.fields import ByName, Choice, Group, Option, Record, Text, options_of
 from distconv.formats.registry import Options
 
-# Options that follow each other and share their words, by key.
+# Consecutive options with the same words, by key.
 _Row = Mapping[str, Option[Any]]
 
 _WIDTH = 120
-# Where the words begin in the help.
+# The column of the words in the help.
 _COLUMN = 31
 _MODEL = Option(
     kind=Text("NAME"),
@@ -94,7 +94,7 @@ def rewrite(checkout: Path) -> None:
 
 
 def _all_rows() -> Iterator[_Row]:
-    """Every option by dotted key, and the model definition."""
+    """The rows of all options by dotted key, and of the model definition."""
     yield {"+model": _MODEL}
     for row in _rows(Options):
         groups = _groups(row)
@@ -105,7 +105,7 @@ def _all_rows() -> Iterator[_Row]:
 
 
 def _rows(record: type[Record]) -> Iterator[_Row]:
-    """The options of a record; those that follow each other and share their words are one row."""
+    """The rows of the options of a record; consecutive options with the same words are one row."""
     for _, run in groupby(options_of(record).items(), lambda item: item[1].words):
         yield dict(run)
 
@@ -115,7 +115,7 @@ def _groups(row: _Row) -> dict[str, type[Record]]:
 
 
 def _words(row: _Row, if_unset: str = "") -> str:
-    """The words of a row, with choices and, after `if_unset`, what stands for a value that is not given."""
+    """The words of a row, with its choices and, after `if_unset`, the meaning of an unset value."""
     first = next(iter(row.values()))
     text = first.words
     if isinstance(first.kind, Choice) and len(row) == 1:
@@ -125,7 +125,7 @@ def _words(row: _Row, if_unset: str = "") -> str:
 
 
 def _help_row(row: _Row) -> str:
-    """Keys in the left column, words in the right one; below, if the left one is too narrow."""
+    """A row of the help: keys in the left column, words in the right one, or below keys that are too wide."""
     left = [", ".join(row)]
     if len(row) == 1:
         ((key, each),) = row.items()
@@ -150,7 +150,7 @@ def _readme_row(row: _Row) -> str:
 
 
 def _yaml(record: type[Record]) -> Iterator[str]:
-    """The lines of a record, with an empty one around groups."""
+    """The YAML lines of a record, with empty lines around groups."""
     for row in _rows(record):
         groups = _groups(row)
         yield from [""] if groups else []

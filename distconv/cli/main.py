@@ -1,6 +1,6 @@
-"""The program: every outcome of a command line becomes text and an exit status.
+"""The program: outcomes of a command line as text and an exit status.
 
-Owns the connection to the other processes, and the exit status: 0 done, 1 failed, 2 wrong input. Only rank 0 talks.
+Owns the connection to the other processes, and the exit status: 0 done, 1 failed, 2 wrong input. Only rank 0 prints.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from distconv.errors import DistconvError, JobError, LauncherError, joined
 from distconv.formats.registry import Options
 from distconv.job import run_job
 from distconv.models.library import Library
-from distconv.planning.inspect import Chosen
+from distconv.planning.look import Chosen
 from distconv.runtime.interruption import end_politely
 from distconv.runtime.launch import Launch, connect, launch
 from distconv.runtime.processes import Processes
 
-# How long a process that was interrupted lets the others clean up before it leaves.
+# Seconds that an interrupted process leaves to the others for their clean-up.
 _FAREWELL_SECONDS = 10
 _INTERRUPTED = 130
 
@@ -30,7 +30,7 @@ def main() -> int:
     try:
         start = launch(os.environ)
     except LauncherError as error:
-        # Every process says it: none knows of the others.
+        # Every process prints it: none knows of the others.
         Reporter(rank=0).complain(f"distconv: {error}")
         return error.exit_status
     reporter = Reporter(start.rank, start.size)
@@ -65,7 +65,7 @@ def main() -> int:
 def _run(
     options: Options, chosen: Chosen | None, library: Library, connection: _Connection, reporter: Reporter
 ) -> None:
-    """Do one job of a command line, and tell its outcome.
+    """Run one job of a command line, and print its outcome.
 
     Raises:
         DistconvError: the job failed; a verification found differences.
@@ -80,7 +80,7 @@ def _run(
 
 
 class _Connection:
-    """The connection to the other processes, made when a job first needs it: most mistakes are found before."""
+    """The connection to the other processes, made on first use: most mistakes are found before."""
 
     def __init__(self, start: Launch) -> None:
         self._start = start
@@ -102,9 +102,9 @@ class _Connection:
             self._processes.close(patience)
 
     def leave_after(self, failure: BaseException | None) -> None:
-        """Leave the others after a failure of all of them.
+        """Leave the others after a failure that all of them know.
 
-        A launcher ends all processes when the first has left, so they meet, for rank 0 to have spoken before.
+        A launcher ends all processes when the first one leaves, so they wait for rank 0 to print the error.
         """
         if failure is not None and not isinstance(failure, LauncherError):
             with contextlib.suppress(LauncherError):

@@ -1,7 +1,7 @@
-"""What Hydra cannot compose, in the words of this program.
+"""Hydra's rejections of a command line or a configuration file, in the words of this program.
 
-Owns the messages about options and configuration files that no job begins with. What is wrong in a configuration that
-could be composed is the business of `options` and `definition`.
+Owns the messages about options and files that cannot be composed. Never checks composed ones, which `options` and
+`models.definition` do.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from distconv.errors import InputError
 from distconv.fields import keys_of
 from distconv.formats.registry import Options
 
-# What Hydra says of a key that does not exist, and of a value that a group of keys cannot have.
+# Hydra's messages about an unknown key, and about a value that a group of keys cannot have.
 _REJECTED_KEY = re.compile(r"Could not override '([^']+)'|Error merging override ([^=\s]+)=\S*")
-# The key of a word that gives an option of this program.
+# The key in a word of the command line that gives an option.
 _KEY = re.compile(r"(?!model\b|hydra\b)([a-z_][\w.]*)=")
-# What Hydra says of a definition that inherits from one that is not there.
+# Hydra's message about a definition with a missing parent.
 _HEIR = re.compile(r"In '(model/.+?)'")
-# What Hydra raises of a command line, or of a configuration file, that it cannot compose; of a definition that inherits
-# from itself, Python speaks.
+# Hydra's errors about a command line or a file that it cannot compose; for a definition that inherits from itself it is
+# an error of Python.
 _NOT_COMPOSED = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError, RecursionError)
 
 
 @contextlib.contextmanager
 def in_own_words(overrides: Sequence[str]) -> Iterator[None]:
-    """What Hydra cannot compose of these options and the files that they name is wrong input."""
+    """Turn Hydra's errors about these options, and the files that they name, into `InputError`."""
     try:
         yield
     except BrokenPipeError:
-        # Of a reader of what Hydra prints, not of a file that it reads.
+        # From the reader of Hydra's output, not from a file that it reads.
         raise
     except _NOT_COMPOSED as error:
         raise InputError(_explained(error, overrides)) from None
 
 
 def _explained(error: Exception, overrides: Sequence[str]) -> str:
-    """What Hydra rejected of the command line, or of a file, in terms of this program."""
+    """An error of Hydra as a message in terms of options and files."""
     if isinstance(error, MissingConfigException):
         group, _, name = str(error.missing_cfg_file).partition("/")
         options = list(error.options or ())

@@ -1,6 +1,6 @@
-"""What a job tells its user on the terminal. The only module that prints.
+"""The text of a job on the terminal: progress, plans, results, errors. The only module that prints.
 
-Owns the wording of plans and results, but for what their formats say of themselves. Decides nothing.
+Owns the wording of plans and results, except for the lines of their formats. Decides nothing.
 """
 
 from __future__ import annotations
@@ -80,13 +80,13 @@ def _visible(text: str) -> str:
 
 
 def lose_reader() -> None:
-    """Nobody reads standard output any more: what is still buffered goes nowhere, too, and is no failure."""
+    """Discard standard output, also what is buffered, after its reader has left; that is no failure."""
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
-    """The plan for a person: model and layout, stages, what is left out, and with `full` files and processes."""
+    """The plan for a person: model and layout, stages, tensors left out, and with `full` files and processes."""
     result = report["target"] + (f"/{report['iteration']}" if report["iteration"] else "")
     lines = [
         f"model    {report['model'] or 'any; every tensor is written as it is'}",
@@ -154,7 +154,7 @@ def _folded(line: str) -> str:
 
 
 def models_text(definitions: Mapping[str, Mapping[str, Any]]) -> str:
-    """The model definitions for a person: families, their variants, and the model types that each is for."""
+    """The model definitions for a person: families, their variants, and their model types."""
     rows = [["model", "variant of", "for model_type in config.json"]]
     for name in sorted(definitions, key=lambda each: (definitions[each].get("variant_of") or each, each)):
         content = definitions[name]
@@ -168,7 +168,7 @@ def models_text(definitions: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def outcome_text(outcome: Outcome, *, tensors: bool = False) -> str:
-    """What was done, would be, or was found, for a person; with `tensors`, all those of a directory."""
+    """The outcome of a job for a person; with `tensors`, a table of the tensors of a described directory."""
     report = outcome.report
     if report["action"] == "inspect":
         return inspection_text(report, tensors=tensors)

@@ -1,7 +1,7 @@
-"""Values of the command line: paths are taken as they are, although Hydra's grammar and OmegaConf's read them.
+"""Literal paths on the command line, although the grammars of Hydra and OmegaConf parse its values.
 
-Owns the way around both grammars, and what stands for something else in a path: `~` and `$VAR`. Which options are paths
-the table of options says.
+Owns the quoting for both grammars, and the expansion of `~` and `$VAR`. Never decides which options are paths: their
+kinds do.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 from distconv.fields import FilePath, options_of
 from distconv.formats.registry import Options
 
-# A value that is in quotes as Hydra understands them: a quote inside has an odd number of backslashes before it.
+# A value in Hydra's quotes; a quote inside has an odd number of backslashes before it.
 _QUOTED = re.compile(r"""(["'])(?:(?!\1)[^\\]|\\.)*\1""", re.DOTALL)
-# What OmegaConf takes for a value that is yet to be given, and cannot be told otherwise.
+# OmegaConf's mark of a missing value, which cannot be quoted.
 _MISSING = "???"
 
 
@@ -25,7 +25,7 @@ def _paths() -> list[str]:
 
 
 def literal(text: str) -> str:
-    """A value of Hydra's grammar that is this text after Hydra, and OmegaConf, have read it.
+    """The text as a value of Hydra's grammar that Hydra and OmegaConf read as exactly this text.
 
     The one exception is `???`, which becomes `./???`, the same path.
     """
@@ -38,9 +38,9 @@ def literal(text: str) -> str:
 
 
 def with_literal_path(word: str) -> str:
-    """A word of the command line; if it gives a path, then in terms of Hydra's grammar.
+    """A word of the command line, with the value of a path option quoted for Hydra's grammar.
 
-    A value in quotes of that grammar, and `null`, are left to Hydra.
+    Values already in quotes of that grammar, and `null`, are unchanged.
     """
     key, _, value = word.partition("=")
     if key.lstrip("+") not in _paths() or value in ("", "null") or _QUOTED.fullmatch(value):
@@ -49,6 +49,6 @@ def with_literal_path(word: str) -> str:
 
 
 def with_expanded_paths(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a configuration with `~` and environment variables of its paths replaced, as a shell would."""
+    """The content of a configuration with `~` and environment variables in paths expanded, as in a shell."""
     paths = {key: content[key] for key in _paths() if isinstance(content.get(key), str)}
     return {**content, **{key: os.path.expandvars(os.path.expanduser(value)) for key, value in paths.items()}}

@@ -1,4 +1,4 @@
-"""Checkpoint formats, a folder each: how one is recognised, read, planned, written and checked.
+"""Checkpoint formats, one folder per format: recognition, reading, planning, writing and checking.
 
-`base` has the protocols that a format implements, `registry` the list of formats; nothing else names them.
+`base` has the interfaces that a format implements, `registry` the list of formats; no other module names a format.
 """

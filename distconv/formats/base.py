@@ -1,7 +1,7 @@
-"""What a checkpoint format is: the protocols that reading, planning, writing and checking are done through.
+"""The interfaces of a checkpoint format: recognition, reading, planning, writing and checking.
 
-Owns the interfaces and their records. A format is a folder that implements `Format`, and a line in `registry`; nothing
-else asks which format a source or a result has.
+Owns the interfaces and their records. A format is a folder that implements `Format`, and a line in `registry`; no other
+module asks for the format of a source or a result.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from distconv.runtime.hand_out import HandOut, Task
 from distconv.tensors.replicas import Replica
 from distconv.tensors.stored import NamedTensor
 
-# File offsets in bytes of tensors, by key and name of their entries.
+# File offsets in bytes of tensors, by (key, name) of their entries.
 Offsets = Mapping[tuple[str, str], int]
 
 
 class Evidence(IntEnum):
-    """How clearly a directory is a checkpoint of a format; the format with the clearest evidence reads it."""
+    """The strength of the evidence that a directory is a checkpoint of a format; the strongest decides."""
 
     NONE = 0
-    ITERATIONS = 1  # directories named as iterations, and nothing that says of what
+    ITERATIONS = 1  # directories with names of iterations, without files of any format
     CONFIGURATION = 2  # the configuration of a model
-    BELOW = 3  # an iteration in it has the files of the format
-    HERE = 4  # it has the files of the format
+    BELOW = 3  # files of the format in an iteration in the directory
+    HERE = 4  # files of the format in the directory
 
 
 @dataclass(frozen=True, kw_only=True)
 class Takes:
-    """The options that say something about a source, a result, or either of a format, beyond those of every job.
+    """The options that apply to a source, to a result, or to either in a format, besides the options of every job.
 
-    `target` maps an option to the condition under which it is taken, as `KEY=VALUE`, empty for none. `refusals`: the
-    reason why the format does not take an option as a result, where that says more than who takes it.
+    `target` maps an option to its condition, as `KEY=VALUE`, empty for none. `refusals`: the reason in words why an
+    option does not apply to a result in the format, by option; without one, messages name the formats that take it.
     """
 
     source: frozenset[str] = frozenset()
@@ -65,18 +65,15 @@ class Published:
 
 
 class SourceFacts(Protocol):
-    """What was read of a source, as records that processes share.
-
-    `directory` holds its files; `config` is its own configuration, `None` where a reference has it.
-    """
+    """The records read from a source, as processes share them."""
 
     @property
     def directory(self) -> str:
-        """The directory of the files, of an iteration where there are several."""
+        """The directory of the files: of the chosen iteration, if the source has iterations."""
 
     @property
     def config(self) -> Mapping[str, Any] | None:
-        """The configuration of the model."""
+        """The source's own configuration of the model, `None` if a reference has it."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `Format.facts_from_json` reads it."""
@@ -84,7 +81,7 @@ class SourceFacts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A tensor as the files of a source have it: its file, or empty for several; name, element type and shape."""
+    """A tensor in the files of a source; `file` is empty for a tensor stored in several files."""
 
     file: str
     name: str
@@ -94,12 +91,13 @@ class Held:
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A source whose files were found, before its model is known.
+    """A source with located files, before its model is known.
 
-    `directory` holds the files, of an iteration where there are several; `config` is its own configuration, `None`
-    where a reference has it; `adapters`: it holds adapters alone, and `config` is theirs. `read` gives the facts of the
-    source, for its model, and raises `InputError` for files that are damaged or not of this model. `held` lists the
-    tensors of the files as they are, whatever the model, and `summary` what else the files tell, as plain data.
+    `directory`: the directory of the files, of the chosen iteration if there are several; `iteration`: its name, empty
+    without iterations. `config`: the source's own configuration, `None` if a reference has it. `adapters`: the source
+    holds adapters alone, and `config` is their configuration. `read` maps the model to the facts of the source, and
+    raises `InputError` for files that are damaged or not of this model. `held` lists the tensors in the files, whatever
+    the model; `summary` has further facts of the files as plain data.
     """
 
     directory: Path
@@ -112,10 +110,10 @@ class Opened:
 
 
 class Source(ABC):
-    """A source, bound to its model.
+    """A source bound to its model.
 
-    `replicas`: stored tensors that must equal others, to be compared before anything is written. `notes`: sentences
-    about the source for the report.
+    `replicas`: stored tensors that must equal others, compared before anything is written. `notes`: sentences about the
+    source for the report.
     """
 
     replicas: tuple[Replica, ...] = ()
@@ -126,7 +124,7 @@ class Source(ABC):
         """The Megatron-side parameters.
 
         Raises:
-            InputError: everything that is missing, unknown or misshapen.
+            InputError: every tensor that is missing, unknown, or of a wrong shape or element type.
         """
 
     @abstractmethod
@@ -138,7 +136,7 @@ class Source(ABC):
         """
 
     def summary(self) -> dict[str, Any]:
-        """What was found of the source, as plain data for the report."""
+        """The source's part of the report, as plain data: its detected layout, naming and the like."""
         return {}
 
 
@@ -201,7 +199,7 @@ class PlannedResult:
 
 
 def evidence_of_files(directory: Path, *patterns: str) -> Evidence:
-    """The evidence of files of these names, in a directory or in an iteration in it."""
+    """The evidence of files whose names match `patterns`, in a directory or in one of its iterations."""
 
     def holds(place: Path) -> bool:
         return any(next(place.glob(pattern), None) is not None for pattern in patterns)
@@ -217,10 +215,10 @@ _Options_contra = TypeVar("_Options_contra", contravariant=True)
 class Format(ABC, Generic[_Options_contra]):
     """A format of checkpoints, as a source and as a result.
 
-    `name` is the value of `target_format`; `noun` and `title` are for messages ("DCP", "a Megatron checkpoint");
-    `words` say what a result is. `tasks` are the functions that reading hands out to processes. `holds_iterations`: a
-    result is an iteration in the target directory, with a tracker and a provenance record; else it is the target
-    directory itself, and `marks` are files of which an existing one has at least one.
+    `name`: the value of `target_format`. `noun` and `title`: for messages ("DCP", "a Megatron checkpoint"). `words`:
+    the description of a result in the help. `tasks`: the functions that reading hands out to processes.
+    `holds_iterations`: a result is an iteration in the target directory, with a tracker and its provenance; otherwise
+    it is the target directory itself, and an existing result has at least one of the files `marks`.
     """
 
     name: str
@@ -234,11 +232,11 @@ class Format(ABC, Generic[_Options_contra]):
 
     @abstractmethod
     def evidence(self, directory: Path) -> Evidence:
-        """How clearly the directory is a checkpoint of this format; opens no file."""
+        """The evidence that the directory is a checkpoint of this format, from names alone."""
 
     @abstractmethod
     def open(self, options: _Options_contra, *, adapters: bool, hand_out: HandOut) -> Opened:
-        """The source of a job; `adapters`: the model definition that was named converts adapters alone.
+        """Locate the files of the source; `adapters`: the chosen model definition converts adapters alone.
 
         Raises:
             InputError: no such checkpoint, or a damaged one.
@@ -246,30 +244,30 @@ class Format(ABC, Generic[_Options_contra]):
 
     @abstractmethod
     def facts_from_json(self, data: Mapping[str, Any]) -> SourceFacts:
-        """The facts in the data of `SourceFacts.to_json`."""
+        """The facts described by `SourceFacts.to_json`."""
 
     @abstractmethod
     def source(self, options: _Options_contra, facts: Any, model: Model) -> Source:
-        """The source that these facts of the format are of.
+        """The source with these facts, bound to the model.
 
         Raises:
-            InputError: facts and model contradict.
+            InputError: every contradiction between facts and model.
         """
 
     @abstractmethod
     def is_published(self, options: _Options_contra) -> bool:
-        """Whether a result has published names; else it has those of Megatron-side parameters."""
+        """Whether a result has published names; otherwise it has names of Megatron-side parameters."""
 
     @abstractmethod
     def plan(self, options: _Options_contra, source: Source, model: Model) -> PlannedResult:
-        """The result made from a source.
+        """Plan the result of a source.
 
         Raises:
-            InputError: everything wrong with source, options or layout, one kind at a time.
+            InputError: all problems of source, options or layout, one kind at a time.
         """
 
     def source_words(self, report: Mapping[str, Any]) -> list[str]:  # noqa: ARG002 - for others
-        """`Source.summary` in words, a line each."""
+        """`Source.summary` in words, as lines of the plan's text."""
         return []
 
     def target_words(self, report: Mapping[str, Any]) -> list[str]:  # noqa: ARG002 - for others

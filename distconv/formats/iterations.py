@@ -1,6 +1,6 @@
-"""Directories that hold one iteration each, and the tracker beside them, as Megatron and its DCP relatives have them.
+"""Iteration directories and the tracker beside them, as in Megatron checkpoints and their DCP relatives.
 
-Owns these names, and which iteration of a directory is meant. Knows nothing of what an iteration holds.
+Owns these names, and the choice of an iteration in a directory. Knows nothing of the files of an iteration.
 Formats: `megatron/training/checkpointing.py`; MindSpeed-MM keeps DCP in the same way.
 """
 
@@ -14,7 +14,7 @@ from distconv.runtime.regular_files import read_file
 
 TRACKER_NAME = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
-# What Megatron calls the meaning of a fused qkv, and where; it refuses or reinterprets another one.
+# Megatron's version of a checkpoint, which decides how it reads a fused qkv: the key, and the value for this layout.
 VERSION_KEY, CHECKPOINT_VERSION = "checkpoint_version", 3.0
 # Names by which readers find what an iteration holds, in one format or another.
 ITERATION_PARTS = ("mp_rank_*", "*.distcp", "*.metadata", "metadata.json")
@@ -22,30 +22,28 @@ _NAME = re.compile(r"iter_(\d{7,})")
 
 
 def iteration_name(iteration: str) -> str | None:
-    """`release`, or `iter_` and seven digits for a number; None for anything else."""
+    """The directory name of an iteration: `release`, or `iter_` and seven digits for a number; otherwise `None`."""
     if iteration.isascii() and iteration.isdecimal():
         return f"iter_{int(iteration):07d}"
     return iteration if iteration == RELEASE else None
 
 
 def iteration_of(directory: Path) -> str | None:
-    """The iteration that the name of a directory says: `release`, a number, or none."""
+    """The iteration in the name of a directory: `release`, a number, or `None`."""
     match = _NAME.fullmatch(directory.name)
     return str(int(match[1])) if match else RELEASE if directory.name == RELEASE else None
 
 
 def iterations_in(directory: Path) -> list[Path]:
-    """The directories of iterations in a directory, by name."""
+    """The iteration directories in a directory, in the order of names."""
     return sorted(path for path in directory.glob("*") if path.is_dir() and iteration_of(path) is not None)
 
 
 def iteration_directory(directory: Path, iteration: str | None) -> Path:
-    """The directory of an iteration in that of a source.
-
-    Given none, the tracker decides, and without a tracker there must be one only.
+    """The directory of an iteration of a source; without `iteration`, that of the tracker or the only one.
 
     Raises:
-        InputError: nothing says which iteration, or it is not there.
+        InputError: no such iteration, or several and no tracker.
     """
     there = [path.name for path in iterations_in(directory)]
     holds = f"it holds {named(there)}" if there else "it holds no iteration"

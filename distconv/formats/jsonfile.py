@@ -19,7 +19,7 @@ _LONGEST_NUMBER = 100
 
 
 def read_object(path: Path, purpose: str) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Read the JSON object in a file; `purpose` says in errors what a missing file is for.
 
     Raises:
         InputError: the file is missing, unreadable, not JSON, or not an object.

@@ -1,6 +1,6 @@
-"""The model of a job: its definition, its configuration, and the published directory that a conversion follows.
+"""The model of a job: its definition, its configuration, and its reference.
 
-Owns these records and how processes share them. Reads nothing.
+Owns these records and the form in which processes share them. Reads nothing.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ class Reference:
     config: Mapping[str, Any]
     is_adapter: bool
     index: SourceIndex | None
-    shards: Mapping[str, str] | None
+    shard_files: Mapping[str, str] | None
     index_content: Mapping[str, Any] | None
     side_files: tuple[str, ...] = ()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...] | None]:
-        """The shape of each tensor by name, `None` where only an index tells that it is there."""
+        """Tensor name → shape; `None` for a tensor that only the index file names."""
         stored = {} if self.index is None else self.index.tensors
-        return {name: stored[name].shape if name in stored else None for name in self.shards or ()}
+        return {name: stored[name].shape if name in stored else None for name in self.shard_files or ()}
 
     def sizes(self, definition: Definition) -> Sizes:
-        """The sizes of a definition, by the configuration of the reference."""
+        """The sizes of a definition, from the configuration of the reference."""
         return Sizes(definition.sizes, self.config, f"{self.directory}/{MODEL_CONFIG}")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for sharing with other processes; `from_json` reads it."""
+        """The reference as plain JSON data, to be shared with other processes."""
         return {**vars(self), "index": None if self.index is None else self.index.to_json()}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Reference:
-        """The reference in the data of `to_json`."""
+        """The reference described by `to_json`."""
         index = data["index"]
         read = None if index is None else SourceIndex.from_json(index)
         return Reference(**{**data, "index": read, "side_files": tuple(data["side_files"])})
@@ -58,7 +58,7 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """The definition of a model, `None` where tensors keep their names; and the reference, `None` without one.
+    """The definition of a model, `None` if tensors keep their names, and its reference, `None` if it has none.
 
     `config` is the configuration of the model: the source's own, or the reference's; `config_path` names its file.
     `scaling` is that of its adapters, `None` where nothing says it.
@@ -72,17 +72,17 @@ class Model:
 
     @property
     def defined(self) -> Definition:
-        """The definition, for formats that cannot do without one."""
+        """The definition; only for formats that require one."""
         assert self.definition is not None
         return self.definition
 
     @property
     def followed(self) -> Reference:
-        """The reference, for sources that do not describe themselves."""
+        """The reference; only for sources without a configuration of their own."""
         assert self.reference is not None
         return self.reference
 
     @property
     def sizes(self) -> Sizes:
-        """The sizes of the definition."""
+        """The sizes of the definition, from the configuration."""
         return Sizes(self.defined.sizes, self.config, self.config_path)

@@ -15,12 +15,12 @@ from distconv.errors import InputError
 from distconv.formats.jsonfile import read_object
 from distconv.models.scaling import Scaling
 
-RECORD_NAME = "distconv.json"
+PROVENANCE_NAME = "distconv.json"
 _SCALING = "adapters"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class Provenance:
     """The name of a model definition, the absolute path of a Hugging Face directory, a scaling; `None`: not known."""
 
     model: str | None = None
@@ -33,29 +33,29 @@ class Record:
         return known if self.scaling is None else {**known, _SCALING: self.scaling.to_json()}
 
 
-def record_of(model: str | None, reference: Path | None, scaling: Scaling | None) -> Record:
+def provenance_of(model: str | None, reference: Path | None, scaling: Scaling | None) -> Provenance:
     """The record of a result of this model definition, whose tensors a Hugging Face directory names."""
-    return Record(model=model, reference=None if reference is None else str(reference.resolve()), scaling=scaling)
+    return Provenance(model=model, reference=None if reference is None else str(reference.resolve()), scaling=scaling)
 
 
-def read_record(directory: Path) -> Record:
+def read_provenance(directory: Path) -> Provenance:
     """The record in a directory, an empty one if there is none.
 
     Raises:
         InputError: it is there and damaged.
     """
-    path = directory / RECORD_NAME
+    path = directory / PROVENANCE_NAME
     if not path.exists():
-        return Record()
+        return Provenance()
     content = read_object(path, "what the checkpoint was made from")
     known = {key: content.get(key) for key in ("model", "reference")}
     for key, value in known.items():
         if value is not None and not isinstance(value, str):
             raise InputError(f"{path}: {key}: expected text, found {value!r}; remove the file, or mend it")
     scaling = content.get(_SCALING)
-    return Record(**known, scaling=None if scaling is None else Scaling.parse(scaling, str(path)))
+    return Provenance(**known, scaling=None if scaling is None else Scaling.parse(scaling, str(path)))
 
 
-def record_bytes(record: Record) -> bytes:
+def provenance_bytes(record: Provenance) -> bytes:
     """The content of the record's file."""
     return (json.dumps(record.to_json(), indent=2) + "\n").encode()

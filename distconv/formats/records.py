@@ -1,6 +1,6 @@
-"""What a plan consists of, whatever its format: output files, and the tensors that each of them holds.
+"""The records of a plan in any format: output files, and the entries (tensors) of a file.
 
-Owns the records that assignment, transfer, verification and reports work with. Knows no format, and makes none of them.
+Owns what assignment, transfer, verification and reports have in common. Knows no format, and plans nothing.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from distconv.tensors.stored import NamedTensor
 
 @dataclass(frozen=True, kw_only=True)
 class OutputFile:
-    """A file of the result: its path below the result's directory, and its tensor data in bytes.
+    """A file of a result: its path below the result's directory, and the size of its tensor data in bytes.
 
-    Files are assigned to processes in their `order`; those of one `batch` are made from the same sources.
+    Files are assigned to processes in ascending `order`; files of one `batch` are made from the same sources.
     """
 
     path: str
@@ -28,10 +28,10 @@ class OutputFile:
 
 @dataclass(frozen=True, slots=True)
 class Entry(NamedTensor):
-    """A tensor of a file: its name in the dictionary `key` of the file, empty where the file is the dictionary.
+    """A tensor of an output file, under its name in the dictionary `key` of the file; `key` is empty without one.
 
-    Entries of one batch that have the same `group` are shards of one parameter: they have the same sources, and are
-    made from one read.
+    Entries of one batch with equal `group` are shards of one parameter: they have the same sources, and are made from
+    one read.
     """
 
     key: str
@@ -39,12 +39,12 @@ class Entry(NamedTensor):
 
     @property
     def title(self) -> str:
-        """What it is called in messages about its file."""
+        """The entry in messages about its file: key and name."""
         return f"{self.key}/{self.name}" if self.key else self.name
 
 
 def mismatch(entry: Entry, dtype: str, shape: Sequence[int]) -> str | None:
-    """In words, how a stored tensor differs from an entry before its data is looked at, if it does."""
+    """The difference in words between the element type and shape of a stored tensor and an entry; `None` if equal."""
     tensor = entry.tensor
     if (dtype, tuple(shape)) == (tensor.dtype, tensor.shape):
         return None
@@ -52,7 +52,7 @@ def mismatch(entry: Entry, dtype: str, shape: Sequence[int]) -> str | None:
 
 
 class Plan(Protocol):
-    """Everything that will be written, as outlines; `entries` spells out one file."""
+    """The output files of a result as outlines; `entries` spells out the tensors of one file."""
 
     @property
     def files(self) -> tuple[OutputFile, ...]:
@@ -60,10 +60,10 @@ class Plan(Protocol):
 
     @property
     def unconverted(self) -> tuple[Unconverted, ...]:
-        """The source tensors that are left out on purpose."""
+        """The source tensors left out on purpose, with reasons."""
 
     def entries(self, file: OutputFile) -> Iterator[Entry]:
-        """The tensors of a file in the order in which it stores them."""
+        """The tensors of a file in stored order."""
 
     def summary(self) -> dict[str, Any]:
-        """What is particular to the format, as plain data for the report."""
+        """The format's own part of the report, as plain data."""

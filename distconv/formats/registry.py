@@ -1,6 +1,7 @@
-"""The formats there are: a line for each, and the questions that are asked of all of them.
+"""The registry of formats, and the functions over all formats.
 
-Owns the list, and which format a directory has. Nothing else names a format.
+Owns the list of formats, the recognition of a directory's format, and the check that options apply to source and
+target. No other module names a format.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from distconv.runtime.hand_out import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Options(HuggingFaceOptions, DcpOptions):
-    """What the user asks for, all but the model definition: the options of all formats."""
+    """The options of a job, those of all formats included; the model definition is given beside them."""
 
     target_format: str = option(
         Choice(lambda: {each.name: each.words for each in FORMATS}), "megatron", "format of the result"
     )
 
 
-# Of formats with equal evidence the first one reads a directory.
+# In order of priority for equal evidence.
 FORMATS: tuple[Format[Options], ...] = (
     HuggingFace(),
     Megatron(),
@@ -37,22 +38,22 @@ FORMATS: tuple[Format[Options], ...] = (
 
 
 def format_named(name: str) -> Format[Options]:
-    """The format that `target_format` or a report names."""
+    """The format with this `name`."""
     return next(each for each in FORMATS if each.name == name)
 
 
 def format_of(directory: Path) -> Format[Options]:
-    """The format of a directory: the one with the clearest evidence."""
+    """The format of a directory: the one with the strongest evidence."""
     return max(FORMATS, key=lambda each: each.evidence(directory))
 
 
 def tasks() -> list[Task]:
-    """The functions that reading hands out to processes."""
+    """The functions that readers of all formats hand out to processes."""
     return [task for each in FORMATS for task in each.tasks]
 
 
 def target_contradictions(options: Options) -> Iterator[str]:
-    """The options that were given although a result in `target_format` does not take them, in words."""
+    """Given options that do not apply to a result in `target_format`, as problems in words."""
     target = format_named(options.target_format)
     for key in options.given():
         writing = [each for each in FORMATS if key in each.takes.target]
@@ -64,7 +65,7 @@ def target_contradictions(options: Options) -> Iterator[str]:
 
 
 def source_contradictions(options: Options, source: Format[Options]) -> Iterator[str]:
-    """The options that were given although a source in this format does not take them, in words."""
+    """Given options that do not apply to a source in this format, as problems in words."""
     target = format_named(options.target_format)
     found = f"source={options.source} is {source.title}"
     for key in options.given():

@@ -1,6 +1,6 @@
-"""What of a model a job converts: `select`, `lora_only` and `projector`, as reasons for rules that are not wanted.
+"""The selection of the rules of a model that a job converts, by the options `select`, `lora_only` and `projector`.
 
-Owns the meaning of these keys. Sees rules, never tensors: what is left over for a reason, binding says.
+Owns the meaning of these options, as reasons for unwanted rules. Sees rules, never tensors.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from distconv.options import CommonOptions
 
 
 def selection(config: CommonOptions, definition: Definition) -> Callable[[Rule], str | None]:
-    """Why a rule is not wanted, if the configuration says that it is not.
+    """A function from a rule to the reason why it is unwanted, `None` for a wanted rule.
 
     Raises:
-        InputError: it names what the definition does not have.
+        InputError: an option names a modality, adapters or a projector that the definition does not have.
     """
     for modality in config.select or ():
         if modality not in definition.modalities:
@@ -42,7 +42,7 @@ def selection(config: CommonOptions, definition: Definition) -> Callable[[Rule],
 
 
 def check_taken_whole(config: CommonOptions) -> None:
-    """Raise `InputError` if a part is asked for of what is only taken whole."""
+    """Raise `InputError` for options that select a part of a model without a definition, which is converted whole."""
     why = "tensors that have their published names are all written as they are; leave it out"
     parts = ("select", "text_source", "projector", "lora_only")
     raise_if([f"{key}: {why}" for key in config.given() if key in parts])

@@ -1,4 +1,4 @@
-"""Completing a layout that the user gave in part: sizes from stage lists, and stage lists from sizes.
+"""Completing a requested layout: sizes from stage lists, and stage lists from sizes.
 
 Owns the defaults: an encoder without a list stands on the first stage, and language model layers without a list are
 spread so that the heaviest pipeline rank, and then the heaviest stage, is as light as possible in bytes, among the
@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 from operator import itemgetter
 
 from distconv.errors import raise_if
-from distconv.layout.interleaving import heaviest, interleaved_parts
+from distconv.layout.interleaving import heaviest, interleaved_ranges
 from distconv.layout.layout import (
     CompleteLayout,
     check_layout,
@@ -33,7 +33,8 @@ def complete_layout(
     """The layout for a bound model; of a text list that is chosen, the first stage has at least so many layers.
 
     Raises:
-        InputError: a key for a modality that the model does not have, or sizes and lists that contradict.
+        InputError: a key for a modality that the model does not have; sizes and lists that contradict each other or the
+            model.
     """
     problems = []
     for key, given in (("stages", request.stages), ("modality_tp", request.modality_tp)):
@@ -85,8 +86,8 @@ def complete_layout(
 def _balanced_text(layout: CompleteLayout, binding: Binding, definition: Definition, on_first_stage: int) -> list[int]:
     """Language model layers per stage, given where the encoders stand; the last layer is not before an encoder's.
 
-    Weighs what one expert parallel rank holds (times `ep`, to stay with whole numbers): the experts are divided there,
-    all else is on each.
+    Weights are the bytes on one expert parallel rank, times `ep` so that they are integers: experts are divided over
+    these ranks, and all other parameters are on every one.
     """
     layers = [0] * binding.layers[TEXT]
     carried = [0] * layout.stage_count
@@ -135,7 +136,7 @@ def _spread(layers: Sequence[int], carried: Sequence[int], pp: int, on_first_sta
     """
     fixed = min(on_first_stage, len(layers))
     loads = [carried[0] + sum(layers[:fixed]), *carried[1:]]
-    counts = _moved([len(part) for part in interleaved_parts(layers[fixed:], loads, pp)], 0, fixed)
+    counts = _moved([len(part) for part in interleaved_ranges(layers[fixed:], loads, pp)], 0, fixed)
     last = max(stage for stage, count in enumerate(counts) if count)
     if last >= reached or fixed == len(layers):
         return counts

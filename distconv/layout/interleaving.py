@@ -1,7 +1,7 @@
-"""Cutting layers over pipeline ranks that hold several virtual stages each.
+"""Cutting weights into consecutive ranges over pipeline ranks with several virtual stages.
 
-Owns the balance of what a rank holds in all, and then of its single stages. Pure and deterministic, like `partition`,
-which is exact where a rank has one stage; knows nothing of models.
+Owns the balance of the sums over ranks, and then of single stages. Pure and deterministic, like `partition`, which is
+exact for ranks with one stage; knows nothing of models.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import TypeVar
 
-from distconv.layout.partition import even_parts
+from distconv.layout.partition import even_ranges
 
 _Cost = TypeVar("_Cost", bound=tuple[int, ...])
 
 
-def interleaved_parts(weights: Sequence[int], preload: Sequence[int], ranks: int) -> list[range]:
-    """One range of items per stage; stage `s` is on rank `s mod ranks` and carries `preload[s]` already.
+def interleaved_ranges(weights: Sequence[int], preload: Sequence[int], ranks: int) -> list[range]:
+    """One range of items per stage; stage `s` is on rank `s mod ranks` and already has the load `preload[s]`.
 
-    The heaviest rank is as light as possible, and then the heaviest stage. That is exact where a rank has one stage, or
-    where all weights are equal (else it is as hard as bin packing); the heaviest rank is never more than the heaviest
-    weight above the best. Takes time cubic in the stages at most: for layers, not for files.
+    Minimises the load of the heaviest rank, then that of the heaviest stage. Exact for ranks with one stage, and for
+    equal weights (otherwise as hard as bin packing); the heaviest rank exceeds the optimum by the heaviest weight at
+    most. Time is cubic in the stages at most: for layers, not for files.
     """
     if len(preload) == ranks:
-        return even_parts(weights, preload)
+        return even_ranges(weights, preload)
     sums = [0, *accumulate(weights)]
 
     def stages(cuts: Sequence[int]) -> list[int]:
@@ -45,7 +45,7 @@ def interleaved_parts(weights: Sequence[int], preload: Sequence[int], ranks: int
 
 
 def heaviest(parts: Sequence[range], weights: Sequence[int], preload: Sequence[int], ranks: int) -> tuple[int, int]:
-    """The load of the heaviest rank, and of the heaviest stage."""
+    """The loads of the heaviest rank and of the heaviest stage, given the range of items of each stage."""
     sums = [0, *accumulate(weights)]
     loads = _loads([0, *(part.stop for part in parts)], sums, preload)
     return max(_of_ranks(loads, ranks)), max(loads)
@@ -60,9 +60,9 @@ def _of_ranks(loads: Sequence[int], ranks: int) -> list[int]:
 
 
 def _filled(sums: Sequence[int], preload: Sequence[int], ranks: int) -> list[int]:
-    """Cuts that give each rank what it lacks to a common level, in equal shares over its stages.
+    """Cuts that raise every rank to a common load, in equal shares over its stages.
 
-    What a stage gets too much or too little for want of a layer that fits is made good by later stages of its rank.
+    Later stages of a rank compensate the rounding of its earlier ones to whole items.
     """
     lacking = _lacking(_of_ranks(preload, ranks), sums[-1])
     cuts, wanted = [0], 0.0
@@ -81,7 +81,7 @@ def _filled(sums: Sequence[int], preload: Sequence[int], ranks: int) -> list[int
 
 
 def _lacking(carried: Sequence[int], total: int) -> list[float]:
-    """What each rank lacks to the level at which all of them together lack `total`."""
+    """The missing load of each rank below a common level, at which the missing loads add up to `total`."""
     ordered = sorted(carried)
     level = next(
         level
@@ -94,7 +94,7 @@ def _lacking(carried: Sequence[int], total: int) -> list[float]:
 def _descend(
     cuts: list[int], cost: Callable[[Sequence[int]], _Cost], loads: Callable[[Sequence[int]], list[int]]
 ) -> list[int]:
-    """Take a layer from where it is heaviest to wherever that helps most, until it helps no more."""
+    """Move single items off the heaviest load, each time the move that costs least, until no move reduces the cost."""
     best = cost(cuts)
     while True:
         found = loads(cuts)
@@ -107,7 +107,7 @@ def _descend(
 
 
 def _moves(cuts: Sequence[int], sources: Sequence[int]) -> Iterator[list[int]]:
-    """The cuts after one item less in a source and one more in another stage; those between them move on by one."""
+    """The cuts after a move of one item from a stage of `sources` to another stage, through the stages between them."""
     for source in sources:
         if cuts[source] == cuts[source + 1]:
             continue

@@ -1,9 +1,9 @@
-"""The parallel layout: sizes of the axes, the layers on each stage, and where a parameter therefore goes.
+"""The parallel layout: sizes of the axes, layers of the stages, and the stages that hold a parameter.
 
 Owns the meaning of `layout.*`: tensor, pipeline, virtual pipeline and expert parallel sizes, stage lists with zeros
-anywhere, encoder lists that repeat, encoder tensor parallel sizes, and placement. It cuts nothing and knows no files.
+anywhere, encoder lists that repeat, encoder tensor parallel sizes, and placement. Cuts nothing and knows no files.
 
-Stages are numbered over the flattened list, as `stage_number` says.
+Stages are numbered over the flattened stage list, by `stage_number`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PLACEMENTS = ("sequential", "u_shape")
 
 
 def stage_number(virtual_stage: int, pp_rank: int, pp: int) -> int:
-    """The number of a stage: virtual stage by virtual stage, each over all `pp` pipeline ranks."""
+    """The number of a stage: all `pp` pipeline ranks of virtual stage 0 first, then those of the next one."""
     return virtual_stage * pp + pp_rank
 
 
@@ -71,11 +71,11 @@ class CompleteLayout:
         }
 
     def tensor_parallel_size(self, modality: str) -> int:
-        """Into how many pieces the tensors of a modality are cut; rank `r` holds piece `r mod size`."""
+        """The number of shards of the tensors of a modality; rank `r` holds shard `r mod size`."""
         return self.modality_tp.get(modality, self.tp)
 
     def placement_of(self, modality: str) -> Placement:
-        """Where the parameters of a modality go."""
+        """The stages of the parameters of a modality."""
         flat = [layers for row in self.stages[modality] for layers in row]
         u_shape = self.placement == "u_shape"
         period = self.stage_count if u_shape else len(flat)
@@ -107,7 +107,11 @@ class CompleteLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """The stages of one modality: of each layer, with its number there; the first, the last, and all stages."""
+    """The stages of one modality.
+
+    `of_layer`: by global layer number, (stage, layer number local to the stage); `first`, `last` and `every`: the
+    stages of parameters before the layers, after the layers, and of those on all stages of the modality.
+    """
 
     of_layer: Mapping[int, Sequence[tuple[int, int]]]
     first: tuple[int, ...]
@@ -115,9 +119,9 @@ class Placement:
     every: tuple[int, ...]
 
     def stages(self, where: str, layer: int | None) -> Sequence[tuple[int, int | None]]:
-        """The stages that hold a parameter, each with the layer number that is local to the stage.
+        """Pairs of a stage that holds a parameter and the layer number local to the stage, `None` without a layer.
 
-        `where` is first, last, every, or layer.
+        `where` is the `stage` of the parameter's rule: first, last, every, or layer.
         """
         if layer is not None:
             return self.of_layer[layer]
@@ -128,7 +132,7 @@ class Placement:
 def check_layout(
     layout: CompleteLayout, layers: Mapping[str, int], experts: int | None, *, at_least: bool = False
 ) -> None:
-    """Check a layout against a model: its layers per modality (`at_least`: or more), its number of experts.
+    """Check a layout against the layers per modality of a model (`at_least`: a lower bound) and its number of experts.
 
     Raises:
         InputError: every contradiction, with the numbers of both sides.
@@ -176,6 +180,6 @@ def check_layout(
 
 
 def shown_stages(rows: StageRows) -> str:
-    """A stage list as a user writes it: one list, or one per virtual stage."""
+    """A stage list in the syntax of the command line: one list, or one per virtual stage."""
     written = ["[" + ",".join(map(str, row)) + "]" for row in rows]
     return written[0] if len(written) == 1 else "[" + ",".join(written) + "]"

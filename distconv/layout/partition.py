@@ -1,6 +1,6 @@
-"""Cutting a sequence of weights into consecutive parts whose heaviest is as light as possible.
+"""Cutting a sequence of weights into consecutive ranges, with the least load of the heaviest range.
 
-Used for layers over stages and for files over processes. Pure and deterministic: every process finds the same cuts.
+Used for layers over stages and for files over processes. Pure and deterministic: every process gets the same cuts.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 
-def balanced_parts(weights: Sequence[int], parts: int) -> list[range]:
-    """The consecutive ranges of items, one per part, that minimise the heaviest part.
+def balanced_ranges(weights: Sequence[int], count: int) -> list[range]:
+    """`count` consecutive ranges of items with the least load of the heaviest range.
 
-    No part is empty while there are enough items. Takes time linear in the items, so it serves any number of files.
+    No range is empty if there are enough items. Time is linear in the items, so it serves any number of files.
     """
-    capacity = _least_capacity(weights, [0] * parts)
+    capacity = _least_capacity(weights, [0] * count)
     ranges, start = [], 0
-    for number in range(parts):
+    for number in range(count):
         load, stop = 0, start
-        # One item at least is left for each later part.
-        latest = max(len(weights) - (parts - number - 1), start + 1)
+        # Every later range gets one item at least.
+        latest = max(len(weights) - (count - number - 1), start + 1)
         while stop < min(latest, len(weights)) and load + weights[stop] <= capacity:
             load += weights[stop]
             stop += 1
@@ -28,17 +28,17 @@ def balanced_parts(weights: Sequence[int], parts: int) -> list[range]:
     return ranges
 
 
-def even_parts(weights: Sequence[int], preload: Sequence[int]) -> list[range]:
-    """One range per part, parts carrying `preload` already: the heaviest as light as possible, the others even.
+def even_ranges(weights: Sequence[int], preload: Sequence[int]) -> list[range]:
+    """One range of items for every load in `preload`, with the least sum of squared loads among the balanced cuts.
 
-    Among all cuts with the lightest heaviest part, the one with the least sum of squares. Takes time quadratic in the
-    items: for layers, not for files.
+    A cut is balanced if its heaviest load, preload included, is the least possible. Time is quadratic in the items: for
+    layers, not for files.
     """
     capacity = _least_capacity(weights, preload)
     sums = [0, *accumulate(weights)]
     count = len(weights)
     unreachable = float("inf")
-    # costs[stop]: the least sum of squares of the parts so far, if they hold the items before `stop`.
+    # costs[stop]: the least sum of squared loads of the ranges so far, if they end at `stop`.
     costs: list[float] = [0.0] + [unreachable] * count
     choices: list[list[int]] = []
     for carried in preload:
@@ -61,7 +61,7 @@ def even_parts(weights: Sequence[int], preload: Sequence[int]) -> list[range]:
 
 
 def _least_capacity(weights: Sequence[int], preload: Sequence[int]) -> int:
-    """The least load that lets the parts, filled one after the other, take all the items."""
+    """The least capacity with which ranges, filled one after the other on top of `preload`, take all the items."""
     low, high = max([*preload, *weights]) if weights else max(preload), max(preload) + sum(weights)
     while low < high:
         middle = (low + high) // 2

@@ -1,6 +1,6 @@
-"""Layouts as users give them: the options of `layout` for a result, and of `source_layout` for a source.
+"""Requested layouts: the options of `layout` for a result, and of `source_layout` for a source.
 
-Owns the two records. What is left open, `balance` chooses for a result, and the reader of a format detects in a source.
+Owns the two records, and never completes them: `balance` does so for a result, and the reader of a format for a source.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from distconv.models.rules import MODALITIES
 
 @dataclass(frozen=True)
 class StageLists(Value[StageRows]):
-    """Layers per pipeline stage, one list or one for each virtual stage; held as one row for each virtual stage."""
+    """Numbers of layers per pipeline stage: one list, or one per virtual stage; held as one row per virtual stage."""
 
     expected = "layers per stage, such as [1,10,10,7], or one such list per virtual stage"
     example = "[…]"
 
     def fits(self, value: Any) -> bool:
-        """Whether it is a list of numbers from 0, or a list of such lists."""
+        """Whether the value is a list of integers from 0, or a list of such lists."""
         return _is_list(value) and all(
             _is_list(row) and all(type(layers) is int and layers >= 0 for layers in row) for row in _rows(value)
         )
 
     def held(self, value: Any) -> StageRows:
-        """The rows."""
+        """The value as one row per virtual stage."""
         return tuple(map(tuple, _rows(value)))
 
 
@@ -40,7 +40,7 @@ def _rows(value: Any) -> Any:
     return value if isinstance(value[0], (list, tuple)) else [value]
 
 
-# No parallel axis is longer; a typing error is.
+# Larger than any parallel axis; rejects typing errors.
 _AXIS = Integer(2**16)
 _STAGES = ByName(StageLists(), MODALITIES)
 _ENCODER_AXIS = ByName(_AXIS, MODALITIES[1:])
@@ -52,7 +52,7 @@ _DETECTED = "found in its files"
 
 @dataclass(frozen=True, kw_only=True)
 class Layout(Record):
-    """The layout of a result as far as it was given; `None` and missing modalities are to be chosen.
+    """The requested layout of a result; `None` and missing modalities are chosen by `balance`.
 
     `stages` holds `StageRows`, and takes lists of either depth.
     """
@@ -83,7 +83,7 @@ class Layout(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class SourceLayout(Record):
-    """The layout of a source as far as it was given; `None` and missing modalities are to be detected.
+    """The given layout of a source; `None` and missing modalities are detected in its files.
 
     `stages` holds `StageRows`, and takes lists of either depth.
     """

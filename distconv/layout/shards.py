@@ -1,7 +1,7 @@
-"""Laying out parameters: the shards of each recipe, and the proof that cutting loses nothing.
+"""Cutting parameters: the tensor parallel shards of each recipe, and the proof that they hold every element once.
 
-Owns the derivation of tensor parallel shards and the checks on them; a recipe is cut and proved once, however many
-layers share it. It places nothing and reads nothing.
+Owns the derivation of shards and the checks on them; a recipe is cut and proved once, however many layers share it.
+Places nothing and reads nothing.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from distconv.models.bind import Recipe
 from distconv.tensors.cuts import TENSOR_PARALLEL_RULES
 from distconv.tensors.virtual import VirtualTensor, gaps, invert
 
-# The distinct pieces of a parameter: tensor parallel rank `r` holds piece `r mod` their number.
+# The distinct shards of a parameter: tensor parallel rank `r` holds shard `r mod` their number.
 Shards = tuple[VirtualTensor, ...]
 
 
 def cut_recipes(recipes: Iterable[Recipe], layout: CompleteLayout) -> dict[Recipe, Shards]:
-    """The shards of each recipe: as many as its modality's tensor parallel size, or one that every rank holds.
+    """The shards of each recipe: as many as the tensor parallel size of its modality, or one if replicated.
 
     Raises:
         InputError: every size that the tensor parallel size does not divide.
-        JobError: a rule whose shards would lose or double an element; a defect of the rule, found before writing.
+        JobError: a rule whose shards lose or repeat an element; a defect of the rule, found before writing.
     """
     problems: dict[str, None] = {}
     shards: dict[Recipe, Shards] = {}
@@ -55,7 +55,7 @@ def cut_recipes(recipes: Iterable[Recipe], layout: CompleteLayout) -> dict[Recip
 
 
 def _lengths(recipe: Recipe, dim: int) -> dict[str, None]:
-    """How messages speak of the sizes that run along a dim."""
+    """The words in messages for the source dims that run along a dim of the parameter."""
     starts = [0, *accumulate(map(len, recipe.source_shapes))]
     along = ((starts[copy.operand], copy.dims[dim]) for copy in recipe.tensor.copies)
     return dict.fromkeys(recipe.dims[start + source_dim] for start, source_dim in along if source_dim is not None)

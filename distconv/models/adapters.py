@@ -15,8 +15,8 @@ from distconv.tensors.operators import OPERATORS
 
 ADAPTERS = ("beside", "only")
 CONFIG_NAME = "adapter_config.json"
-# What PEFT puts before the names of an adapter that it saves, and after the name of an adapted module: before the names
-# of the module's own weights, and of its adapter's.
+# PEFT's prefix of saved names, and its segments after the name of an adapted module: of its base weights, and of its
+# factors.
 PEFT_PREFIX = "base_model.model."
 _BASE_LAYER = ".base_layer"
 _LORA = ".lora_"
@@ -26,7 +26,7 @@ _FACTOR = re.compile(rf"(.+){re.escape(_LORA)}([AB])(?:\.default)?{re.escape(_WE
 
 
 def rules_with_adapters(rules: Iterable[Rule]) -> Iterator[Rule]:
-    """The rules for a checkpoint in which a module is plain, or adapted, with its base weights beside the factors."""
+    """The rules of a checkpoint whose modules are plain, or adapted with base weights beside the factors."""
     rules = list(rules)
     adaptable = {_stem(rule) for rule in rules if _is_adaptable(rule)}
     for rule in rules:
@@ -42,7 +42,7 @@ def rules_with_adapters(rules: Iterable[Rule]) -> Iterator[Rule]:
 
 
 def rules_of_adapters(rules: Iterable[Rule]) -> Iterator[Rule]:
-    """The rules for a checkpoint of adapters alone: of each layer, a module has both factors or none."""
+    """The rules of a checkpoint of adapters alone: a module in a layer has both factors or none."""
     for rule in rules:
         if _is_adaptable(rule):
             for factor in _factors(rule):
@@ -56,30 +56,30 @@ def without_sizes(rule: Rule) -> Rule:
 
 
 def factor_of(name: str) -> tuple[str, str] | None:
-    """The module that a factor is for, and which of the two it is, `A` or `B`; nothing for another tensor."""
+    """The module and the letter (`A` or `B`) in the name of a factor; `None` for another tensor."""
     match = _FACTOR.fullmatch(name)
     return None if match is None else (match[1], match[2])
 
 
 def canonical_factor(name: str) -> str:
-    """The name of a factor as a model in memory has it: adapters that PEFT saves leave out the adapter's own name."""
+    """The name of a factor in a model in memory, with the adapter's own name, which names saved by PEFT lack."""
     found = factor_of(name)
     return name if found is None else _in_memory(*found)
 
 
 def saved_factor(name: str) -> str:
-    """The name that PEFT saves a factor under; the inverse of `canonical_factor`."""
+    """The name of a factor in files of PEFT; the inverse of `canonical_factor`."""
     found = factor_of(name)
     return name if found is None else f"{found[0]}{_LORA}{found[1]}{_WEIGHT}"
 
 
 def belongs_to_adapter(name: str) -> bool:
-    """Whether a tensor is a factor or anything else of an adapter, not a weight of the model."""
+    """Whether a tensor belongs to an adapter, as a factor or otherwise, and is no weight of the model."""
     return _LORA in name
 
 
 def plain_name(name: str) -> str:
-    """The name that a weight of an adapted module has in the model without adapters."""
+    """The name of a base weight in the model without adapters."""
     return name.replace(f"{_BASE_LAYER}.", ".")
 
 
@@ -122,7 +122,7 @@ def _renamed(rule: Rule, suffix: str, new: str) -> Rule:
 
 
 def _factors(rule: Rule) -> Iterator[Rule]:
-    """The two factors of a module: the one on the side that is cut is cut like the module, the other is replicated."""
+    """The rules of a module's two factors: the factor on the cut side is cut like the module, the other replicated."""
     (source,) = rule.sources
     rows, columns = source.dims
     cut_by_columns = rule.tensor_parallel.startswith("cols")

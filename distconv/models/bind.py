@@ -1,8 +1,8 @@
-"""Binding: a model definition meets the tensors of a checkpoint.
+"""Binding: the rules of a model definition applied to the stored tensors of a checkpoint.
 
-Turns the source index into the full, unsplit Megatron-side parameters as virtual tensors. Binding is total: every
-source tensor is used by a rule, or left out for a reason that the report names; every rule finds its sources, of the
-expected shape and element type, or is marked optional. It knows no layout and reads no data.
+Owns the unsplit Megatron-side parameters, as virtual tensors over stored ones. Binding is total: every source tensor is
+used by a rule, or left out for a reason that the report names; every rule finds its sources, of the expected shape and
+element type, or is marked optional. Knows no layout and reads no data.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from distconv.tensors.replicas import Replica
 from distconv.tensors.stored import SourceIndex, StoredTensor
 from distconv.tensors.virtual import VirtualTensor, select, whole
 
-# The target of a parameter's rule, and its global numbers of layer and expert: no two parameters of a model share them.
+# The target of a parameter's rule, and its global layer and expert numbers; unique among the parameters of a model.
 ParameterKey = tuple[str, "int | None", "int | None"]
 
 
@@ -30,11 +30,11 @@ ParameterKey = tuple[str, "int | None", "int | None"]
 class Recipe:
     """A rule applied to sources of given shapes: one virtual tensor, shared by all layers that look alike.
 
-    `unit` is the number of units (heads, groups) that a tensor-parallel cut must keep whole, with how messages speak
-    of it; `dims` is how they speak of the sizes of the sources. `unused`: how many elements of the
-    sources other recipes use (the other experts of a packed source), or nothing is to use (rows of a vocabulary, what
-    lies between the rows of a view). Compared and hashed by identity, so that everything derived from a recipe is
-    derived once.
+    `unit`: the number of units (heads, groups) that a tensor-parallel cut must keep whole, and its words in messages;
+    `dims`: the words in messages for the dims of the sources. `unused`: the number of source elements that are not in
+    this tensor, because other recipes use them (the other experts of a packed source) or no recipe does (rows of a
+    vocabulary, gaps between the rows of a strided view). Compared and hashed by identity, so that everything derived
+    from a recipe is derived once.
     """
 
     rule: Rule
@@ -47,7 +47,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parameter:
-    """A full Megatron-side parameter: a recipe, the stored tensors that are its operands, and its global numbers.
+    """An unsplit Megatron-side parameter: a recipe, its operands, and the global numbers of layer and expert.
 
     Compared and hashed by identity, as its recipe is.
     """
@@ -59,12 +59,12 @@ class Parameter:
 
     @property
     def key(self) -> ParameterKey:
-        """What it is found by among the parameters of its model."""
+        """The key that identifies the parameter in its model."""
         return self.recipe.rule.target, self.layer, self.expert
 
     @property
     def name(self) -> str:
-        """Its name with global layer and expert numbers."""
+        """The Megatron-side name, with global layer and expert numbers."""
         return target_name(self.recipe.rule, self.layer, self.expert)
 
     @property
@@ -87,11 +87,10 @@ class Unconverted:
 
 @dataclass(frozen=True, kw_only=True)
 class Binding:
-    """The parameters of a model, the source tensors left out, and the facts that a layout needs to know.
+    """The parameters of a model, the source tensors left out, and the facts of the model that a layout depends on.
 
-    `layers` gives the number of layers of each modality that is converted; `experts` the number of experts of a
-    mixture, `None` for a dense model; `tied` whether the head equals the embedding; `adapters` whether there is nothing
-    but adapters, and `layers` only says how many layers there are at least.
+    `layers`: number of layers by converted modality. `experts`: number of experts of a mixture, `None` for a dense
+    model. `tied`: the head equals the embedding. `adapters`: all parameters are adapters, so `layers` is a lower bound.
     """
 
     parameters: tuple[Parameter, ...]
@@ -105,7 +104,7 @@ class Binding:
         """The parameters by their keys.
 
         Raises:
-            JobError: two parameters of one name; a defect of binding.
+            JobError: two parameters with one key; a defect of binding.
         """
         found = {each.key: each for each in self.parameters}
         if len(found) < len(self.parameters):
@@ -114,7 +113,7 @@ class Binding:
         return found
 
     def and_text_from(self, other: Binding) -> Binding:
-        """A binding with the language model of another one."""
+        """The parameters of both bindings, with `other` for the language model and its number of experts."""
         return Binding(
             parameters=self.parameters + other.parameters,
             unconverted=self.unconverted + other.unconverted,
@@ -125,7 +124,7 @@ class Binding:
 
 
 def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Callable[[Rule], str | None]) -> Binding:
-    """Bind the rules of a definition to an index; `left_out` gives the reason why a rule is not wanted, if it is not.
+    """Bind the rules of a definition to an index; `left_out` gives the reason why a rule is unwanted, or `None`.
 
     Raises:
         InputError: every source tensor that is missing, unknown, or of the wrong shape or element type, by name.
@@ -169,7 +168,7 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
     unconverted = []
     unknown: dict[str, list[str]] = {}
     for name in sorted(stored.keys() - owners.keys()):
-        # A user who leaves it out names it as the definition does, or as the checkpoint and messages do.
+        # An `ignored` pattern may be spelled as the definition's names are, or as the checkpoint's.
         reason = explain.reason(name) or explain.reason(stored[name].name)
         if reason is not None:
             unconverted.append(Unconverted(tensor=stored[name], reason=reason))
@@ -179,7 +178,7 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
         f"{index.directory}: {counted(len(names), 'source tensor')} {what}: {named(names, 8)}"
         for what, names in unknown.items()
     ]
-    # First, since what is missing in each of many layers would fill the screen.
+    # First, since tensors missing in many layers would fill the screen.
     raise_if(left_over + problems)
     return Binding(
         parameters=tuple(parameters),
@@ -192,12 +191,12 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
 
 
 def target_name(rule: Rule, layer: int | None, expert: int | None) -> str:
-    """The rule's target with its placeholders filled."""
+    """The target of a rule with its layer and expert placeholders filled."""
     return filled(rule.target, layer, expert, None)
 
 
 def _canonical(definition: Definition, index: SourceIndex, problems: list[str]) -> dict[str, StoredTensor]:
-    """The stored tensors by the spelling of their names that the definition uses."""
+    """The stored tensors by name in the definition's spelling; two with one name are added to `problems`."""
     stored: dict[str, StoredTensor] = {}
     for name, tensor in index.tensors.items():
         other = stored.setdefault(definition.spelled(name), tensor)
@@ -208,7 +207,7 @@ def _canonical(definition: Definition, index: SourceIndex, problems: list[str]) 
 
 @dataclass(kw_only=True)
 class _Applied:
-    """What one rule found: its parameters, the source names it used, and its problems."""
+    """The parameters of one rule, the names of used sources, and problems: absent (`missing`) and `wrong` sources."""
 
     parameters: list[Parameter] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
@@ -282,7 +281,7 @@ def _unexpected(
 def make_recipe(
     rule: Rule, dtype: str, shapes: tuple[tuple[int, ...], ...], sizes: Sizes, expert: int | None
 ) -> Recipe:
-    """The recipe of a rule for sources of these shapes; raises `InputError` if its operator does not go with them."""
+    """The recipe of a rule for sources of these shapes; raises `InputError` if the rule's operator cannot take them."""
     operands = [whole(dtype, shape, number) for number, shape in enumerate(shapes)]
     if expert is not None:
         operands = [select(operand, 0, expert) for operand in operands]

@@ -32,9 +32,9 @@ class Tied:
 
 @dataclass(frozen=True, kw_only=True)
 class Ignored:
-    """Source tensors left out on purpose: a name pattern with `*`, and why.
+    """Source tensors left out on purpose: a name pattern with `*`, and the reason.
 
-    With `layers` (the names of two sizes, first and count) the pattern has a `{layer}`, which must be one of those.
+    With `layers` (the names of two sizes: first layer, number of layers) the pattern has a `{layer}` in that range.
     """
 
     names: str
@@ -85,7 +85,7 @@ class Definition:
         return sizes.flag(self.tied.flag_of_transformers_5 if sizes.is_of_transformers_5 else self.tied.flag)
 
     def without_base(self) -> Definition:
-        """The definition where no `config.json` of the model is at hand: adapters alone can do without its sizes."""
+        """The definition for adapters without the `config.json` of their base model: no size of a source is checked."""
         if self.adapters != "only":
             return self
         restrictions = tuple(each for each in self.restrictions if each.first_stage is None)
@@ -101,7 +101,7 @@ class Definition:
         return sizes.count(name) if spec is None else len(sizes.numbers(spec))
 
     def tied_sources(self) -> tuple[str, str]:
-        """The source tensors of the head and of the embedding, for a definition with tied models."""
+        """The source names of head and embedding; for definitions with `tied` only."""
         assert self.tied is not None
         head, embedding = (self.rule_for(target).sources[0].name for target in (self.tied.head, self.tied.embedding))
         return head, embedding

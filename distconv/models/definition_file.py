@@ -1,7 +1,7 @@
-"""One file of a model definition: its content, and the names of the definitions that it inherits.
+"""One YAML file of a model definition: its content, and the names of the definitions that it inherits.
 
-Owns the reading of its YAML: the values are those that Hydra reads, and what would cost more than its text suggests is
-refused before anything is made of it. Never looks at another file.
+Owns the YAML: scalars are typed as by Hydra, and documents whose aliases or nesting would expand beyond limits are
+refused before values are built. Never reads another file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from distconv.errors import InputError
 if TYPE_CHECKING:
     from importlib.abc import Traversable
 
-# The place of a definition's own content among what it inherits.
+# The place of a definition's own content in the list of its parents.
 SELF = "_self_"
 # Keys and values of a definition with all that it inherits, aliases written out; the largest of the package has 900.
 LARGEST = 50_000
@@ -39,7 +39,7 @@ _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(_SafeLoader):  # type: ignore[misc]  # PyYAML has no types
-    """Scalars are what Hydra takes them for: a date is text, and 1e5 is a number."""
+    """Types scalars as Hydra does: a date is text, and 1e5 is a number."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - where PyYAML looks for them
         first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{_TAG}timestamp"]
@@ -50,11 +50,11 @@ class _Loader(_SafeLoader):  # type: ignore[misc]  # PyYAML has no types
 
 @dataclass(frozen=True, kw_only=True)
 class DefinitionFile:
-    """What a file says.
+    """The content of a file and its inheritance.
 
-    `parents`: the names of the definitions that it inherits, and `_self_`, in the order in which they are merged.
-    `nodes`: the number of its keys and values. `placed`: what of its header or its `defaults` says where Hydra puts
-    contents, and `interpolated`: its first value that Hydra takes from elsewhere; else `None`.
+    `parents`: the names of the inherited definitions, and `_self_`, in the order of merging. `nodes`: number of keys
+    and values. `placed`: the header or entry of `defaults` by which Hydra would place contents elsewhere, `None`
+    without one. `interpolated`: the first value with an interpolation, `None` without one.
     """
 
     path: str
@@ -66,7 +66,7 @@ class DefinitionFile:
 
 
 def read_definition(file: Traversable) -> DefinitionFile:
-    """The definition in a file.
+    """Read the definition in a file.
 
     Raises:
         InputError: not UTF-8, not YAML, not a mapping, or `defaults` that are no list of definitions.
@@ -93,7 +93,7 @@ def read_definition(file: Traversable) -> DefinitionFile:
 
 
 def _loaded(text: str, graph: _Graph) -> tuple[Any, int]:
-    """The content of a document, an empty mapping if there is none, and the number of its nodes."""
+    """The content of a document, an empty mapping for an empty document, and the number of its nodes."""
     with _valid(graph.path):
         loader = _Loader(text)
         root = loader.get_single_node()
@@ -106,7 +106,7 @@ def _loaded(text: str, graph: _Graph) -> tuple[Any, int]:
 
 @contextlib.contextmanager
 def _valid(path: str) -> Iterator[None]:
-    """What PyYAML cannot make anything of, such as a number that is none, is wrong input."""
+    """Turn errors of PyYAML, and of values it cannot build, into `InputError` with the path."""
     try:
         yield
     except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:
@@ -124,7 +124,7 @@ def _explained(error: Exception) -> str:
 
 
 def _inherited(defaults: Any, path: str) -> tuple[tuple[str, ...], str | None]:
-    """The parents of a definition, and the first entry of `defaults` that is more than the name of one."""
+    """The parents in `defaults`, and its first entry that is more than a name of a definition, or `None`."""
     if not isinstance(defaults, list) or not all(isinstance(each, (str, dict)) for each in defaults):
         raise InputError(f"{path}: defaults: expected a list of names of model definitions, found {defaults!r:.80}")
     names = [each.removesuffix(".yaml") for each in defaults if _is_name(each)]
@@ -137,12 +137,12 @@ def _inherited(defaults: Any, path: str) -> tuple[tuple[str, ...], str | None]:
 
 
 def _is_name(item: object) -> bool:
-    """Whether an entry of `defaults` is just another definition."""
+    """Whether an entry of `defaults` is the name of a definition and nothing more."""
     return isinstance(item, str) and not set(item) & set("/@$")
 
 
 class _Graph:
-    """The nodes of a document, which are checked before anything is made of them."""
+    """The graph of YAML nodes of a document, checked before values are built from it."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -151,10 +151,10 @@ class _Graph:
         self._open: set[Any] = set()
 
     def measure(self, node: Any) -> tuple[int, int]:
-        """The number of nodes from this one on, and of their levels, aliases written out.
+        """The number of nodes in the tree below `node`, with aliases expanded, and its depth.
 
         Raises:
-            InputError: too many, an alias inside of what it stands for, a tag, or a key twice.
+            InputError: too many nodes or levels, an alias inside its own anchor, a tag, or a key twice.
         """
         if node in self._open:
             raise self._refusal(node, "an alias stands inside of what it stands for")
@@ -173,7 +173,7 @@ class _Graph:
         return self._measured[node]
 
     def _checked(self, node: Any) -> list[Any]:
-        """The nodes of which this one is made."""
+        """The children of a node, after the checks on the node itself."""
         if node.tag not in _TAGS:
             raise self._refusal(node, f"a tag, {node.tag.replace(_TAG, '!!')}")
         if isinstance(node, yaml.MappingNode):

@@ -1,7 +1,8 @@
-"""The library of model definitions: what each is for, and its content with all that it inherits.
+"""The library of model definitions: their files, their heads, and their contents with everything inherited.
 
-Owns where definitions are found, and the merging along their `defaults`, which is Hydra's. It never looks into a
-definition beyond its head, and leaves to Hydra what only a composition by Hydra can tell.
+A head is what chooses a definition: its `model_types`, the family it is a variant of, its use of adapters. Owns the
+search for files and the merging along `defaults`, which equals Hydra's. Never parses a definition beyond its head, and
+refuses contents that only a composition by Hydra can tell.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ Head = Mapping[str, Any]
 
 
 class Library:
-    """The model definitions in the `model` folders of some roots, by name; the first root that has a name counts.
+    """The model definitions in the `model` folders of several roots, by name; the first root with a name has priority.
 
-    Files are read when they are asked for, and once. A definition that Hydra places by a header `# @package`, or by
-    `defaults` that are more than names, has a name, an empty head and no content.
+    Files are read on demand, and once. A definition that Hydra places by a header `# @package`, or by `defaults` that
+    are more than names, has a name, an empty head and no content.
     """
 
     def __init__(self, roots: Sequence[Traversable]) -> None:
@@ -52,7 +53,7 @@ class Library:
         return sorted(self._files)
 
     def heads(self) -> dict[str, Head]:
-        """What the definitions say that they are for, by name.
+        """The heads of all definitions by name: `model_types`, `variant_of`, `adapters`, as far as given.
 
         Raises:
             InputError: every definition that cannot be read.
@@ -69,21 +70,21 @@ class Library:
         return heads
 
     def check(self, name: str) -> None:
-        """Refuse what is wrong with a definition, or with one that it inherits, whoever composes it.
+        """Check a definition and its parents for what no composition, be it by Hydra, can accept.
 
         Raises:
-            InputError: no such definition, or two of the name; a file that cannot be read; a parent that does not
-                exist or is an heir; values that cannot be merged.
+            InputError: no such definition, or two with the name; a file that cannot be read; a parent that does not
+                exist or inherits the definition itself; values that cannot be merged.
         """
         lineage = self._chosen(name)
         if not _placed(lineage):
             _merged(lineage)
 
     def content(self, name: str) -> Mapping[str, Any]:
-        """The content of a definition with what it inherits: mappings are merged, everything else is replaced.
+        """The content of a definition merged over its parents': mappings are merged, other values replaced.
 
         Raises:
-            InputError: as `check`, or only Hydra can tell what the content is.
+            InputError: as `check`; or the content has parts that only Hydra can compose.
         """
         lineage = self._chosen(name)
         for file in lineage:
@@ -96,7 +97,7 @@ class Library:
 
     @cached_property
     def _files(self) -> Mapping[str, list[Traversable]]:
-        """The files of each name."""
+        """The files of definitions by name, in the order of roots."""
         found: dict[str, list[Traversable]] = {}
         for group in (root.joinpath("model") for root in self._roots):
             try:
@@ -108,7 +109,7 @@ class Library:
         return found
 
     def _chosen(self, name: str) -> list[DefinitionFile]:
-        """The lineage of a definition that is chosen by name: there must be no doubt which one is meant."""
+        """The lineage of a definition chosen by name; no other file may have the name."""
         if name not in self._files:
             raise InputError(f"+model={name}: no such model definition{_nearest(name, self._files)}")
         first, *others = self._files[name]
@@ -117,7 +118,7 @@ class Library:
         return self._lineage(name)
 
     def _lineage(self, name: str) -> list[DefinitionFile]:
-        """The files that make up a definition, in the order in which they are merged."""
+        """The files of a definition and its parents, in the order of merging."""
         lineage = []
         nodes = 0
         for file in self._inherited(name, ()):
@@ -155,7 +156,7 @@ class Library:
 
 
 def head_of(content: Mapping[str, Any]) -> Head:
-    """What a definition says that it is for; without what is no such thing, as parsing the definition will say."""
+    """The head in the content of a definition, without malformed values, which parsing the definition reports."""
     return {key: content[key] for key, fits in _HEAD.items() if key in content and fits(content[key])}
 
 
@@ -167,12 +168,12 @@ def _are_names(value: object) -> bool:
     return value is None or (isinstance(value, list) and all(isinstance(each, str) for each in value))
 
 
-# The keys of a head, and whether a value is one.
+# The keys of a head, and the checks of their values.
 _HEAD = {"model_types": _are_names, "variant_of": _is_text, "adapters": _is_text}
 
 
 def _placed(lineage: Iterable[DefinitionFile]) -> bool:
-    """Whether Hydra puts contents elsewhere than into the definition."""
+    """Whether Hydra would place contents of these files elsewhere than in the definition."""
     return any(file.placed is not None for file in lineage)
 
 
@@ -182,7 +183,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _merged(lineage: Iterable[DefinitionFile]) -> dict[str, Any]:
-    """The contents of files one after the other.
+    """The contents of files, merged in order.
 
     Raises:
         InputError: a list where a mapping is inherited, or the reverse.

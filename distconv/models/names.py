@@ -1,6 +1,6 @@
-"""Names against rules: which alternative a layer uses, and why a source tensor is left over.
+"""Names of source tensors against rules: the alternative that a layer uses, and the reason for an unused tensor.
 
-Owns the filling of placeholders and the patterns made of them. Decides nothing about shapes, and makes nothing.
+Owns the filling of placeholders, and the patterns made from them. Never sees shapes or tensors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from distconv.models.sizes import Sizes
 
 
 def filled(pattern: str, layer: int | None, expert: int | None, item: int | None) -> str:
-    """A name with its placeholders filled."""
+    """The pattern with the given numbers in place of `{layer}`, `{expert}` and `{item}`."""
     for placeholder, number in (("{layer}", layer), ("{expert}", expert), ("{item}", item)):
         if number is not None:
             pattern = pattern.replace(placeholder, str(number))
@@ -22,10 +22,10 @@ def filled(pattern: str, layer: int | None, expert: int | None, item: int | None
 
 
 def layers_of(rule: Rule, definition: Definition, sizes: Sizes, count: int) -> Iterable[tuple[int | None, int | None]]:
-    """Item and layer of each parameter of a rule, of whose modality there are `count` layers.
+    """Pairs of item and layer of the parameters of a rule, whose modality has `count` layers.
 
     Raises:
-        InputError: the list of layers in config.json does not go with that.
+        InputError: the list of layers in config.json names a layer twice, or one beyond `count`.
     """
     if rule.layers is not None:
         return enumerate(sizes.numbers(definition.lists[rule.layers], count))
@@ -35,20 +35,20 @@ def layers_of(rule: Rule, definition: Definition, sizes: Sizes, count: int) -> I
 
 
 def experts_of(rule: Rule, definition: Definition, sizes: Sizes) -> Iterable[int | None]:
-    """The expert of each parameter of a rule in one layer; one without a number where the rule is not for experts.
+    """The experts of the parameters of a rule in one layer; a single `None` for a rule without experts.
 
     Raises:
-        InputError: config.json does not say how many experts there are.
+        InputError: config.json lacks the number of experts.
     """
     return range(definition.expert_count(sizes) or 0) if "expert" in rule.placeholders else (None,)
 
 
-# Of the rules of an alternative and a layer: whether all that must be there is there, how much is, what else tells.
+# Scores an alternative's rules in a layer: whether all required tensors are present, how many are, further criteria.
 Score = Callable[[Sequence[Rule], "int | None"], "tuple[int, ...]"]
 
 
 class Choices:
-    """Which alternative each layer uses, for every `one_of`: the first of those with the highest score."""
+    """The alternative of every `one_of` that a layer uses: the one with the highest score, the first of equals."""
 
     def __init__(self, rules: Iterable[Rule], score: Score) -> None:
         self._score = score
@@ -60,7 +60,7 @@ class Choices:
         self._known: dict[tuple[str, int | None], str | None] = {}
 
     def uses(self, rule: Rule, layer: int | None) -> bool:
-        """Whether the layer uses the alternative that the rule belongs to; always, for a rule that is in none."""
+        """Whether the layer uses the rule's alternative; true for a rule outside of all alternatives."""
         if rule.choice is None:
             return True
         group, name = rule.choice
@@ -71,7 +71,7 @@ class Choices:
         return self._known[group, layer] == name
 
     def unclear(self, rule: Rule, layer: int | None) -> list[str]:
-        """The names of the alternatives, where the layer has nothing of any of them."""
+        """The names of the rule's alternatives if the layer has no tensor of any of them; else none."""
         if rule.choice is None:
             return []
         group = self._groups[rule.choice[0]]
@@ -79,7 +79,7 @@ class Choices:
 
 
 def by_sources(stored: Container[str]) -> Score:
-    """The score of an alternative by its sources: without a missing one, or else the one of which most is there."""
+    """The score of an alternative by its required sources in `stored`: whether all are present, and how many."""
 
     def score(rules: Sequence[Rule], layer: int | None) -> tuple[bool, int]:
         sources = [source for rule in rules if not rule.optional for source in rule.sources]
@@ -90,7 +90,7 @@ def by_sources(stored: Container[str]) -> Score:
 
 
 class Explanations:
-    """Why a source tensor that no wanted rule used is left out, or what is wrong with it."""
+    """Reasons and problems of source tensors that no wanted rule uses."""
 
     def __init__(self, definition: Definition, reasons: Mapping[Rule, str | None], sizes: Sizes) -> None:
         groups: dict[str | None, list[Rule]] = {}
@@ -102,31 +102,31 @@ class Explanations:
         self._definition = definition.name
 
     def reason(self, name: str) -> str | None:
-        """Why the tensor is left out on purpose; nothing if it is not."""
+        """The reason why the tensor is left out on purpose; `None` if it is not."""
         for reason, pattern in self._left_out:
             if pattern.fullmatch(name):
                 return reason
         return next((reason for reason, pattern in self._ignored if pattern.fullmatch(name)), None)
 
     def fits(self, name: str) -> bool:
-        """Whether the name is like those of a wanted rule."""
+        """Whether the name matches a source of a wanted rule, whatever its numbers."""
         return self._wanted.fullmatch(name) is not None
 
     def problem(self, name: str) -> str:
-        """What is wrong with a tensor that is not left out on purpose."""
+        """The problem, in words, of a tensor that is not left out on purpose."""
         if self.fits(name):
             return "fitting a rule, but not the number of layers or experts in config.json, or what the layer is"
         return f"that no rule of model definition {self._definition} knows"
 
 
 def pattern_of(rules: Iterable[Rule]) -> re.Pattern[str]:
-    """What the names of the sources of these rules look like."""
+    """The pattern of the source names of these rules, with any numbers in their placeholders."""
     names = sorted({source.name for rule in rules for source in rule.sources})
     return re.compile("|".join(re.sub(r"\\{\w+\\}", r"\\d+", re.escape(name)) for name in names) or r"(?!)")
 
 
 def layers_named(rules: Iterable[Rule], names: Iterable[str]) -> dict[str, int]:
-    """By modality, how many layers there are at least for the names of its last one."""
+    """A lower bound of the number of layers by modality: the highest layer that occurs in the names, plus 1."""
     patterns = {
         re.compile(re.escape(source.name).replace(r"\{layer\}", r"(\d+)")): rule.modality
         for rule in rules
@@ -144,14 +144,18 @@ def layers_named(rules: Iterable[Rule], names: Iterable[str]) -> dict[str, int]:
 def layer_count(
     definition: Definition, modality: str, sizes: Sizes, rules: Iterable[Rule], names: Iterable[str]
 ) -> int:
-    """Number of layers: what the configuration says; adapters know no more than the layers they are on."""
+    """The number of layers in the configuration; of adapters without one, a lower bound from their names.
+
+    Raises:
+        InputError: as `Sizes.count`.
+    """
     if definition.adapters != "only":
         return sizes.count(definition.modalities[modality])
     return layers_named((rule for rule in rules if rule.modality == modality), names).get(modality, 0)
 
 
 def _ignored(entry: Ignored, sizes: Sizes) -> re.Pattern[str]:
-    """The pattern of names that an entry leaves out."""
+    """The pattern of the names that an entry of `ignored` leaves out."""
     pattern = re.escape(entry.names).replace(r"\*", ".*")
     if entry.layers is not None:
         first, count = (sizes.count(size) for size in entry.layers)

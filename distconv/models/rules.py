@@ -1,4 +1,4 @@
-"""The rules of a model definition: how one entry of its YAML file becomes rules, and what can be wrong with it.
+"""The rules of a model definition: the parsing and checking of one entry of its YAML file.
 
 Owns the vocabulary of an entry. Never looks at a checkpoint and never runs an operator.
 """
@@ -14,20 +14,20 @@ from distconv.errors import InputError, raise_if, unknown_keys
 from distconv.tensors.cuts import TENSOR_PARALLEL_RULES
 from distconv.tensors.operators import OPERATORS, RENAME
 
-# The parts of a model that are trained as one: the language model, and the encoders.
+# The modalities of a model: the language model, then the encoders.
 TEXT = "text"
 MODALITIES = (TEXT, "vision", "audio")
 STAGES = ("first", "last", "every", "layer")
 PLACEHOLDERS = ("layer", "expert", "item")
 _ALTERNATIVES = re.compile(r"\{([\w.?]+(?:,[\w.?]+)+)\}")
-# A dim of which config.json does not tell the size.
+# A dim whose size is not in config.json.
 ANY = "any"
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourcePattern:
-    """A source tensor of a rule: its name, with placeholders, and the names of the sizes of its dims."""
+    """A source tensor of a rule: its name with placeholders, and its dims as names of sizes or integers."""
 
     name: str
     dims: tuple[str | int, ...]
@@ -35,11 +35,11 @@ class SourcePattern:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rule:
-    """How one Megatron-side parameter is made, cut and placed. `modality` and `section` say where the rule stands.
+    """How one Megatron-side parameter is made, cut and placed; `modality` and `section` locate it in the definition.
 
-    `layers` is the name of a list of the only layers that have it; `{item}` then counts them. `choice` is a group of
-    alternatives, of which each layer has exactly one, and the name of the one that the rule belongs to; or none, where
-    all of its rules `may_be_absent`. `is_adapter`: a factor of an adapter, not a weight of the model.
+    `layers`: the name of a list of the only layers with this parameter, which `{item}` counts. `choice`: a group of
+    alternatives, and the alternative of this rule; a layer uses exactly one alternative, or none if all its rules
+    `may_be_absent`. `is_adapter`: the parameter is a factor of an adapter, not a weight of the model.
     """
 
     modality: str
@@ -59,38 +59,38 @@ class Rule:
 
     @property
     def where(self) -> str:
-        """How messages speak of the rule."""
+        """The place of the rule in its definition, for messages."""
         return f"rule {self.modality}.{self.section}"
 
     def excludes(self, other: Rule) -> bool:
-        """Whether the two belong to different alternatives of one choice, so that no layer has both."""
+        """Whether the two rules are of different alternatives of one choice, so that no layer uses both."""
         if self.choice is None or other.choice is None:
             return False
         return self.choice[0] == other.choice[0] and self.choice[1] != other.choice[1]
 
     @property
     def packs_experts(self) -> bool:
-        """Whether its sources hold all the experts, one after the other along their first dim."""
+        """Whether the sources are packed experts: dim 0 counts all the experts."""
         return "expert" in self.placeholders and not any("{expert}" in source.name for source in self.sources)
 
     @property
     def has_equal_sources(self) -> bool:
-        """Whether its sources are the equal parts that its cut takes them for, one after the other: gate and up."""
+        """Whether the sources are concatenated, and as many as the equal parts of the cut: gate and up."""
         parts = TENSOR_PARALLEL_RULES[self.tensor_parallel].parts
         return OPERATORS[self.operator].is_sequence and len(self.sources) == parts
 
     @property
     def placeholders(self) -> frozenset[str]:
-        """The placeholders of its target."""
+        """The placeholders in the target."""
         return frozenset(_PLACEHOLDER.findall(self.target))
 
 
 def parse_rules(
     modality: str, section: str, position: int, entry: Any, sizes: Collection[str], lists: Collection[str]
 ) -> Iterator[Rule]:
-    """The rules of one entry: one for each alternative of `{weight,bias}`, all those below a `one_of`.
+    """The rules of one entry: one per alternative of `{weight,bias}`, and all rules below a `one_of`.
 
-    `sizes` and `lists` are the names that the definition gives to sizes and to lists of layers.
+    `sizes` and `lists` are the definition's names of sizes and of lists of layers.
 
     Raises:
         InputError: every problem of the entry.
@@ -130,7 +130,7 @@ def _parsed(modality: str, section: str, entry: Any, sizes: Collection[str], lis
     optional = entry.get("optional", False)
     if not isinstance(optional, bool):
         problems.append(f"optional: expected true or false, found {optional!r}")
-    # What follows would only repeat that a value is of the wrong type.
+    # Further checks would only repeat that a value is of the wrong type.
     raise_if(problems)
     rule = Rule(
         modality=modality,
@@ -215,7 +215,7 @@ def _rule_problems(
 
 
 def _is_legible(name: str) -> bool:
-    """Whether all braces of a name are those of placeholders or of the same alternatives."""
+    """Whether all braces of a name enclose placeholders or alternatives, the same ones throughout."""
     match = _ALTERNATIVES.search(name)
     rest = name if match is None else name.replace(match[0], "")
     return not set("{}") & set(_PLACEHOLDER.sub("", rest))
@@ -226,7 +226,7 @@ def _names(text: str) -> list[str]:
 
 
 def _call(key: str, value: Any, problems: list[str]) -> tuple[str, tuple[str | int, ...]]:
-    """A name alone, or a list of a name and its sizes."""
+    """The name and the sizes in a value: a name alone, or a list of a name and sizes."""
     if value is None:
         return "", ()
     if isinstance(value, str):

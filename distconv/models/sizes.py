@@ -1,7 +1,7 @@
-"""The sizes of a model: named integers found in `config.json`, by path, or derived from one another.
+"""The sizes of a model: named integers, from fields of `config.json` or derived from other sizes.
 
-Owns the closed vocabulary for saying so; there are no expressions. Sizes are looked up when
-something needs them, so a text-only `config.json` serves the text rules of a vision-language definition.
+Owns the closed vocabulary of derivations; never evaluates an expression. A size is looked up when a rule needs it, so a
+text-only `config.json` serves the text rules of a vision-language definition.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ DERIVATIONS = ("product", "sum", "quotient")
 
 @dataclass(frozen=True, kw_only=True)
 class SizeSpec:
-    """Where a size comes from: fields of config.json, or other sizes.
+    """The origin of a size: fields of config.json, or other sizes.
 
-    `path`: fields by dotted path, the first that is there counts; `default` where none is.
-    `derivation`: product, sum or quotient of the sizes `of`, by name or as integers; a quotient must come out even.
+    `path`: dotted paths of fields, in order of priority; `default`: the value without any of them.
+    `derivation`: product, sum or quotient of the sizes `of`, given as names or integers; a quotient has no remainder.
     """
 
     path: tuple[str, ...] = ()
@@ -33,13 +33,13 @@ class SizeSpec:
 
     @staticmethod
     def parse(value: Any, *, is_list: bool = False) -> SizeSpec:
-        """The spec in a definition: paths and perhaps a default, or the name of a derivation and other sizes.
+        """The spec in a value of a definition: a list of paths and maybe a default, or of a derivation and sizes.
 
-        It is a list in all cases because lists replace what they inherit, where mappings would be merged with it.
-        `is_list`: the field is a list of layer numbers, and so is its default.
+        Always a list, because a list replaces an inherited value, and a mapping would be merged with it. `is_list`: the
+        field and the default are lists of layer numbers.
 
         Raises:
-            ValueError: neither of them.
+            ValueError: the value is neither; the message is what was expected.
         """
         if not isinstance(value, Sequence) or isinstance(value, str) or not value:
             raise ValueError(
@@ -85,7 +85,7 @@ class Sizes:
         self._known: dict[str, int] = {}
 
     def having(self, **values: int) -> Sizes:
-        """The sizes of a model that differs in these, whatever its `config.json` says."""
+        """The sizes with these values in place of those of `config.json`."""
         changed = Sizes(self._specs, self._config, self._where)
         changed._given = {**self._given, **values}
         changed._known = dict(changed._given)
@@ -108,10 +108,10 @@ class Sizes:
         return self._known[name]
 
     def count(self, name: str | int) -> int:
-        """The value of a size that says how many layers or experts there are: names are spelled out for each.
+        """The value of a size that is a number of layers or experts, over which names are spelled out.
 
         Raises:
-            InputError: as `get` does, or it is more than any model has.
+            InputError: as `get`, or more than any model has.
         """
         number = self.get(name)
         if number > _MOST:
@@ -119,10 +119,10 @@ class Sizes:
         return number
 
     def divisor(self, name: str | int) -> int:
-        """The value of a size that something is divided by or into.
+        """The value of a size that is a divisor, or a number of units.
 
         Raises:
-            InputError: as `get`, or it is 0.
+            InputError: as `get`, or the value is 0.
         """
         value = self.get(name)
         if not value:
@@ -135,7 +135,7 @@ class Sizes:
         `layers`: `None` where that does not matter.
 
         Raises:
-            InputError: it is something else, or missing without a default; a layer that is not there, or twice.
+            InputError: another type of value, or no field and no default; a layer out of range, or twice.
         """
         value, path = self._find("list", spec)
         if not isinstance(value, (list, tuple)) or any(type(item) is not int or item < 0 for item in value):
@@ -169,7 +169,7 @@ class Sizes:
         return any("rope_parameters" in part for part in parts)
 
     def origin(self, name: str | int) -> str:
-        """How messages speak of a size: its name in the definition, its value, and its field."""
+        """A size in words, for messages: its name in the definition, its value, and its field of config.json."""
         spec = None if isinstance(name, int) else self._specs.get(name)
         if spec is None or isinstance(name, int):
             return str(name)

@@ -1,7 +1,7 @@
-"""Changing the number of rows of the vocabulary.
+"""Resizing the vocabulary: the rows of embedding and head.
 
-Owns `vocab_size`: rows beyond the new number are left out, new rows are zeros. The parameters concerned are those whose
-first source dim is the size that a definition calls `vocabulary`.
+Owns `vocab_size`: rows beyond the new number are left out, new rows are zeros. It applies to parameters whose first
+source dim is the size that a definition calls `vocabulary`, and changes no other.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ SIZE_NAME = "vocabulary"
 
 
 def has_vocabulary(rule: Rule) -> bool:
-    """Whether the rule makes a parameter whose rows are those of the vocabulary."""
+    """Whether the rows of the rule's parameter are those of the vocabulary."""
     return rule.sources[0].dims[:1] == (SIZE_NAME,)
 
 
 def resize_vocabulary(binding: Binding, rows: int | None) -> Binding:
-    """The binding with `rows` rows in the embedding and the head; unchanged without a number.
+    """The binding with `rows` rows in the embedding and the head; unchanged for `None`.
 
     Raises:
-        InputError: the converted part of the model has no vocabulary.
+        InputError: no converted parameter has a vocabulary.
     """
     if rows is None:
         return binding

@@ -1,4 +1,4 @@
-"""From a request to a plan: looking at the source, choosing the model definition, dividing the files over processes.
+"""From options to a plan: reading the source, choosing the model definition, dividing the files over processes.
 
-Writes nothing.
+Writes no checkpoint.
 """

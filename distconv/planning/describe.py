@@ -1,6 +1,6 @@
-"""What a checkpoint directory is: format, family, layout, tensors, and what is missing or odd.
+"""The description of a checkpoint directory: format, model, layout, tensors, and problems.
 
-Owns the description as plain data. Reads headers, metadata and JSON; compares nothing, and needs no target.
+Owns the description as plain data. Reads headers, metadata and JSON, never tensor data, and needs no target.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from distconv.formats.base import Format, Held, Opened, Source
 from distconv.formats.huggingface.directory import check_directory
 from distconv.formats.iterations import iterations_in
 from distconv.formats.model import Model
-from distconv.formats.provenance import read_record
+from distconv.formats.provenance import read_provenance
 from distconv.formats.registry import FORMATS, Options, format_of
 from distconv.models.definition_parser import parse_definition
 from distconv.models.library import Library
-from distconv.planning.inspect import Chosen, facts_of
+from distconv.planning.look import Chosen, facts_of
 from distconv.runtime.hand_out import HandOut, here
 from distconv.tensors.dtypes import ITEM_SIZE
 
-# Fewer names in common than this share say nothing about the family.
+# The least share of known names with which a definition resembles a source.
 _LEAST_LIKENESS = 0.5
 _DIGITS = re.compile(r"\d+")
 
 
 def describe(options: Options, chosen: Chosen | None, library: Library, hand_out: HandOut = here) -> dict[str, Any]:
-    """The description of the directory `source`; sizes in bytes, `tensors` as lists of file, name, dtype and shape.
+    """Describe the directory `source` as plain data; sizes in bytes, `tensors` as lists of file, name, dtype and shape.
 
-    `problems` are what a conversion would refuse, `notes` what it would say; neither is raised.
+    `problems`: the errors of a conversion, which are not raised here; `notes`: its notes.
 
     Raises:
         InputError: no such directory.
@@ -79,7 +79,7 @@ def describe(options: Options, chosen: Chosen | None, library: Library, hand_out
 
 
 def _opened(form: Format[Options], options: Options, hand_out: HandOut) -> Opened:
-    """The source as the directory of a model, or of adapters alone."""
+    """The source, opened as a model or else as adapters alone."""
     try:
         return form.open(options, adapters=False, hand_out=hand_out)
     except InputError as error:
@@ -97,9 +97,9 @@ def _of_model(
     chosen: Chosen | None,
     library: Library,
 ) -> dict[str, Any]:
-    """What is known of a source by its model: family, layout, parameters, and whether it is complete."""
+    """The part of the description that depends on the model: definition, layout, parameters, problems of binding."""
     try:
-        if opened.config is None and options.reference is None and read_record(opened.directory).reference is None:
+        if opened.config is None and options.reference is None and read_provenance(opened.directory).reference is None:
             note = "not compared with a model: nothing says which it was trained from; give reference=DIR"
             return {"notes": [note], "resembles": _resembling(held, library)}
         facts = facts_of(options, form, opened, chosen, library, needed=False)
@@ -177,7 +177,7 @@ def _nbytes(held: Held) -> int:
 
 
 def _resembling(held: Iterable[Held], library: Library) -> list[str]:
-    """The model definitions that know most of the names, whatever stands in front of them."""
+    """The names of the model definitions that know most tensor names, under any prefix."""
     names = {_DIGITS.sub("0", each.name.rpartition("/")[2]) for each in held}
     likeness: dict[str, float] = {}
     for name in library.names():

@@ -1,6 +1,6 @@
-"""What planning starts from, as plain data that rank 0 found and shared with the other processes.
+"""The facts of a job: the records that rank 0 read, and that all processes plan with.
 
-Owns the record, and how it is shared. Reads nothing.
+Owns their form as plain data for sharing. Reads nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Facts:
     parsed: Model | None = field(default=None, compare=False)
 
     def bound_model(self) -> Model:
-        """The model of the job.
+        """The model of the job, made from its definition on first use.
 
         Raises:
             InputError: every problem of the definition.
@@ -49,7 +49,7 @@ class Facts:
         return replace(model_of(self.model, self.definition, reference, config, directory), scaling=self.scaling)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for sharing with other processes; `from_json` reads it."""
+        """The facts as plain JSON data, to be shared with other processes."""
         reference = None if self.reference is None else self.reference.to_json()
         scaling = None if self.scaling is None else self.scaling.to_json()
         shared = {"source": self.source.to_json(), "reference": reference, "scaling": scaling, "parsed": None}
@@ -57,7 +57,7 @@ class Facts:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Facts:
-        """The facts in the data of `to_json`."""
+        """The facts described by `to_json`."""
         reference = None if data["reference"] is None else Reference.from_json(data["reference"])
         source = format_named(data["kind"]).facts_from_json(data["source"])
         scaling = None if data["scaling"] is None else Scaling.parse(data["scaling"], data["scaling"]["where"])
@@ -67,7 +67,7 @@ class Facts:
 def model_of(
     name: str | None, content: Mapping[str, Any], reference: Reference | None, config: Mapping[str, Any], directory: str
 ) -> Model:
-    """The model with the definition of this name and content, and the configuration in a directory.
+    """The model with a definition, given by name and content, and the configuration in `directory`.
 
     Raises:
         InputError: every problem of the definition.
@@ -76,6 +76,6 @@ def model_of(
     if name is not None:
         definition = parse_definition(name, content)
         if reference is None or reference.is_adapter:
-            # Of adapters alone, only a base model tells the sizes.
+            # The sizes of adapters are in the configuration of their base model.
             definition = definition.without_base()
     return Model(definition=definition, reference=reference, config=config, config_path=f"{directory}/{MODEL_CONFIG}")

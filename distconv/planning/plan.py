@@ -1,7 +1,6 @@
-"""From facts to a plan: the pure middle of a job, the same on every process.
+"""From facts to a plan: the pure part of a job, with equal results on every process.
 
-Owns the meeting of a source of one format with a result of another. Facts come in as plain data that rank 0 shared;
-nothing is read here.
+Owns the combination of a source in one format with a result in another. Reads nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import dataclass, replace
 from distconv.formats.base import FileFormat, Source
 from distconv.formats.records import Plan
 from distconv.formats.registry import Options, format_named
-from distconv.layout.partition import balanced_parts
+from distconv.layout.partition import balanced_ranges
 from distconv.planning.bind_published import bind_published
 from distconv.planning.facts import Facts
 from distconv.tensors.replicas import Replica
@@ -43,15 +42,15 @@ class Planned:
     def shares_of_replicas(self, processes: int) -> list[Sequence[Replica]]:
         """The stored replicas to be compared, divided over processes by bytes."""
         replicas = self.replicas
-        parts = balanced_parts([each.nbytes for each in replicas], processes)
+        parts = balanced_ranges([each.nbytes for each in replicas], processes)
         return [replicas[part.start : part.stop] for part in parts]
 
 
 def plan_job(options: Options, facts: Facts) -> Planned:
-    """The plan of a job.
+    """Plan a job.
 
     Raises:
-        InputError: everything wrong with the source, the definition or the layout, one kind at a time.
+        InputError: all problems of the source, the definition or the layout, one kind at a time.
     """
     model = facts.bound_model()
     source = format_named(facts.kind).source(options, facts.source, model)

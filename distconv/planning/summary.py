@@ -1,6 +1,6 @@
-"""The plan of a job as plain data: the report that `report=FILE` gets, and that the words of a plan are made from.
+"""The report of a job as plain data, written to `report=FILE` and put in words by the command line.
 
-Owns the shape of the report. Prints nothing and decides nothing.
+Owns the keys of the report. Prints nothing and decides nothing.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def plan_report(options: Options, planned: Planned, facts: Facts, result: Path) 
 
 
 def planned_processes(options: Options, planned: Planned, count: int, reads: Iterable[int]) -> list[dict[str, Any]]:
-    """Per process its files, the bytes that it will read and write, and its projected peak memory in bytes."""
+    """Per process the paths of its files, the bytes to read and to write, and the projected peak memory in bytes."""
     buffers = 2 * options.io.threads * options.io.buffer_bytes
     return [
         {
@@ -73,10 +73,10 @@ def planned_processes(options: Options, planned: Planned, count: int, reads: Ite
 
 
 def check_report(path: Path) -> None:
-    """Check, before anything is done, that the report can be written.
+    """Check, before a job begins, that the report can be written.
 
     Raises:
-        InputError: it cannot.
+        InputError: the file cannot be written.
     """
     writable = os.access(path if os.path.lexists(path) else path.parent, os.W_OK)
     if not writable or os.path.isdir(path):
@@ -87,7 +87,7 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
     """Write the report as JSON.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     try:
         path.write_text(json.dumps(report, indent=2) + "\n")

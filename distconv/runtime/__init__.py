@@ -1,4 +1,4 @@
-"""The processes of a job: how they find each other, agree on outcomes and hand out tasks, and what they use.
+"""The processes of a job: launchers, collective calls, agreement on outcomes, tasks handed out, memory and time used.
 
 Knows nothing of checkpoints.
 """

@@ -1,8 +1,8 @@
 """Phases of a job on several processes: a failure anywhere becomes the same error everywhere.
 
-Owns how outcomes are told, who is named, and which process does which part of what rank 0 hands out. A process that
-fails raises the alarm at once, every process ends the phase by telling its outcome, and then all raise the same error.
-Knows nothing of what a phase does.
+Owns the exchange of outcomes, the ranks that an error names, and the division of parts that rank 0 hands out. A process
+that fails raises the alarm at once; every process ends the phase by sharing its outcome; then all raise the same error.
+Knows nothing of the content of a phase.
 """
 
 from __future__ import annotations
@@ -21,17 +21,24 @@ Value = TypeVar("Value")
 
 
 def on_first(processes: Processes, phase: Callable[[], Any]) -> Any:
-    """Run a phase on rank 0 alone and share its result, which is plain JSON data."""
+    """Run a phase on rank 0 alone; its result, plain JSON data, on every process.
+
+    Raises:
+        DistconvError: the error of the phase, on every process.
+    """
     outcome = _attempt(phase) if processes.rank == 0 else None
     return _values([processes.share(outcome)])[0]
 
 
-def on_first_with_help(
+def on_first_with_hand_out(
     processes: Processes, phase: Callable[[HandOut], Any], tasks: Sequence[Task], threads: int
 ) -> Any:
-    """Run a phase on rank 0, which hands parts of it to all processes; share its result, which is plain JSON data.
+    """Run a phase on rank 0 that hands out tasks to all processes; its result, plain JSON data, on every process.
 
-    `tasks` are the functions that it may hand out; each process does its parts on so many threads.
+    `tasks` are the functions that may be handed out; a process runs its parts on `threads` threads.
+
+    Raises:
+        DistconvError: the error of the phase or of a part, on every process.
     """
     known = {task.__name__: task for task in tasks}
 
@@ -54,7 +61,11 @@ def on_first_with_help(
 
 
 def on_all(processes: Processes, phase: Callable[[], Value], tell: Callable[[Value], Any]) -> tuple[Value, list[Any]]:
-    """Run a phase on every process: this one's result, and what `tell` makes of everyone's (plain JSON data)."""
+    """Run a phase on every process; this process's result, and `tell(result)`, plain JSON data, of every rank.
+
+    Raises:
+        DistconvError: one error for the failures of all ranks, the same on every process.
+    """
     value: Value
 
     def attempt() -> Any:
@@ -71,15 +82,16 @@ def on_all(processes: Processes, phase: Callable[[], Value], tell: Callable[[Val
 
 
 def _attempt(phase: Callable[[], Any]) -> dict[str, Any]:
-    """What a phase came to, as plain data.
+    """The outcome of a phase as plain data: its value, or its error and problems.
 
     Raises:
-        KeyboardInterrupt: it was interrupted, whatever else that led to: then the others are, too, and nobody waits.
+        KeyboardInterrupt: the phase was interrupted, whatever error came of that: launchers interrupt all processes,
+            so none waits for an outcome.
     """
     try:
         return {"error": None, "problems": [], "value": phase()}
     except Exception as error:
-        # A defect, too: it must reach the others, or they would wait for it.
+        # Defects included: the other processes would wait for an outcome that never comes.
         if was_interrupted(error):
             raise KeyboardInterrupt from error
         return _described(error)
@@ -94,7 +106,7 @@ def _described(error: Exception) -> dict[str, Any]:
 
 
 def _values(outcomes: list[dict[str, Any]]) -> list[Any]:
-    """The values of phases, if none of them failed."""
+    """The values of outcomes; raises one error for all that failed."""
     if any(each["error"] is not None for each in outcomes):
         raise _as_error(outcomes)
     return [each["value"] for each in outcomes]

@@ -1,7 +1,7 @@
-"""Work that one process hands out in parts: who asks for it knows neither processes nor threads.
+"""Tasks handed out in parts: the caller of a `HandOut` knows neither processes nor threads.
 
-Owns what a part came to, and how the problems of many become one error. A part and its value are plain JSON data, so
-that any process can do it. Starts no process and sends nothing.
+Owns the outcome of a part, and the one error made of the problems of many. Parts and their values are plain JSON data,
+so that any process can run them. Starts no process and sends nothing.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any
 from distconv.errors import InputError, raise_if
 
 Task = Callable[[Any], Any]
-# Has a task done for each of the parts, by somebody; the values, in the order of the parts.
+# Runs a task on every part, possibly on other processes; the values in the order of the parts. Raises `InputError` with
+# the problems of all parts.
 HandOut = Callable[[Task, Sequence[Any]], "list[Any]"]
 
 
 def attempt_parts(task: Task, parts: Sequence[Any], threads: int = 1) -> list[tuple[list[str], Any]]:
-    """What each part came to, on so many threads: the problems that `InputError` told, and the value without one."""
+    """Run a task on every part, on `threads` threads; per part the problems of its `InputError`, and its value."""
 
     def attempt(part: Any) -> tuple[list[str], Any]:
         try:
@@ -33,19 +34,19 @@ def attempt_parts(task: Task, parts: Sequence[Any], threads: int = 1) -> list[tu
 
 
 def values_of(outcomes: Sequence[tuple[list[str], Any]]) -> list[Any]:
-    """The values of parts.
+    """The values in the outcomes of parts.
 
     Raises:
-        InputError: the problems of all parts that have some.
+        InputError: the problems of all parts.
     """
     raise_if([problem for problems, _ in outcomes for problem in problems])
     return [value for _, value in outcomes]
 
 
 def here(task: Task, parts: Sequence[Any]) -> list[Any]:
-    """Do the parts one after the other in this process; of all of them, the problems are told together.
+    """The `HandOut` of a single process: runs the parts one after the other; their values.
 
     Raises:
-        InputError: a part did.
+        InputError: the problems of all parts.
     """
     return values_of(attempt_parts(task, parts))

@@ -1,4 +1,4 @@
-"""Being asked to end: SIGTERM, as launchers send it, is like Ctrl-C, and neither disturbs cleaning up.
+"""Interruption: SIGTERM, which launchers send, has the effect of Ctrl-C, and neither stops the removal of begun files.
 
 Owns the signal handlers of the process. Sets none when it is imported.
 """
@@ -14,13 +14,13 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def end_politely() -> None:
-    """From now on, SIGTERM raises `KeyboardInterrupt`, so that what has been begun is taken back."""
+    """Let SIGTERM raise `KeyboardInterrupt` from now on, so that a job removes its unfinished files."""
     signal.signal(signal.SIGTERM, _interrupt)
 
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Do something that must be finished, such as removing what was begun; who insists can still kill the process."""
+    """Ignore SIGTERM and SIGINT inside the context, for work that must be finished; SIGKILL still ends the process."""
     handlers = [signal.signal(number, signal.SIG_IGN) for number in _SIGNALS]
     try:
         yield
@@ -34,7 +34,7 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def was_interrupted(error: BaseException | None) -> bool:
-    """Whether an error came up while an interruption was on its way, as when what is closed then cannot be."""
+    """Whether an interruption is the error, or among its causes, such as of a file that could not be closed then."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True

@@ -1,4 +1,4 @@
-"""What a process has used: memory and time, for the report."""
+"""The memory and the CPU time used by this process, for the report. Never another process's."""
 
 from __future__ import annotations
 

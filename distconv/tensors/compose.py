@@ -1,8 +1,8 @@
 """Tables over tables: virtual tensors whose operands are virtual tensors themselves, or lie in storage with strides.
 
-Owns what the way back and resplitting need beyond `virtual`: an operand replaced by what it is made of, a strided view
-as a box of a contiguous tensor, dims merged or split, and boxes that tile a tensor. Integer arithmetic on tuples, as
-there.
+Owns what unbinding and resplitting need beyond `virtual`: substitution of operands, strided views as boxes of
+contiguous tensors, dims merged or split, and boxes that tile a tensor. Integer arithmetic on tuples, like `virtual`;
+never data.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from distconv.tensors.virtual import Copy, Index, VirtualTensor, dropped, narrow
 
 
 def substitute(tensor: VirtualTensor, operands: Sequence[VirtualTensor]) -> VirtualTensor:
-    """The tensor with each of its operands replaced by a virtual tensor; these number their own operands alike.
+    """The tensor over the operands of its operands: operand `i` is replaced by the virtual tensor `operands[i]`.
+
+    All of `operands` number their own operands in one sequence, which is that of the result.
 
     Raises:
-        ValueError: an operand is of another element type, or too small.
+        ValueError: an element of `operands` has another element type, or is smaller than the boxes read from it.
     """
     copies = []
     for copy in tensor.copies:
@@ -31,7 +33,7 @@ def substitute(tensor: VirtualTensor, operands: Sequence[VirtualTensor]) -> Virt
 
 
 def renumbered(tensor: VirtualTensor, first: int) -> VirtualTensor:
-    """The tensor with its operands counted from `first`."""
+    """The tensor with `first` added to its operand numbers."""
     if not first:
         return tensor
     return VirtualTensor(
@@ -45,9 +47,9 @@ def renumbered(tensor: VirtualTensor, first: int) -> VirtualTensor:
 
 
 def strided(dtype: str, shape: Sequence[int], strides: Sequence[int]) -> tuple[Index, VirtualTensor]:
-    """A view of storage: the shape of a contiguous tensor that begins where it begins, and the view over that tensor.
+    """A strided view of storage as a virtual tensor: the shape of its contiguous operand, and the view over it.
 
-    `strides` are in elements, not negative.
+    Operand and view begin at the same element of the storage. `strides` are in elements, not negative.
 
     Raises:
         ValueError: elements of the view overlap, or its strides are not multiples of one another.
@@ -116,7 +118,7 @@ def split_dim(tensor: VirtualTensor, dim: int, outer: int) -> VirtualTensor:
 
 
 def box_of(tensor: VirtualTensor, start: Index, lengths: Index) -> VirtualTensor:
-    """The box of a tensor that begins at `start`.
+    """The box of a tensor from index `start` on, with one length per dim.
 
     Raises:
         ValueError: the box leaves the tensor.
@@ -128,7 +130,7 @@ def box_of(tensor: VirtualTensor, start: Index, lengths: Index) -> VirtualTensor
 
 
 def contiguous_blocks(shape: Index, elements: int) -> Iterator[tuple[Index, Index]]:
-    """Boxes (start, lengths) that tile a row-major shape in order, each contiguous and of at most so many elements."""
+    """Contiguous boxes (start, lengths) of at most `elements` elements that tile a row-major shape, in order."""
     if not prod(shape):
         return
     dim, inner = len(shape), 1
@@ -147,7 +149,7 @@ def contiguous_blocks(shape: Index, elements: int) -> Iterator[tuple[Index, Inde
 
 
 def _carried(copy: Copy, inner: Copy) -> Copy:
-    """What a copy of a box becomes for one of the copies that fill the box."""
+    """The composition of two copies: `copy` reads a box of an operand, and `inner` fills a part of that box."""
     start, shape, dims = list(copy.target_start), list(copy.shape), list(copy.dims)
     for dim, through in enumerate(copy.dims):
         if through is not None:

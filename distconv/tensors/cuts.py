@@ -1,8 +1,8 @@
-"""The tensor-parallel rules that model definitions use: which part of a parameter a rank holds.
+"""The tensor-parallel rules that model definitions use: the shard of a parameter that a rank holds.
 
-Owns the cutting and the conditions under which it may be done. A rule may name a *unit* (attention heads, KV groups):
-a cut then never goes through one. A size that does not divide is an error, never a truncation, but for the rules that
-say "uneven": they give the first ranks one unit more.
+Owns the cuts and their preconditions. A rule may name a *unit* (attention heads, KV groups): a cut then never goes
+through a unit. A size that does not divide is an error, never a truncation; the "uneven" rules give the first ranks one
+unit more.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ Shards = list[VirtualTensor]
 
 @dataclass(frozen=True, kw_only=True)
 class TensorParallelRule:
-    """A way to cut: tensor, number of ranks, number of units → one shard per rank.
+    """A rule `cut`: tensor, number of ranks, number of units → one shard per rank.
 
-    `dim`: the dim that is cut; a tensor that does not have it is replicated. `parts`: of how many equal parts, each cut
-    for itself, that dim consists. `uneven`: the number of units need not divide; without a unit every row is one.
+    `dim`: the dim that is cut; a tensor without that dim is replicated. `parts`: the number of equal parts of the dim,
+    such as 2 for `[gate; up]`, of which every shard has its block. `uneven`: the ranks need not divide the units;
+    without units, rows are the units.
     """
 
     cut: Callable[[VirtualTensor, int, int | None], Shards]
@@ -40,12 +41,12 @@ def replicated(tensor: VirtualTensor, size: int, unit: int | None = None) -> Sha
 
 
 def rows(tensor: VirtualTensor, size: int, unit: int | None = None) -> Shards:
-    """Column-parallel linears and vocabularies: equal blocks along dim 0; for their biases too."""
+    """Equal blocks along dim 0: column-parallel linears with their biases, and vocabularies."""
     return _blockwise(tensor, 1, size, unit)
 
 
 def cols(tensor: VirtualTensor, size: int, unit: int | None = None) -> Shards:
-    """Row-parallel linears: equal blocks along dim 1. Their bias (one dim) is added after the sum: it is replicated."""
+    """Equal blocks along dim 1: row-parallel linears; their bias (one dim), added after the sum, is replicated."""
     if len(tensor.shape) == 1:
         return replicated(tensor, size)
     _check_units(tensor, 1, size, unit)
@@ -79,10 +80,10 @@ def cols_uneven(tensor: VirtualTensor, size: int, unit: int | None = None) -> Sh
 
 
 def uneven_lengths(length: int, size: int, unit: int | None = None) -> Sequence[int]:
-    """The lengths of the blocks of `size` ranks, whole units each.
+    """The lengths of `size` blocks of whole units, the first blocks one unit longer; without units, of elements.
 
     Raises:
-        ValueError: the length is not a multiple of the units.
+        ValueError: `length` is not a multiple of the number of units.
     """
     units = length if unit is None else unit
     width, rest = divmod(length, units)

@@ -1,4 +1,4 @@
-"""Element types: torch's names, their sizes in bytes, and the codes that safetensors uses for them."""
+"""Element types under torch's names: their sizes in bytes, and their codes in safetensors headers."""
 
 from __future__ import annotations
 

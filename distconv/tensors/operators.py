@@ -1,8 +1,8 @@
-"""The operators that model definitions use: how one Megatron-side parameter is made from its source tensors.
+"""The operators that model definitions use: one Megatron-side parameter as a function of its source tensors.
 
-Owns their names, and what the rows of a parameter say of the rows of its sources. Each is a few calls of the algebra in
-`virtual`. None has a reverse: the way back is the inverse of its table. An operator takes the sources in the rule's
-order and the sizes that the rule names.
+Owns the names of the operators, and the rows of an operator's sources given the rows of its result. An operator is a
+few calls of the algebra in `virtual` on the sources, in the rule's order, and the sizes that the rule names. It never
+has a hand-written reverse: the way back is the inverse of its table.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from types import MappingProxyType
 
 from distconv.tensors.virtual import VirtualTensor, chunk, concat, permute, zeros
 
-# The number of rows of each source, in the order of the rule; `None` where it is not known.
+# Rows of the sources, in the order of the rule; `None` for an unknown number.
 Rows = Sequence["int | None"]
-# Gives the number of attention heads of the model, if that is known.
+# The number of attention heads of the model, `None` if unknown.
 Heads = Callable[[], "int | None"]
 SourceRows = Callable[[int, Rows, Sequence[int], Heads], Sequence[int]]
 
 
 class RowsUnknownError(ValueError):
-    """The rows of a parameter do not tell those of its sources; the message is what a model definition has to say."""
+    """The rows of sources do not follow from those of the parameter; the message tells what the definition lacks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """How many sources an operator takes (`None`: two or more), the sizes it needs, and what it does.
+    """An operator: its number of sources (`None`: two or more), the names of its sizes, and its function `apply`.
 
-    `source_rows` gives the rows of all sources for the rows of the parameter, the rows that are known, the sizes and
-    the heads. It raises `RowsUnknownError` where they do not follow, and `ValueError` where they contradict.
+    `source_rows` maps the rows of the parameter, the known rows of sources, the sizes and the number of heads to the
+    rows of all sources. It raises `RowsUnknownError` where they do not follow, and `ValueError` where they contradict.
 
-    `transposes`: the rows of the parameter are the columns of its source. `is_identity`: the parameter equals its one
-    source. `is_sequence`: the sources lie in it one after the other. `is_by_head`: it reorders a fused `[q; k; v]` by
-    head.
+    `transposes`: the rows of the parameter are the columns of its source. `is_identity`: the parameter equals its only
+    source. `is_sequence`: the parameter is the concatenation of its sources along dim 0. `is_by_head`: the parameter is
+    a fused `[q; k; v]` reordered by head.
     """
 
     sources: int | None
@@ -57,14 +57,14 @@ def join(*sources: VirtualTensor) -> VirtualTensor:
 
 
 def group_qkv(query: VirtualTensor, key: VirtualTensor, value: VirtualTensor, groups: int) -> VirtualTensor:
-    """Megatron's fused qkv: for each group (KV head) its rows of q, then of k, then of v."""
+    """Megatron's fused qkv: per group (KV head) its rows of q, then of k, then of v."""
     if key.shape != value.shape:
         raise ValueError(f"k has shape {list(key.shape)} and v has {list(value.shape)}")
     return _interleaved([query, key, value], groups)
 
 
 def interleave_heads(fused: VirtualTensor, heads: int) -> VirtualTensor:
-    """A fused `[q; k; v]` with one q, k and v per head: for each head its rows of q, of k, of v."""
+    """A fused `[q; k; v]` of multi-head attention, reordered by head: per head its rows of q, of k, of v."""
     return _interleaved(chunk(fused, 3), heads)
 
 
@@ -88,7 +88,7 @@ def _rows_of_one(rows: int, *_: object) -> Sequence[int]:
 
 
 def _rows_in_sequence(rows: int, known: Rows, *_: object) -> Sequence[int]:
-    """At most one source may be of unknown rows: it has the rest."""
+    """Rows of concatenated sources: one source of unknown rows has the remaining ones."""
     if known.count(None) > 1:
         raise RowsUnknownError("sizes instead of any")
     rest = rows - sum(each or 0 for each in known)
@@ -96,7 +96,7 @@ def _rows_in_sequence(rows: int, known: Rows, *_: object) -> Sequence[int]:
 
 
 def _rows_of_qkv(rows: int, known: Rows, sizes: Sequence[int], heads: Heads) -> Sequence[int]:
-    """The rows of k equal those of v; where neither is known, a head has as many rows in q as in k and v."""
+    """Rows of q, k and v: k and v have equally many; if both are unknown, heads have as many in q as in k and v."""
     query, *others = known
     (groups,) = sizes
     shared = next((each for each in others if each is not None), None)

@@ -1,7 +1,7 @@
-"""The source index: which tensors a checkpoint holds, where their bytes are, and tensors assembled from them.
+"""The source index: the tensors of a checkpoint, the positions of their bytes, and tensors assembled from them.
 
-Owns the records that all later stages plan with. It knows nothing of file formats and reads nothing: formats produce
-them, rank 0 shares them with the other processes.
+Owns the records that all later stages plan with; formats make them, and rank 0 shares them with the other processes.
+Knows no file format and reads nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NO_FILE_NAME = re.compile(r"\.{0,2}|.*[/\\\0\ud800-\udfff].*", re.DOTALL)
 
 
 def is_file_name(text: str) -> bool:
-    """Whether a text that stands in a checkpoint is the name of a file in its directory, and leads nowhere else."""
+    """Whether a text from a checkpoint is the name of a file in the checkpoint's directory, and no path out of it."""
     return not _NO_FILE_NAME.fullmatch(text)
 
 
@@ -50,7 +50,7 @@ class StoredTensor:
 
 
 def position(sources: Sequence[StoredTensor]) -> tuple[str, int]:
-    """Path and offset in bytes of the first of the sources: a job that takes tensors in this order reads sequentially.
+    """The sort key of a tensor by its first source: path and offset in bytes. In this order, reads are sequential.
 
     Tensors without sources come first.
     """
@@ -59,9 +59,9 @@ def position(sources: Sequence[StoredTensor]) -> tuple[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """A tensor as it is assembled from stored ones: operand `i` of the table `tensor` is `sources[i]`.
+    """A tensor assembled from stored tensors: operand `i` of the table `tensor` is `sources[i]`.
 
-    Those that are assembled alike share one table, the same object, so that what follows from it is derived once.
+    Tensors with equal tables share one table, as an object, so that anything derived from a table is derived once.
     """
 
     sources: tuple[StoredTensor, ...]
@@ -89,14 +89,14 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True)
 class NamedTensor(Assembled):
-    """A tensor under a name; `low_rank`: the product that is added to it, if there is one."""
+    """An assembled tensor with a name; `low_rank`: the product of two factors that is added to it, if any."""
 
     name: str
     low_rank: LowRank | None = field(default=None, kw_only=True)
 
 
 def as_stored(stored: Iterable[StoredTensor]) -> Iterator[NamedTensor]:
-    """Stored tensors as they are, under their names; those that look alike share one table."""
+    """Stored tensors as assembled ones under their own names; those of one element type and shape share a table."""
     table = cache(whole)
     return (NamedTensor((each,), table(each.dtype, each.shape), each.name) for each in stored)
 

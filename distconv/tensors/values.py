@@ -1,4 +1,4 @@
-"""Adding the product of two low-rank factors to a tensor: how a LoRA adapter is merged into its base.
+"""Tensor data as numbers and back: the arithmetic in which LoRA factors are multiplied and added to their base weight.
 
 Owns the arithmetic, the one place where a conversion computes: in float32 (float64 stays that), rounded once. It is
 that of PEFT on a CPU to the bit, as far as torch multiplies rows of a matrix as it multiplies the whole. Reads and
@@ -19,7 +19,7 @@ _QUIET = np.uint16(0x40)
 
 
 def numbers(data: bytes | bytearray, dtype: str, shape: tuple[int, ...]) -> Numbers:
-    """The numbers in the bytes of a tensor."""
+    """The elements of a tensor, given its bytes: as float64 if `dtype` is that, else widened to float32."""
     if dtype == "bfloat16":
         wide = np.frombuffer(data, np.uint16).astype(np.uint32) << np.uint32(16)
         single: NDArray[np.float32] = wide.view(np.float32)
@@ -41,7 +41,7 @@ def scaled_product(b: Numbers, a: Numbers, scaling: float) -> Numbers:
 
 
 def as_bytes(values: Numbers, dtype: str) -> memoryview:
-    """The bytes of a tensor of these numbers, each rounded to the nearest that the element type has, ties to even."""
+    """The bytes of a tensor of element type `dtype` with these elements, rounded to nearest, ties to even."""
     if dtype != "bfloat16":
         return memoryview(np.ascontiguousarray(values, _PLAIN[dtype]).tobytes())
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)

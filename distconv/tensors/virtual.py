@@ -46,7 +46,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class VirtualTensor:
-    """An element type, a shape, and the copies that fill it; what they do not reach is zeros."""
+    """An element type, a shape, and the copies that fill the tensor; elements that no copy reaches are zeros."""
 
     dtype: str
     shape: Index
@@ -64,7 +64,7 @@ class VirtualTensor:
 
 
 def whole(dtype: str, shape: Sequence[int], operand: int = 0) -> VirtualTensor:
-    """The operand itself."""
+    """Operand number `operand`, of this element type and shape, as a virtual tensor."""
     shape = tuple(shape)
     origin = (0,) * len(shape)
     copy = Copy(operand, origin, origin, shape, tuple(range(len(shape))))
@@ -72,7 +72,7 @@ def whole(dtype: str, shape: Sequence[int], operand: int = 0) -> VirtualTensor:
 
 
 def zeros(dtype: str, shape: Sequence[int]) -> VirtualTensor:
-    """A tensor without a source."""
+    """A tensor of zeros, without copies."""
     return VirtualTensor(dtype, tuple(shape), ())
 
 
@@ -146,7 +146,7 @@ def chunk(tensor: VirtualTensor, count: int, dim: int = 0) -> list[VirtualTensor
 
 
 def select(tensor: VirtualTensor, dim: int, position: int) -> VirtualTensor:
-    """One element along `dim`, which disappears.
+    """The slice at `position` along `dim`, without that dim.
 
     Raises:
         ValueError: the position leaves the tensor.
@@ -191,11 +191,11 @@ def permute(tensor: VirtualTensor, order: Sequence[int]) -> VirtualTensor:
 
 
 def invert(tensors: Sequence[VirtualTensor], operands: Sequence[tuple[str, Sequence[int]]]) -> list[VirtualTensor]:
-    """The operands as virtual tensors over the tensors: each copy read from right to left.
+    """The operands as virtual tensors over the tensors: the tables of all tensors, with source and target exchanged.
 
-    `operands` gives the element type and shape of each operand. Where several tensors hold the same element (replicated
-    shards) the first one wins, so that every element of the result has exactly one source. Elements that no tensor
-    holds become zeros; `gaps` tells.
+    `operands` are (element type, shape). Of several tensors that hold the same element (replicated shards) the first is
+    its source, so that every element of the result has one source at most. Elements that no tensor holds are zeros;
+    `gaps` counts them.
     """
     found: list[list[Copy]] = [[] for _ in operands]
     for number, tensor in enumerate(tensors):
@@ -213,7 +213,7 @@ def invert(tensors: Sequence[VirtualTensor], operands: Sequence[tuple[str, Seque
 
 
 def remainder(copy: Copy, taken: Iterable[Copy]) -> list[Copy]:
-    """The parts of a copy whose target elements none of the taken copies writes."""
+    """The copy without the target elements that copies in `taken` write, as disjoint copies."""
     left = [copy]
     for other in taken:
         left = [piece for part in left for piece in _outside(part, other)]
@@ -278,7 +278,7 @@ def _overlap(one: Copy, other: Copy) -> tuple[Index, Index] | None:
 
 
 def _outside(copy: Copy, other: Copy) -> list[Copy]:
-    """The parts of a copy outside the other's target box, at most two for each dim."""
+    """The copy without the other's target box, as disjoint copies, at most two per dim."""
     common = _overlap(copy, other)
     if common is None:
         return [copy]

@@ -1,8 +1,7 @@
-"""The work of one process: its files of a plan, in batches of shards that are produced together.
+"""Batches: the files of one process, grouped so that shards of one parameter are produced from one read.
 
-Files of one batch (for Megatron: of one pipeline rank) are made together, so that the shards of one parameter for
-several tensor and expert parallel ranks share what is read; which these are, the plan says. Pure: offsets come from the
-caller.
+Owns the grouping by `OutputFile.batch` (for Megatron: the pipeline rank) and `Entry.group`: the shards of a parameter
+for several tensor and expert parallel ranks share their reads. Pure: the caller gives the offsets in files.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from distconv.transfer.steps import bytes_read
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Files that a process writes together, with the entries of each."""
+    """Files that a process writes together, with their entries."""
 
     files: Mapping[OutputFile, tuple[Entry, ...]]
 
     def together(self) -> Iterator[list[tuple[OutputFile, Entry]]]:
-        """The entries of each parameter over the files."""
+        """The groups of entries that share their reads, with the files of the entries."""
         groups: dict[Hashable, list[tuple[OutputFile, Entry]]] = {}
         for file, entries in self.files.items():
             for entry in entries:
@@ -32,7 +31,10 @@ class Batch:
         yield from groups.values()
 
     def work(self, paths: Mapping[OutputFile, str], offsets: Mapping[tuple[OutputFile, str, str], int]) -> list[Work]:
-        """The work, given the path of each file, and the file offset in bytes of each tensor by file, key and name."""
+        """The batch as work for the engine.
+
+        `paths`: the paths of the files; `offsets`: (file, key, name) of an entry → its file offset in bytes.
+        """
         return [
             Work(
                 group[0][1].sources,
@@ -44,16 +46,16 @@ class Batch:
 
 
 def batches(plan: Plan, files: Sequence[OutputFile]) -> Iterator[Batch]:
-    """The files of a process in their batches."""
+    """The files of a process, divided into batches."""
     for batch in sorted({file.batch for file in files}):
         yield Batch(files={file: tuple(plan.entries(file)) for file in files if file.batch == batch})
 
 
 def planned_reads(plan: Plan, shares: Iterable[Sequence[OutputFile]], buffer_bytes: int) -> list[int]:
-    """Bytes that each process reads from the source, given the files of each.
+    """The bytes that every process reads from the source, given its share of the files.
 
-    What processes have in common is lowered once: `plan` keeps the tables alive, so each is known by its identity; a
-    hash would take in every copy.
+    Tables that processes share are lowered once. They are identified by `id`, as `plan` keeps them alive and their hash
+    would cover every copy.
     """
     known: dict[tuple[tuple[int, ...], tuple[Index, ...]], int] = {}
 

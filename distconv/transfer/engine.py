@@ -1,7 +1,7 @@
-"""The only place where bytes move: runs the steps of `steps` on open files.
+"""The engine: runs steps on open files, on several threads. The only module that moves tensor data.
 
-Owns the threads and the memory of each: two buffers in one piece, what is written in front of what is read. What is
-done with finished bytes is the business of a sink.
+Owns the threads and their buffers: per thread one allocation, the write buffer in front of the read buffer. Never
+writes finished bytes itself; a sink does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from distconv.transfer.sinks import Counters, MemorySink, Sink
 from distconv.transfer.steps import CopyRun, Gather, Move
 
 _ALARM_SECONDS = 0.5
-# In-kernel copies go in pieces of this many bytes, so that progress and a stop are seen in between.
+# The largest in-kernel copy in bytes; progress is counted and stops are noticed between two.
 _RUN_PIECE = 32 * 1024 * 1024
 # Rows of a transposition at a time; three times as fast as all at once (measured with 2-byte elements).
 _STRIP = 32
@@ -35,7 +35,7 @@ _SUM_ELEMENTS, _SUM_ROWS = 2**20, 16
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A tensor to produce: what it is made of, and the file and offset in bytes where its data belongs."""
+    """A tensor to produce: its table, the path of its file, and the offset of its data in bytes."""
 
     tensor: VirtualTensor
     path: str
@@ -44,9 +44,9 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Shards of one parameter that are produced together, and the stored tensors that they are made from.
+    """Shards of one parameter that are produced together, and the stored tensors that are their operands.
 
-    With `low_rank` there is one shard, of two dims, and that is added to it.
+    With `low_rank` there is a single shard of two dims, to which that product is added.
     """
 
     sources: tuple[StoredTensor, ...]
@@ -55,7 +55,7 @@ class Work:
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes of what is produced."""
+        """Size in bytes of the shards."""
         return sum(shard.tensor.nbytes for shard in self.shards)
 
 
@@ -69,11 +69,11 @@ def run(
     buffer_bytes: int,
     must_stop: Callable[[], bool],
 ) -> None:
-    """Produce all the shards, on several threads; `must_stop` is asked about twice a second.
+    """Produce all the shards, on several threads; `must_stop` is called about twice a second.
 
     Raises:
         JobError: a read or a write failed; the message names the file.
-        StoppedError: `must_stop` said so.
+        StoppedError: `must_stop` returned true.
     """
     stop = threading.Event()
     queue = iter(sorted(work, key=lambda each: position(each.sources)))
@@ -137,7 +137,7 @@ class _Engine:
                 self._gather(step, work)
 
     def _produce_sum(self, work: Work, low_rank: LowRank) -> None:
-        """Rows at a time: what is there is collected, the product added, and the sum handed on."""
+        """Produce the sum of a tensor and a low-rank product in blocks of rows."""
         (shard,) = work.shards
         dtype, (rows, columns) = shard.tensor.dtype, shard.tensor.shape
         b, a = (
@@ -156,7 +156,7 @@ class _Engine:
                 raise _failure(f"writing {shard.path}", error) from error
 
     def _collected(self, wanted: Assembled) -> bytearray:
-        """The bytes of a tensor, in memory."""
+        """The bytes of an assembled tensor."""
         data = bytearray(wanted.nbytes)
         sink, self._sink = self._sink, MemorySink(data, self._counters)
         try:
@@ -215,7 +215,7 @@ def _move(move: Move, item_size: int, reading: memoryview, writing: memoryview) 
     if move.target_strides[-1] == item_size or item_size not in move.target_strides:
         target[...] = source
         return
-    # A transposition: in strips, so that the cache lines of the target that are begun are also finished.
+    # A transposition goes in strips, so that begun cache lines of the target are finished.
     dim = move.target_strides.index(item_size)
     for start in range(0, move.shape[dim], _STRIP):
         strip = (slice(None),) * dim + (slice(start, start + _STRIP),)

@@ -26,7 +26,12 @@ class OpenFiles:
         self._lock = threading.Lock()
 
     def get(self, path: str, size: int | None = None) -> int:
-        """The descriptor of a file, which must have `size` bytes if that is given."""
+        """The descriptor of a file, opened on first use.
+
+        Raises:
+            OSError: the file cannot be opened.
+            JobError: the file does not have `size` bytes, if that is given.
+        """
         with self._lock:
             if path not in self._open:
                 self._open[path] = self._opened(path, size)

@@ -6,7 +6,7 @@ Owns the choice of steps, and the blocks in which a shard is made:
 - everything else is gathered block by block (`Gather`), shards of one recipe together.
 
 Pure: the steps of a recipe are the same for all layers, and `action=plan` counts the bytes of the very steps that will
-run. How a box is read, `steps` says.
+run. The reads and moves of a box are those of `steps`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TURNING = 8
 
 
 def lower(shards: Sequence[VirtualTensor], source_shapes: Sequence[Index], buffer_bytes: int) -> Iterator[Step]:
-    """The steps that produce shards of one recipe, each in memory of twice `buffer_bytes` for reading and writing."""
+    """The steps that produce shards of one recipe; the two buffers of a step are twice `buffer_bytes` together."""
     gathered: list[int] = []
     for number, shard in enumerate(shards):
         runs = _runs(number, shard, source_shapes)
@@ -54,13 +54,13 @@ def lower(shards: Sequence[VirtualTensor], source_shapes: Sequence[Index], buffe
 
 
 def _turns(copy: Copy) -> bool:
-    """Whether dims that the copy runs along change places."""
+    """Whether the copy transposes dims."""
     dims = [dim for dim, length in zip(copy.dims, copy.shape, strict=True) if dim is not None and length > 1]
     return dims != sorted(dims)
 
 
 def _runs(number: int, shard: VirtualTensor, source_shapes: Sequence[Index]) -> list[CopyRun] | None:
-    """The shard as runs from file to file, if all of it is long runs."""
+    """The shard as runs from file to file, `None` unless all of them are long."""
     item_size = ITEM_SIZE[shard.dtype]
     runs: list[CopyRun] = []
     for copy in sorted(shard.copies, key=lambda each: each.target_start):
@@ -77,7 +77,7 @@ def _runs(number: int, shard: VirtualTensor, source_shapes: Sequence[Index]) -> 
             runs[-1] = CopyRun(last.operand, last.source_offset, number, last.target_offset, last.nbytes + loops.run)
         else:
             runs.append(CopyRun(copy.operand, loops.source_offset, number, loops.target_offset, loops.run))
-    # What has no source is written, and compared, as zeros.
+    # Elements without a source are written, and compared, as zeros.
     complete = sum(run.nbytes for run in runs) == shard.nbytes
     return runs if complete and all(run.nbytes >= MIN_RUN_BYTES for run in runs) else None
 

@@ -1,6 +1,6 @@
-"""What happens to finished bytes: they are written, compared with what is there, or kept in memory.
+"""Sinks, the receivers of finished bytes: writing, comparing with existing files, keeping in memory.
 
-Owns the count of bytes that were really moved. Knows files and offsets, never tensors.
+Owns the count of bytes really moved. Knows files and offsets, never tensors.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import numpy as np
 
 from distconv.transfer.files import OpenFiles, copy_in_kernel, read_into, write_from
 
-# A block is compared in pieces of this many bytes, so that no third buffer is as large as the two.
+# The size in bytes of the third buffer, through which blocks are compared.
 _PIECE = 1024 * 1024
 
 
 class Sink(Protocol):
-    """What happens to finished bytes."""
+    """A receiver of finished bytes."""
 
     def copy(self, source: int, source_offset: int, path: str, offset: int, nbytes: int, scratch: memoryview) -> None:
-        """`nbytes` of an open file belong at `offset` of the file at `path`."""
+        """Receive `nbytes` at `source_offset` of the open file `source`, for `offset` of the file at `path`."""
 
     def put(self, path: str, offset: int, data: memoryview) -> None:
-        """These bytes belong at `offset` of the file at `path`."""
+        """Receive bytes for `offset` of the file at `path`."""
 
 
 class Counters:
-    """Bytes really read and written by this process; `on_progress` is told of each portion done."""
+    """The bytes really read and written by this process; `on_progress` gets the size of every finished portion."""
 
     def __init__(self, on_progress: Callable[[int], None]) -> None:
         self.read = 0
@@ -64,13 +64,13 @@ class WriteSink:
         self._counters.add(read=nbytes, written=nbytes, done=nbytes)
 
     def put(self, path: str, offset: int, data: memoryview) -> None:
-        """Write bytes at their place."""
+        """Write bytes at their offset."""
         write_from(self._files.get(path), offset, data)
         self._counters.add(written=len(data), done=len(data))
 
 
 class CompareSink:
-    """Compares finished bytes with those in place; `different` gets path and offset of each portion that differs."""
+    """Compares finished bytes with existing files; `different` holds (path, offset) of the portions that differ."""
 
     def __init__(self, files: OpenFiles, counters: Counters) -> None:
         self._files = files
@@ -87,7 +87,7 @@ class CompareSink:
             self._counters.add(read=2 * length, done=length)
 
     def put(self, path: str, offset: int, data: memoryview) -> None:
-        """Compare bytes with those at their place."""
+        """Compare bytes with those at their offset."""
         for start in range(0, len(data), _PIECE):
             piece = data[start : start + _PIECE]
             self._compare(path, offset + start, piece, memoryview(bytearray(len(piece))))
@@ -100,7 +100,7 @@ class CompareSink:
 
 
 class MemorySink:
-    """Keeps finished bytes in memory; there is one path."""
+    """Keeps finished bytes in `data`, by their offsets; paths are ignored."""
 
     def __init__(self, data: bytearray, counters: Counters) -> None:
         self._data = memoryview(data)

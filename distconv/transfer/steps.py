@@ -1,10 +1,11 @@
-"""Steps: the reads, moves and writes of bytes that a transfer consists of, and how a box becomes reads and moves.
+"""Steps: the reads, moves and writes of bytes of a transfer, and the reads and moves of a box.
 
-Owns what makes requests few, large and sequential: dims that lie side by side are one loop (`nest`), a loop with small
-gaps is one extent (`extents`), and extents that overlap or nearly touch are read as one (`merged`). So column slices of
-a row-major matrix are read as whole row blocks (data sieving), and shards produced together share what they read.
+Owns the merging that makes requests few, large and sequential: adjacent dims are one loop (`nest`), a loop with small
+gaps is one extent (`extents`), and extents that overlap or nearly touch are one read (`merged`). So column slices of a
+row-major matrix are read as whole row blocks (data sieving), and shards produced together share their reads.
 
-Pure: byte offsets are relative to the start of an operand or of a shard. Which steps a shard takes, `lowering` decides.
+Pure: byte offsets are relative to the start of an operand or of a shard. Never chooses the steps of a shard, which
+`lower` does.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Read `nbytes` of an operand from `offset` into the read buffer, then do the moves."""
+    """Read `nbytes` of an operand at `offset` into the read buffer, then run the moves."""
 
     operand: int
     offset: int
@@ -64,7 +65,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """Reads with their moves, then writes. `item_size` in bytes; `zero`: parts of the write buffer get no source."""
+    """Reads with their moves, then writes; `item_size` in bytes; `zero`: clear the write buffer first."""
 
     item_size: int
     reads: tuple[Read, ...]
@@ -82,7 +83,10 @@ def bytes_read(steps: Sequence[Step]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Nest:
-    """A box as nested loops in source order, adjacent dims merged; offsets, strides and innermost `run` in bytes."""
+    """A box as nested loops in source order, with adjacent dims merged; offsets, strides and `run` in bytes.
+
+    `run`: the contiguous bytes of the innermost loop.
+    """
 
     source_offset: int
     target_offset: int
@@ -132,9 +136,9 @@ def byte_strides(shape: Index, item_size: int) -> list[int]:
 
 
 def extents(operand: int, nest: Nest, buffer_offset: int, buffer_bytes: int) -> Iterator[Read]:
-    """The extents of a nest, each with the move of its elements into the write buffer.
+    """The extents of a nest as reads, with the moves of their elements into the write buffer.
 
-    Going outward from the innermost loop, a loop is read in one extent while its gaps are small and it fits.
+    Going outward from the innermost loop, a loop is one extent while its gaps are small and it fits the read buffer.
     """
     lengths, strides = nest.shape, nest.source_strides
     level, span, rows = len(lengths), 0, 1
@@ -169,7 +173,7 @@ def extents(operand: int, nest: Nest, buffer_offset: int, buffer_bytes: int) -> 
 
 
 def merged(reads: Sequence[Read], buffer_bytes: int) -> Iterator[Read]:
-    """Reads that overlap or nearly touch, as one where the read buffer holds it."""
+    """Reads of which those that overlap or nearly touch are one, as far as the read buffer holds it."""
     group: list[Read] = []
     end = 0
     for read in sorted(reads, key=lambda each: (each.operand, each.offset)):
@@ -191,7 +195,7 @@ def merged(reads: Sequence[Read], buffer_bytes: int) -> Iterator[Read]:
 
 
 def _joined(reads: Sequence[Read], end: int) -> Read:
-    """Reads as one, from the first of them up to byte `end` of the operand."""
+    """One read from the beginning of the first read up to byte `end` of the operand, with all moves."""
     first = reads[0]
     if len(reads) == 1:
         return first

@@ -118,7 +118,7 @@ def _offsets(form: FileFormat, path: Path, file: OutputFile, entries: Sequence[E
     return compared.explain(path, at, "what is written today", lambda: form.locate(path, file, entries))
 
 
-def compare_copies(
+def compare_replicas(
     copies: Sequence[Replica], io: InputOutput, counters: Counters, must_stop: Callable[[], bool]
 ) -> tuple[list[str], list[str]]:
     """Compare stored copies of the source with what they are copies of; the differences, and those that may be.

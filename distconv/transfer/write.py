@@ -1,6 +1,6 @@
 """Producing files: one process's share of a conversion.
 
-Owns the order of laying out, filling and making durable. Gives nothing its final name.
+Owns the order of creating, filling and synchronising files. Never gives a file its final name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def write_files(
     """Write this process's files below an existing directory; their sizes in bytes by path.
 
     Raises:
-        JobError: a read or write failed, or the directory is not there: it is not shared between the nodes.
+        JobError: a read or write failed, or the directory is missing: it is not shared between the nodes.
     """
     if not directory.is_dir():
         raise JobError(f"{directory}: made by the first process, not seen here; target must be on a shared file system")

@@ -22,7 +22,7 @@ from distconv.formats.megatron.plan import MegatronPlan
 from distconv.formats.registry import Options
 from distconv.models.library import Library
 from distconv.planning.facts import Facts
-from distconv.planning.inspect import _recognised
+from distconv.planning.look import _recognised
 from distconv.planning.plan import plan_job
 from distconv.tensors.stored import SourceFile, SourceIndex, StoredTensor
 from tests.published import PUBLISHED, Config, Layout, Published

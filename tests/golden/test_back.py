@@ -38,9 +38,9 @@ def test_a_result_is_read_back(name, tmp_path):
     found = bind_megatron(model, sizes, index, SourceLayout(), lambda _: None, dict.fromkeys(case["source_tensors"]))
 
     check_layout(found, case)
-    assert found.parameters.layers == found.published.layers
+    assert found.parameters.layers == found.over_hf.layers
     source = source_arrays(case, model)
-    for parameter, model_parameter in zip(found.parameters.parameters, found.published.parameters, strict=True):
+    for parameter, model_parameter in zip(found.parameters.parameters, found.over_hf.parameters, strict=True):
         assert parameter.name == model_parameter.name
         held = elements(parameter, map(stored, parameter.sources))
         given = [fitted(source[each.name], each.shape) for each in model_parameter.sources]
@@ -93,7 +93,7 @@ def source_arrays(case: Mapping[str, Any], model: Definition) -> dict[str, np.nd
 def published_arrays(found: MegatronBinding) -> dict[str, np.ndarray]:
     """The tensors of the Hugging Face checkpoint, from the parameters: the inverse of how these are made from it."""
     arrays: dict[str, np.ndarray] = {}
-    for parameter, model in zip(found.parameters.parameters, found.published.parameters, strict=True):
+    for parameter, model in zip(found.parameters.parameters, found.over_hf.parameters, strict=True):
         held = elements(parameter, map(stored, parameter.sources))
         operands = [(each.dtype, each.shape) for each in model.sources]
         for tensor, back in zip(model.sources, invert([model.recipe.tensor], operands), strict=True):

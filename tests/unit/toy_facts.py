@@ -20,7 +20,7 @@ PUBLISHED = HuggingFaceFacts(model=Checkpoint(index=toy.index(), config=toy.conf
 def reference(**config: Any) -> Reference:
     """A reference that has nothing but a configuration, with some values changed."""
     return Reference(
-        directory="/hf", config=toy.config(**config), is_adapter=False, index=None, shards=None, index_content=None
+        directory="/hf", config=toy.config(**config), is_adapter=False, index=None, shard_files=None, index_content=None
     )
 
 

@@ -1,6 +1,6 @@
-"""The blobs of a DCP result: `torch.save` archives of one tensor or value, one after the other in a file.
+"""The blobs of a DCP result: `torch.save` archives of one tensor or value, concatenated in a file.
 
-Owns which blobs a file has. Their data is aligned within the archives, as torch does it, not within the file.
+Owns the list of blobs of a file. Data is aligned within an archive, as torch does it, never within the file.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The files of a DCP result: chunks as `torch.save` blobs, one after the other, and `.metadata` beside them.
+"""The files of a DCP result: chunks as concatenated `torch.save` blobs, and `.metadata` beside them.
 
-Owns their structure; how blobs and metadata are written is the business of `blobs` and `write_metadata`.
+Owns their comparison with a plan; the bytes of blobs and metadata belong to `blobs` and `write_metadata`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from distconv.formats.torch_zip.blobs import stored_within
 
 
 class DcpFiles(FileFormat):
-    """The format of the result of a plan."""
+    """The files of the result of `plan`."""
 
     readers_names = ITERATION_PARTS
 
@@ -42,7 +42,7 @@ class DcpFiles(FileFormat):
         return blob_frames(self._plan.chunks(file), with_version=file == self._plan.files[0])
 
     def locate(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Located:
-        """Find the chunks in the file, each where the metadata says that it is."""
+        """Compare the chunks at the positions in the metadata with the entries."""
         stored = {
             (name, chunk.offsets): chunk.places[0]
             for name, entry in self._metadata(path.parent).tensors.items()

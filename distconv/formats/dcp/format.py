@@ -1,6 +1,6 @@
 """Checkpoints of torch.distributed.checkpoint as a format: one whole model, under published or Megatron-side names.
 
-Owns which names a result has, and what FSDP2 training holds otherwise than a published directory does.
+Owns the naming of a result, and its differences from a published directory under FSDP2 training.
 """
 
 from __future__ import annotations
@@ -85,11 +85,11 @@ class Dcp(Format[DcpOptions]):
         return (PublishedDcp if facts.naming == PUBLISHED else MegatronNamedDcp)(options, facts, model)
 
     def is_published(self, options: DcpOptions) -> bool:
-        """As `naming` says."""
+        """Whether the option `naming` chooses published names."""
         return options.naming == PUBLISHED
 
     def plan(self, options: DcpOptions, source: Source, model: Model) -> PlannedResult:
-        """The chunks of all tensors, under names with the prefix that is asked for."""
+        """The chunks of all tensors, under names with the prefix of the option `name_prefix`."""
         published = self.is_published(options)
         tensors, left_out = (_published if published else _parameters)(options, source, model)
         prefix = options.name_prefix or ""
@@ -98,7 +98,7 @@ class Dcp(Format[DcpOptions]):
         return PlannedResult(plan=plan, files=DcpFiles(plan))
 
     def source_words(self, report: Mapping[str, Any]) -> list[str]:
-        """The names that were found."""
+        """The naming of the source, and its prefix."""
         names = report["source_names"]
         prefix = f" with the prefix {names['prefix']}" if names["prefix"] else ""
         return [f"found    {names['naming']} names{prefix}"]

@@ -1,8 +1,8 @@
-"""The source index of a torch.distributed.checkpoint directory: each tensor as the chunks that it is stored in.
+"""The source index of a torch.distributed.checkpoint directory: tensors as tables over their stored chunks.
 
 Owns the choice of the directory, and the agreement between `.metadata` and the `.distcp` files. Follows no name out of
-the directory, reads no tensor data, and executes nothing of what the files contain. A tensor that nobody asked for,
-such as an optimizer's, costs its line in the metadata only: `open_dcp` gives names, `locate` finds what is wanted.
+the directory, reads no tensor data, and executes nothing in the files. `open_dcp` reads the names of all tensors,
+`locate` the chunks of wanted ones, so unwanted tensors, such as an optimizer's, cost their metadata only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Located = Mapping[tuple[str, Index], tuple[SourceFile, ArchivedTensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class DcpDirectory:
-    """A checkpoint whose metadata has been read: the directory of its files, and what the metadata says."""
+    """A checkpoint with its parsed metadata, and the directory of its files."""
 
     directory: Path
     metadata: Metadata
@@ -87,7 +87,7 @@ class DcpIndex:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> DcpIndex:
-        """The index that `to_json` described; tables are shared as they were."""
+        """The index described by `to_json`; tensors share tables as before."""
         files = [SourceFile(path, size) for path, size in data["files"]]
         tables = [
             (
@@ -110,9 +110,7 @@ class DcpIndex:
 
 
 def open_dcp(directory: Path, iteration: str | None) -> DcpDirectory:
-    """The checkpoint in a directory, or, where that holds iterations, in `release` or the iteration of that number.
-
-    Without `iteration` the tracker file decides. Reads the metadata only.
+    """Read the metadata of the checkpoint in a directory, or in its iteration `iteration`, by default the tracker's.
 
     Raises:
         InputError: no such checkpoint, or metadata that is missing, divided, damaged or malicious.
@@ -132,11 +130,10 @@ def open_dcp(directory: Path, iteration: str | None) -> DcpDirectory:
 
 
 def locate(checkpoint: DcpDirectory, wanted: Callable[[str], bool], hand_out: HandOut = here) -> DcpIndex:
-    """The index of the tensors with the wanted names: each chunk is looked up in its file, but no data is read.
+    """Locate the chunks of the tensors with wanted names in their files, without reading data.
 
     Raises:
-        InputError: a chunk that is not stored as the metadata says, or a tensor that its chunks do not make up. All
-            problems of a kind are reported together.
+        InputError: every chunk that is not at its position in the metadata; every tensor that its chunks do not tile.
     """
     entries = {name: entry for name, entry in checkpoint.metadata.tensors.items() if wanted(name)}
     raise_if(_unsound(checkpoint.directory / METADATA, entries))
@@ -167,12 +164,12 @@ def _chosen(directory: Path, iteration: str | None) -> Path:
 
 
 def _cut(entry: Entry) -> tuple[object, ...]:
-    """What tensors that are cut alike have in common."""
+    """The key of tensors with equal element type, shape and chunks."""
     return entry.dtype, entry.shape, *((chunk.offsets, chunk.sizes) for chunk in entry.chunks)
 
 
 def _unsound(path: Path, entries: Mapping[str, Entry]) -> list[str]:
-    """What is wrong with the entries themselves."""
+    """The problems of entries on their own, before files are read."""
     problems = []
     cuts: dict[object, str | None] = {}
     for name, entry in entries.items():
@@ -200,7 +197,7 @@ def _unsound(path: Path, entries: Mapping[str, Entry]) -> list[str]:
 
 
 def _misfit(entry: Entry) -> str | None:
-    """Why the chunks do not make up the tensor."""
+    """The reason why the chunks do not tile the tensor, `None` if they do."""
     for chunk in entry.filled:
         if any(map(gt, map(add, chunk.offsets, chunk.sizes), entry.shape)):
             return f"its chunk {list(chunk.sizes)} at {list(chunk.offsets)} leaves its shape {list(entry.shape)}"
@@ -216,7 +213,7 @@ def _misfit(entry: Entry) -> str | None:
 
 
 def _whole(entry: Entry) -> VirtualTensor:
-    """The tensor over those of its chunks that hold elements."""
+    """The tensor as a table over its chunks, without empty ones."""
     dims = tuple(range(len(entry.shape)))
     origin = (0,) * len(dims)
     copies = (Copy(number, origin, chunk.offsets, chunk.sizes, dims) for number, chunk in enumerate(entry.filled))
@@ -224,7 +221,7 @@ def _whole(entry: Entry) -> VirtualTensor:
 
 
 def _table(entry: Entry, pieces: Sequence[ArchivedTensor]) -> tuple[VirtualTensor, list[Index]]:
-    """The tensor over what is stored, and the shapes of that."""
+    """The tensor as a table over its stored chunks, and the shapes of these in storage."""
     whole = _whole(entry)
     if all(piece.is_contiguous for piece in pieces):
         return whole, [piece.shape for piece in pieces]
@@ -234,7 +231,7 @@ def _table(entry: Entry, pieces: Sequence[ArchivedTensor]) -> tuple[VirtualTenso
 
 
 def _located(directory: Path, entries: Mapping[str, Entry], hand_out: HandOut) -> Located:
-    """Each chunk that is not empty, in its file."""
+    """The non-empty chunks of all entries, located in their files."""
     per_file: dict[str, list[tuple[int, int, str, Chunk]]] = defaultdict(list)
     for name, entry in entries.items():
         for chunk in entry.filled:
@@ -256,12 +253,13 @@ def _located(directory: Path, entries: Mapping[str, Entry], hand_out: HandOut) -
 
 
 def locate_chunks(part: tuple[str, Sequence[tuple[int, int, str, str, Index]]]) -> tuple[int, list[tuple[Index, int]]]:
-    """The size of a file, and the strides and the offset of each chunk that is sought in it.
+    """Look up chunks in a file: the file's size in bytes, and per chunk strides in elements and offset in bytes.
 
-    A chunk is sought by its offset and length, and by what must be there: the name of a tensor, element type and shape.
+    `part`: the path, and per chunk its blob's offset and length in bytes, and the expected name of a tensor, element
+    type and shape.
 
     Raises:
-        InputError: there is no such file, it is too short or cannot be read; every chunk that is not there.
+        InputError: the file is missing, too short, or cannot be read; every chunk that is not as expected.
     """
     path, sought = part
     needs = named((name for _, _, name, _, _ in sought), 3)

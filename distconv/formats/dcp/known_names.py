@@ -1,6 +1,6 @@
-"""The names that a model definition and its reference give to tensors, spelled out over layers and experts.
+"""The tensor names of a model definition and its reference, spelled out over layers and experts.
 
-Used to recognise what training put in front of them. Pure.
+Used to recognise the prefix that training put in front of names. Pure.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from distconv.models.sizes import Sizes
 
 
 def known_tensors(definition: Definition, reference: Reference) -> set[str]:
-    """The names of published tensors, in every spelling: those of the reference, or of the rules where it has none.
+    """The names of published tensors in every spelling: those of the reference, or of the rules if it has none.
 
-    The base model of adapters alone has none of theirs.
+    For adapters alone they are those of the rules, since the reference is their base model.
     """
     sizes = reference.sizes(definition)
     has_names = reference.is_adapter or definition.adapters != "only"
-    names: Iterable[str] = (has_names and reference.shards) or {
+    names: Iterable[str] = (has_names and reference.shard_files) or {
         filled(source.name, layer, expert, item)
         for rule in definition.rules
         for layer, expert, item in _numbers(rule, definition, sizes)
@@ -43,7 +43,7 @@ def known_parameters(definition: Definition, reference: Reference) -> set[str]:
 
 
 def _numbers(rule: Rule, definition: Definition, sizes: Sizes) -> Iterator[tuple[int | None, int | None, int | None]]:
-    """Layer, expert and item of each parameter that a rule may make; nothing where config.json does not say."""
+    """Layer, expert and item of the parameters of a rule; none if config.json lacks their numbers."""
     try:
         layers = range(sizes.count(definition.modalities[rule.modality])) if "layer" in rule.placeholders else (None,)
         experts = experts_of(rule, definition, sizes)
@@ -55,7 +55,7 @@ def _numbers(rule: Rule, definition: Definition, sizes: Sizes) -> Iterator[tuple
 
 
 def _spellings(definition: Definition, name: str) -> Iterator[str]:
-    """The name, and what stands for the same tensor: a prefix renamed, a factor as in memory or as PEFT saves it."""
+    """All names of the same tensor: with renamed prefixes, and for a factor as in memory and as PEFT saves it."""
     spelled = definition.spelled(name)
     for each in {name, spelled, saved_factor(spelled)}:
         yield each

@@ -1,7 +1,7 @@
-"""What may differ, under published names, between a checkpoint and what FSDP2 training loads.
+"""The differences between published tensors and those of a model under FSDP2 training.
 
 Owns the head of a tied model, which may be written or left out, and packed experts, which a wrapped model holds as
-matrices. Both need a model definition.
+matrices. Needs a model definition for both, and reads nothing.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def with_tied_head(
 
 
 def flattened(tensors: Tensors, definition: Definition | None) -> Tensors:
-    """The tensors, and packed experts `[experts, a, b]` as `[experts * a, b]`."""
+    """The tensors, with packed experts `[experts, a, b]` as matrices `[experts * a, b]`."""
     if definition is None:
         return tensors
     packed = pattern_of(rule for rule in definition.rules if rule.packs_experts)

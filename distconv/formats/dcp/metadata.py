@@ -1,4 +1,4 @@
-"""Reading `.metadata` of a torch.distributed.checkpoint directory: which tensors it holds, in which chunks, and where.
+"""Reading `.metadata` of a torch.distributed.checkpoint directory: tensors, their chunks, and the chunks' positions.
 
 The file is a pickle, and torch executes it. Here it is read as data: the few names that torch writes become records of
 this module, every other name is refused, and nothing is ever imported or called. Needs no torch, opens no other file.
@@ -28,9 +28,9 @@ METADATA = ".metadata"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a chunk is stored: the bytes `offset` to `offset + length` of a file of the directory.
+    """The position of a chunk: the bytes `offset` to `offset + length` of a file of the directory.
 
-    `transforms` names what was done to these bytes, such as a compression; mostly nothing.
+    `transforms`: the names of transformations of these bytes, such as compression; empty in most checkpoints.
     """
 
     file: str
@@ -41,7 +41,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """A box of a tensor; `places` are all that the metadata gives for it, one where it is sound."""
+    """A box of a tensor, and all its positions in the metadata, exactly one in a sound checkpoint."""
 
     offsets: Index
     sizes: Index
@@ -71,11 +71,11 @@ class Metadata:
 
 
 def read_metadata(path: Path) -> Metadata:
-    """What a `.metadata` file says.
+    """Read a `.metadata` file.
 
     Raises:
-        InputError: the file is missing, damaged, something else than checkpoint metadata, names what torch never names
-            there, or refers to files outside of its directory.
+        InputError: the file is missing, damaged, no checkpoint metadata, has names that torch never writes there, or
+            refers to files outside of its directory.
     """
     content, foreign, nbytes = _load(path)
     if foreign:
@@ -126,7 +126,7 @@ def _load(path: Path) -> tuple[Any, list[str], int]:
 
 
 class _Record(StandIn):
-    """What an object of torch becomes: keeps the state that the pickle gives it."""
+    """The stand-in for an object of torch: keeps its pickled state."""
 
     state: Any = None
 
@@ -192,7 +192,7 @@ _CLASSES: Mapping[tuple[str, str], Any] = {
     ("torch", "Size"): _size,
     ("collections", "OrderedDict"): _dictionary,
 }
-# What torch writes besides, and planners of training programs: nothing of it is needed.
+# Further names that torch and planners of training programs write; their values are ignored.
 _UNUSED = re.compile(
     r"(torch\.distributed\.(checkpoint|_shard|tensor|_tensor)|megatron\.core|nvidia_resiliency_ext)\b[\w.]*:\w+"
     r"|torch\.serialization:_get_layout|torch:(device|layout|strided)"
@@ -203,7 +203,7 @@ _DTYPE = re.compile(r"(b?float|complex|q?u?int|bits)\d\w*|bool")
 
 
 class _Unpickler(InertUnpickler):
-    """What torch writes becomes records, everything else is inert, and the names of what is foreign are kept."""
+    """Builds records for torch's classes and inert objects for others, and collects the names of foreign ones."""
 
     def __init__(self, stream: io.BytesIO) -> None:
         super().__init__(stream)

@@ -1,4 +1,4 @@
-"""The options of a job that are about this format alone."""
+"""The options of a job that apply to DCP alone. Owns their words; reads nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from distconv.options import CommonOptions
 
 @dataclass(frozen=True, kw_only=True)
 class DcpOptions(CommonOptions):
-    """The names of a DCP, and what goes with published ones."""
+    """The options of a DCP: its names, and the form of packed experts under published names."""
 
     naming: str = option(
         Choice({"megatron": "", "hf": "the published ones"}), "megatron", "names in a `dcp` that is written"

@@ -1,7 +1,6 @@
-"""The plan of a `torch.distributed.checkpoint` (DCP): whole tensors in chunks, and the chunks in files.
+"""The plan of a `torch.distributed.checkpoint` (DCP): the chunks of whole tensors, and the files of chunks.
 
-Owns the sizes of chunks and files. Neither depends on the number of processes, so the result does not either. Reads and
-writes nothing.
+Owns the sizes of chunks and files, which do not depend on the number of processes. Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from distconv.tensors.virtual import Index, VirtualTensor
 
 # A reader takes whole chunks, so a chunk is no more than this where rows allow it.
 CHUNK_BYTES = 64 * 1024**2
-# A file is at least so large, and about so many files are enough to keep any number of processes busy.
+# The least size of a file in bytes, and a number of files that keeps any number of processes busy.
 _LEAST_FILE_BYTES = 128 * 1024**2
 _ENOUGH_FILES = 1024
 # The key under which training programs keep the parameters.
@@ -31,27 +30,27 @@ MODEL_KEY = "model"
 
 @dataclass(frozen=True, slots=True)
 class Chunk(Entry):
-    """A box of the tensor `whole`, stored as a tensor of its own: `key` is that one's name, `name` says where."""
+    """A box of the tensor `whole` at `offsets`, as an entry: `key` is the name of `whole`, `name` shows the offsets."""
 
     whole: NamedTensor
     offsets: Index
 
 
-class PartFile(OutputFile):
-    """A file of chunks; its number is its only coordinate."""
+class ChunkFile(OutputFile):
+    """A file of chunks."""
 
     @property
-    def part(self) -> int:
-        """Its number."""
+    def number(self) -> int:
+        """The number of the file in its plan."""
         return self.order[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DcpPlan:
-    """The files of a DCP, and the chunks of each."""
+    """The files of a DCP, and the chunks of every file by its number; `naming`: published or Megatron-side names."""
 
-    files: tuple[PartFile, ...]
-    parts: tuple[tuple[Chunk, ...], ...]
+    files: tuple[ChunkFile, ...]
+    chunks_of_files: tuple[tuple[Chunk, ...], ...]
     unconverted: tuple[Unconverted, ...]
     naming: str
 
@@ -61,28 +60,28 @@ class DcpPlan:
 
     def chunks(self, file: OutputFile) -> tuple[Chunk, ...]:
         """The chunks of a file, with the tensors that they belong to."""
-        assert isinstance(file, PartFile)
-        return self.parts[file.part]
+        assert isinstance(file, ChunkFile)
+        return self.chunks_of_files[file.number]
 
     def tensors(self) -> list[NamedTensor]:
-        """The tensors that the chunks make up, each once, in the order of their chunks."""
-        return list({chunk.key: chunk.whole for part in self.parts for chunk in part}.values())
+        """The tensors of the chunks, in the order of their first chunks."""
+        return list({chunk.key: chunk.whole for chunks in self.chunks_of_files for chunk in chunks}.values())
 
     def summary(self) -> dict[str, Any]:
-        """How many tensors and chunks there are, and how they are named."""
+        """The numbers of tensors and chunks, and the naming with one example."""
         tensors = self.tensors()
         return {
             "dcp": {
                 "naming": self.naming,
                 "example": tensors[0].name if tensors else None,
                 "tensors": len(tensors),
-                "chunks": sum(map(len, self.parts)),
+                "chunks": sum(map(len, self.chunks_of_files)),
             }
         }
 
 
 def make_dcp_plan(tensors: Iterable[NamedTensor], unconverted: tuple[Unconverted, ...], naming: str) -> DcpPlan:
-    """The plan for these tensors, in the order in which their sources are stored.
+    """Plan tensors in the order of their sources in storage.
 
     Raises:
         JobError: two tensors of one name; a defect, found before writing.
@@ -92,24 +91,24 @@ def make_dcp_plan(tensors: Iterable[NamedTensor], unconverted: tuple[Unconverted
     if twice:
         raise JobError(f"would be written twice: {named(twice)}; nothing has been written")
     file_bytes = max(_LEAST_FILE_BYTES, sum(tensor.nbytes for tensor in ordered) // _ENOUGH_FILES)
-    parts: list[list[Chunk]] = [[]]
+    contents: list[list[Chunk]] = [[]]
     loads = [0]
     for chunk in _chunks(ordered):
         if loads[-1] >= file_bytes:
-            parts.append([])
+            contents.append([])
             loads.append(0)
-        parts[-1].append(chunk)
+        contents[-1].append(chunk)
         loads[-1] += chunk.nbytes
     files = tuple(
         # Named as torch names the only file of a rank.
-        PartFile(path=f"__{number}_0.distcp", nbytes=nbytes, order=(number,), batch=number)
+        ChunkFile(path=f"__{number}_0.distcp", nbytes=nbytes, order=(number,), batch=number)
         for number, nbytes in enumerate(loads)
     )
-    return DcpPlan(files=files, parts=tuple(map(tuple, parts)), unconverted=unconverted, naming=naming)
+    return DcpPlan(files=files, chunks_of_files=tuple(map(tuple, contents)), unconverted=unconverted, naming=naming)
 
 
 def _chunks(tensors: Iterable[NamedTensor]) -> Iterator[Chunk]:
-    # Tensors that look alike have the same table, which costs less to identify than to hash, and share their chunks'.
+    # Tensors with one table, by identity since hashing costs more, share the tables of their chunks.
     known: dict[int, Mapping[Index, VirtualTensor]] = {}
     for whole in tensors:
         tensor, name = whole.tensor, whole.name

@@ -1,6 +1,6 @@
-"""The prefix that training put in front of the names of a model, and the wrappers that it put inside them.
+"""The prefix that training put in front of the names of a model, and the wrapper modules inside them.
 
-Owns how names of a checkpoint are recognised as names that a model definition knows. Pure: it sees names, no tensors.
+Owns the matching of names in a checkpoint with names of a model definition. Pure: sees names, never tensors.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ _WRAPPERS = re.compile(r"(?<![^.])(_fsdp_wrapped_module|_orig_mod|_checkpoint_wr
 
 
 def unwrapped(name: str) -> str:
-    """The name without the modules that only wrap another one."""
+    """The name without wrapper modules."""
     return _WRAPPERS.sub("", name)
 
 
 def find_prefix(found: Collection[str], known: Collection[str], given: str | None = None) -> str:
-    """The prefix, mostly ending in a dot, that makes names of a model definition the names of a checkpoint.
+    """The prefix in front of the names of a model in a checkpoint, mostly with a dot at its end.
 
-    `found` are the names of the checkpoint, wrappers and optimizer included; `known` all names that the definition
-    knows, in every spelling. A `given` prefix, with wrappers or without, is checked instead. Where two
-    prefixes read the same tensors as different spellings of the definition, the shorter one is taken.
+    `found`: the names of the checkpoint, wrappers and optimizer included; `known`: the names of the definition in every
+    spelling. A `given` prefix, with or without wrappers, is checked instead. Of two prefixes under which the same
+    tensors have different spellings of the definition, the shorter one is taken.
 
     Raises:
-        InputError: no name is known under any prefix, or not under the given one, or the model is there twice.
+        InputError: no name is known under any prefix, or under the given one; the checkpoint holds the model twice.
     """
     matches = _matches(found, set(known))
     best = max(matches, key=lambda prefix: (len(matches[prefix]), -len(prefix)), default=None)
@@ -59,7 +59,7 @@ def find_prefix(found: Collection[str], known: Collection[str], given: str | Non
 
 
 def names_under(found: Collection[str], prefix: str) -> Mapping[str, str]:
-    """The names that begin with the prefix: what is left of them, without wrappers, to the name in the checkpoint.
+    """Name without prefix and wrappers → name in the checkpoint, for the names with the prefix.
 
     Raises:
         InputError: two names differ in wrappers only.
@@ -79,7 +79,7 @@ def names_under(found: Collection[str], prefix: str) -> Mapping[str, str]:
 
 
 def _matches(found: Collection[str], known: set[str]) -> dict[str, set[str]]:
-    """The names that are known under each prefix; a prefix is a number of whole segments."""
+    """Prefix of whole segments → known names under it."""
     matches: dict[str, set[str]] = defaultdict(set)
     for name in map(unwrapped, found):
         start = 0

@@ -1,6 +1,6 @@
 """A DCP as a source: its chunks as tensors under published names, or as whole parameters under Megatron-side names.
 
-Owns the choice between the two by the names that a definition and its reference know, and the prefix in front of them.
+Owns the choice between the two, by the names of the definition and its reference, and the prefix in front of them.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ PUBLISHED, MEGATRON = "hf", "megatron"
 
 @dataclass(frozen=True, kw_only=True)
 class DcpFacts:
-    """The tensors of a model by name, without the prefix that training put in front, and which names they have.
+    """The tensors of a model, named without their `prefix`; `naming`: published or Megatron-side.
 
-    `others` describes entries that are no tensors of the model.
+    `others`: descriptions of the entries that are no tensors of the model.
     """
 
     index: DcpIndex
@@ -66,10 +66,10 @@ class DcpFacts:
 
 
 def read_dcp(opened: DcpDirectory, given: str | None, hand_out: HandOut, model: Model) -> DcpFacts:
-    """The tensors of a model, under names with the prefix that is `given`, or else recognised.
+    """Locate the tensors of a model, whose names have the `given` prefix, or else a recognised one.
 
     Raises:
-        InputError: no names of the model, or chunks that are not where the metadata places them.
+        InputError: no names of the model; chunks that are not at the positions in the metadata.
     """
     tensors = known_tensors(model.defined, model.followed)
     parameters = known_parameters(model.defined, model.followed)
@@ -84,7 +84,7 @@ def read_dcp(opened: DcpDirectory, given: str | None, hand_out: HandOut, model: 
 
 
 def _summarised(names: Collection[str]) -> tuple[str, ...]:
-    """Entries that are not carried over, counted by the first segment of their names."""
+    """Counts of unconverted entries by the first segment of their names, in words."""
     counts: dict[str, int] = {}
     for name in names:
         first = name.partition(".")[0]
@@ -105,7 +105,7 @@ class _DcpSource(Source):
 
 
 class MegatronNamedDcp(_DcpSource):
-    """One rank that holds whole parameters, which lie in chunks."""
+    """A DCP with Megatron-side names, as a Megatron source of one rank with whole parameters."""
 
     def __init__(self, options: CommonOptions, facts: DcpFacts, model: Model) -> None:
         super().__init__(options, facts, model)
@@ -129,7 +129,7 @@ class MegatronNamedDcp(_DcpSource):
         return self._parameters
 
     def published(self) -> Published:
-        """The tensors that the parameters were made of."""
+        """The published tensors of the parameters."""
         return restored(self._bound, self._parameters, self._model)
 
 
@@ -140,7 +140,7 @@ class PublishedDcp(_DcpSource):
         super().__init__(options, facts, model)
         definition, sizes = model.defined, model.sizes
         packed = pattern_of(rule for rule in definition.rules if rule.packs_experts)
-        # Experts are three dims, also where training held them as a matrix.
+        # Packed experts have three dims, also if training held them as a matrix.
         experts = cache(lambda tensor: split_dim(tensor, 0, definition.expert_count(sizes) or 0))
         self._tensors = {
             name: replace(each, tensor=experts(each.tensor))
@@ -157,7 +157,7 @@ class PublishedDcp(_DcpSource):
         return Published(tensors=tuple(tensors), tied=definition.is_tied(self._model.sizes))
 
     def parameters(self) -> Binding:
-        """The parameters that the rules of the definition make of them."""
+        """The parameters that the rules of the definition make from the tensors."""
         definition = self._model.defined
         stored = {
             name: StoredTensor(name, each.tensor.dtype, each.tensor.shape, NOWHERE, 0)
@@ -169,12 +169,12 @@ class PublishedDcp(_DcpSource):
 
 
 def over(binding: Binding, assembled: Mapping[str, NamedTensor]) -> Binding:
-    """The binding of tensors that lie in pieces themselves, over these pieces."""
+    """The binding with the stored tensors of its parameters replaced by the assembled tensors of their names."""
     recipes: dict[tuple[object, ...], Recipe] = {}
     parameters = []
     for each in binding.parameters:
         tensors = [assembled[source.name] for source in each.sources]
-        # By the identity of the tables, of which there are few: a hash would take in every copy.
+        # By the identity of the tables, which are few: their hash would cover every copy.
         key = (each.recipe, *((id(tensor.tensor), *(part.shape for part in tensor.sources)) for tensor in tensors))
         if key not in recipes:
             recipes[key] = _over(each.recipe, tensors)
@@ -188,7 +188,7 @@ def over(binding: Binding, assembled: Mapping[str, NamedTensor]) -> Binding:
 
 
 def _first_file(tensor: NamedTensor) -> SourceFile:
-    """Where a tensor begins; one without elements is nowhere."""
+    """The file of the first source of a tensor, an empty one for a tensor without elements."""
     return tensor.sources[0].file if tensor.sources else NOWHERE
 
 

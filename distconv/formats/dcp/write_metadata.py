@@ -61,15 +61,15 @@ def _metadata(plan: DcpPlan, spans: Mapping[str, Sequence[Span]]) -> Instance:
 
 
 def _tensor(chunk: Chunk, chunks: list[Instance]) -> Instance:
-    """The entry of a tensor with these chunks, of which one is given."""
+    """The entry of a tensor, given one of its chunks and the pickled form of all."""
     dtype = Global("torch", chunk.tensor.dtype)
-    # As the class's own `__getstate__` orders them: requires_grad and pin_memory are false.
+    # In the order of the class's own `__getstate__`; requires_grad and pin_memory are false.
     properties = Instance(_PROPERTIES, (dtype, _STRIDED, False, _CONTIGUOUS, False))
     return Instance(_TENSOR, {"properties": properties, "size": _size(chunk.whole.tensor.shape), "chunks": chunks})
 
 
 def _nested_names(plan: DcpPlan) -> dict[str, tuple[str, ...]]:
-    """The path in the nested state dict of each flat name."""
+    """Flat name → path in the nested state dict."""
     names = {f"{MODEL_KEY}.{each.name}": (MODEL_KEY, each.name) for each in plan.tensors()}
     return {**names, VERSION_KEY: (VERSION_KEY,)}
 

@@ -1,7 +1,7 @@
-"""The source index of a Hugging Face directory: which of its files are the checkpoint, and what they hold together.
+"""The source index of a Hugging Face directory: the tensors of its shard files or its single file.
 
-Owns the choice of files and the agreement between an index and its shards. Follows no name out of the directory. The
-headers of a file are the business of `safetensors_index` and `torch_index`.
+Owns the choice of files, and the agreement between an index file and its shard files; `safetensors` and `state_dict`
+read a single file. Follows no name out of the directory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from distconv.tensors.stored import SourceIndex, StoredTensor, is_file_name
 
 @dataclass(frozen=True, kw_only=True)
 class _Format:
-    """Where a checkpoint of a format is looked for: its index, its single file, other names; and how a file is read."""
+    """A kind of weight files: its index file, its single file, other names of it, and the reader of a file."""
 
     index: str
     single: str
@@ -49,13 +49,13 @@ _ADAPTER = (
 
 
 def read_directory(directory: Path, *, adapter: bool = False) -> SourceIndex:
-    """The index of the shards that an index file names, or of the single file; of `adapter_model` for an adapter.
+    """Read the tensors of the shard files that an index file names, or of the single file; `adapter`: of an adapter.
 
     Safetensors are preferred to state dicts. Other files of the directory are not read.
 
     Raises:
-        InputError: no or several candidates, a shard missing, truncated or damaged, or index and shards that disagree.
-            All problems of the files are reported together.
+        InputError: no or several candidates; a shard file that is missing, truncated or damaged; an index file that
+            disagrees with its shard files. All problems of the files are reported together.
     """
     formats = _ADAPTER if adapter else _MODEL
     for each in formats:
@@ -64,7 +64,7 @@ def read_directory(directory: Path, *, adapter: bool = False) -> SourceIndex:
         found = sorted({path.name for name in (each.single, *each.others) for path in directory.glob(name)})
         if each.single in found or len(found) == 1:
             single = each.single if each.single in found else found[0]
-            return SourceIndex(directory=str(directory), tensors=_read_shards(directory, [single], each.read))
+            return SourceIndex(directory=str(directory), tensors=_read_files(directory, [single], each.read))
         if found:
             raise InputError(
                 f"{directory}: holds {len(found)} files that may be the model ({named(found, 3)}) but no {each.index} "
@@ -76,13 +76,13 @@ def read_directory(directory: Path, *, adapter: bool = False) -> SourceIndex:
 
 
 def find_index(directory: Path, *, adapter: bool = False) -> Path | None:
-    """The index file of a directory's shards, if it has one."""
+    """The index file of a directory, `None` without one."""
     formats = _ADAPTER if adapter else _MODEL
     return next((directory / each.index for each in formats if (directory / each.index).exists()), None)
 
 
 def check_directory(directory: Path, key: str) -> None:
-    """Raise `InputError` unless the directory that configuration key `key` names exists and can be read."""
+    """Raise `InputError` unless the directory in option `key` exists and can be read."""
     try:
         mode = directory.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -97,7 +97,7 @@ def check_directory(directory: Path, key: str) -> None:
 
 def _from_index(directory: Path, index_path: Path, read: Callable[[Path], list[StoredTensor]]) -> SourceIndex:
     weight_map = read_weight_map(index_path)
-    tensors = _read_shards(directory, sorted(set(weight_map.values())), read)
+    tensors = _read_files(directory, sorted(set(weight_map.values())), read)
     problems = []
     for name, shard in weight_map.items():
         if name not in tensors:
@@ -114,10 +114,10 @@ def _from_index(directory: Path, index_path: Path, read: Callable[[Path], list[S
 
 
 def read_weight_map(path: Path) -> Mapping[str, str]:
-    """The file of each tensor that an index names, each in the directory of the index.
+    """Read the weight map of an index file: tensor name → name of a shard file in the same directory.
 
     Raises:
-        InputError: it is no such index, or a name leaves the directory.
+        InputError: the file has no weight map, or a name leaves the directory.
     """
     weight_map = read_object(path, "finding the shards").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -130,14 +130,14 @@ def read_weight_map(path: Path) -> Mapping[str, str]:
     return weight_map
 
 
-def _read_shards(
-    directory: Path, shards: list[str], read: Callable[[Path], list[StoredTensor]]
+def _read_files(
+    directory: Path, names: list[str], read: Callable[[Path], list[StoredTensor]]
 ) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     problems: list[str] = []
-    for shard in shards:
+    for name in names:
         try:
-            for tensor in read(directory / shard):
+            for tensor in read(directory / name):
                 other = tensors.setdefault(tensor.name, tensor)
                 if other is not tensor:
                     problems.append(f"tensor {tensor.name} is in both {other.file.path} and {tensor.file.path}")

@@ -1,6 +1,7 @@
-"""The files of a Hugging Face directory: safetensors, and beside them the texts and side files that make it a model.
+"""The files of a Hugging Face result: shard files, and beside them the index, configuration and other side files.
 
-Owns their structure; a single file's is the business of `safetensors_file` and `safetensors_index`.
+Owns their comparison with the plan, and the copies of side files; the bytes of a shard file belong to `safetensors`.
+Computes no content.
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ from distconv.formats.base import FileFormat, Located
 from distconv.formats.frame import Frame
 from distconv.formats.huggingface.plan import HuggingFacePlan
 from distconv.formats.huggingface.reference import check_side_files, side_files
-from distconv.formats.huggingface.safetensors import read_header
-from distconv.formats.huggingface.safetensors_file import safetensors_frame
+from distconv.formats.huggingface.safetensors import read_header, safetensors_frame
 from distconv.formats.records import Entry, OutputFile, mismatch
 
 
 class HuggingFaceFiles(FileFormat):
-    """The format of the result of a plan."""
+    """The files of the result of `plan`."""
 
     readers_names = (
         "*.safetensors",
@@ -37,7 +37,7 @@ class HuggingFaceFiles(FileFormat):
         return safetensors_frame((entry.name, entry.tensor.dtype, entry.tensor.shape) for entry in entries)
 
     def locate(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Located:  # noqa: ARG002
-        """Find the tensors in the header, and what it should not hold."""
+        """Compare the tensors of the header with the entries."""
         found = {tensor.name: tensor for tensor in read_header(path)}
         expected = {entry.name for entry in entries}
         differences = [f"{path}: {name} is not expected" for name in found if name not in expected]

@@ -1,7 +1,7 @@
-"""Published tensors as a reference directory has them: its names, all of them, and nothing else.
+"""Published tensors made to match a reference: all its tensors, under its names, and no others.
 
-Owns the agreement of a result with its reference: spelling, the head of a tied model, what the reference has and the
-source has not, and the other way round. Reads nothing.
+Owns the agreement of a result with its reference: spelling, the head of a tied model, tensors that only the reference
+or only the source has. Reads nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from distconv.tensors.stored import NamedTensor, as_stored
 
 @dataclass(frozen=True, kw_only=True)
 class Followed:
-    """Tensors under the reference's names; those left out; the names of those that the reference gave."""
+    """Tensors under the reference's names; tensors left out; the names of tensors taken from the reference."""
 
     tensors: tuple[NamedTensor, ...]
     left_out: tuple[Unconverted, ...]
@@ -44,7 +44,7 @@ def follow(
     fill: bool,
     tied_head: str = "auto",
 ) -> Followed:
-    """The tensors as the reference names them.
+    """The tensors under the names of the reference, in its order; unchanged if it names none.
 
     `spelled` gives the names of the tensors for those of the reference; `tied` the head and the embedding that it is
     tied to: a stored head is kept where the reference names one or `tied_head=keep`, else it is left out, and is a copy
@@ -57,17 +57,17 @@ def follow(
     given = {each.name: each for each in tensors}
     head, embedding = tied or (None, None)
     left_out: tuple[Unconverted, ...] = ()
-    listed = head in {spelled(name) for name in reference.shards or ()}
+    listed = head in {spelled(name) for name in reference.shard_files or ()}
     kept_head = head if head in given and (tied_head == "keep" or (tied_head == "auto" and listed)) else None
     if kept_head is None and embedding in given and head in given:
         copied = replace(given[embedding], name=head)
-        written = listed or (reference.shards is None and tied_head != "omit")
+        written = listed or (reference.shard_files is None and tied_head != "omit")
         reason = "written as a copy of the embedding" if written else "the reference has no head of its own"
         left_out = without_head(given.pop(head), copied, tied_head, f"tied: {reason}")
         given |= {head: copied} if written else {}
-    if reference.shards is None:
+    if reference.shard_files is None:
         return Followed(tensors=tuple(given.values()), left_out=left_out, filled=())
-    names = {spelled(name): name for name in reference.shards}
+    names = {spelled(name): name for name in reference.shard_files}
     if kept_head is not None and embedding in names:
         stem, found_stem, _ = names[embedding].rpartition(embedding)
         names.setdefault(kept_head, stem + kept_head if found_stem else kept_head)
@@ -75,7 +75,7 @@ def follow(
         given[head] = replace(given[embedding], name=head)
     found = {names[name]: replace(each, name=names[name]) for name, each in given.items() if name in names}
     unknown = [name for name in given if name not in names]
-    absent = [name for name in reference.shards if name not in found]
+    absent = [name for name in reference.shard_files if name not in found]
     filled = _fillers(absent, reference) if fill else {}
     problems = []
     if unknown:

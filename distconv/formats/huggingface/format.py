@@ -118,5 +118,5 @@ def _plan_adapters(
         merged = merged_into(tensors, definition.spelled, base, scaling)
         return make_huggingface_plan(merged, left_out, (), base)
     adapter = as_peft(tensors, definition.spelled, base, scaling, definition.name)
-    own = replace(base, is_adapter=True, index=None, shards=None, index_content=None)
+    own = replace(base, is_adapter=True, index=None, shard_files=None, index_content=None)
     return make_huggingface_plan(adapter.tensors, left_out, (), own, {CONFIG_NAME: adapter.config})

@@ -1,4 +1,4 @@
-"""The options of a job that are about this format alone."""
+"""The options of a job that apply to Hugging Face directories alone. Owns their words; reads nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from distconv.options import CommonOptions
 
 @dataclass(frozen=True, kw_only=True)
 class HuggingFaceOptions(CommonOptions):
-    """What becomes of adapters in a Hugging Face directory."""
+    """The options of adapters in a Hugging Face result."""
 
     merge_lora: bool = option(
         Truth(),

@@ -144,13 +144,13 @@ def merged_beside(
         plain = plain_name(each.name)
         result.append(replace(each, name=plain, low_rank=products.pop(plain.removesuffix(".weight"), None)))
     _check(result, products, "the source")
-    shards = reference.shards and {
+    shards = reference.shard_files and {
         plain_name(name.removeprefix(PEFT_PREFIX)): shard
-        for name, shard in reference.shards.items()
+        for name, shard in reference.shard_files.items()
         if not belongs_to_adapter(name)
     }
     content = reference.index_content and {**reference.index_content, "weight_map": shards}
-    return result, replace(reference, shards=shards, index=None, index_content=content)
+    return result, replace(reference, shard_files=shards, index=None, index_content=content)
 
 
 def beside_adapters(tensors: Sequence[NamedTensor], name: str) -> tuple[Unconverted, ...]:
@@ -240,7 +240,7 @@ def _with_exceptions(values: Mapping[str, float]) -> tuple[float, dict[str, floa
 
 def _modules(base: Reference, spelled: Spelled) -> dict[str, str]:
     """The names that the base model has for its modules, by the definition's."""
-    weights = [name for name in base.shards or () if name.endswith(".weight")]
+    weights = [name for name in base.shard_files or () if name.endswith(".weight")]
     return {spelled(name).removesuffix(".weight"): name.removesuffix(".weight") for name in weights}
 
 

@@ -34,7 +34,7 @@ class HuggingFacePlan:
     """
 
     files: tuple[OutputFile, ...]
-    shards: Mapping[str, tuple[NamedTensor, ...]]
+    shard_files: Mapping[str, tuple[NamedTensor, ...]]
     unconverted: tuple[Unconverted, ...]
     filled: tuple[str, ...]
     texts: Mapping[str, str]
@@ -44,19 +44,19 @@ class HuggingFacePlan:
 
     def copies(self, name: str) -> bool:
         """Whether a side file of the reference, by its path below it, is copied."""
-        tensors = [each for held in self.shards.values() for each in held]
+        tensors = [each for held in self.shard_files.values() for each in held]
         return name not in self.texts and leaves_out(name, tensors) is None
 
     def entries(self, file: OutputFile) -> Iterator[Entry]:
         """The tensors of a file."""
         return (
             Entry(each.sources, each.tensor, each.name, key="", group=each.name, low_rank=each.low_rank)
-            for each in self.shards[file.path]
+            for each in self.shard_files[file.path]
         )
 
     def summary(self) -> dict[str, Any]:
         """How many tensors there are, and which come from the reference."""
-        return {"hf": {"tensors": sum(map(len, self.shards.values())), "filled_from_reference": list(self.filled)}}
+        return {"hf": {"tensors": sum(map(len, self.shard_files.values())), "filled_from_reference": list(self.filled)}}
 
 
 def make_huggingface_plan(
@@ -73,7 +73,7 @@ def make_huggingface_plan(
     `config` is the configuration of the model, where the reference's is not true of it. With `texts`, other files by
     name, nothing else is copied from the reference.
     """
-    shard_of = reference.shards
+    shard_of = reference.shard_files
     if shard_of is None:
         shard_of = _own_shards(tensors, _stem(reference))
     # A head that the reference does not have goes into its last file.
@@ -103,7 +103,7 @@ def make_huggingface_plan(
         texts[name] = _json(index)
     return HuggingFacePlan(
         files=files,
-        shards=ordered,
+        shard_files=ordered,
         unconverted=unconverted,
         filled=filled,
         texts=texts,

@@ -1,7 +1,6 @@
-"""The Hugging Face directory that a conversion back follows: its configuration, its shards, its side files.
+"""Reading a reference, the Hugging Face directory that a result follows: configuration, shard files, side files.
 
-Owns what is looked at in it, and what is copied from it: all that makes a model usable and is no weight. Reads no
-tensor data.
+Owns the choice of side files: those that make a model usable and hold no weights. Reads no tensor data.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from distconv.formats.model import MODEL_CONFIG, Reference
 from distconv.models.adapters import CONFIG_NAME
 from distconv.tensors.stored import SourceIndex
 
-# Files of weights, in this format or another: the result has its own.
+# Files of weights, in any format: the result has its own.
 _WEIGHTS = frozenset(
     {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".distcp", ".npz"}
 )
-# The voices of Qwen2.5-Omni, without which transformers does not load it: no weights, whatever the name says.
+# The voices of Qwen2.5-Omni: a side file despite its name, without which transformers does not load the model.
 _SIDE_FILES = frozenset({"spk_dict.pt"})
 _INDEX_SUFFIX = ".index.json"
 
 
 def read_reference(directory: Path, key: str) -> Reference:
-    """The reference in a directory that configuration key `key` names; its weights may be missing.
+    """Read the reference in the directory of option `key`; its weights may be missing.
 
     Raises:
-        InputError: it is no Hugging Face directory, or damaged.
+        InputError: no Hugging Face directory, or a damaged one.
     """
     check_directory(directory, key)
     adapter = not (directory / MODEL_CONFIG).exists() and (directory / CONFIG_NAME).exists()
@@ -40,14 +39,14 @@ def read_reference(directory: Path, key: str) -> Reference:
     config = read_object(directory / name, f"what the model in {key} is")
     index_file = find_index(directory, adapter=adapter)
     index: SourceIndex | None = None
-    shards: Mapping[str, str] | None = None
+    shard_files: Mapping[str, str] | None = None
     try:
         index = read_directory(directory, adapter=adapter)
-        shards = {name: os.path.basename(tensor.file.path) for name, tensor in index.tensors.items()}
+        shard_files = {name: os.path.basename(tensor.file.path) for name, tensor in index.tensors.items()}
     except InputError:
-        # Without its weights a model still says what the result looks like, if its index is there, or if nothing is.
+        # Without weights, the index file gives the shard files, and without both the result has its own.
         if index_file is not None:
-            shards = read_weight_map(index_file)
+            shard_files = read_weight_map(index_file)
         elif adapter or any(map(_is_weight, directory.iterdir())):
             raise
     content = read_object(index_file, "the shards of the result") if index_file is not None else None
@@ -56,28 +55,28 @@ def read_reference(directory: Path, key: str) -> Reference:
         config=config,
         is_adapter=adapter,
         index=index,
-        shards=shards and {name: _as_safetensors(shard) for name, shard in shards.items()},
+        shard_files=shard_files and {name: _as_safetensors(file) for name, file in shard_files.items()},
         index_content=content,
         side_files=tuple(side_files(directory)),
     )
 
 
-def _as_safetensors(shard: str) -> str:
-    """The name of a file of weights as transformers names it in this format."""
-    if shard.endswith(".safetensors"):
-        return shard
-    numbers = re.fullmatch(r".*(-\d+-of-\d+)\.\w+", shard)
-    stem = "adapter_model" if shard.startswith("adapter_model") else "model"
+def _as_safetensors(file: str) -> str:
+    """The safetensors name, as in transformers, for the name of a weight file in any format."""
+    if file.endswith(".safetensors"):
+        return file
+    numbers = re.fullmatch(r".*(-\d+-of-\d+)\.\w+", file)
+    stem = "adapter_model" if file.startswith("adapter_model") else "model"
     return f"{stem}{numbers[1] if numbers else ''}.safetensors"
 
 
 def side_files(directory: Path) -> Iterator[str]:
-    """The files of a directory that are copied, by path below it: no weights, nothing hidden, no other checkpoint."""
+    """The paths of side files below a directory: no weights, no hidden files, no other checkpoint."""
     return (path.relative_to(directory).as_posix() for path in _beside_weights(directory) if path.is_file())
 
 
 def check_side_files(directory: Path) -> None:
-    """Raise `InputError` for every file that should be copied and cannot be, as what it links to was not downloaded."""
+    """Raise `InputError` for every side file that cannot be read, such as a link whose target was not downloaded."""
     raise_if(
         [
             f"{path}: is a link to nothing, and the result needs a copy of it; download it again, or remove the link"
@@ -97,7 +96,7 @@ def _beside_weights(directory: Path) -> Iterator[Path]:
 
 
 def _belongs_to_model(directory: Path) -> bool:
-    """Whether a directory in that of a model is a part of it: not what training has put there."""
+    """Whether a subdirectory is a part of the model, not hidden and not a checkpoint of training."""
     hidden = directory.name.startswith(".") or directory.name == "__pycache__"
     return not hidden and not (directory / TRACKER_NAME).exists()
 

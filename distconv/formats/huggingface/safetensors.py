@@ -1,18 +1,22 @@
-"""The tensors of a safetensors file, from its header alone, as records of a source index.
+"""The header of a safetensors file: read as records of a source index, and written with a hole for the data.
 
-Owns the checks of that format: a header is input from strangers, so every length, offset and name in it is verified
-before anything relies on it. Reads no tensor data.
+Owns the checks of a header: it is input from strangers, so every length, offset and name is verified before anything
+relies on it. Reads and writes no tensor data.
 Format: https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterable
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeGuard
 
 from distconv.errors import InputError, raise_if, reading
+from distconv.formats.frame import Frame
 from distconv.formats.jsonfile import parse_object
 from distconv.formats.torch_zip.archive import LARGEST_INDEX, MOST_DIMS
 from distconv.runtime.regular_files import open_file
@@ -21,16 +25,18 @@ from distconv.tensors.stored import SourceFile, StoredTensor
 
 # The limit of the safetensors library itself.
 MAX_HEADER_BYTES = 100_000_000
-# How the text begins that stands for a file in a clone without Git LFS.
+# The beginning of the text in place of a file in a clone without Git LFS.
 _LFS_POINTER = b"version "
+_CODE_OF = MappingProxyType({dtype: code for code, dtype in SAFETENSORS_CODE.items()})
+_ALIGNMENT = 8
 _MISSING = "no such file: not downloaded, or a link whose target is gone"
 
 
 def read_header(path: Path) -> list[StoredTensor]:
-    """The tensors of one safetensors file in the order of their data.
+    """Read the tensors of a safetensors file, in the order of their data.
 
     Raises:
-        InputError: the file is missing, truncated, or its header is not what the format allows.
+        InputError: the file is missing or truncated, or its header violates the format.
     """
     try:
         with reading(path, _MISSING), open_file(path) as stream:
@@ -78,6 +84,22 @@ def read_header(path: Path) -> list[StoredTensor]:
         )
     raise_if(problems)
     return tensors
+
+
+def safetensors_frame(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> Frame:
+    """The frame of a file of tensors (name, element type, shape), which are stored in this order."""
+    # As transformers writes it; without it some programs refuse the file.
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    starts = []
+    end = 0
+    for name, dtype, shape in tensors:
+        start, end = end, end + prod(shape) * ITEM_SIZE[dtype]
+        header[name] = {"dtype": _CODE_OF[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        starts.append(start)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    piece = len(text).to_bytes(8, "little") + text
+    return Frame(pieces=[(0, piece)], holes=[len(piece) + start for start in starts], nbytes=len(piece) + end)
 
 
 def _entry(name: str, entry: Any, file: SourceFile, start: int) -> tuple[str, StoredTensor | None]:

@@ -1,6 +1,6 @@
 """A Hugging Face directory as a source: published tensors, or the parameters that a definition makes of them.
 
-Owns how the directory of a model, that of its adapters, and a second one for the language model become one source.
+Owns the combination of directories: of a model, of adapters alone, and of a separate language model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from distconv.tensors.stored import SourceIndex, as_stored
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """One directory: its tensors, and its `config.json`, or of adapters their `adapter_config.json`."""
+    """The tensors of one directory, and the parsed content of its `config.json` or `adapter_config.json`."""
 
     index: SourceIndex
     config: Mapping[str, Any]
@@ -50,7 +50,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class HuggingFaceFacts:
-    """The directory of a model or of adapters; `text`: that of the language model, where it is another one."""
+    """The directory of a model or of adapters; `text`: a separate directory of the language model, if given."""
 
     model: Checkpoint
     text: Checkpoint | None
@@ -84,7 +84,7 @@ class HuggingFaceFacts:
 
 
 def open_model(options: CommonOptions) -> HuggingFaceFacts:
-    """The directories of a model.
+    """Read the directories of a model.
 
     Raises:
         InputError: a directory that holds no model, or a damaged one.
@@ -97,10 +97,10 @@ def open_model(options: CommonOptions) -> HuggingFaceFacts:
 
 
 def open_adapters(options: CommonOptions) -> HuggingFaceFacts:
-    """The directory of adapters alone.
+    """Read the directory of adapters alone.
 
     Raises:
-        InputError: it holds none, or damaged ones; a language model beside them.
+        InputError: the directory holds no adapters, or damaged ones; `text_source` is given.
     """
     if options.text_source is not None:
         raise InputError(f"text_source={options.text_source}: only adapters are converted; leave it out")

@@ -1,6 +1,6 @@
-"""The tensors of a state dict that `torch.save` wrote (`.bin`, `.pth`, `.pt`), as records of a source index.
+"""The tensors of a state dict in a `torch.save` file (`.bin`, `.pth`, `.pt`), as records of a source index.
 
-Owns the checks that make such a file usable as a source. Reads no tensor data, and executes nothing of its pickle.
+Owns the checks that such a file is usable as a source. Reads no tensor data, and executes nothing of its pickle.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from distconv.tensors.stored import SourceFile, StoredTensor
 
 # Values that may stand beside tensors, such as a version, or an extra state that Megatron left empty.
 _PLAIN = (type(None), bool, int, float, str)
-# What training programs put around a state dict, each seen alone at the top of a file.
+# Keys under which training programs keep a state dict, as the only top-level key of a file.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 
 
 def read_state_dict(path: Path) -> list[StoredTensor]:
-    """The tensors of one file.
+    """Read the tensors of a file.
 
     Raises:
         InputError: the file is damaged, holds no tensors, or tensors that are not contiguous.

@@ -13,9 +13,9 @@ from math import prod
 from types import MappingProxyType
 
 from distconv.errors import InputError, named, raise_if
-from distconv.formats.megatron.contents import take_stock
+from distconv.formats.megatron.contents import contents_of
 from distconv.formats.megatron.detect import detect
-from distconv.formats.megatron.expected import draw, unless_absent
+from distconv.formats.megatron.expected import expected_checkpoint, unless_absent
 from distconv.formats.megatron.index import MegatronIndex
 from distconv.formats.megatron.names import Targets
 from distconv.formats.megatron.plan import MegatronPlan, expert_owner, make_plan
@@ -48,14 +48,14 @@ class Dropped:
 class MegatronBinding:
     """A Megatron source as parameters.
 
-    `parameters` are made from the pieces in the files. `published` are the same parameters, in the same order, made
+    `parameters` are made from the pieces in the files. `over_hf` are the same parameters, in the same order, made
     from the tensors of the Hugging Face checkpoint, which are in no file: inverted, it says what that checkpoint holds.
     `replicas` are the other stored copies of pieces; `absent` the reasons why rules have nothing in the files.
     """
 
     layout: CompleteLayout
     parameters: Binding
-    published: Binding
+    over_hf: Binding
     replicas: tuple[Replica, ...]
     dropped: tuple[Dropped, ...]
     absent: tuple[str, ...]
@@ -74,7 +74,7 @@ def bind_megatron(
     """Bind the files of a source to a definition; `left_out` gives the reason why a rule is not wanted, if it is not.
 
     `sizes` are those of the reference model, `reference` its tensors, with their shapes where it has weights. The names
-    tell alternatives apart that are the same on the Megatron side; without them, `published` has the first. The shapes
+    tell alternatives apart that are the same on the Megatron side; without them, `over_hf` has the first. The shapes
     tell the rows of sources that are one parameter there; without them, what config.json does not tell is refused.
     `tied_head`: whether a stored head of a tied model is a copy of the embedding (`auto`), its own (`keep`) or of no
     interest.
@@ -86,23 +86,23 @@ def bind_megatron(
     targets = Targets(definition.rules)
     layout, grid = detect(definition, targets, sizes, index, given, reference)
     raise_if(list(_wrong_types(index, targets)))
-    holdings = take_stock(index, grid, layout, targets, definition.expert_count(sizes))
-    reason = unless_absent(definition, holdings, left_out)
+    contents = contents_of(index, grid, layout, targets, definition.expert_count(sizes))
+    reason = unless_absent(definition, contents, left_out)
     separate_head = TEXT in layout.stages and definition.is_tied(sizes) and layout.keeps_separate_head()
-    stored_head = definition.tied is not None and definition.tied.head in holdings.examples
+    stored_head = definition.tied is not None and definition.tied.head in contents.examples
     copied_head = separate_head and not (stored_head and tied_head == "keep")
-    drawn, sizes = draw(
+    drawn, sizes = expected_checkpoint(
         definition,
         sizes,
         layout,
-        holdings,
+        contents,
         reason,
         reference=reference,
         without_head=copied_head,
         where=index.directory,
     )
-    published = bind(definition, sizes, drawn, reason)
-    unsplit = replace(published, parameters=_unsplit(published, given))
+    over_hf = bind(definition, sizes, drawn, reason)
+    unsplit = replace(over_hf, parameters=_unsplit(over_hf, given))
     expected_head = "auto" if stored_head == copied_head or not separate_head else "keep" if stored_head else "omit"
     unsplit = resolve_head(unsplit, definition, layout, expected_head)
     try:
@@ -111,11 +111,11 @@ def bind_megatron(
         raise InputError(f"{index.directory}: source_{problem}" for problem in error.problems) from None
     found = _Comparison(plan, grid, targets, reason, definition.name)
     raise_if(found.problems)
-    parameters = tuple(_parameters(found, published, sizes))
+    parameters = tuple(_parameters(found, over_hf, sizes))
     return MegatronBinding(
         layout=layout,
-        parameters=replace(published, parameters=parameters),
-        published=published,
+        parameters=replace(over_hf, parameters=parameters),
+        over_hf=over_hf,
         replicas=(
             *found.replicas,
             *(() if tied_head in ("omit", "write") else _copies_of_embedding(found, definition, parameters)),
@@ -123,7 +123,7 @@ def bind_megatron(
         dropped=(
             *(
                 Dropped(name=filled(target, layer, expert, None), reason=why)
-                for target, layer, expert in holdings.pieces
+                for target, layer, expert in contents.pieces
                 if (why := _left_out(targets, target, reason)) is not None
             ),
             *(Dropped(name=name, reason="training state; only the model is converted") for name in index.others),
@@ -152,10 +152,10 @@ def _left_out(targets: Targets, target: str, reason: Callable[[Rule], str | None
     return None if None in reasons else reasons[0]
 
 
-def _unsplit(published: Binding, given: SourceLayout) -> tuple[Parameter, ...]:
+def _unsplit(over_hf: Binding, given: SourceLayout) -> tuple[Parameter, ...]:
     """The parameters as operands of their own: what is cut and stored, whatever it was made from."""
     recipes: dict[Recipe, Recipe] = {}
-    for each in published.parameters:
+    for each in over_hf.parameters:
         recipe = each.recipe
         if recipe not in recipes:
             rule, unit = recipe.rule, recipe.unit
@@ -165,7 +165,7 @@ def _unsplit(published: Binding, given: SourceLayout) -> tuple[Parameter, ...]:
             recipes[recipe] = replace(
                 recipe, rule=rule, unit=unit, tensor=tensor, source_shapes=(tensor.shape,), unused=0
             )
-    return tuple(Parameter(recipes[each.recipe], (), each.layer, each.expert) for each in published.parameters)
+    return tuple(Parameter(recipes[each.recipe], (), each.layer, each.expert) for each in over_hf.parameters)
 
 
 class _Comparison:
@@ -252,10 +252,10 @@ def _entries(plan: MegatronPlan, pp_rank: int) -> dict[int | None, dict[tuple[st
     return entries
 
 
-def _parameters(found: _Comparison, published: Binding, sizes: Sizes) -> Iterator[Parameter]:
-    """The parameters over their pieces, in the order of those that are published."""
+def _parameters(found: _Comparison, over_hf: Binding, sizes: Sizes) -> Iterator[Parameter]:
+    """The parameters over their pieces, in the order of those that are over_hf."""
     recipes: dict[tuple[object, ...], Recipe] = {}
-    for model in published.parameters:
+    for model in over_hf.parameters:
         parameter = found.parameters[model.key]
         pieces = found.pieces_of(parameter)
         # By the identity of the views, of which there are few: a hash would take in every copy.

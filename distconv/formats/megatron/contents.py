@@ -1,7 +1,7 @@
-"""What the files of a Megatron source hold, by target and by global numbers of layer and expert.
+"""The contents of the rank files of a Megatron source: pieces by target, and by global layer and expert numbers.
 
-Owns the way from numbers local to a file to global ones. Pure, and judges nothing: what is missing or wrong is found
-when the files are compared with a plan.
+Owns the mapping from numbers local to a file to global ones. Pure; never checks completeness, which the comparison with
+a plan does.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from distconv.tensors.virtual import replaced
 
 
 @dataclass(frozen=True, kw_only=True)
-class Holdings:
-    """The pieces of each parameter, by tensor parallel rank, of the first stage and expert parallel rank that hold it.
+class Contents:
+    """The pieces of the parameters in the files.
 
-    `examples` are the first parameter of each target that is held.
+    `pieces`: parameter key → tensor parallel rank → piece, from the first stage and expert parallel rank that have it.
+    `examples`: target → key of its first parameter in the files.
     """
 
     pieces: Mapping[ParameterKey, Mapping[int, ArchivedTensor]]
     examples: Mapping[str, ParameterKey]
 
     def full_shape(self, rule: Rule, key: ParameterKey, size: int) -> tuple[int, ...] | None:
-        """The shape of an unsplit parameter, from its `size` pieces; nothing if there is none of them.
+        """The shape of an unsplit parameter cut into `size` pieces, `None` without any piece in the files.
 
-        A piece that is missing counts as one like the first.
+        A missing piece counts with the shape of the first one.
         """
         pieces = self.pieces.get(key, {})
         shapes = [pieces[rank].shape for rank in range(size) if rank in pieces]
@@ -47,10 +48,13 @@ class Holdings:
         return replaced(first, dim, sum(shape[dim] for shape in shapes))
 
 
-def take_stock(
+def contents_of(
     index: MegatronIndex, grid: RankGrid, layout: CompleteLayout, targets: Targets, experts: int | None
-) -> Holdings:
-    """What the files hold under a layout. Names that no rule knows, and layers beyond the layout's, are left out."""
+) -> Contents:
+    """The contents of the files under a layout, without names that no rule knows and layers beyond the layout.
+
+    `experts`: the number of experts of the model, `None` for a dense model.
+    """
     layers = {
         modality: {
             (stage, local): layer
@@ -78,4 +82,4 @@ def take_stock(
     examples: dict[str, ParameterKey] = {}
     for parameter in pieces:
         examples.setdefault(parameter[0], parameter)
-    return Holdings(pieces=pieces, examples=examples)
+    return Contents(pieces=pieces, examples=examples)

@@ -1,7 +1,7 @@
-"""The layout of a Megatron source: what the names and shapes of its tensors say, and what the user says of it.
+"""The layout of a Megatron source, detected from the names and shapes of its tensors, and completed by the user.
 
-Owns `source_layout.*`: the layout is detected, given values fill in what cannot be seen, and a contradiction between
-the two is an error. Pure; whether each single tensor is as the layout has it is the business of `megatron_binding`.
+Owns `source_layout.*`: given values complete the detected layout, and a contradiction between the two is an error.
+Pure; never checks single tensors against the layout, which `bind` does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from distconv.tensors.operators import OPERATORS
 
 @dataclass(kw_only=True)
 class _Modality:
-    """What the files hold of one modality: the number of layers of each stage, and where its ends are."""
+    """The stages of a modality in the files: `layers` by stage, and the stages of its `first` and `last` parameters."""
 
     layers: list[int]
     ends: dict[str, set[int]] = field(default_factory=lambda: {"first": set(), "last": set()})
@@ -47,11 +47,13 @@ def detect(
     given: SourceLayout,
     names: Collection[str] = (),
 ) -> tuple[CompleteLayout, RankGrid]:
-    """The layout of a source, and its ranks by coordinate; `sizes` and `names` are those of its reference model.
+    """The layout of a source, and its ranks by coordinate.
+
+    `sizes`: the sizes of the reference model; `names`: the names of its tensors.
 
     Raises:
-        InputError: what cannot be told and has to be given, by key; what was given and is not so; files that no layout
-            explains.
+        InputError: options that must be given because the files do not determine them; given options that contradict
+            the files; files that no layout explains.
     """
     raise_if([*_unknown_modalities(definition, given), *_wrong_qkv(definition, given)])
     experts = definition.expert_count(sizes)
@@ -113,7 +115,7 @@ def _wrong_qkv(definition: Definition, given: SourceLayout) -> list[str]:
 
 
 def _survey(grid: RankGrid, index: MegatronIndex, targets: Targets) -> Mapping[str, _Modality]:
-    """What the files hold of each modality of which they hold something."""
+    """The modalities with tensors in the files."""
     held: dict[str, _Modality] = {}
     virtual_stages = {key: number for number, key in enumerate(index.dictionaries)}
     for (_, pp_rank, _), file in grid.files.items():
@@ -136,9 +138,9 @@ def _survey(grid: RankGrid, index: MegatronIndex, targets: Targets) -> Mapping[s
 def _layers(
     definition: Definition, sizes: Sizes, held: Collection[str], names: Collection[str]
 ) -> tuple[Mapping[str, int], bool]:
-    """How many layers the modalities have, and whether it may be more.
+    """The numbers of layers by modality, and whether they are lower bounds.
 
-    An adapter as the reference does not say it, but for the last layer that it names.
+    Lower bounds come from the names of an adapter whose configuration lacks the numbers.
     """
     try:
         return {modality: sizes.count(definition.modalities[modality]) for modality in held}, False
@@ -159,9 +161,9 @@ def _stages(
     *,
     adapters: bool,
 ) -> StageRows:
-    """The stage list of a modality; `layers` is how many it has, `None` where that is unknown.
+    """The stage list of a modality with `layers` layers, `None` if unknown, of which the files have `found` by stage.
 
-    `adapters`: the files hold adapters alone, which some layers may not have.
+    `adapters`: the files hold adapters alone, which may be missing in some layers.
     """
     rows = stage_rows(found, pp)
     wanted: StageRows | None = given.stages.get(modality)
@@ -197,7 +199,7 @@ def _stages(
 def _placed(
     layout: CompleteLayout, held: Mapping[str, _Modality], given: SourceLayout, index: MegatronIndex
 ) -> CompleteLayout:
-    """The layout with the placement under which the ends of the language model are where they are."""
+    """The layout with the placement that explains the stages of the first and last parameters of the language model."""
     if TEXT not in held or not any(map(sum, layout.stages[TEXT])):
         return layout
     ends = held[TEXT].ends

@@ -1,6 +1,6 @@
-"""Which directories of a Megatron checkpoint are the model: the iteration, and one directory for each rank.
+"""The directories of a Megatron checkpoint: that of the iteration, and one per rank.
 
-Owns the names of directories and the tracker file. Opens no checkpoint file, and follows no name out of the directory.
+Owns the names of rank directories. Opens no checkpoint file, and follows no name out of the directory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from distconv.errors import InputError, raise_if, reading
 from distconv.formats.iterations import iteration_directory, iteration_of
 
 FILE_NAME = "model_optim_rng.pt"
-# A stray name may have any number in it.
+# A limit, since the number in a stray name may be of any size.
 _MISSING_NAMED = 1000
 RANK_PREFIX = "mp_rank_"
 _RANK_NAME = re.compile(RANK_PREFIX + r"(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
@@ -23,9 +23,9 @@ _RANK_NAME = re.compile(RANK_PREFIX + r"(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
 
 @dataclass(frozen=True, kw_only=True)
 class RankDirectories:
-    """The rank directories of one iteration, by the numbers in their names: tensor parallel, then up to two more.
+    """The rank directories of one iteration, by the numbers in their names: tensor parallel rank, then up to two more.
 
-    `iteration` is `release`, a number, or nothing where the name of the directory does not say.
+    `iteration`: `release` or a number, `None` if the name of the directory is neither.
     """
 
     directory: Path
@@ -34,18 +34,19 @@ class RankDirectories:
 
 
 def rank_directory(rank: tuple[int, ...]) -> str:
-    """The name of a rank's directory: of its tensor parallel rank, then of up to two more numbers."""
+    """The name of a rank's directory, given its tensor parallel rank and up to two more numbers."""
     first, *others = rank
     return f"{RANK_PREFIX}{first:02d}" + "".join(f"_{number:03d}" for number in others)
 
 
 def find_ranks(directory: Path, iteration: str | None) -> RankDirectories:
-    """The rank directories of a checkpoint: of the iteration that is asked for, or else that the tracker names.
+    """The rank directories of an iteration; without `iteration`, of that of the tracker, or the only one.
 
     `directory` holds iterations, or is one.
 
     Raises:
-        InputError: no such iteration, or no single one; names that do not fit; every rank that is missing.
+        InputError: no such iteration, or several and no tracker; names with different numbers of ranks; every missing
+            rank.
     """
     with reading(f"source={directory}"):
         if _rank_names(directory):
@@ -57,7 +58,7 @@ def find_ranks(directory: Path, iteration: str | None) -> RankDirectories:
 
 
 def _only_iteration(directory: Path, iteration: str | None) -> RankDirectories:
-    """A directory that is an iteration itself."""
+    """The rank directories of a directory that is an iteration itself."""
     found = iteration_of(directory.resolve())
     if iteration is not None and found not in (None, iteration):
         raise InputError(
@@ -72,7 +73,7 @@ def _rank_names(directory: Path) -> list[str]:
 
 
 def _ranks(directory: Path) -> Mapping[tuple[int, ...], Path]:
-    """The path of each rank's file, by rank."""
+    """Rank → path of its checkpoint file, in the order of ranks."""
     names = _rank_names(directory)
     ranks: dict[tuple[int, ...], str] = {}
     problems = []
@@ -111,7 +112,7 @@ def _ranks(directory: Path) -> Mapping[tuple[int, ...], Path]:
 
 
 def _grid(last: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """All ranks up to the last one, none of them made before it is asked for."""
+    """All ranks up to `last`, generated on demand, since a stray name may imply any number of them."""
     if not last:
         yield ()
         return

@@ -1,7 +1,7 @@
-"""The Hugging Face checkpoint that a Megatron source stands for: its tensors, before anything is known of their files.
+"""The Hugging Face checkpoint expected for a Megatron source: names, shapes and element types of published tensors.
 
-Owns what has to be found out for it: which alternative a layer is, which optional parameters there are, and the sizes
-that config.json does not tell. Pure; binding the result, and comparing it with the files, is left to others.
+Owns the choices that determine it: the alternative of every layer, the optional parameters, and the sizes that are not
+in config.json. Pure; `bind` binds the expected tensors, and compares their plan with the files.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
 from distconv.errors import raise_if
-from distconv.formats.megatron.contents import Holdings
+from distconv.formats.megatron.contents import Contents
 from distconv.layout.layout import CompleteLayout
 from distconv.models.bind import ParameterKey
 from distconv.models.definition import PROJECTOR, Definition
@@ -23,15 +23,15 @@ from distconv.tensors.stored import SourceFile, SourceIndex, StoredTensor
 Shape = tuple[int, ...]
 LeftOut = Callable[[Rule], str | None]
 
-# A tensor of the checkpoint that is to be made lies in no file yet.
+# The file of expected tensors, which are in no file.
 NOWHERE = SourceFile("", 0)
-# The size by which definitions call the number of attention heads of a language model.
+# The name, in definitions, of the size that is the number of attention heads of a language model.
 _HEADS = "heads"
 
 
-def unless_absent(definition: Definition, holdings: Holdings, left_out: LeftOut) -> LeftOut:
-    """`left_out`, also for the parts of a model that are left out as a whole: a modality, a projector, base weights."""
-    held = [rule for rule in definition.rules if rule.target in holdings.examples]
+def unless_absent(definition: Definition, contents: Contents, left_out: LeftOut) -> LeftOut:
+    """`left_out`, extended by the modalities, projectors and base weights of which the files hold no parameter."""
+    held = [rule for rule in definition.rules if rule.target in contents.examples]
     modalities = {rule.modality for rule in held}
     projectors = {rule.modality for rule in held if rule.section == PROJECTOR}
     base = definition.adapters is None or any(not rule.is_adapter for rule in held)
@@ -48,47 +48,47 @@ def unless_absent(definition: Definition, holdings: Holdings, left_out: LeftOut)
     return reason
 
 
-def draw(
+def expected_checkpoint(
     definition: Definition,
     sizes: Sizes,
     layout: CompleteLayout,
-    holdings: Holdings,
+    contents: Contents,
     left_out: LeftOut,
     *,
     reference: Mapping[str, Shape | None],
     without_head: bool,
     where: str,
 ) -> tuple[SourceIndex, Sizes]:
-    """The index of the checkpoint that the source stands for, and the sizes that it has.
+    """The index of the expected checkpoint, and the sizes with the vocabulary of the files.
 
-    `reference`: the tensors of the reference model, with their shapes where it has weights. The names tell alternatives
-    apart that are the same on the Megatron side, the shapes the rows of sources that are one parameter there.
-    `without_head`: a head in the files is a copy of the embedding.
+    `reference`: the tensors of the reference model, name → shape, `None` without weights. Names distinguish
+    alternatives with equal parameters; shapes give the rows of sources that are one parameter. `without_head`: the
+    checkpoint has no head, since a head in the files is a replica of the embedding.
 
     Raises:
-        InputError: sources of which a size is not known, because no file holds what they are made into, because its
-            shape does not fit, or because it does not tell.
+        InputError: every rule whose sources have unknown sizes: no file holds its parameter, or the parameter's shape
+            does not fit or does not determine them.
     """
     reference = {definition.spelled(name): shape for name, shape in reference.items()}
-    drawing = _Drawing(definition, sizes, layout, holdings, left_out, reference, where)
+    expected = _Expected(definition, sizes, layout, contents, left_out, reference, where)
     head = None if definition.tied is None else definition.tied.head
     tied = TEXT in layout.stages and definition.is_tied(sizes)
     for rule in definition.rules:
         if left_out(rule) is None and not (rule.target == head and without_head):
-            drawing.add(rule, optional=rule.optional or (tied and rule.target == head))
-    raise_if(drawing.problems)
-    return SourceIndex(directory=where, tensors=drawing.tensors), drawing.sizes
+            expected.add(rule, optional=rule.optional or (tied and rule.target == head))
+    raise_if(expected.problems)
+    return SourceIndex(directory=where, tensors=expected.tensors), expected.sizes
 
 
-class _Drawing:
-    """The tensors so far, and what is wrong with them."""
+class _Expected:
+    """The expected tensors so far, and the problems of rules."""
 
     def __init__(
         self,
         definition: Definition,
         sizes: Sizes,
         layout: CompleteLayout,
-        holdings: Holdings,
+        contents: Contents,
         left_out: LeftOut,
         reference: Mapping[str, Shape | None],
         where: str,
@@ -97,29 +97,29 @@ class _Drawing:
         self.problems: list[str] = []
         self._definition = definition
         self._layout = layout
-        self._holdings = holdings
+        self._contents = contents
         self._where = where
         self._reference = reference
-        self._choices = Choices(definition.rules, _by_parameters(holdings, reference))
+        self._choices = Choices(definition.rules, _by_parameters(contents, reference))
         self._shapes: dict[tuple[object, ...], tuple[Shape, ...] | None] = {}
         self.sizes = sizes
         if rows := self._vocabulary(rule for rule in definition.rules if left_out(rule) is None):
             self.sizes = sizes.having(**{SIZE_NAME: rows})
 
     def _vocabulary(self, rules: Iterable[Rule]) -> int | None:
-        """The number of rows that the files have: it need not be that of config.json."""
+        """The rows of the vocabulary in the files, which may differ from config.json; `None` without one."""
         for rule in rules:
             if has_vocabulary(rule):
                 size = self._layout.tensor_parallel_size(rule.modality)
-                place = self._holdings.examples.get(rule.target)
-                if place is not None and (full := self._holdings.full_shape(rule, place, size)):
+                place = self._contents.examples.get(rule.target)
+                if place is not None and (full := self._contents.full_shape(rule, place, size)):
                     return full[0]
         return None
 
     def add(self, rule: Rule, *, optional: bool) -> None:
-        """Add the sources of a rule, for all the layers and experts that have it."""
+        """Add the sources of a rule for all layers and experts; if `optional`, only if the files hold a parameter."""
         uses = [use for use in self._uses(rule) if self._choices.uses(rule, use[1])]
-        held, packed = self._holdings.pieces, rule.packs_experts
+        held, packed = self._contents.pieces, rule.packs_experts
         asks = len(rule.sources) > 1 and any(ANY in source.dims for source in rule.sources)
         if optional and not any((rule.target, layer, expert) in held for _, layer, expert in uses):
             return
@@ -127,8 +127,8 @@ class _Drawing:
             if packed and expert:
                 continue
             place = (rule.target, layer, expert)
-            model = place if place in held else self._holdings.examples.get(rule.target, place)
-            full = self._holdings.full_shape(rule, model, self._layout.tensor_parallel_size(rule.modality))
+            model = place if place in held else self._contents.examples.get(rule.target, place)
+            full = self._contents.full_shape(rule, model, self._layout.tensor_parallel_size(rule.modality))
             names = [filled(source.name, layer, expert, item) for source in rule.sources]
             shapes = self._source_shapes(rule, full, names if asks else ())
             if shapes is None:
@@ -138,7 +138,7 @@ class _Drawing:
                 self.tensors[name] = StoredTensor(name, dtype, shape, NOWHERE, 0)
 
     def _source_shapes(self, rule: Rule, full: Shape | None, names: Sequence[str]) -> tuple[Shape, ...] | None:
-        """The shapes of the sources of a rule, of which the reference may have those of `names`; or a problem more."""
+        """The shapes of a rule's sources, with help of the reference's tensors `names`; `None` adds a problem."""
         reference = tuple(map(self._reference.get, names))
         key = rule, full, reference
         if key not in self._shapes:
@@ -169,14 +169,14 @@ class _Drawing:
         return ((item, layer, expert) for item, layer in layers for expert in experts)
 
 
-def _by_parameters(holdings: Holdings, names: Container[str]) -> Score:
-    """The score of an alternative by how much it explains of what there is, then by its names in the reference."""
+def _by_parameters(contents: Contents, names: Container[str]) -> Score:
+    """The score of an alternative: its required parameters are complete, the number present, the names in `names`."""
 
     def score(rules: Sequence[Rule], layer: int | None) -> tuple[bool, int, int]:
         complete, present, called = True, 0, 0
         for rule in rules:
             place: ParameterKey = (rule.target, layer, 0 if "expert" in rule.placeholders else None)
-            there = place in holdings.pieces
+            there = place in contents.pieces
             complete = complete and (there or rule.optional)
             present += there
             called += sum(filled(source.name, layer, 0, None) in names for source in rule.sources)
@@ -188,13 +188,13 @@ def _by_parameters(holdings: Holdings, names: Container[str]) -> Score:
 def source_shapes(
     rule: Rule, full: Shape | None, sizes: Sizes, reference: Sequence[Shape | None] = ()
 ) -> tuple[Shape, ...]:
-    """The shapes of a rule's sources, where the parameter has the shape `full`, if any file holds it.
+    """The shapes of a rule's sources, given the shape `full` of its parameter, `None` if no file holds it.
 
-    `reference` are the shapes that the sources have in the reference model: they tell rows that nothing else tells.
+    `reference`: the shapes of the sources in the reference model, for rows that do not follow otherwise.
 
     Raises:
-        RowsUnknownError: rows of the sources that nothing tells.
-        ValueError: no file holds the parameter, or no such sources make it.
+        RowsUnknownError: the rows of the sources do not follow.
+        ValueError: no file holds the parameter, or no sources result in this shape.
         InputError: a size that config.json lacks.
     """
     known = [[None if dim == ANY else sizes.get(dim) for dim in source.dims] for source in rule.sources]
@@ -202,7 +202,7 @@ def source_shapes(
         if full is None:
             raise ValueError("no file holds it")
         shape = full[::-1] if OPERATORS[rule.operator].transposes else full
-        # The rows of packed experts come behind the number of experts.
+        # Dim 0 of packed experts counts the experts; their rows are dim 1.
         at = 1 if rule.packs_experts else 0
         if any(len(dims) != len(shape) + at for dims in known):
             raise ValueError(f"shape {list(full)} does not fit sources of {len(known[0])} dims")
@@ -217,7 +217,7 @@ def source_shapes(
 
 
 def _source_rows(rule: Rule, rows: int, known: Rows, told: Rows, sizes: Sizes) -> Rows:
-    """The rows of each source of a parameter of `rows` rows: `told` by the reference where they are not `known`."""
+    """The rows of the sources of a parameter with `rows` rows: `known` ones, else those `told` by the reference."""
     if None not in known:
         return known
     if rule.has_equal_sources:

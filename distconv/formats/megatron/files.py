@@ -1,6 +1,6 @@
-"""The files of a Megatron result: `torch.save` archives of dictionaries of tensors, one for each virtual stage.
+"""The rank files of a Megatron result: `torch.save` archives with a dictionary of tensors per virtual stage.
 
-Owns their structure; the archive itself is the business of `torch_zip`.
+Owns their keys and plain entries, and their comparison with a plan; the bytes of an archive belong to `torch_zip`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from distconv.formats.torch_zip.create import dictionaries_frame
 
 
 class MegatronFiles(FileFormat):
-    """`dictionaries`: the keys of the dictionaries of tensors, which every file has, be they empty."""
+    """The rank files of a result; `dictionaries`: the keys of the dictionaries of tensors, in every file."""
 
     readers_names = (*ITERATION_PARTS, "*.pt")
 
@@ -33,7 +33,7 @@ class MegatronFiles(FileFormat):
         return replace(frame, holes=[offsets[entry.key, entry.name] for entry in entries])
 
     def locate(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Located:  # noqa: ARG002
-        """Find the tensors in the archive, and what it should not hold."""
+        """Compare the tensors and keys of the archive with the entries."""
         content = read_archive(path)
         differences = []
         version = content.get(VERSION_KEY)

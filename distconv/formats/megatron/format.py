@@ -28,7 +28,7 @@ from distconv.words import binary, table
 
 
 class Megatron(Format[CommonOptions]):
-    """Directories of one file for each tensor, pipeline and expert parallel rank."""
+    """Megatron checkpoints: one file per tensor, pipeline and expert parallel rank."""
 
     name = "megatron"
     noun = "Megatron"
@@ -47,7 +47,7 @@ class Megatron(Format[CommonOptions]):
         return found or (Evidence.ITERATIONS if iterations_in(directory) else found)
 
     def open(self, options: CommonOptions, *, adapters: bool, hand_out: HandOut) -> Opened:  # noqa: ARG002
-        """The files of an iteration."""
+        """Read the structure of the rank files of an iteration."""
         index = read_megatron(options.source, options.iteration, hand_out)
         return Opened(
             directory=Path(index.directory),
@@ -58,7 +58,7 @@ class Megatron(Format[CommonOptions]):
         )
 
     def facts_from_json(self, data: Mapping[str, Any]) -> MegatronIndex:
-        """The index in plain data."""
+        """The index described by its `to_json`."""
         return MegatronIndex.from_json(data)
 
     def source(self, options: CommonOptions, facts: MegatronIndex, model: Model) -> MegatronSource:
@@ -70,7 +70,7 @@ class Megatron(Format[CommonOptions]):
         return False
 
     def plan(self, options: CommonOptions, source: Source, model: Model) -> PlannedResult:
-        """The rank files of the layout that is asked for."""
+        """The rank files of the requested layout."""
         binding = resize_vocabulary(source.parameters(), options.vocab_size)
         first_stage = text_on_first_stage(model.defined, model.sizes, binding.layers)
         layout = complete_layout(options.layout, binding, model.defined, text_on_first_stage=first_stage)
@@ -79,7 +79,7 @@ class Megatron(Format[CommonOptions]):
         return PlannedResult(plan=plan, files=MegatronFiles(plan.dictionaries), notes=notes)
 
     def source_words(self, report: Mapping[str, Any]) -> list[str]:
-        """The layout that was found."""
+        """The detected layout."""
         return [f"found    {' '.join(_layout_words(report['source_layout']))}"]
 
     def target_words(self, report: Mapping[str, Any]) -> list[str]:

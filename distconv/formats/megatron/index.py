@@ -1,7 +1,7 @@
-"""The index of a Megatron checkpoint: the tensors of each rank's file, as they lie in it.
+"""The index of a Megatron checkpoint: names, shapes and positions of the tensors in the rank files.
 
-Owns the reading of `mp_rank_*/model_optim_rng.pt` as data, and what files of one checkpoint must have in common. Knows
-no model: what the tensors mean is the business of `detection` and `megatron_binding`.
+Owns the reading of `mp_rank_*/model_optim_rng.pt` as data, and the agreement of the files of one checkpoint. Knows no
+model: `detect` and `bind` interpret the tensors.
 Format: the `torch` checkpoint format of Megatron-LM, `megatron/training/checkpointing.py`.
 """
 
@@ -26,7 +26,7 @@ from distconv.tensors.stored import SourceFile
 
 _DICTIONARY = re.compile(r"model\d*")
 _EXTRA_STATE = "_extra_state"
-# More than will be trained, and a number that a directory can have in its name.
+# A limit above every real iteration that still fits in the name of a directory.
 _LAST_ITERATION = 10**12
 # Top-level entries that a conversion keeps.
 _READ = (VERSION_KEY, "iteration")
@@ -36,7 +36,7 @@ Tensors = Mapping[tuple[str, str], ArchivedTensor]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RankFile:
-    """The file of one rank: the numbers in the name of its directory, and its tensors by dictionary and name."""
+    """The file of one rank: the numbers in the name of its directory, and (dictionary, name) → tensor."""
 
     rank: tuple[int, ...]
     file: SourceFile
@@ -47,8 +47,8 @@ class RankFile:
 class MegatronIndex:
     """One iteration of a Megatron checkpoint.
 
-    `iteration` is `release` or a number; `dictionaries` are the keys of the dictionaries of tensors, one per virtual
-    stage; `others` the names of all other entries of the files.
+    `iteration`: `release` or a number. `dictionaries`: the keys of the dictionaries of tensors, one per virtual stage.
+    `others`: the names of all other top-level entries of the files.
     """
 
     directory: str
@@ -58,13 +58,13 @@ class MegatronIndex:
     others: tuple[str, ...]
 
     def summary(self) -> dict[str, Any]:
-        """The last rank of the names of directories, as it tells how many there are, and the virtual stages."""
+        """The largest rank in the names of directories, and the number of virtual stages."""
         last = rank_directory(max(file.rank for file in self.files))
         virtual = f", {len(self.dictionaries)} virtual stages" if len(self.dictionaries) > 1 else ""
         return {"ranks": f"{len(self.files)} up to {last}{virtual}"}
 
     def held(self) -> Iterator[Held]:
-        """The tensors of all files, by the directories of their ranks."""
+        """The tensors of all files; `file` is the directory of the rank."""
         for file in self.files:
             rank = Path(file.file.path).parent.name
             for (key, name), each in file.tensors.items():
@@ -75,7 +75,7 @@ class MegatronIndex:
         """Megatron checkpoints have no configuration that describes a published model."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for sharing with other processes; `from_json` reads it. Ranks that look alike are said once."""
+        """Plain JSON data for sharing with other processes; ranks with equal tensors share one description."""
         forms: dict[tuple[Any, ...], int] = {}
         patterns: dict[tuple[int, ...], int] = {}
         files = []
@@ -99,7 +99,7 @@ class MegatronIndex:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> MegatronIndex:
-        """The index that `to_json` described."""
+        """The index described by `to_json`."""
         forms = [
             ((key, name), dtype, tuple(shape), tuple(strides)) for key, name, dtype, shape, strides in data["forms"]
         ]
@@ -120,11 +120,11 @@ class MegatronIndex:
 
 
 def read_megatron(directory: Path, iteration: str | None, hand_out: HandOut = here) -> MegatronIndex:
-    """The index of the iteration that is asked for, or else that the tracker file names.
+    """Read the index of an iteration; without `iteration`, of that of the tracker file, or the only one.
 
     Raises:
-        InputError: directories that do not fit (see `find_ranks`), a file that is damaged or cannot be used, files that
-            are of different checkpoints.
+        InputError: directories as in `find_ranks`; a file that is damaged or cannot be used; files of different
+            checkpoints.
     """
     ranks = find_ranks(directory, iteration)
     paths = list(map(str, ranks.paths.values()))
@@ -157,10 +157,10 @@ def read_megatron(directory: Path, iteration: str | None, hand_out: HandOut = he
 
 
 def read_rank_file(path: str) -> dict[str, Any]:
-    """What is of interest in one file, as plain data: its size, tensors by dictionary, the names of other entries.
+    """Read one file, as plain data: its size in bytes, tensors by dictionary, iteration, names of other entries.
 
     Raises:
-        InputError: it is damaged, or no checkpoint of a model that can be used.
+        InputError: the file is damaged, or holds no tensors of a model.
     """
     content = read_archive(Path(path))
     version = content.get(VERSION_KEY)
@@ -195,7 +195,7 @@ def read_rank_file(path: str) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    """A value of a pickle for a message; lists of lists may have no end."""
+    """A value of a pickle in a message; nested values, which may be cyclic, by their type alone."""
     return repr(value) if isinstance(value, (float, str)) or type(value) is int else type(value).__name__
 
 
@@ -221,7 +221,7 @@ def _tensors(path: str, key: str, entries: Any) -> Mapping[str, ArchivedTensor]:
 
 
 def _is_extra_state(name: object) -> bool:
-    """Whether an entry is what a module of training keeps for itself, such as the scales of an arithmetic in 8 bits."""
+    """Whether an entry is a module's extra state, such as the scales of 8-bit arithmetic."""
     return isinstance(name, str) and name.endswith(_EXTRA_STATE)
 
 

@@ -1,7 +1,7 @@
-"""The names of Megatron-side tensors against the rules of a definition.
+"""The names of tensors in rank files, parsed by the targets of rules.
 
-Owns the way from a name in a file to the target of a rule and the numbers of layer and expert in it, as they are local
-to the file. It knows neither shapes nor layouts.
+Owns the mapping from a name in a file to the target of a rule, with the layer and expert numbers local to the file.
+Knows neither shapes nor layouts.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ _DIGITS = re.compile(r"\d+|\{\w+\}")
 
 
 @dataclass(frozen=True, slots=True)
-class Local:
-    """What a name in a file stands for: a target, of which there are one or more rules, a layer and an expert."""
+class LocalKey:
+    """A parsed name: the target of one or more rules, and the layer and expert numbers local to the file."""
 
     target: str
     layer: int | None
@@ -25,7 +25,7 @@ class Local:
 
 
 class Targets:
-    """The targets of rules, to be found by the names that files have for them."""
+    """The targets of rules, found by names in files."""
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self._rules: dict[str, list[Rule]] = {}
@@ -34,28 +34,28 @@ class Targets:
         self._patterns: dict[str, list[tuple[re.Pattern[str], str]]] = {}
         for target in self._rules:
             self._patterns.setdefault(_skeleton(target), []).append((_pattern(target), target))
-        self._known: dict[str, Local | None] = {}
+        self._known: dict[str, LocalKey | None] = {}
 
     def rules(self, target: str) -> list[Rule]:
-        """The rules of a target: alternatives, if there is more than one."""
+        """The rules of a target; several are alternatives."""
         return self._rules[target]
 
-    def find(self, name: str) -> Local | None:
-        """What a name stands for; nothing if no rule knows it."""
+    def find(self, name: str) -> LocalKey | None:
+        """The parsed name, `None` if no rule has such a target."""
         if name not in self._known:
             self._known[name] = self._find(name)
         return self._known[name]
 
-    def _find(self, name: str) -> Local | None:
+    def _find(self, name: str) -> LocalKey | None:
         for pattern, target in self._patterns.get(_skeleton(name), ()):
             if match := pattern.fullmatch(name):
                 numbers = {key: int(number) for key, number in match.groupdict().items()}
-                return Local(target, numbers.get("layer"), numbers.get("expert"))
+                return LocalKey(target, numbers.get("layer"), numbers.get("expert"))
         return None
 
 
 def _skeleton(name: str) -> str:
-    """A name without its numbers and placeholders, so that few patterns need to be tried."""
+    """A name with `#` in place of numbers and placeholders: the key under which few patterns are tried."""
     return _DIGITS.sub("#", name)
 
 

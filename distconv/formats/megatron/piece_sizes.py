@@ -1,7 +1,7 @@
-"""Into how many pieces the tensors of each modality are cut, from the shapes of the pieces.
+"""The tensor parallel size of every modality of a Megatron source, from the shapes of its pieces.
 
-Owns the count of what fits which size, and what is asked for where it does not tell. Pure; tensors that do not fit are
-found later, when each is compared with a plan.
+Owns the count of tensors that fit a size, and the options required where the shapes do not determine it. Pure; never
+rejects single tensors that do not fit, which the comparison with a plan does.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ Shape = tuple[int, ...]
 
 @dataclass(kw_only=True)
 class _Evidence:
-    """How many tensors fit each tensor parallel size, how many are cut at all, and how many are of unknown size."""
+    """Counts of cut tensors: `fitting` by tensor parallel size, of `known` and of `unknown` unsplit shape."""
 
     fitting: Counter[int] = field(default_factory=Counter)
     known: int = 0
     unknown: int = 0
 
     def size(self, ranks: int) -> int | None:
-        """The size that most tensors fit; those that do not are found when each piece is looked at."""
+        """The size that most tensors fit, the largest of equals; `None` without tensors of known shape."""
         if not self.known:
             return None
         return max(self.fitting, key=lambda size: (self.fitting[size], size), default=ranks)
@@ -44,11 +44,11 @@ class _Evidence:
 def tensor_parallel_sizes(
     grid: RankGrid, targets: Targets, sizes: Sizes, modalities: Iterable[str], given: SourceLayout, where: str
 ) -> tuple[int, Mapping[str, int]]:
-    """The tensor parallel size of the language model, and that of each encoder where it is another one.
+    """The tensor parallel size of the language model, and the different ones of encoders by modality.
 
     Raises:
-        InputError: sizes that cannot be told and have to be given; another size than the one that was given; more
-            ranks than pieces.
+        InputError: options that must be given because the shapes do not determine a size; a size that is not the given
+            one; more ranks than pieces.
     """
     ranks = grid.tensor_ranks
     evidence = _evidence(grid, targets, sizes) if ranks > 1 else {}
@@ -77,7 +77,7 @@ def tensor_parallel_sizes(
     others = {modality: size for modality, size in found.items() if modality != TEXT and size not in (None, tp)}
     largest = max(tp, *(size for size in others.values() if size), 1)
     if largest < ranks:
-        # Only a modality of which nothing is cut can be the one that asked for so many ranks.
+        # Only a modality without any cut tensor can have required so many ranks.
         uncut = next((modality for modality, size in found.items() if size is None and modality != TEXT), None)
         if uncut is None:
             raise InputError(
@@ -94,7 +94,7 @@ def _evidence(grid: RankGrid, targets: Targets, sizes: Sizes) -> Mapping[str, _E
 
     @cache
     def pieces(rule: Rule, found: Shape) -> Mapping[int, list[Shape]] | None:
-        """The shapes of the pieces for each size, one being found; nothing for a rule of unknown size."""
+        """Size → shapes of the pieces by rank, given the shape of one piece; `None` for an unknown unsplit shape."""
         full = _full(rule, sizes, found)
         if full is None:
             return None
@@ -134,7 +134,7 @@ def _cut_of(rule: Rule) -> TensorParallelRule:
 
 
 def _full(rule: Rule, sizes: Sizes, found: Shape) -> VirtualTensor | None:
-    """The unsplit parameter of a rule, if config.json tells its size; a piece of it tells the dims that are not cut."""
+    """The unsplit parameter of a rule, with the uncut dims of a piece; `None` if its other dims are unknown."""
     cut = _cut_of(rule).dim
     unknown = {number for source in rule.sources for number, dim in enumerate(source.dims) if dim in (ANY, SIZE_NAME)}
     if cut in unknown or (

@@ -1,9 +1,9 @@
-"""The plan of a conversion to Megatron directories: every output file and what it holds.
+"""The plan of a Megatron result: the rank files, and the shards in every file.
 
-Owns the names of files and directories, the split of parameters over (tensor, pipeline, expert) coordinates, and the
-sizes that balancing and reporting need. An outline (path, bytes) exists of every file; the entries of a file are
-derived on request, so that a process spells out only its own share. Reads and writes nothing.
-Format: the `torch` checkpoint format of Megatron-LM, `megatron/training/checkpointing.py`.
+Owns the names of files and directories, the division of parameters over (tensor, pipeline, expert) coordinates, and the
+bytes per stage. Every file has an outline (path, bytes); the entries of a file are derived on request, so that a
+process spells out only its own share. Reads and writes nothing. Format: the `torch` checkpoint format of Megatron-LM,
+`megatron/training/checkpointing.py`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class RankFile(OutputFile):
 
 @dataclass(frozen=True, kw_only=True)
 class StageSummary:
-    """What one stage holds, over all tensor and expert parallel ranks; `nbytes` in bytes, as written."""
+    """The layers, parameters and bytes (as written) of one stage, over all tensor and expert parallel ranks."""
 
     stage: int
     layers: Mapping[str, int]
@@ -52,7 +52,10 @@ class StageSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class MegatronPlan:
-    """Everything that will be written, as outlines; `entries` spells out one file."""
+    """The rank files of a result as outlines; `entries` spells out the shards of one file.
+
+    `shards`: the shards of every recipe. `placed`: by stage, parameters with layer numbers local to the stage.
+    """
 
     binding: Binding
     layout: CompleteLayout
@@ -63,7 +66,7 @@ class MegatronPlan:
 
     @property
     def unconverted(self) -> tuple[Unconverted, ...]:
-        """The source tensors that are left out on purpose."""
+        """The source tensors left out on purpose, with reasons."""
         return self.binding.unconverted
 
     @property
@@ -72,7 +75,7 @@ class MegatronPlan:
         return ["model"] if self.layout.vpp == 1 else [f"model{number}" for number in range(self.layout.vpp)]
 
     def entries(self, file: OutputFile) -> Iterator[Entry]:
-        """The tensors of a file in the order in which it stores them."""
+        """The shards of a file in stored order."""
         assert isinstance(file, RankFile)
         for virtual_stage, key in enumerate(self.dictionaries):
             stage = stage_number(virtual_stage, file.pp_rank, self.layout.pp)
@@ -85,7 +88,7 @@ class MegatronPlan:
                     yield Entry(parameter.sources, piece, name, key=key, group=(virtual_stage, number))
 
     def summary(self) -> dict[str, Any]:
-        """The layout and what is on each stage."""
+        """The layout, and the contents of its stages."""
         layout = self.layout
         return {
             "layout": layout.to_json(),
@@ -104,11 +107,11 @@ class MegatronPlan:
 
 
 def make_plan(binding: Binding, layout: CompleteLayout) -> MegatronPlan:
-    """The plan for a bound model under a layout that has been checked against it.
+    """Plan a bound model under a layout that was checked against it.
 
     Raises:
         InputError: sizes that the layout does not divide.
-        JobError: a parameter that would be on no stage, or two of one name; a defect, found before writing.
+        JobError: a parameter on no stage, or two with one name; a defect, found before writing.
     """
     shards = cut_recipes((parameter.recipe for parameter in binding.parameters), layout)
     placements = {modality: layout.placement_of(modality) for modality in binding.layers}
@@ -169,7 +172,7 @@ def make_plan(binding: Binding, layout: CompleteLayout) -> MegatronPlan:
 
 
 def expert_owner(parameter: Parameter, experts: int | None, ep: int) -> tuple[int | None, int | None]:
-    """The expert parallel rank that holds a parameter (`None`: every rank) and the expert's number on that rank."""
+    """The expert parallel rank of a parameter (`None`: every rank), and the expert's number local to that rank."""
     if parameter.expert is None or experts is None:
         return None, None
     return divmod(parameter.expert, experts // ep)

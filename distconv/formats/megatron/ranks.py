@@ -1,6 +1,6 @@
-"""The ranks of a Megatron checkpoint by coordinate: which number in a directory's name is which rank.
+"""The ranks of a Megatron checkpoint by coordinate: the meaning of the numbers in the names of directories.
 
-Owns the choice between pipeline and expert parallel rank where a name has one number for the two. Pure.
+Owns the choice between pipeline and expert parallel rank for names with one number for the two. Pure.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from distconv.layout.request import SourceLayout
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RankGrid:
-    """The numbers of ranks, and the file of each (tensor, pipeline, expert) rank."""
+    """The sizes of the axes, and (tensor, pipeline, expert) rank → file."""
 
     tensor_ranks: int
     pp: int
@@ -26,10 +26,10 @@ class RankGrid:
 
 
 def arrange(index: MegatronIndex, targets: Targets, experts: int | None, given: SourceLayout) -> RankGrid:
-    """The ranks of an index; `experts` is the model's number of experts, `None` for a dense model.
+    """The ranks of an index by coordinate; `experts`: the number of experts of the model, `None` for a dense model.
 
     Raises:
-        InputError: a number may be the pipeline or the expert parallel rank, and neither the files nor the user tell.
+        InputError: a number may be the pipeline or the expert parallel rank, and neither files nor options decide.
     """
     tensor_ranks, *others = (max(numbers) + 1 for numbers in zip(*(file.rank for file in index.files), strict=True))
     if len(others) == 2:
@@ -60,7 +60,7 @@ def _is_expert_rank(
     held = max(numbers, default=-1) + 1
     if experts in (held, held * ranks):
         return held < experts
-    # Stages differ in what they hold, but for encoders that are on all of them; expert parallel ranks never do.
+    # Stages differ in their tensors, except for encoders that are on all of them; expert parallel ranks never differ.
     if len({frozenset(file.tensors) for file in index.files}) > 1:
         return False
     if held:

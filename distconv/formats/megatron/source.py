@@ -1,6 +1,6 @@
-"""A Megatron checkpoint as a source: parameters over the pieces in its files, and the published tensors they stand for.
+"""A Megatron checkpoint as a source: parameters over the pieces in its files, and published tensors over the same.
 
-Owns what sources with Megatron-side names have in common, a DCP with such names included.
+Owns the functions that all sources with Megatron-side names share, a DCP with such names included. Reads nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class MegatronSource(Source):
         return self._bound.parameters
 
     def published(self) -> Published:
-        """The tensors that the parameters were made of."""
+        """The published tensors of the parameters."""
         return restored(self._bound, self.parameters(), self._model)
 
     def summary(self) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class MegatronSource(Source):
 
 
 def bound(options: CommonOptions, index: MegatronIndex, model: Model, given: SourceLayout) -> MegatronBinding:
-    """The files of an index bound to a model; `given`: the user's words on their layout."""
+    """Bind the files of an index to a model; `given`: the options on their layout."""
     selected = selection(options, model.defined)
     shapes = model.followed.shapes
     return bind_megatron(model.defined, model.sizes, index, given, selected, shapes, tied_head=options.tied_head)
@@ -55,24 +55,24 @@ def bound(options: CommonOptions, index: MegatronIndex, model: Model, given: Sou
 
 def restored(bound: MegatronBinding, parameters: Binding, model: Model) -> Published:
     """The published tensors of bound parameters, with the vocabulary of the reference."""
-    restored = restore(bound.published, parameters)
+    restored = restore(bound.over_hf, parameters)
     tensors = list(restored.tensors)
     notes: list[str] = []
     replicas: list[Replica] = []
-    if any(has_vocabulary(each.recipe.rule) for each in bound.published.parameters):
+    if any(has_vocabulary(each.recipe.rule) for each in bound.over_hf.parameters):
         rows = model.sizes.get(SIZE_NAME)
         where = f"reference={model.followed.directory}"
-        for cut in beyond_vocabulary(bound.published, tensors, rows):
+        for cut in beyond_vocabulary(bound.over_hf, tensors, rows):
             count = cut.tensor.shape[0]
             what = f"{cut.name}: {counted(count, 'row')} beyond the {rows} of {where}"
             choice = f"a reference whose config.json says vocab_size {rows + count} keeps them"
             notes.append(f"{what}: left out as padding; {choice}")
             replicas += as_padding(cut, f"{what}: left out, and no padding: neither equal nor zeros; {choice}")
-        tensors = with_vocabulary(bound.published, tensors, rows, where)
+        tensors = with_vocabulary(bound.over_hf, tensors, rows, where)
     return Published(
         tensors=tuple(tensors),
         left_out=restored.left_out,
-        tied=bound.published.tied,
+        tied=bound.over_hf.tied,
         notes=tuple(notes),
         replicas=tuple(replicas),
     )

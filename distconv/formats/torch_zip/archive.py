@@ -97,9 +97,9 @@ def read_archive(path: Path) -> Mapping[str, Any]:
 
 
 def archive_content(stream: IO[bytes], offset: int, length: int) -> Any:
-    """What an archive holds, `stream` being the bytes `offset` to `offset + length` of its file.
+    """The unpickled content of an archive at the bytes `offset` to `offset + length` of its file.
 
-    What is wrong with it is raised in many ways; `refusals` makes one of them.
+    Damage raises various errors; run it inside `refusals`, which makes them `InputError`.
     """
     with zipfile.ZipFile(stream) as archive:
         members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
@@ -120,7 +120,7 @@ def is_written_by_torch(path: Path) -> bool:
 
 @contextmanager
 def refusals(where: str) -> Iterator[None]:
-    """What is wrong inside, as an `InputError` that says where."""
+    """Turn the errors that a damaged archive raises inside the context into `InputError` with `where`."""
     try:
         yield
     except FileNotFoundError:
@@ -139,13 +139,13 @@ def refusals(where: str) -> Iterator[None]:
 
 
 def _check_stored(info: zipfile.ZipInfo, what: str) -> None:
-    """A few bytes that are compressed may stand for more than there is memory."""
+    """Refuse a compressed member, whose few bytes may expand beyond memory."""
     if info.compress_type != zipfile.ZIP_STORED:
         raise _DamagedError(f"its {what} is compressed, which torch never does")
 
 
 class _Storages:
-    """The storages of an archive by key, located and checked when something refers to them."""
+    """The storages of an archive by key, located and checked on first reference."""
 
     def __init__(
         self, stream: IO[bytes], members: Mapping[str, zipfile.ZipInfo], archive_offset: int, archive_length: int
@@ -168,7 +168,7 @@ class _Storages:
 
 
 class _Unpickler(InertUnpickler):
-    """Tensors and their storages become records, everything else is inert."""
+    """Builds records of tensors and storages; other objects become inert."""
 
     def __init__(self, text: bytes, storages: _Storages) -> None:
         super().__init__(io.BytesIO(text))
@@ -233,12 +233,12 @@ def _parameter(data: ArchivedTensor | Inert, *_: object) -> ArchivedTensor | Ine
 
 
 def _dictionary() -> dict[Any, Any]:
-    """What torch fills with entries afterwards."""
+    """The stand-in for a dictionary class, whose entries follow in the pickle."""
     return {}
 
 
 def _attribute(*_: object) -> type[Inert]:
-    """How protocol 2 names a nested class: an attribute of another class."""
+    """The stand-in for a nested class, which protocol 2 pickles as an attribute of another class."""
     return type("Attribute", (Inert,), {})
 
 

@@ -1,7 +1,7 @@
-"""Reading the structure of many `torch.save` archives in one file, one after the other, as `.distcp` files hold them.
+"""Reading the structure of a file of concatenated `torch.save` archives (blobs), such as a `.distcp` file.
 
-Owns how few bytes, and how little time, each of them costs. What an archive is, `torch_archive` knows; as there,
-nothing in a file is imported or called, and no tensor data is read.
+Owns the reads: few bytes and little time per blob. The structure of a single archive is that of `archive`. Imports and
+calls nothing named in a file, and reads no tensor data.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from distconv.formats.torch_zip.archive import ArchivedTensor, archive_content, refusals
 from distconv.runtime.regular_files import open_descriptor
 
-# The end of one archive and the beginning of the next one mostly fit, so that a tensor costs one read.
+# Holds the end of one archive and the beginning of the next one in most files, so that a tensor costs one read.
 _BLOCK_BYTES = 16 << 10
 _FORMS = 8
 _END_BYTES = 56 + 20 + 22  # zip64 end of central directory, its locator, end of central directory
@@ -30,10 +30,10 @@ _ENTRY = b"PK\x01\x02"  # of the directory: 12 bytes, the checksum in 4, the res
 
 @contextmanager
 def stored_within(path: Path) -> Iterator[Callable[[int, int], Any]]:
-    """A function that reads what `torch.save` wrote to the bytes `offset` to `offset + length` of the file.
+    """A function that reads the archive at the bytes `offset` to `offset + length` of a file.
 
-    It gives what `read_archive` gives, or a bare tensor, with offsets in the file, and raises `InputError` if these
-    bytes are damaged. Ask in the order of offsets: a block of the file is read once then.
+    Its result is a dictionary, as from `read_archive`, or a single tensor, with offsets in bytes in the file; it raises
+    `InputError` for damaged bytes. In ascending order of offsets, a block of the file is read once.
 
     Raises:
         InputError: the file is missing or cannot be read.
@@ -61,7 +61,7 @@ def stored_within(path: Path) -> Iterator[Callable[[int, int], Any]]:
 
 
 class _Window(io.RawIOBase):
-    """Some bytes of a file as a file, through blocks."""
+    """A range of bytes of a file as a stream, read in blocks."""
 
     def __init__(self, block: Callable[[int], bytes], offset: int, length: int) -> None:
         self._block, self._offset, self._length, self._position = block, offset, length, 0
@@ -86,7 +86,7 @@ class _Window(io.RawIOBase):
         return len(data)
 
     def bytes(self, start: int, length: int) -> bytes:
-        """The bytes `start` to `start + length`, fewer at the end."""
+        """The bytes `start` to `start + length` of the range, fewer at its end."""
         low = self._offset + start
         high = min(low + length, self._offset + self._length)
         number, skipped = divmod(low, _BLOCK_BYTES)
@@ -102,9 +102,10 @@ class _Window(io.RawIOBase):
 
 @dataclass(frozen=True, kw_only=True)
 class _Form:
-    """What archives have in common, byte for byte, that hold a tensor of the same kind: all but data and its checksums.
+    """The bytes that archives of tensors with one element type and shape share: everything but data and checksums.
 
-    `head` goes up to the data and holds the pickle; `directory` is the zip's, without those, from byte `start` on.
+    `head`: the bytes before the data, with the pickle; `directory`: the zip's directory, from byte `start` on, with
+    zeros as checksums.
     """
 
     head: bytes
@@ -117,7 +118,7 @@ class _Form:
 
 
 def _form(window: _Window, tensor: ArchivedTensor) -> list[_Form]:
-    """The form of an archive, if it is laid out as torch does it: the pickle first."""
+    """The form of an archive whose members are in torch's order, the pickle first; otherwise an empty list."""
     end = window.bytes(window.length - _END_BYTES, _END_BYTES)
     if tensor.offset > _BLOCK_BYTES or not end.startswith(b"PK\x06\x06"):
         return []

@@ -1,9 +1,9 @@
 """The frames of `torch.save` archives of contiguous tensors: complete files with holes where the tensor data goes.
 
-Owns what `torch.save` records of a dictionary of tensors, a single tensor and a plain value: the pickle, and the
-members of the archive. Needs no torch, and the files do not depend on any; torch 2.6 and later load them, with
-`weights_only=True` and `mmap=True`, too. `.data/serialization_id`, which torch computes from checksums of the data and
-only logs, is left out.
+Owns the pickle and the archive members of a dictionary of tensors, a single tensor and a plain value, as `torch.save`
+writes them. Never imports torch, and files do not depend on its version; torch 2.6 and later load them, also with
+`weights_only=True` and `mmap=True`. `.data/serialization_id`, which torch computes from checksums of the data and only
+logs, is left out.
 
 Format: https://docs.pytorch.org/docs/stable/notes/serialization.html; `_save` in `torch/serialization.py`,
 `Tensor._reduce_ex_internal` in `torch/_tensor.py`.
@@ -35,9 +35,9 @@ _ORDERED_DICT = Global("collections", "OrderedDict")
 def dictionaries_frame(
     keys: Iterable[str], tensors: Iterable[NamedForm], extra: Mapping[str, Any]
 ) -> tuple[Frame, dict[tuple[str, str], int]]:
-    """The frame of an archive of dictionaries of tensors; the offset in bytes of each tensor, by (key, name).
+    """The frame of an archive of dictionaries of tensors, and (key, name) of a tensor → its offset in bytes.
 
-    `keys` are those of the dictionaries, empty ones too; `extra` are plain top-level values.
+    `keys`: the keys of all dictionaries, empty ones included; `extra`: plain top-level values.
     """
     grouped: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {key: {} for key in keys}
     for key, name, dtype, shape in tensors:

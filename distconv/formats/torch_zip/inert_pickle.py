@@ -1,4 +1,4 @@
-"""Reading a pickle as data: a machine that builds plain values and stand-ins, whatever the pickle asks for.
+"""Reading a pickle as data: an unpickler that builds plain values and stand-ins for everything else.
 
 Owns that a pickle of strangers can only be read or be refused: nothing that it names is imported or called, and reading
 it takes time and memory like its length. `pickle.Unpickler` alone does not see to that: it makes room for as many
@@ -21,14 +21,14 @@ _LARGEST_BITS = 256
 
 
 class StandIn:
-    """An object in place of one that a pickle describes; the only kind that is given a state."""
+    """The base of objects in place of those that a pickle describes; no other object receives a pickled state."""
 
     def __setstate__(self, state: object) -> None:
         """Ignore the state."""
 
 
 class Inert(StandIn):
-    """What a class or function of the pickle becomes: takes anything, keeps nothing, does nothing."""
+    """The stand-in for an unknown class or function of a pickle: accepts all arguments and items, and keeps none."""
 
     def __init__(self, *_: object, **__: object) -> None:
         pass
@@ -60,7 +60,7 @@ def _bounded(code: int) -> Callable[[Any], None]:
 
 # Written in Python, it remembers values in a dictionary, and lets single instructions be replaced.
 class InertUnpickler(ABC, pickle._Unpickler):  # noqa: SLF001 - public as pickle.Unpickler where there is no C
-    """`find_class`, and `persistent_load` where there are such references, are left to those who know the format."""
+    """An unpickler without imports; subclasses have `find_class`, and `persistent_load` for persistent ids."""
 
     stack: list[Any]
     pop_mark: Callable[[], list[Any]]
@@ -68,7 +68,7 @@ class InertUnpickler(ABC, pickle._Unpickler):  # noqa: SLF001 - public as pickle
 
     @abstractmethod
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for what a pickle names."""
+        """The stand-in for the class or function `name` of `module`."""
 
     def _bytearray(self) -> None:
         (length,) = struct.unpack("<Q", self.read(8))
@@ -114,10 +114,10 @@ class InertUnpickler(ABC, pickle._Unpickler):  # noqa: SLF001 - public as pickle
 
 
 def first_words(error: Exception) -> str:
-    """What is wrong with a pickle, for a message: some errors cite all that there is."""
+    """The beginning of an error's text, for a message: errors about a pickle may quote all of it."""
     return f"{type(error).__name__}: {error!s:.{_WORDS}}"
 
 
 def _key(key: Any) -> Any:
-    """A key of a dictionary; one whose hash may take for ever is no name of anything that is read."""
+    """A key of a dictionary; refuses types whose hash may take for ever, which no format uses as keys."""
     return Inert() if type(key) is tuple and any(isinstance(each, tuple) for each in key) else key

@@ -1,8 +1,8 @@
-"""Writing a pickle that names classes and functions of other packages, none of which is imported.
+"""Writing a pickle that names classes and functions of other packages, without importing them.
 
-Owns the instructions of protocol 2, the one that `torch.save` uses. Equal values become equal bytes: what is remembered
-is remembered by value, while `pickle` goes by identity, which differs between processes. Executes nothing, and knows no
-format. Instructions: `pickletools` of the standard library.
+Owns the instructions of protocol 2, the one that `torch.save` uses. Equal values become equal bytes: values are
+memoised by equality, while `pickle` does so by identity, which differs between processes. Executes nothing, and knows
+no format. Instructions: `pickletools` of the standard library.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """What a module has under a name."""
+    """A class or function, by its module and name."""
 
     module: str
     name: str
@@ -25,7 +25,7 @@ class Global:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """The value that a function returns for these arguments."""
+    """The result of a call of a function with these arguments, which the reader makes."""
 
     function: Global
     arguments: tuple[Any, ...] = ()
@@ -33,7 +33,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Instance:
-    """An object of a class, made without arguments and then given a state, unless that is None."""
+    """An object of a class, created without arguments; its state is set unless it is `None`."""
 
     kind: Global
     state: Any = None
@@ -60,7 +60,7 @@ def dumps(value: Any) -> bytes:
 class _Writer:
     def __init__(self) -> None:
         self.instructions: list[bytes] = []
-        # The instruction that fetches a text or a global which was written before.
+        # The instruction that fetches a text or global from the memo.
         self._fetch: dict[str | Global, bytes] = {}
 
     def write(self, value: Any) -> None:

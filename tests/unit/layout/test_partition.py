@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distconv.layout.partition import balanced_parts, even_parts
+from distconv.layout.partition import balanced_ranges, even_ranges
 
 WEIGHTS = st.lists(st.integers(0, 20), max_size=7)
 PARTS = st.integers(1, 4)
@@ -31,8 +31,8 @@ def assert_cuts(ranges: Sequence[range], items: int, parts: int) -> None:
 
 
 @given(WEIGHTS, PARTS)
-def test_balanced_parts_have_the_lightest_heaviest_part(weights, parts):
-    found = balanced_parts(weights, parts)
+def test_balanced_ranges_have_the_lightest_heaviest_range(weights, parts):
+    found = balanced_ranges(weights, parts)
     assert_cuts(found, len(weights), parts)
     nothing = [0] * parts
     least = min(max(loads(cut, weights, nothing)) for cut in every_cut(len(weights), parts))
@@ -40,18 +40,18 @@ def test_balanced_parts_have_the_lightest_heaviest_part(weights, parts):
 
 
 @given(WEIGHTS, st.integers(1, 10))
-def test_no_balanced_part_is_empty_while_there_are_items(weights, parts):
-    found = balanced_parts(weights, parts)
+def test_no_balanced_range_is_empty_while_there_are_items(weights, parts):
+    found = balanced_ranges(weights, parts)
     assert sum(len(part) > 0 for part in found) == min(parts, len(weights))
 
 
 @given(WEIGHTS, PRELOADS)
-def test_even_parts_have_the_lightest_heaviest_part_and_then_the_least_sum_of_squares(weights, preload):
+def test_even_ranges_have_the_lightest_heaviest_range_and_then_the_least_sum_of_squares(weights, preload):
     def cost(ranges: Sequence[range]) -> tuple[int, int]:
         found = loads(ranges, weights, preload)
         return max(found), sum(load**2 for load in found)
 
-    found = even_parts(weights, preload)
+    found = even_ranges(weights, preload)
 
     assert_cuts(found, len(weights), len(preload))
     assert cost(found) == min(map(cost, every_cut(len(weights), len(preload))))
@@ -70,16 +70,16 @@ def test_even_parts_have_the_lightest_heaviest_part_and_then_the_least_sum_of_sq
     ],
 )
 def test_what_even_means(weights, preload, expected):
-    assert [len(part) for part in even_parts(weights, preload)] == expected
+    assert [len(part) for part in even_ranges(weights, preload)] == expected
 
 
 def test_the_bytes_of_real_checkpoints_are_cut_exactly():
     layer = 436_281_344
-    assert [len(part) for part in even_parts([layer] * 80, [0] * 8)] == [10] * 8
-    assert [len(part) for part in balanced_parts([layer] * 80, 8)] == [10] * 8
+    assert [len(part) for part in even_ranges([layer] * 80, [0] * 8)] == [10] * 8
+    assert [len(part) for part in balanced_ranges([layer] * 80, 8)] == [10] * 8
 
 
 @given(WEIGHTS, PARTS, PRELOADS)
 def test_the_answer_is_always_the_same(weights, parts, preload):
-    assert balanced_parts(weights, parts) == balanced_parts(tuple(weights), parts)
-    assert even_parts(weights, preload) == even_parts(tuple(weights), tuple(preload))
+    assert balanced_ranges(weights, parts) == balanced_ranges(tuple(weights), parts)
+    assert even_ranges(weights, preload) == even_ranges(tuple(weights), tuple(preload))

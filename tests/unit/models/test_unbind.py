@@ -42,7 +42,7 @@ def test_every_published_tensor_comes_back(planned, store):
     files = source(planned)
     files.store = store
     found = bound(files)
-    restored = restore(found.published, found.parameters)
+    restored = restore(found.over_hf, found.parameters)
     assert_same(arrays(restored.tensors, files), toy.arrays())
     assert len(restored.tensors) == len(toy.shapes())
     assert restored.left_out == ()
@@ -88,7 +88,7 @@ def test_parameters_are_paired_by_name_whatever_their_order():
     files = source(layout(((1, 2),), tp=2))
     found = bound(files)
     turned = replace(found.parameters, parameters=found.parameters.parameters[::-1])
-    assert_same(arrays(restore(found.published, turned).tensors, files), toy.arrays())
+    assert_same(arrays(restore(found.over_hf, turned).tensors, files), toy.arrays())
 
 
 def test_a_parameter_that_has_nothing_to_be_paired_with_is_an_error():
@@ -142,7 +142,7 @@ def test_layers_that_look_alike_share_a_table():
     found = bound(source(layout(((1, 1, 1),), tp=2)))
     tables = {
         each.name: each.tensor
-        for each in restore(found.published, found.parameters).tensors
+        for each in restore(found.over_hf, found.parameters).tensors
         if each.name.endswith(".q.weight")
     }
     assert len(tables) == toy.LAYERS
@@ -153,8 +153,8 @@ def test_layers_that_look_alike_share_a_table():
 def test_rows_that_only_padded_the_vocabulary_are_left_out(rows):
     files = source(layout(((1, 2),), tp=4))
     found = bound(files, vocab_size=rows)
-    restored = restore(found.published, found.parameters)
-    cut = with_vocabulary(found.published, restored.tensors, rows, "reference=/hf")
+    restored = restore(found.over_hf, found.parameters)
+    cut = with_vocabulary(found.over_hf, restored.tensors, rows, "reference=/hf")
     expected = toy.arrays()
     assert_same(arrays(cut, files), {**expected, **{name: expected[name][:rows] for name in NAMES}})
     # A narrowed table is shared as the whole one was.
@@ -164,9 +164,9 @@ def test_rows_that_only_padded_the_vocabulary_are_left_out(rows):
 
 def test_too_few_rows_are_refused_in_every_tensor_that_has_them():
     found = bound(source(layout(tp=2)))
-    restored = restore(found.published, found.parameters)
+    restored = restore(found.over_hf, found.parameters)
     with pytest.raises(InputError) as caught:
-        with_vocabulary(found.published, restored.tensors, 31, "reference=/hf")
+        with_vocabulary(found.over_hf, restored.tensors, 31, "reference=/hf")
     assert sorted(caught.value.problems) == sorted(
         f"{name}: the source has 30 rows of the vocabulary, reference=/hf says 31" for name in NAMES
     )

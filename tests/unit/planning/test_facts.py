@@ -25,10 +25,10 @@ WITH_WEIGHTS = Reference(
     config=toy.config(),
     is_adapter=False,
     index=toy.index(),
-    shards=dict.fromkeys(toy.shapes(), "model.safetensors"),
+    shard_files=dict.fromkeys(toy.shapes(), "model.safetensors"),
     index_content={"metadata": {"total_size": 3}, "weight_map": {"a": "b"}, "more": [1, None, "x"]},
 )
-BARE = Reference(directory="/ref", config={"r": 8}, is_adapter=True, index=None, shards=None, index_content=None)
+BARE = Reference(directory="/ref", config={"r": 8}, is_adapter=True, index=None, shard_files=None, index_content=None)
 
 
 def dcp() -> DcpFacts:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from distconv.errors import InputError, JobError
-from distconv.runtime.agreement import on_all, on_first, on_first_with_help
+from distconv.runtime.agreement import on_all, on_first, on_first_with_hand_out
 from distconv.runtime.hand_out import HandOut, attempt_parts, here
 from distconv.runtime.processes import Processes
 from tests.unit.runtime.test_agreement import HOST, the_error
@@ -33,7 +33,7 @@ TASKS = (double, only_even, broken)
 
 
 def helped(count: int, phase: Any, threads: int = 1) -> list[Any]:
-    return as_processes(count, lambda processes: on_first_with_help(processes, phase, TASKS, threads))
+    return as_processes(count, lambda processes: on_first_with_hand_out(processes, phase, TASKS, threads))
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -57,7 +57,7 @@ def test_every_process_does_its_share():
             ran.append(processes.rank)
             return part
 
-        return on_first_with_help(processes, lambda hand_out: hand_out(tell, list(range(9))), (tell,), 1)
+        return on_first_with_hand_out(processes, lambda hand_out: hand_out(tell, list(range(9))), (tell,), 1)
 
     assert as_processes(3, run) == [list(range(9))] * 3
     assert sorted(ran) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
@@ -92,7 +92,7 @@ def test_the_phase_may_go_on_after_a_problem_and_the_job_after_the_phase():
         return hand_out(double, [4])
 
     def run(processes: Processes) -> Any:
-        first = on_first_with_help(processes, phase, TASKS, 1)
+        first = on_first_with_hand_out(processes, phase, TASKS, 1)
         return first, on_first(processes, lambda: "then"), on_all(processes, lambda: processes.rank, int)[1]
 
     assert as_processes(3, run) == [([8], "then", [0, 1, 2])] * 3

@@ -13,7 +13,12 @@ OPTIONAL = {"model.positions.weight", *(f"model.layers.{layer}.norm.bias" for la
 
 def reference(shards: dict[str, str] | None = None, **config: object) -> Reference:
     return Reference(
-        directory="/hf", config=toy.config(**config), is_adapter=False, index=None, shards=shards, index_content=None
+        directory="/hf",
+        config=toy.config(**config),
+        is_adapter=False,
+        index=None,
+        shard_files=shards,
+        index_content=None,
     )
 
 

@@ -74,7 +74,7 @@ class Planner(DefaultSavePlanner):
 
     def create_local_plan(self) -> SavePlan:
         items = [WriteItem(index=MetadataIndex("checkpoint_version"), type=WriteItemType.BYTE_IO)]
-        items += [item(chunk) for part in self._plan.parts for chunk in part]
+        items += [item(chunk) for chunks in self._plan.chunks_of_files for chunk in chunks]
         self.plan = SavePlan(items, planner_data=self.mappings)
         return self.plan
 

@@ -14,8 +14,7 @@ from distconv.formats.frame import write_frame
 from distconv.formats.huggingface.files import HuggingFaceFiles
 from distconv.formats.huggingface.plan import HuggingFacePlan, make_huggingface_plan
 from distconv.formats.huggingface.reference import read_reference
-from distconv.formats.huggingface.safetensors import read_header
-from distconv.formats.huggingface.safetensors_file import safetensors_frame
+from distconv.formats.huggingface.safetensors import read_header, safetensors_frame
 from distconv.formats.model import Reference
 from distconv.tensors.stored import NamedTensor, SourceFile, StoredTensor
 from distconv.tensors.virtual import permute, whole

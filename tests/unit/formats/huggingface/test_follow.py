@@ -32,7 +32,7 @@ def reference(shapes: Shapes, *, weights: bool = True) -> Reference:
         config={},
         is_adapter=False,
         index=toy.index(dict(shapes)) if weights else None,
-        shards=dict.fromkeys(shapes, "model.safetensors"),
+        shard_files=dict.fromkeys(shapes, "model.safetensors"),
         index_content=None,
     )
 
@@ -62,14 +62,14 @@ def test_tensors_are_those_of_the_reference_in_its_order_and_spelling():
 
 
 def test_a_reference_without_shards_is_followed_by_anything():
-    bare = Reference(directory="/hf", config={}, is_adapter=False, index=None, shards=None, index_content=None)
+    bare = Reference(directory="/hf", config={}, is_adapter=False, index=None, shard_files=None, index_content=None)
     given = tensors({HEAD: (2,), "x": (1,)})
     found = follow(given, spelled, bare, tied=(HEAD, EMBEDDING), fill=False)
     assert found == Followed(tensors=tuple(given), left_out=(), filled=())
 
 
 def test_a_tied_head_is_a_copy_where_no_reference_shows_one():
-    bare = Reference(directory="/hf", config={}, is_adapter=False, index=None, shards=None, index_content=None)
+    bare = Reference(directory="/hf", config={}, is_adapter=False, index=None, shard_files=None, index_content=None)
     given = tensors({HEAD: (2, 3), EMBEDDING: (2, 3)})
     found = follow(given, spelled, bare, tied=(HEAD, EMBEDDING), fill=False)
     assert sorted(each.name for each in found.tensors) == [HEAD, EMBEDDING]

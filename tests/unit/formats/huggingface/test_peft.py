@@ -49,7 +49,7 @@ def base(dtypes: Mapping[str, str] | None = None, **changes: tuple[int, ...]) ->
         config={},
         is_adapter=False,
         index=SourceIndex(directory="/base", tensors=stored),
-        shards=dict.fromkeys(shapes, "model.safetensors"),
+        shard_files=dict.fromkeys(shapes, "model.safetensors"),
         index_content=None,
     )
 
@@ -150,7 +150,7 @@ def test_a_base_that_its_adapters_have_changed_is_not_found_in_a_reference():
         merged(tensors(factors()), changed)
     # Beside the adapters, it is the one that they were trained on.
     given = tensors({**factors({"0.q": 2}), "0.q.base_layer.weight": (6, 5)})
-    (result,), _ = merged_beside(given, replace(base(), shards=None), changed, None)
+    (result,), _ = merged_beside(given, replace(base(), shard_files=None), changed, None)
     assert result.low_rank is not None
     assert (result.name, result.low_rank.scaling) == ("0.q.weight", 4.0)
 
@@ -158,7 +158,7 @@ def test_a_base_that_its_adapters_have_changed_is_not_found_in_a_reference():
 def test_base_weights_beside_adapters_are_checked_alike():
     given = tensors({**factors({"0.q": 2}), "0.q.base_layer.weight": (6, 5)}, {"0.q.base_layer.weight": "int8"})
     with pytest.raises(InputError, match=r"0\.q\.weight: is int8 in the source, and adapters are merged into"):
-        merged_beside(given, replace(base(), shards=None), None, 8)
+        merged_beside(given, replace(base(), shard_files=None), None, 8)
 
 
 def test_without_adapters_there_is_nothing_to_write():

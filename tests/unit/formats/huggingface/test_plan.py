@@ -19,7 +19,7 @@ from distconv.tensors.virtual import whole
 
 INDEX = "model.safetensors.index.json"
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
-BARE = Reference(directory="/hf", config={}, is_adapter=False, index=None, shards=None, index_content=None)
+BARE = Reference(directory="/hf", config={}, is_adapter=False, index=None, shard_files=None, index_content=None)
 
 
 def tensor(name: str, shape: tuple[int, ...] = (2,), dtype: str = "bfloat16") -> NamedTensor:
@@ -27,7 +27,7 @@ def tensor(name: str, shape: tuple[int, ...] = (2,), dtype: str = "bfloat16") ->
 
 
 def reference(shards: Mapping[str, str], content: Any = None, **config: Any) -> Reference:
-    return replace(BARE, shards=shards, index_content=content, config=config)
+    return replace(BARE, shard_files=shards, index_content=content, config=config)
 
 
 def plan(tensors: list[NamedTensor], known: Reference = BARE) -> HuggingFacePlan:

@@ -38,26 +38,26 @@ def test_a_directory_with_shards_says_all(tmp_path):
     assert (found.directory, found.config, found.is_adapter) == (str(directory), {"model_type": "toy"}, False)
     assert found.index is not None
     assert sorted(found.index.tensors) == ["a", "b", "c"]
-    assert found.shards == {"a": "m-1.safetensors", "b": "m-1.safetensors", "c": "m-2.safetensors"}
+    assert found.shard_files == {"a": "m-1.safetensors", "b": "m-1.safetensors", "c": "m-2.safetensors"}
     assert found.index_content == json.loads((directory / INDEX_NAME).read_text())
 
 
 def test_a_single_file_has_no_index(tmp_path):
     shard(configured(tmp_path / "hf") / "model.safetensors")
     found = read_reference(tmp_path / "hf", "reference")
-    assert (found.shards, found.index_content) == ({"a": "model.safetensors", "b": "model.safetensors"}, None)
+    assert (found.shard_files, found.index_content) == ({"a": "model.safetensors", "b": "model.safetensors"}, None)
 
 
 def test_an_index_without_its_shards_still_says_where_tensors_go(tmp_path):
     found = read_reference(with_index(tmp_path / "hf", {"a": "m-2.safetensors"}), "reference")
     assert found.index is None
-    assert found.shards == {"a": "m-2.safetensors"}
+    assert found.shard_files == {"a": "m-2.safetensors"}
     assert found.index_content == {"metadata": {"total_size": 8}, "weight_map": {"a": "m-2.safetensors"}}
 
 
 def test_a_configuration_alone_leaves_the_shards_open(tmp_path):
     found = read_reference(configured(tmp_path / "hf"), "reference")
-    assert (found.index, found.shards, found.index_content) == (None, None, None)
+    assert (found.index, found.shard_files, found.index_content) == (None, None, None)
 
 
 def test_weights_that_cannot_be_read_are_no_missing_weights(tmp_path):
@@ -76,14 +76,14 @@ def test_weights_that_cannot_be_read_are_no_missing_weights(tmp_path):
 )
 def test_the_result_has_safetensors_where_the_reference_has_state_dicts(tmp_path, stored, expected):
     directory = with_index(tmp_path / "hf", {"a": stored}, "pytorch_model.bin.index.json")
-    assert read_reference(directory, "reference").shards == {"a": expected}
+    assert read_reference(directory, "reference").shard_files == {"a": expected}
 
 
 def test_an_adapter_is_known_by_its_configuration(tmp_path):
     shard(configured(tmp_path / "hf", "adapter_config.json") / "adapter_model.safetensors")
     found = read_reference(tmp_path / "hf", "reference")
     assert found.is_adapter
-    assert found.shards == {"a": "adapter_model.safetensors", "b": "adapter_model.safetensors"}
+    assert found.shard_files == {"a": "adapter_model.safetensors", "b": "adapter_model.safetensors"}
 
 
 def test_an_adapter_without_its_weights_does_not_say_how_they_are_called(tmp_path):

@@ -1,19 +1,28 @@
-"""Headers are input from strangers: valid ones are read exactly, every malformed one is refused by name."""
+"""Headers are input from strangers: valid ones are read, malformed ones refused; created files equal the library's."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from distconv.errors import InputError
-from distconv.formats.huggingface.safetensors import read_header
+from distconv.formats.frame import write_frame
+from distconv.formats.huggingface.safetensors import read_header, safetensors_frame
 from distconv.tensors.dtypes import ITEM_SIZE, SAFETENSORS_CODE
 from distconv.tensors.stored import SourceFile, StoredTensor
 from tests.unit.safetensors_files import HEADER, entry, shard
+
+SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
+TENSORS = st.lists(st.tuples(st.sampled_from(sorted(SAFETENSORS_CODE.values())), SHAPES), max_size=6)
 
 
 def problems(path: Path) -> list[str]:
@@ -160,3 +169,64 @@ def test_a_file_that_is_not_there_or_no_file_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["x\0.safetensors", "\ud800.safetensors"])
 def test_a_name_that_no_file_can_have_is_refused(tmp_path, name):
     assert problems(tmp_path / name) == [f"{str(tmp_path / name)!r}: not a name that a file can have"]
+
+
+def create(path: Path, tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> dict[str, int]:
+    """Write a file without its data; the offset of each tensor."""
+    frame = safetensors_frame(tensors)
+    write_frame(path, frame)
+    return {name: hole for (name, _, _), hole in zip(tensors, frame.holes, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def created(tmp_path_factory):
+    return tmp_path_factory.mktemp("created") / "model.safetensors"
+
+
+@given(TENSORS)
+def test_the_reader_finds_every_tensor_where_it_was_put(created, given_tensors):
+    tensors = [(f"t.é{number}", dtype, shape) for number, (dtype, shape) in enumerate(given_tensors)]
+    offsets = create(created, tensors)
+    found = {each.name: each for each in read_header(created)}
+    assert {name: (each.dtype, each.shape, each.offset) for name, each in found.items()} == {
+        name: (dtype, shape, offsets[name]) for name, dtype, shape in tensors
+    }
+    end = min(offsets.values(), default=created.stat().st_size)
+    assert end % 8 == 0
+    for name, dtype, shape in tensors:
+        assert offsets[name] == end
+        end += prod(shape) * ITEM_SIZE[dtype]
+    assert created.stat().st_size == end
+
+
+def test_the_file_reads_as_zeros_and_as_its_data_when_that_is_written(created):
+    arrays = {"b": np.arange(6, dtype="f4").reshape(2, 3), "a": np.arange(5, dtype="u1"), "c": np.zeros((), "f2")}
+    offsets = create(created, [(name, array.dtype.name, array.shape) for name, array in arrays.items()])
+    assert all(not array.any() for array in load_file(created).values())
+    with created.open("r+b") as stream:
+        for name, array in arrays.items():
+            stream.seek(offsets[name])
+            stream.write(array.tobytes())
+    found = load_file(created)
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_bytes_are_those_of_the_library(created, tmp_path):
+    arrays = {"wide": np.zeros((2, 3), "f4"), "a": np.zeros(5, "f2"), "b": np.zeros(3, "f2")}
+    save_file(arrays, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
+    create(created, [(name, array.dtype.name, array.shape) for name, array in arrays.items()])
+    assert created.read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
+
+
+def test_the_header_says_that_it_is_of_torch(created):
+    create(created, [])
+    content = created.read_bytes()
+    assert json.loads(content[8:]) == {"__metadata__": {"format": "pt"}}
+
+
+def test_an_older_file_is_replaced_and_nothing_of_it_shows_through(created):
+    created.write_bytes(b"\xff" * 4096)
+    offsets = create(created, [("a", "uint8", (64,))])
+    assert created.read_bytes()[offsets["a"] :] == bytes(64)

@@ -78,10 +78,10 @@ def test_what_was_planned_forward_comes_back(planned, tied, stored_head, store):
         expected.pop(HEAD, None)
         assert any(replica.copy.sources[0].name == HEAD for replica in found.replicas)
     elif is_copy:
-        expected[HEAD] = next(each for each in found.published.parameters if each.name == HEAD)
+        expected[HEAD] = next(each for each in found.over_hf.parameters if each.name == HEAD)
         arrays["lm_head.weight"] = arrays["model.embed.weight"]
     assert {each.name for each in found.parameters.parameters} == expected.keys()
-    for parameter, model in zip(found.parameters.parameters, found.published.parameters, strict=True):
+    for parameter, model in zip(found.parameters.parameters, found.over_hf.parameters, strict=True):
         operands = [arrays[each.name] for each in expected[parameter.name].sources]
         original = evaluate(expected[parameter.name].recipe.tensor, operands, np.dtype(np.int64))
         np.testing.assert_array_equal(files.elements(parameter), original)
@@ -111,7 +111,7 @@ def check_layout(found: CompleteLayout, planned: CompleteLayout) -> None:
 def check_published(found: MegatronBinding, files: Source, arrays: Mapping[str, np.ndarray]) -> None:
     """The inverse of the published binding gives the tensors of the checkpoint."""
     made: dict[str, np.ndarray] = {}
-    for parameter, model in zip(found.parameters.parameters, found.published.parameters, strict=True):
+    for parameter, model in zip(found.parameters.parameters, found.over_hf.parameters, strict=True):
         operands = [(each.dtype, each.shape) for each in model.sources]
         for tensor, back in zip(model.sources, invert([model.recipe.tensor], operands), strict=True):
             array = made.setdefault(tensor.name, np.zeros(tensor.shape, np.int64))
@@ -172,7 +172,7 @@ def test_the_vocabulary_is_resized_over_pieces(rows):
 
 def test_the_vocabulary_of_the_files_counts_not_that_of_the_reference():
     found = bound(source(layout(tp=2)), vocab_size=29)
-    embedding = next(each for each in found.published.parameters if each.name == EMBEDDING)
+    embedding = next(each for each in found.over_hf.parameters if each.name == EMBEDDING)
     assert [each.shape for each in embedding.sources] == [(toy.VOCABULARY, toy.HIDDEN)]
     assert embedding.recipe.dims[0] == f"vocabulary ({toy.VOCABULARY})"
 
@@ -187,7 +187,7 @@ def test_optional_parameters_are_there_if_the_files_hold_them():
     shapes = toy.shapes() | {f"model.layers.{layer}.norm.bias": (toy.HIDDEN,) for layer in range(toy.LAYERS)}
     shapes["model.positions.weight"] = (toy.HIDDEN,)
     found = bound(source(layout(((1, 2),)), shapes=shapes))
-    names = {source.name for each in found.published.parameters for source in each.sources}
+    names = {source.name for each in found.over_hf.parameters for source in each.sources}
     assert names == shapes.keys()
 
 
@@ -265,7 +265,7 @@ def test_the_names_of_the_reference_tell_alternatives_apart_that_training_has_al
     files = source(layout())
     for reference, expected in (({}, "output.weight"), ({"lm_head.weight": None}, "lm_head.weight")):
         found = bound(files, model=model, reference=reference)
-        (source_of_head,) = next(each for each in found.published.parameters if each.name == HEAD).sources
+        (source_of_head,) = next(each for each in found.over_hf.parameters if each.name == HEAD).sources
         assert source_of_head.name == expected
 
 
@@ -349,7 +349,7 @@ def test_element_types_are_those_of_the_files_and_agree_between_ranks():
     router = "text.layers.1.router.weight"
     files.dtypes = {router: "float32"}
     found = bound(files)
-    types = {each.name: each.recipe.tensor.dtype for each in found.published.parameters}
+    types = {each.name: each.recipe.tensor.dtype for each in found.over_hf.parameters}
     assert types[router] == "float32"
     assert types["text.layers.2.router.weight"] == "bfloat16"
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from distconv.formats.megatron.names import Local, Targets
+from distconv.formats.megatron.names import LocalKey, Targets
 from tests.unit import toy
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("text.embedding.weight", Local("text.embedding.weight", None, None)),
-        ("text.layers.0.norm.weight", Local("text.layers.{layer}.norm.weight", 0, None)),
-        ("text.layers.12.mlp.fc1.weight", Local("text.layers.{layer}.mlp.fc1.weight", 12, None)),
-        ("text.layers.3.experts.20.fc2.weight", Local("text.layers.{layer}.experts.{expert}.fc2.weight", 3, 20)),
+        ("text.embedding.weight", LocalKey("text.embedding.weight", None, None)),
+        ("text.layers.0.norm.weight", LocalKey("text.layers.{layer}.norm.weight", 0, None)),
+        ("text.layers.12.mlp.fc1.weight", LocalKey("text.layers.{layer}.mlp.fc1.weight", 12, None)),
+        ("text.layers.3.experts.20.fc2.weight", LocalKey("text.layers.{layer}.experts.{expert}.fc2.weight", 3, 20)),
         # The 1 of fc1 is part of a name.
         ("text.layers.3.mlp.fc7.weight", None),
         ("text.layers.01.norm.weight", None),

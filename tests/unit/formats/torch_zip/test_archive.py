@@ -113,7 +113,7 @@ def test_scalars_and_empty_tensors(tmp_path):
 
 
 def test_tensors_that_were_not_written_have_their_place(tmp_path):
-    """As `pt_file` lays files out."""
+    """Files of `torch_zip.create` have such holes."""
     content = {"model": {"a": torch.empty(5, 3), "b": torch.empty(7, dtype=torch.bfloat16)}}
     with torch.serialization.skip_data():
         torch.save(content, tmp_path / "f")

@@ -19,7 +19,7 @@ from distconv.formats.huggingface.directory import check_directory
 from distconv.formats.huggingface.peft_config import read_scaling
 from distconv.formats.huggingface.reference import read_reference
 from distconv.formats.model import MODEL_CONFIG, Model, Reference
-from distconv.formats.provenance import RECORD_NAME, Record, read_record
+from distconv.formats.provenance import PROVENANCE_NAME, Provenance, read_provenance
 from distconv.formats.registry import Options, format_named, format_of, source_contradictions, target_contradictions
 from distconv.models.library import Library, head_of
 from distconv.models.scaling import Scaling
@@ -30,7 +30,7 @@ from distconv.runtime.hand_out import HandOut, here
 Chosen = tuple[str, Mapping[str, Any]]
 
 
-def inspect(options: Options, chosen: Chosen | None, library: Library, hand_out: HandOut = here) -> Facts:
+def look(options: Options, chosen: Chosen | None, library: Library, hand_out: HandOut = here) -> Facts:
     """The facts of a job; `chosen` is the definition that the user named.
 
     The files of what training saved are many: to read them is handed out, as `registry.tasks`.
@@ -58,13 +58,13 @@ def facts_of(
         InputError: no definition, or another than the source is of; files that are damaged.
     """
     model = _Choice(library, chosen, opened)
-    reference, record = None, Record()
+    reference, record = None, Provenance()
     if opened.config is not None:
         config, directory = opened.config, str(opened.directory)
         if not opened.adapters:
             model.recognise(config, directory, needed=needed)
     else:
-        record = read_record(opened.directory)
+        record = read_provenance(opened.directory)
         reference = _reference(options, record.reference, opened.directory)
         config, directory = reference.config, reference.directory
         model.remember(record)
@@ -94,7 +94,7 @@ def _scaling(model: Model, opened: Opened) -> Scaling | None:
         return read_scaling(opened.directory, (each.name for each in opened.held()), definition)
     if definition.adapters == "only" and not reference.is_adapter:
         return None
-    return read_scaling(Path(reference.directory), reference.shards or (), definition)
+    return read_scaling(Path(reference.directory), reference.shard_files or (), definition)
 
 
 def _reference(options: Options, recorded: str | None, directory: Path) -> Reference:
@@ -109,12 +109,9 @@ def _reference(options: Options, recorded: str | None, directory: Path) -> Refer
     try:
         return read_reference(Path(recorded), "reference")
     except InputError as error:
-        raise InputError(
-            [
-                f"{directory / RECORD_NAME}: the reference that it names cannot be used; give one with reference=DIR",
-                *error.problems,
-            ]
-        ) from None
+        where = directory / PROVENANCE_NAME
+        first = f"{where}: the reference that it names cannot be used; give one with reference=DIR"
+        raise InputError([first, *error.problems]) from None
 
 
 @dataclass
@@ -126,11 +123,11 @@ class _Choice:
     opened: Opened
     recorded_in: Path | None = None
 
-    def remember(self, record: Record) -> None:
+    def remember(self, record: Provenance) -> None:
         """Take the definition that the provenance of the source names, unless the user named one."""
         if self.chosen is None and record.model is not None and record.model in self.library.names():
             self.chosen = record.model, self.library.content(record.model)
-            self.recorded_in = self.opened.directory / RECORD_NAME
+            self.recorded_in = self.opened.directory / PROVENANCE_NAME
 
     def recognise(self, config: Mapping[str, Any], directory: str, *, needed: bool, is_adapter: bool = False) -> None:
         """Take the definition for the `model_type` of a configuration, or check that the chosen one is for it.

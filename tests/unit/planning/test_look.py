@@ -16,7 +16,7 @@ from distconv.formats.registry import Options
 from distconv.layout.request import Layout
 from distconv.models.library import Library
 from distconv.planning.facts import Facts
-from distconv.planning.inspect import inspect
+from distconv.planning.look import look
 from tests.unit import toy
 from tests.unit.planning.test_plan import CONFIG
 from tests.unit.safetensors_files import shard
@@ -48,7 +48,7 @@ def looked(config: Options, chosen: tuple[str, Mapping[str, Any]] | str | None =
     if isinstance(chosen, str):
         chosen = chosen, DEFINITIONS[chosen]
     with tempfile.TemporaryDirectory() as root:
-        return inspect(config, chosen, at_hand(Path(root)))
+        return look(config, chosen, at_hand(Path(root)))
 
 
 def refused(config: Options, chosen: str | None = None) -> str:
