@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from distconv.errors import InputError
@@ -31,6 +31,10 @@ class Scaling:
     alphas: Mapping[str, float] = field(default_factory=dict)
     initialisation: str | None = None
     where: str = ""
+
+    def agrees_with(self, other: Scaling) -> bool:
+        """Whether both scale every adapter alike, wherever they say so."""
+        return replace(self, where=other.where) == other
 
     def alpha_of(self, module: str) -> float:
         """The alpha of a module; one must be known."""

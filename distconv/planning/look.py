@@ -71,7 +71,7 @@ def facts_of(
         model.recognise(config, directory, needed=needed, is_adapter=reference.is_adapter)
     name, content = model.chosen or (None, {})
     parsed = model_of(name, content, reference, config, directory)
-    scaling = _scaling(parsed, opened) or record.scaling
+    scaling = _scaling(parsed, opened, record)
     parsed = replace(parsed, scaling=scaling)
     return Facts(
         kind=form.name,
@@ -85,16 +85,26 @@ def facts_of(
     )
 
 
-def _scaling(model: Model, opened: Opened) -> Scaling | None:
-    """The scaling that is told by the directory of the model, or of its adapters."""
+def _scaling(model: Model, opened: Opened, record: Record) -> Scaling | None:
+    """The scaling that is told by the directory of the model or of its adapters, or by the provenance of the source.
+
+    Raises:
+        InputError: the two contradict.
+    """
     definition, reference = model.definition, model.reference
     if definition is None or definition.adapters is None:
         return None
     if reference is None:
         return read_scaling(opened.directory, (each.name for each in opened.held()), definition)
     if definition.adapters == "only" and not reference.is_adapter:
-        return None
-    return read_scaling(Path(reference.directory), reference.shard_files or (), definition)
+        return record.scaling
+    told = read_scaling(Path(reference.directory), reference.shard_files or (), definition)
+    if told is not None and record.scaling is not None and not told.agrees_with(record.scaling):
+        raise InputError(
+            f"{told.where}: scales adapters otherwise than the source does, by "
+            f"{record.scaling.where}: lora_alpha, use_rslora or alpha_pattern differ; give its own adapters"
+        )
+    return told or record.scaling
 
 
 def _reference(options: Options, recorded: str | None, directory: Path) -> Reference:

@@ -244,6 +244,14 @@ def test_an_alpha_that_contradicts_what_is_remembered_is_refused(adapter, base, 
     assert not (tmp_path / "merged").exists()
 
 
+def test_a_reference_that_scales_otherwise_than_the_source_is_refused(adapter, tmp_path):
+    run_here("+model=qwen2_5vl_lora", source=str(adapter), target=str(tmp_path / "mm"))
+    back(tmp_path / "mm", adapter, tmp_path / "back")
+    configured(adapter, use_rslora=True)
+    with pytest.raises(InputError, match=r"adapter_config\.json: scales adapters otherwise .* by .*distconv\.json"):
+        back(tmp_path / "mm", adapter, tmp_path / "again")
+
+
 @pytest.mark.parametrize("target_format", ["megatron", "dcp", "dcp naming=megatron"])
 def test_settings_that_cannot_be_converted_are_refused_all_at_once(adapter, tmp_path, distconv, target_format):
     configured(adapter, use_dora=True, modules_to_save=["lm_head"], use_shira=1)
@@ -291,14 +299,19 @@ def test_a_side_file_that_is_a_link_to_nothing_matters_where_it_is_copied(traine
     assert weights(tmp_path / "adapters").keys() == weights(tmp_path / "peft").keys()
 
 
-def test_base_weights_beside_the_adapters_take_them_up(tmp_path):
+@pytest.mark.parametrize("configured", [False, True])
+def test_base_weights_beside_the_adapters_take_them_up(tmp_path, configured):
+    """As the option says, or as the configuration that lies beside them does."""
     case = load_case("videoalign__peft_canonical_pp1")
     source = write_source(tmp_path / "hf", case)
+    if configured:
+        settings = {"peft_type": "LORA", "lora_alpha": 4, "use_rslora": True}
+        (source / "adapter_config.json").write_text(json.dumps(settings))
     run_here(*overrides(case), source=str(source), target=str(tmp_path / "mm"))
 
     run_here(
         "merge_lora=true",
-        "lora_alpha=4",
+        *([] if configured else ["lora_alpha=4"]),
         source=str(tmp_path / "mm"),
         target=str(tmp_path / "back"),
         target_format="hf",
@@ -312,7 +325,8 @@ def test_base_weights_beside_the_adapters_take_them_up(tmp_path):
     stem, _, ending = module.partition(".lora_A.")
     a, b = before[module].float(), before[f"{stem}.lora_B.{ending}"].float()
     plain = stem.removeprefix("base_model.model.") + ".weight"
-    expected = (before[f"{stem}.base_layer.weight"].float() + 4 / len(a) * (b @ a)).to(found[plain].dtype)
+    scaling = 4 / (math.sqrt(len(a)) if configured else len(a))
+    expected = (before[f"{stem}.base_layer.weight"].float() + scaling * (b @ a)).to(found[plain].dtype)
     torch.testing.assert_close(found[plain], expected, rtol=1e-2, atol=0, equal_nan=True)
 
 
