@@ -156,6 +156,13 @@ def test_layers_that_must_be_on_the_first_stage_stay_there_beside_a_heavy_encode
         (0, 5),
     )
     assert complete(binding, pp=3, text_on_first_stage=20).stages["text"] == ((13, 0, 0),)
+    # Nor do they leave it for an encoder that is given another one: the check refuses that.
+    given = {"vision": ((0, 0, 2),)}
+    assert complete(binding, stages=given, pp=3, text_on_first_stage=20).stages["text"] == ((13, 0, 0),)
+
+
+def test_layers_that_must_be_on_the_first_stage_weigh_there():
+    assert complete(_bound(8, tied=False), pp=2, text_on_first_stage=5).stages["text"] == ((5, 3),)
 
 
 def test_the_last_layer_goes_where_a_heavy_encoder_ends():
