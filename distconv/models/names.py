@@ -38,9 +38,13 @@ def experts_of(rule: Rule, definition: Definition, sizes: Sizes) -> Iterable[int
     """The expert of each parameter of a rule in one layer; one without a number where the rule is not for experts.
 
     Raises:
-        InputError: config.json does not say how many experts there are.
+        InputError: config.json does not say how many experts there are, or says more than any model has.
     """
-    return range(definition.expert_count(sizes) or 0) if "expert" in rule.placeholders else (None,)
+    if "expert" not in rule.placeholders:
+        return (None,)
+    if definition.experts is not None and definition.adapters != "only" and "layer" in rule.placeholders:
+        sizes.check_combinations(definition.modalities[rule.modality], definition.experts)
+    return range(definition.expert_count(sizes) or 0)
 
 
 # Of the rules of an alternative and a layer: whether all that must be there is there, how much is, what else tells.

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from math import prod
+from pathlib import Path
 
 import pytest
 
