@@ -85,7 +85,7 @@ def without_head(head: Assembled, embedding: Assembled, tied_head: str, reason: 
         Unconverted(
             tensor=each,
             reason=reason,
-            replicas=tuple(replica for replica in replicas if replica.duplicate.sources[0] is each),
+            replicas=tuple(replica for replica in replicas if replica.copy.sources[0] is each),
         )
         for each in head.sources
     )

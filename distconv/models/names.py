@@ -38,9 +38,13 @@ def experts_of(rule: Rule, definition: Definition, sizes: Sizes) -> Iterable[int
     """The experts of the parameters of a rule in one layer; a single `None` for a rule without experts.
 
     Raises:
-        InputError: config.json lacks the number of experts.
+        InputError: config.json lacks the number of experts, or has more layers and experts than any model.
     """
-    return range(definition.expert_count(sizes) or 0) if "expert" in rule.placeholders else (None,)
+    if "expert" not in rule.placeholders:
+        return (None,)
+    if definition.experts is not None and definition.adapters != "only" and "layer" in rule.placeholders:
+        sizes.check_combinations(definition.modalities[rule.modality], definition.experts)
+    return range(definition.expert_count(sizes) or 0)
 
 
 # Scores an alternative's rules in a layer: whether all required tensors are present, how many are, further criteria.

@@ -15,6 +15,8 @@ from distconv.errors import InputError
 
 # More layers, or experts, than any model has.
 _MOST = 4096
+# More experts in all layers than any model has.
+_MOST_COMBINATIONS = 1 << 18
 DERIVATIONS = ("product", "sum", "quotient")
 
 
@@ -117,6 +119,14 @@ class Sizes:
         if number > _MOST:
             raise InputError(f"{self._where}: {self.origin(name)}: expected at most {_MOST} layers or experts")
         return number
+
+    def check_combinations(self, one: str, other: str) -> None:
+        """Raise `InputError` if names spelled out for each combination of two numbers are more than any model has."""
+        combinations = self.count(one) * self.count(other)
+        if combinations > _MOST_COMBINATIONS:
+            raise InputError(
+                f"{self._where}: {self.origin(one)} times {self.origin(other)}: expected at most {_MOST_COMBINATIONS}"
+            )
 
     def divisor(self, name: str | int) -> int:
         """The value of a size that is a divisor, or a number of units.

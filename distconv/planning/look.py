@@ -85,7 +85,7 @@ def facts_of(
     )
 
 
-def _scaling(model: Model, opened: Opened, record: Record) -> Scaling | None:
+def _scaling(model: Model, opened: Opened, record: Provenance) -> Scaling | None:
     """The scaling that is told by the directory of the model or of its adapters, or by the provenance of the source.
 
     Raises:

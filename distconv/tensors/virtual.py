@@ -227,7 +227,9 @@ def gaps(tensor: VirtualTensor) -> int:
         ValueError: two copies write the same element.
     """
     active: list[Copy] = []
-    along = _most_cut_dim(tensor)
+    # Along the dim with most places where copies begin, fewest of them lie side by side.
+    places = [len(set(starts)) for starts in zip(*(copy.target_start for copy in tensor.copies), strict=True)]
+    along = places.index(max(places)) if places else 0
     for copy in sorted(tensor.copies, key=lambda each: (each.target_start[along:], each.target_start)):
         if copy.target_start:
             start = copy.target_start[along]
@@ -237,14 +239,6 @@ def gaps(tensor: VirtualTensor) -> int:
                 raise ValueError(f"two sources for the box at {list(copy.target_start)} of shape {list(copy.shape)}")
         active.append(copy)
     return tensor.elements - sum(prod(copy.shape) for copy in tensor.copies)
-
-
-def _most_cut_dim(tensor: VirtualTensor) -> int:
-    """The dim along which most copies begin at places of their own, so that fewest lie side by side."""
-    if len(tensor.copies) < 2:
-        return 0
-    starts = zip(*(copy.target_start for copy in tensor.copies), strict=True)
-    return max(((len(set(each)), -dim) for dim, each in enumerate(starts)), default=(0, 0))[1] * -1
 
 
 def replaced(index: Index, dim: int, value: int) -> Index:

@@ -139,13 +139,13 @@ def compare_replicas(
 
 def comparison(replica: Replica) -> Work:
     """The original of a replica in the places of its copy, for a sink that compares."""
-    (stored,) = replica.duplicate.sources
+    (stored,) = replica.copy.sources
     item_size = ITEM_SIZE[stored.dtype]
     return Work(
         replica.original.sources,
         tuple(
             Shard(content, stored.file.path, stored.offset + start * item_size)
-            for start, content in _runs(replica.duplicate, replica.original.tensor)
+            for start, content in _runs(replica.copy, replica.original.tensor)
         ),
     )
 
@@ -205,7 +205,7 @@ def _differing(
 
 
 def _difference(replica: Replica) -> str:
-    stored, first = replica.duplicate.sources[0], replica.original.sources[0]
+    stored, first = replica.copy.sources[0], replica.original.sources[0]
     if stored.name == first.name:
         return (
             f"{stored.file.path}: its copy of {first.name} differs from the one in {first.file.path}; {replica.reason}"

@@ -252,7 +252,7 @@ def test_a_replica_that_differs_is_seen_where_it_is_compared(checkpoint, change)
         sink = CompareSink(targets, counters)
         work = [comparison(replica) for replica in found.replicas]
         run(work, sink, sources, counters, threads=2, buffer_bytes=1 << 16, must_stop=lambda: False)
-    copies = [stored for replica in found.replicas for stored in replica.duplicate.sources if stored.name == NORM]
+    copies = [stored for replica in found.replicas for stored in replica.copy.sources if stored.name == NORM]
     (norm,) = (copy for copy in copies if copy.file.path == f"{checkpoint}/release/mp_rank_01_000/{FILE}")
     assert {path for path, _ in sink.different} == {norm.file.path}
     assert all(norm.offset <= offset < norm.offset + norm.nbytes for _, offset in sink.different)

@@ -109,7 +109,7 @@ def fitted(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def held_alike(replica: Any) -> bool:
-    held = [evaluate(each.tensor, list(map(stored, each.sources))) for each in (replica.original, replica.duplicate)]
+    held = [evaluate(each.tensor, list(map(stored, each.sources))) for each in (replica.original, replica.copy)]
     return np.array_equal(*held)
 
 

@@ -29,8 +29,6 @@ from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import NamedTensor, SourceFile, StoredTensor
 from distconv.tensors.virtual import Copy, Index, VirtualTensor, gaps
 
-_PLACES_NAMED = 5
-
 Located = Mapping[tuple[str, Index], tuple[SourceFile, ArchivedTensor]]
 
 
@@ -184,7 +182,7 @@ def _unsound(path: Path, entries: Mapping[str, Entry]) -> list[str]:
         for chunk in entry.filled:
             box = f"its chunk {list(chunk.sizes)} at {list(chunk.offsets)}"
             if len(chunk.places) > 1:
-                found = ", ".join(f"{place.file} at {place.offset}" for place in chunk.places[:_PLACES_NAMED])
+                found = ", ".join(f"{place.file} at {place.offset}" for place in chunk.places[:5])
                 problems.append(f"{where}: {box} is named {len(chunk.places)} times: {found}")
             elif not chunk.places:
                 problems.append(f"{where}: {box} is stored nowhere; save the checkpoint again")

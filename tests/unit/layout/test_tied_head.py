@@ -111,7 +111,7 @@ def test_a_stored_head_that_is_not_written_is_reported(stages, tied_head, reason
 
 def compared(binding: Binding) -> list[tuple[list[str], list[str]]]:
     return [
-        ([each.name for each in replica.original.sources], [each.name for each in replica.duplicate.sources])
+        ([each.name for each in replica.original.sources], [each.name for each in replica.copy.sources])
         for left_out in binding.unconverted
         for replica in left_out.replicas
     ]

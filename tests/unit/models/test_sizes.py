@@ -138,6 +138,16 @@ def test_a_number_of_layers_is_no_more_than_a_model_can_have():
         found.count("experts")
 
 
+def test_what_is_spelled_out_for_two_numbers_is_no_more_than_a_model_can_have():
+    """Else a configuration of some bytes means millions of names."""
+    sizes({"layers": 4096, "experts": 64}, layers=["layers"], experts=["experts"]).check_combinations(
+        "layers", "experts"
+    )
+    found = sizes({"layers": 4096, "experts": 65}, layers=["layers"], experts=["experts"])
+    with pytest.raises(InputError, match=r"layers in config.json\) times experts \(65, .*: expected at most 262144"):
+        found.check_combinations("layers", "experts")
+
+
 def test_a_field_that_is_nowhere_is_refused_with_every_place_looked_at():
     with pytest.raises(InputError) as caught:
         size({}, "text_config.hidden", "hidden")

@@ -54,7 +54,7 @@ def test_all_elements_of_a_copy_are_compared_with_those_of_its_original(original
             for replica in replicas_of(one, other, "")
             if not np.array_equal(
                 evaluate(replica.original.tensor, held[0]),
-                evaluate(replica.duplicate.tensor, [changed[int(replica.duplicate.sources[0].name)]]),
+                evaluate(replica.copy.tensor, [changed[int(replica.copy.sources[0].name)]]),
             )
         ]
         assert [each.copy.sources[0].name for each in differing] == [str(place[0])]

@@ -130,7 +130,7 @@ def test_the_head_is_where_the_reference_has_it(tied, stored, published):
     assert [(each.tensor.name, each.reason) for each in found.left_out] == ([(HEAD, f"tied: {reason}")] * dropped)
     # It is left out only if it is the same.
     assert [
-        (replica.duplicate.sources[0].name, replica.original.sources[0].name)
+        (replica.copy.sources[0].name, replica.original.sources[0].name)
         for each in found.left_out
         for replica in each.replicas
     ] == [(HEAD, EMBEDDING)] * dropped

@@ -76,7 +76,7 @@ def test_what_was_planned_forward_comes_back(planned, tied, stored_head, store):
     taken_for_copy = tied and found.layout.keeps_separate_head() and (is_copy or stored_head)
     if taken_for_copy:
         expected.pop(HEAD, None)
-        assert any(replica.duplicate.sources[0].name == HEAD for replica in found.replicas)
+        assert any(replica.copy.sources[0].name == HEAD for replica in found.replicas)
     elif is_copy:
         expected[HEAD] = next(each for each in found.over_hf.parameters if each.name == HEAD)
         arrays["lm_head.weight"] = arrays["model.embed.weight"]
@@ -89,7 +89,7 @@ def test_what_was_planned_forward_comes_back(planned, tied, stored_head, store):
         assert [each.name for each in model.sources] == [each.name for each in expected[parameter.name].sources]
     check_published(found, files, arrays)
     for replica in found.replicas:
-        of_embedding = replica.duplicate.sources[0].name == HEAD != replica.original.sources[0].name
+        of_embedding = replica.copy.sources[0].name == HEAD != replica.original.sources[0].name
         # A head of its own that is taken for a copy is found to be none.
         assert is_equal(replica, files) == (is_copy or not of_embedding)
     stored = sum(len(entries) for file in files.files.values() for entries in file.values())
@@ -125,7 +125,7 @@ def is_equal(replica: Replica, files: Source) -> bool:
     """Whether what the comparison makes is what is in the storage of the copy, at the places that it says."""
     work = comparison(replica)
     operands = [files.stored(each) for each in work.sources]
-    (stored,) = replica.duplicate.sources
+    (stored,) = replica.copy.sources
     storage = files.stored(stored).reshape(-1)
     seen = 0
     for shard in work.shards:
@@ -135,7 +135,7 @@ def is_equal(replica: Replica, files: Source) -> bool:
         if not np.array_equal(made, storage[start : start + len(made)]):
             return False
         seen += len(made)
-    assert seen == prod(replica.duplicate.tensor.shape)
+    assert seen == prod(replica.copy.tensor.shape)
     return True
 
 
@@ -390,7 +390,7 @@ def test_a_tied_head_that_differs_is_a_replica_that_is_not_equal():
     for key in files.files:
         files.files[key]["model"].get(HEAD, np.zeros(()))[...] += 1
     found = bound(files, tie_word_embeddings=True)
-    different = {replica.duplicate.sources[0].name for replica in found.replicas if not is_equal(replica, files)}
+    different = {replica.copy.sources[0].name for replica in found.replicas if not is_equal(replica, files)}
     assert different == {HEAD}
     assert found.parameters.tied
     assert not any(each.name == HEAD for each in found.parameters.parameters)
