@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from distconv.models.bind import Parameter
 from distconv.models.definition import Definition
 from distconv.models.definition_parser import parse_definition
 from distconv.models.library import Library
+from distconv.models.parameters import Parameter
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import StoredTensor
 from tests.unit.reference import evaluate

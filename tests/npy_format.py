@@ -35,7 +35,8 @@ from distconv.formats.iterations import RELEASE
 from distconv.formats.model import Model
 from distconv.formats.records import Entry, OutputFile, mismatch
 from distconv.formats.select import check_taken_whole, selection
-from distconv.models.bind import Binding, Unconverted, bind
+from distconv.models.bind import bind
+from distconv.models.parameters import Binding, Unconverted
 from distconv.options import CommonOptions
 from distconv.runtime.hand_out import HandOut
 from distconv.runtime.regular_files import open_file

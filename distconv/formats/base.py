@@ -17,7 +17,7 @@ from distconv.formats.frame import Frame
 from distconv.formats.iterations import iterations_in
 from distconv.formats.model import Model
 from distconv.formats.records import Entry, OutputFile, Plan
-from distconv.models.bind import Binding, Unconverted
+from distconv.models.parameters import Binding, Unconverted
 from distconv.runtime.hand_out import HandOut, Task
 from distconv.tensors.replicas import Replica
 from distconv.tensors.stored import NamedTensor

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from distconv.models.bind import Unconverted
+from distconv.models.parameters import Unconverted
 from distconv.tensors.stored import NamedTensor
 
 

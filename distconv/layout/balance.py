@@ -22,8 +22,8 @@ from distconv.layout.layout import (
     stage_rows,
 )
 from distconv.layout.request import Layout
-from distconv.models.bind import Binding
 from distconv.models.definition import Definition
+from distconv.models.parameters import Binding
 from distconv.models.rules import TEXT
 
 

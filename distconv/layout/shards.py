@@ -11,7 +11,7 @@ from itertools import accumulate
 
 from distconv.errors import JobError, raise_if
 from distconv.layout.layout import CompleteLayout
-from distconv.models.bind import Recipe
+from distconv.models.parameters import Recipe
 from distconv.tensors.cuts import TENSOR_PARALLEL_RULES
 from distconv.tensors.virtual import VirtualTensor, gaps, invert
 

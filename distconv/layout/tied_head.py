@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from distconv.errors import InputError
 from distconv.layout.layout import CompleteLayout
-from distconv.models.bind import Binding, Parameter, Unconverted
 from distconv.models.definition import Definition
+from distconv.models.parameters import Binding, Parameter, Unconverted
 from distconv.models.rules import TEXT
 from distconv.tensors.replicas import replicas_of
 from distconv.tensors.stored import Assembled

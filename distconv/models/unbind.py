@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from distconv.errors import JobError, raise_if
-from distconv.models.bind import Binding, Parameter, Recipe, Unconverted
 from distconv.models.names import filled
+from distconv.models.parameters import Binding, Parameter, Recipe, Unconverted
 from distconv.models.vocabulary import SIZE_NAME
 from distconv.tensors.compose import renumbered, substitute
 from distconv.tensors.stored import NamedTensor

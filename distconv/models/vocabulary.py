@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from distconv.errors import InputError
-from distconv.models.bind import Binding, Recipe
+from distconv.models.parameters import Binding, Recipe
 from distconv.models.rules import Rule
 from distconv.tensors.virtual import concat, narrow, zeros
 

@@ -292,10 +292,5 @@ def _clipped(copy: Copy, dim: int, low: int, high: int) -> Copy:
     source_start = copy.source_start
     if source_dim is not None:
         source_start = replaced(source_start, source_dim, source_start[source_dim] + low - copy.target_start[dim])
-    return Copy(
-        copy.operand,
-        source_start,
-        replaced(copy.target_start, dim, low),
-        replaced(copy.shape, dim, high - low),
-        copy.dims,
-    )
+    start, shape = replaced(copy.target_start, dim, low), replaced(copy.shape, dim, high - low)
+    return Copy(copy.operand, source_start, start, shape, copy.dims)

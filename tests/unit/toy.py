@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from distconv.layout.layout import CompleteLayout
-from distconv.models.bind import Binding, bind
+from distconv.models.bind import bind
 from distconv.models.definition import Definition
 from distconv.models.definition_parser import parse_definition
+from distconv.models.parameters import Binding
 from distconv.models.sizes import Sizes
 from distconv.tensors.stored import SourceFile, SourceIndex, StoredTensor
 

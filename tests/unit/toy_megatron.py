@@ -18,7 +18,7 @@ from distconv.formats.torch_zip.archive import ArchivedTensor
 from distconv.layout.layout import CompleteLayout, StageRows
 from distconv.layout.request import SourceLayout
 from distconv.layout.tied_head import resolve_head
-from distconv.models.bind import Parameter
+from distconv.models.parameters import Parameter
 from distconv.models.sizes import Sizes
 from distconv.tensors.stored import SourceFile, StoredTensor
 from tests.unit import toy

@@ -27,7 +27,7 @@ from distconv.layout.balance import complete_layout
 from distconv.layout.request import Layout
 from distconv.layout.shards import cut_recipes
 from distconv.layout.tied_head import resolve_head
-from distconv.models.bind import Unconverted
+from distconv.models.parameters import Unconverted
 from distconv.models.vocabulary import resize_vocabulary
 from distconv.runtime.hand_out import HandOut
 from distconv.tensors.stored import NamedTensor

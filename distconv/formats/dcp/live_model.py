@@ -12,9 +12,9 @@ from functools import cache
 
 from distconv.errors import InputError
 from distconv.layout.tied_head import NOT_TIED
-from distconv.models.bind import Unconverted
 from distconv.models.definition import Definition
 from distconv.models.names import pattern_of
+from distconv.models.parameters import Unconverted
 from distconv.models.sizes import Sizes
 from distconv.tensors.compose import merge_dims
 from distconv.tensors.stored import NamedTensor

@@ -13,7 +13,7 @@ from typing import Any
 
 from distconv.errors import JobError, named
 from distconv.formats.records import Entry, OutputFile
-from distconv.models.bind import Unconverted
+from distconv.models.parameters import Unconverted
 from distconv.tensors.compose import box_of, contiguous_blocks
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import NamedTensor, position

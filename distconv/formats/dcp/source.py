@@ -24,8 +24,9 @@ from distconv.formats.model import Model
 from distconv.formats.select import check_taken_whole, selection
 from distconv.formats.torch_zip.archive import ArchivedTensor
 from distconv.layout.request import SourceLayout
-from distconv.models.bind import Binding, Parameter, Recipe, bind
+from distconv.models.bind import bind
 from distconv.models.names import pattern_of
+from distconv.models.parameters import Binding, Parameter, Recipe
 from distconv.options import CommonOptions
 from distconv.runtime.hand_out import HandOut
 from distconv.tensors.compose import renumbered, split_dim, substitute

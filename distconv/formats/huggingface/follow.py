@@ -13,8 +13,8 @@ from distconv.errors import counted, named, raise_if
 from distconv.formats.base import Published
 from distconv.formats.model import Reference
 from distconv.layout.tied_head import without_head
-from distconv.models.bind import Unconverted
 from distconv.models.definition import Definition
+from distconv.models.parameters import Unconverted
 from distconv.tensors.stored import NamedTensor, as_stored
 
 

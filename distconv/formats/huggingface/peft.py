@@ -22,8 +22,8 @@ from distconv.models.adapters import (
     plain_name,
     saved_factor,
 )
-from distconv.models.bind import Unconverted
 from distconv.models.definition import FLOATING
+from distconv.models.parameters import Unconverted
 from distconv.models.scaling import Scaling
 from distconv.tensors.stored import LowRank, NamedTensor, as_stored
 

@@ -16,7 +16,7 @@ from distconv.errors import named
 from distconv.formats.huggingface.true_config import cannot_be_judged, leaves_out, says_quantised, true_config
 from distconv.formats.model import MODEL_CONFIG, Reference
 from distconv.formats.records import Entry, OutputFile
-from distconv.models.bind import Unconverted
+from distconv.models.parameters import Unconverted
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import NamedTensor
 

@@ -19,8 +19,9 @@ from distconv.formats.model import MODEL_CONFIG, Model
 from distconv.formats.select import check_taken_whole, selection
 from distconv.models.adapter_config import AdapterConfig
 from distconv.models.adapters import CONFIG_NAME, factor_of
-from distconv.models.bind import Binding, bind
+from distconv.models.bind import bind
 from distconv.models.definition import Definition
+from distconv.models.parameters import Binding
 from distconv.models.rules import TEXT, Rule
 from distconv.models.sizes import Sizes
 from distconv.options import CommonOptions

@@ -24,9 +24,10 @@ from distconv.formats.torch_zip.archive import ArchivedTensor
 from distconv.layout.layout import CompleteLayout, stage_number
 from distconv.layout.request import SourceLayout
 from distconv.layout.tied_head import TIED, resolve_head
-from distconv.models.bind import Binding, Parameter, ParameterKey, Recipe, bind, make_recipe, target_name
+from distconv.models.bind import bind, make_recipe
 from distconv.models.definition import FLOATING, Definition
 from distconv.models.names import filled
+from distconv.models.parameters import Binding, Parameter, ParameterKey, Recipe, target_name
 from distconv.models.rules import TEXT, Rule
 from distconv.models.sizes import Sizes
 from distconv.tensors.compose import renumbered, strided, substitute
@@ -91,24 +92,18 @@ def bind_megatron(
     separate_head = TEXT in layout.stages and definition.is_tied(sizes) and layout.keeps_separate_head()
     stored_head = definition.tied is not None and definition.tied.head in contents.examples
     copied_head = separate_head and not (stored_head and tied_head == "keep")
-    drawn, sizes = expected_checkpoint(
-        definition,
-        sizes,
-        layout,
-        contents,
-        reason,
-        reference=reference,
-        without_head=copied_head,
-        where=index.directory,
+    where = index.directory
+    expected, sizes = expected_checkpoint(
+        definition, sizes, layout, contents, reason, reference=reference, without_head=copied_head, where=where
     )
-    over_hf = bind(definition, sizes, drawn, reason)
+    over_hf = bind(definition, sizes, expected, reason)
     unsplit = replace(over_hf, parameters=_unsplit(over_hf, given))
     expected_head = "auto" if stored_head == copied_head or not separate_head else "keep" if stored_head else "omit"
     unsplit = resolve_head(unsplit, definition, layout, expected_head)
     try:
         plan = make_plan(unsplit, layout)
     except InputError as error:
-        raise InputError(f"{index.directory}: source_{problem}" for problem in error.problems) from None
+        raise InputError(f"{where}: source_{problem}" for problem in error.problems) from None
     found = _Comparison(plan, grid, targets, reason, definition.name)
     raise_if(found.problems)
     parameters = tuple(_parameters(found, over_hf, sizes))

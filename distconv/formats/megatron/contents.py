@@ -14,7 +14,7 @@ from distconv.formats.megatron.names import Targets
 from distconv.formats.megatron.ranks import RankGrid
 from distconv.formats.torch_zip.archive import ArchivedTensor
 from distconv.layout.layout import CompleteLayout, stage_number
-from distconv.models.bind import ParameterKey
+from distconv.models.parameters import ParameterKey
 from distconv.models.rules import Rule
 from distconv.tensors.cuts import TENSOR_PARALLEL_RULES
 from distconv.tensors.virtual import replaced

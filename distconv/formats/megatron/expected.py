@@ -11,9 +11,9 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from distconv.errors import raise_if
 from distconv.formats.megatron.contents import Contents
 from distconv.layout.layout import CompleteLayout
-from distconv.models.bind import ParameterKey
 from distconv.models.definition import PROJECTOR, Definition
 from distconv.models.names import Choices, Score, experts_of, filled, layers_of
+from distconv.models.parameters import ParameterKey
 from distconv.models.rules import ANY, TEXT, Rule
 from distconv.models.sizes import Sizes
 from distconv.models.vocabulary import SIZE_NAME, has_vocabulary

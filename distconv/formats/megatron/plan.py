@@ -18,7 +18,7 @@ from distconv.formats.megatron.directory import FILE_NAME, rank_directory
 from distconv.formats.records import Entry, OutputFile
 from distconv.layout.layout import CompleteLayout, stage_coordinates, stage_number
 from distconv.layout.shards import Shards, cut_recipes
-from distconv.models.bind import Binding, Parameter, Recipe, Unconverted, target_name
+from distconv.models.parameters import Binding, Parameter, Recipe, Unconverted, target_name
 
 
 class RankFile(OutputFile):

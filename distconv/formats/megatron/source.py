@@ -14,7 +14,7 @@ from distconv.formats.megatron.index import MegatronIndex
 from distconv.formats.model import Model
 from distconv.formats.select import selection
 from distconv.layout.request import SourceLayout
-from distconv.models.bind import Binding
+from distconv.models.parameters import Binding
 from distconv.models.unbind import beyond_vocabulary, restore, with_vocabulary
 from distconv.models.vocabulary import SIZE_NAME, has_vocabulary
 from distconv.options import CommonOptions

@@ -16,7 +16,7 @@ from distconv.layout.balance import complete_layout
 from distconv.layout.layout import CompleteLayout, StageRows
 from distconv.layout.request import Layout
 from distconv.layout.tied_head import resolve_head
-from distconv.models.bind import Binding
+from distconv.models.parameters import Binding
 from tests.unit import toy
 
 

@@ -12,8 +12,9 @@ from distconv.errors import InputError, JobError
 from distconv.layout import shards
 from distconv.layout.layout import CompleteLayout
 from distconv.layout.shards import Shards, cut_recipes
-from distconv.models.bind import Recipe, bind
+from distconv.models.bind import bind
 from distconv.models.definition_parser import parse_definition
+from distconv.models.parameters import Recipe
 from distconv.models.sizes import Sizes
 from distconv.tensors.cuts import TensorParallelRule
 from distconv.tensors.virtual import narrow

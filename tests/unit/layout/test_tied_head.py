@@ -13,7 +13,8 @@ from distconv.formats.megatron.plan import make_plan
 from distconv.layout.balance import complete_layout
 from distconv.layout.request import Layout
 from distconv.layout.tied_head import resolve_head
-from distconv.models.bind import Binding, bind
+from distconv.models.bind import bind
+from distconv.models.parameters import Binding
 from distconv.models.sizes import Sizes
 from tests.unit import toy
 from tests.unit.reference import evaluate

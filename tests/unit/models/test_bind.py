@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from distconv.errors import InputError, JobError
-from distconv.models.bind import Binding, Recipe
+from distconv.models.parameters import Binding, Recipe
 from tests.unit import toy
 from tests.unit.programs import numbered
 from tests.unit.reference import evaluate

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distconv.errors import InputError, JobError
-from distconv.models.bind import Binding
+from distconv.models.parameters import Binding
 from distconv.models.unbind import Restored, restore, with_vocabulary
 from distconv.tensors.stored import NamedTensor
 from distconv.tensors.virtual import whole

@@ -10,7 +10,7 @@ from distconv.formats.megatron.plan import make_plan
 from distconv.layout.balance import complete_layout
 from distconv.layout.request import Layout
 from distconv.layout.tied_head import resolve_head
-from distconv.models.bind import Binding
+from distconv.models.parameters import Binding
 from distconv.models.vocabulary import resize_vocabulary
 from tests.unit import toy
 from tests.unit.reference import evaluate

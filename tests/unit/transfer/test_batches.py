@@ -16,7 +16,7 @@ from distconv.formats.megatron.plan import MegatronPlan, make_plan
 from distconv.formats.records import Entry, OutputFile, Plan
 from distconv.layout.balance import complete_layout
 from distconv.layout.request import Layout
-from distconv.models.bind import Unconverted
+from distconv.models.parameters import Unconverted
 from distconv.planning.assign import assign
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import SourceFile, StoredTensor
