@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from distconv import inspect
 from distconv.errors import InputError
 from distconv.formats import registry
 from tests.checkpoints import load_case, write_source
@@ -116,3 +117,30 @@ def test_a_whole_model_says_nothing_of_the_kind(tmp_path, distconv):
     source = write_source(tmp_path / "hf", CASE)
     outcome = distconv(f"source={source}", f"target={tmp_path / 'dcp'}", "target_format=dcp", "naming=hf")
     assert (outcome.status, "unchecked" in outcome.out) == (0, False)
+
+
+OMNI = load_case("qwen2_5omni__tp1_pp1")
+
+
+def in_memory(name: str) -> str:
+    """A name of Qwen2.5-Omni's thinker as transformers 5 holds it: below `model`, but for the head."""
+    if not name.startswith("thinker."):
+        return name
+    bare = name.removeprefix("thinker.")
+    if bare.startswith("lm_head."):
+        return bare
+    return bare.replace("model.", "model.language_model.", 1) if bare.startswith("model.") else f"model.{bare}"
+
+
+def test_a_thinker_is_known_by_the_names_that_it_has_in_memory(tmp_path):
+    published = write_source(tmp_path / "hf", OMNI)
+    tensors = {in_memory(name): each for name, each in OMNI["source_tensors"].items()}
+    assert tensors.keys() != OMNI["source_tensors"].keys()
+    memory = write_source(tmp_path / "memory", {**OMNI, "source_tensors": tensors})
+    held = []
+    for source in (published, memory):
+        run_here(source=str(source), target=str(tmp_path / f"mm-of-{source.name}"))
+        found = inspect(tmp_path / f"mm-of-{source.name}", reference=source)
+        assert found["problems"] == []
+        held.append(found["tensors"])
+    assert held[0] == held[1] != []
