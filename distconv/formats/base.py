@@ -54,7 +54,8 @@ class Takes:
 class Published:
     """Tensors under published names, in a definition's spelling; what has no place among them; whether head is tied.
 
-    `notes`: sentences about them for the report; `replicas`: what is compared before anything is written.
+    `notes`: sentences about them for the report; `replicas`: what is compared before anything is written. `bound`: they
+    were restored from parameters, so the definition has been applied to them.
     """
 
     tensors: tuple[NamedTensor, ...]
@@ -62,6 +63,7 @@ class Published:
     tied: bool = False
     notes: tuple[str, ...] = ()
     replicas: tuple[Replica, ...] = ()
+    bound: bool = False
 
 
 class SourceFacts(Protocol):

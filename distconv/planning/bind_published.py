@@ -29,6 +29,8 @@ def bind_published(published: Published, options: CommonOptions, model: Model, d
         InputError: every tensor that is missing, unknown, or of the wrong shape or element type.
     """
     definition = model.definition
+    if published.bound:
+        return ()
     if definition is None:
         what = "names, shapes and number of the tensors"
         empty = [each.name for each in published.tensors if not each.tensor.elements]

@@ -234,7 +234,7 @@ def damage(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda path: path.unlink(), "no such file"),
+        (lambda path: path.unlink(), "No such file"),
         (damage, "truncated"),
         (lambda path: path.write_bytes(b""), ""),
         (lambda path: path.write_bytes(path.read_bytes()[:-1000] + bytes(1000)), ""),

@@ -1,8 +1,8 @@
 """Start a program in surroundings that only its rank has: `surroundings.py JSON PROGRAM…`.
 
-JSON maps a rank to `directory` (its working directory), `limits` (of resources, by name), `ordinary` (permissions count
-for it even if it belongs to root) and `delay` (seconds before it starts). So one process of a job can see another file,
-hit a limit or come late, on any machine.
+JSON maps a rank to `directory` (its working directory, in which a pipe can hold it: `held/`), `limits` (of resources,
+by name), `ordinary` (permissions count for it even if it belongs to root) and `delay` (seconds before it starts). So
+one process of a job can see another file, hit a limit or come late, on any machine.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import resource
 import sys
 import time
+from pathlib import Path
 
 RANK_NAMES = ("RANK", "PMI_RANK", "SLURM_PROCID")
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
@@ -21,7 +22,10 @@ PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
 def main() -> None:
     rank = next((os.environ[name] for name in RANK_NAMES if name in os.environ), "0")
     own = json.loads(sys.argv[1]).get(rank, {})
-    os.chdir(own.get("directory", "."))
+    if "directory" in own:
+        os.chdir(own["directory"])
+        paths = [str(Path(__file__).parent / "held"), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     for name, value in own.get("limits", {}).items():
         resource.setrlimit(getattr(resource, name), (value, value))
     if own.get("ordinary") and os.geteuid() == 0:

@@ -1,7 +1,7 @@
 """Checkpoints in which a rank sees its own version of a file, and what every failure must look like.
 
 Such a file is a link to `/proc/self/cwd/shard`, so each rank sees the one in its own working directory: a good one,
-none, a shorter one, or a pipe that nobody writes to, on which the rank waits.
+none, a shorter one, or one whose opening waits for a pipe beside it that nobody writes to (`held/sitecustomize.py`).
 """
 
 from __future__ import annotations
@@ -44,20 +44,19 @@ class World:
 
     def arguments(self, *options: str, source: str | None = None) -> list[str]:
         paths = [f"source={self.directory / (source or self.source)}", f"target={self.target}"]
-        return ["+model=qwen2vl", *paths, *self.options, *options]
+        return [*paths, *self.options, *options]
 
     def hold(self, rank: int) -> None:
-        """Let a rank wait when it reads the shard."""
-        self.views[rank].unlink()
-        os.mkfifo(self.views[rank])
+        """Let a rank wait when it opens the shard, which is empty."""
+        self.views[rank].write_bytes(b"")
+        os.mkfifo(self.views[rank].with_name("held"))
 
     def release(self) -> None:
         """Let ranks that wait go on: what they wanted to read is empty."""
         for view in self.views:
-            # Nobody may be waiting.
+            # There may be no pipe, and nobody waiting.
             with contextlib.suppress(OSError):
-                if view.is_fifo():
-                    os.close(os.open(view, os.O_WRONLY | os.O_NONBLOCK))
+                os.close(os.open(view.with_name("held"), os.O_WRONLY | os.O_NONBLOCK))
 
     def staging(self) -> list[Path]:
         """In the target, or beside one that is the result itself."""

@@ -75,4 +75,5 @@ def restored(bound: MegatronBinding, parameters: Binding, model: Model) -> Publi
         tied=bound.over_hf.tied,
         notes=tuple(notes),
         replicas=tuple(replicas),
+        bound=True,
     )
