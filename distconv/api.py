@@ -17,8 +17,9 @@ from typing import Any
 from distconv.errors import DistconvError, JobError, unknown_keys
 from distconv.fields import options_of
 from distconv.formats.registry import Options
-from distconv.job import Observer, Outcome, run_job
+from distconv.job import run_job
 from distconv.models.library import Library
+from distconv.observer import Observer, Outcome
 from distconv.planning.look import Chosen
 from distconv.runtime.agreement import on_all
 from distconv.runtime.launch import connect_to

@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from distconv.formats.provenance import PROVENANCE_NAME, provenance_bytes, prove
 from distconv.formats.records import OutputFile
 from distconv.formats.registry import Options, format_named, tasks
 from distconv.models.library import Library
+from distconv.observer import Observer, Outcome
 from distconv.planning.assign import assign
 from distconv.planning.describe import describe
 from distconv.planning.facts import Facts
@@ -37,35 +37,6 @@ from distconv.transfer.verify import Compared, compare_files, compare_replicas, 
 from distconv.transfer.write import write_beside, write_files
 
 _LOG = logging.getLogger("distconv")
-
-
-class Observer:
-    """A receiver of the progress of a job; this one ignores it. Methods are called on every process."""
-
-    def planned(self, report: Mapping[str, Any]) -> None:
-        """The report of the plan is made; no work has begun."""
-
-    def begin(self, phase: str, nbytes: int) -> None:
-        """A phase begins that moves or compares `nbytes` bytes on this process."""
-
-    def advance(self, nbytes: int) -> None:
-        """Another `nbytes` bytes of the phase are done; called from several threads, one at a time."""
-
-    def end(self) -> None:
-        """The phase has ended."""
-
-    def undisturbed(self) -> AbstractContextManager[None]:
-        """A context that signals must not interrupt, for the removal of unfinished files."""
-        return nullcontext()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """The report of a job as plain data; of a verification, the differences in words; and notes for the user."""
-
-    report: dict[str, Any]
-    differences: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 def run_job(

@@ -9,8 +9,9 @@ import yaml
 
 from distconv.errors import JobError
 from distconv.formats.registry import Options
-from distconv.job import Observer, Outcome, run_job
+from distconv.job import run_job
 from distconv.models.library import Library
+from distconv.observer import Observer, Outcome
 from distconv.runtime.processes import SingleProcess
 from tests.configuration import content
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from distconv.errors import counted, joined, named, printable
 from distconv.formats.registry import format_named
-from distconv.job import Observer, Outcome
+from distconv.observer import Observer, Outcome
 from distconv.runtime.interruption import undisturbed
 from distconv.words import binary, table
 

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from distconv.formats import registry
 from distconv.formats.frame import Frame, first_difference
-from distconv.job import Outcome
+from distconv.observer import Outcome
 from tests.checkpoints import load_case, write_source
 from tests.here import outcome_here, run_here
 from tests.npy_format import Npy

@@ -10,7 +10,7 @@ import pytest
 
 import distconv
 from distconv import InputError, JobError, Layout, Options, api, convert, inspect, plan, verify
-from distconv.job import Observer, Outcome
+from distconv.observer import Observer, Outcome
 from distconv.runtime.processes import Processes, SingleProcess
 
 CALLS = pytest.mark.parametrize("call", [convert, plan, verify])

@@ -13,7 +13,7 @@ import pytest
 
 from distconv.cli.show import Reporter, models_text, outcome_text, plan_text
 from distconv.formats.registry import Options
-from distconv.job import Outcome
+from distconv.observer import Outcome
 from distconv.planning.plan import Planned
 from distconv.planning.summary import plan_report, planned_processes
 from tests.unit.planning.test_plan import CONFIG, facts, planned

@@ -1,0 +1,40 @@
+"""What a job tells whoever started it: progress while it runs, and its outcome.
+
+Owns the shape of both, not their words: the command line and programs show or store them as they like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class Observer:
+    """A receiver of the progress of a job; this one ignores it. Methods are called on every process."""
+
+    def planned(self, report: Mapping[str, Any]) -> None:
+        """The report of the plan is made; no work has begun."""
+
+    def begin(self, phase: str, nbytes: int) -> None:
+        """A phase begins that moves or compares `nbytes` bytes on this process."""
+
+    def advance(self, nbytes: int) -> None:
+        """Another `nbytes` bytes of the phase are done; called from several threads, one at a time."""
+
+    def end(self) -> None:
+        """The phase has ended."""
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """A context that signals must not interrupt, for the removal of unfinished files."""
+        return nullcontext()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The report of a job as plain data; of a verification, the differences in words; and notes for the user."""
+
+    report: dict[str, Any]
+    differences: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
