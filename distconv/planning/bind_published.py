@@ -29,7 +29,8 @@ def bind_published(published: Published, options: CommonOptions, model: Model, d
         InputError: every tensor that is missing, unknown, or of the wrong shape or element type.
     """
     definition = model.definition
-    if published.bound:
+    if published.bound and not options.fill_from_reference:
+        # A source may hold a part of a model, so its parameters decided what is complete.
         return ()
     if definition is None:
         what = "names, shapes and number of the tensors"
