@@ -50,6 +50,14 @@ class Takes:
     refusals: Mapping[str, str] = field(default_factory=dict)
 
 
+def refusals_of_whole_tensors(name: str) -> Mapping[str, str]:
+    """The `refusals` of a format, by its name, that holds whole tensors under published names."""
+    return {
+        "layout": f"target_format={name} holds whole tensors; leave it out",
+        "vocab_size": "the published names have the vocabulary of the published model; leave it out",
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class Published:
     """Tensors under published names, in a definition's spelling; what has no place among them; whether head is tied.

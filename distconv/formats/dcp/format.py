@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from distconv.errors import InputError
-from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, Takes, evidence_of_files
+from distconv.formats.base import (
+    Evidence,
+    Format,
+    Opened,
+    PlannedResult,
+    Source,
+    Takes,
+    evidence_of_files,
+    refusals_of_whole_tensors,
+)
 from distconv.formats.dcp.files import DcpFiles
 from distconv.formats.dcp.index import locate_chunks, open_dcp
 from distconv.formats.dcp.live_model import flattened, with_tied_head
@@ -52,10 +61,7 @@ class Dcp(Format[DcpOptions]):
             "fill_from_reference": "naming=hf",
         },
         either=frozenset({"name_prefix"}),
-        refusals={
-            "layout": "target_format=dcp holds whole tensors; leave it out",
-            "vocab_size": "the published names have the vocabulary of the published model; leave it out",
-        },
+        refusals=refusals_of_whole_tensors(name),
     )
     tasks = (locate_chunks,)
     holds_iterations = True

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from math import prod
 from typing import Any
 
@@ -131,6 +131,10 @@ class MegatronNamedDcp(_DcpSource):
 
     def published(self) -> Published:
         """The published tensors of the parameters."""
+        return self._published
+
+    @cached_property
+    def _published(self) -> Published:
         return restored(self._bound, self._parameters, self._model)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distconv.errors import InputError, named
-from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, Takes
+from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, Takes, refusals_of_whole_tensors
 from distconv.formats.huggingface.files import HuggingFaceFiles
 from distconv.formats.huggingface.follow import follow_reference
 from distconv.formats.huggingface.options import HuggingFaceOptions
@@ -37,10 +37,7 @@ class HuggingFace(Format[HuggingFaceOptions]):
     takes = Takes(
         source=frozenset({"text_source", "projector", "lora_only"}),
         target={"merge_lora": "", "lora_alpha": "", "fill_from_reference": "", "tied_head": ""},
-        refusals={
-            "layout": "target_format=hf holds whole tensors; leave it out",
-            "vocab_size": "the published names have the vocabulary of the published model; leave it out",
-        },
+        refusals=refusals_of_whole_tensors(name),
     )
     marks = (MODEL_CONFIG, CONFIG_NAME)
 

@@ -5,6 +5,7 @@ Owns the functions that all sources with Megatron-side names share, a DCP with s
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from distconv.errors import counted
@@ -39,6 +40,11 @@ class MegatronSource(Source):
 
     def published(self) -> Published:
         """The published tensors of the parameters."""
+        return self._published
+
+    @cached_property
+    def _published(self) -> Published:
+        # The plan of a published result asks, and so does the check of what it is made from.
         return restored(self._bound, self.parameters(), self._model)
 
     def summary(self) -> dict[str, Any]:
