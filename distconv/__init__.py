@@ -8,7 +8,7 @@ From Python:
 From a shell: `python -m distconv --help`.
 """
 
-from distconv.api import convert, inspect, plan, verify
+from distconv.api import clean, convert, inspect, plan, verify
 from distconv.errors import DistconvError, InputError, JobError
 from distconv.formats.registry import Options
 from distconv.layout.request import Layout, SourceLayout
@@ -23,6 +23,7 @@ __all__ = [
     "Layout",
     "Options",
     "SourceLayout",
+    "clean",
     "convert",
     "inspect",
     "plan",

@@ -1,4 +1,4 @@
-"""The door for programs: convert, plan, verify and inspect checkpoints from Python.
+"""The door for programs: convert, plan, verify and inspect checkpoints from Python, and clean up after killed jobs.
 
 Owns how a call becomes a job: options, model definitions, processes, progress. A call prints nothing, touches no signal
 handler and no environment variable, and raises the errors that the command line prints; how it was written, such as a
@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from distconv.errors import DistconvError, JobError, unknown_keys
+from distconv.errors import DistconvError, JobError, joined, unknown_keys
 from distconv.fields import options_of
 from distconv.formats.registry import Options
 from distconv.job import run_job
@@ -159,6 +159,31 @@ def inspect(
         ('hf', 'qwen2vl', [])
     """
     return _run(_asked("inspect", directory, None, None, given), model, config_dir, processes, None).report
+
+
+def clean(target: AnyPath, *, processes: str | None = None) -> dict[str, Any]:
+    """Remove what killed jobs left in or beside a target directory, never what a running job uses; a report.
+
+    Of `removed` and `kept` the report has paths, bytes, and whether a job is running that uses them; in `notes` what
+    became of commits that were unfinished.
+
+    Args:
+        target: the directory that got, or was to get, the result.
+        processes: as of `convert`.
+
+    Raises:
+        InputError: no such directory, or it cannot be read.
+        JobError: something could not be removed.
+
+    Example:
+        >>> from distconv import clean
+        >>> clean("/ckpt/mm")["removed"]
+        []
+    """
+    outcome = _run(_asked("clean", None, target, None, {}), None, None, processes, None)
+    if outcome.differences:
+        raise JobError(joined(outcome.differences))
+    return outcome.report
 
 
 def _asked(

@@ -13,6 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from distconv.commit.recovery import check_settled, clean, leftovers
+from distconv.commit.staging import Staging
+from distconv.commit.target import Target, check_present, check_result, check_target
 from distconv.errors import InputError
 from distconv.formats.provenance import PROVENANCE_NAME, provenance_bytes, provenance_of
 from distconv.formats.records import OutputFile
@@ -24,13 +27,13 @@ from distconv.planning.describe import describe
 from distconv.planning.facts import Facts
 from distconv.planning.look import Chosen, look
 from distconv.planning.plan import Planned, plan_job
-from distconv.planning.summary import check_report, plan_report, planned_processes, write_report
+from distconv.planning.report_file import ReportFile
+from distconv.planning.summary import plan_report, planned_processes
 from distconv.runtime.agreement import on_all, on_first, on_first_with_hand_out
 from distconv.runtime.hand_out import HandOut
 from distconv.runtime.measurement import cpu_seconds, peak_resident_bytes
 from distconv.runtime.processes import Processes
 from distconv.transfer.batches import planned_reads
-from distconv.transfer.commit import Staging, Target, check_absent, check_present, check_target, leftovers
 from distconv.transfer.sinks import Counters
 from distconv.transfer.surroundings import compare_surroundings
 from distconv.transfer.verify import Compared, compare_files, compare_replicas, together
@@ -42,11 +45,13 @@ _LOG = logging.getLogger("distconv")
 def run_job(
     options: Options, chosen: Chosen | None, library: Library, processes: Processes, observer: Observer
 ) -> Outcome:
-    """Run the action of the options: convert, plan, verify or inspect; the same outcome on every process.
+    """Run the action of the options: convert, plan, verify, inspect or clean; the same outcome on every process.
 
     Raises:
         DistconvError: the failure of any process, as the same error on every process.
     """
+    if options.action == "clean":
+        return _cleaned(options, processes)
     if options.action == "inspect":
         return _inspected(options, chosen, library, processes)
     start = time.monotonic()
@@ -54,8 +59,7 @@ def run_job(
 
     def found_facts(hand_out: HandOut) -> dict[str, Any]:
         nonlocal found
-        if options.report is not None:
-            check_report(options.report)
+        ReportFile(options.report).check()
         found = look(options, chosen, library, hand_out)
         return found.to_json()
 
@@ -64,20 +68,40 @@ def run_job(
     planned, _ = on_all(processes, lambda: plan_job(options, facts), lambda _: None)
     _LOG.info("planned %d files from %s", len(planned.plan.files), options.source)
     job = _Job(options, facts, planned, processes, observer, planning=time.monotonic() - start)
-    return job.plan() if options.action == "plan" else job.transfer()
+    return {"plan": job.plan, "verify": job.verify, "convert": job.convert}[options.action]()
 
 
 def _inspected(options: Options, chosen: Chosen | None, library: Library, processes: Processes) -> Outcome:
     """The outcome of `action=inspect`: the description of a directory."""
 
     def description(hand_out: HandOut) -> dict[str, Any]:
+        file = ReportFile(options.report)
+        file.check()
+        file.check_place({"source": options.source})
         report = describe(options, chosen, library, hand_out)
-        if options.report is not None:
-            check_report(options.report)
-            write_report(options.report, report)
+        file.write(report)
         return report
 
     return Outcome(report=on_first_with_hand_out(processes, description, tasks(), options.io.threads))
+
+
+def _cleaned(options: Options, processes: Processes) -> Outcome:
+    """The outcome of `action=clean`: what killed jobs left in a target is removed."""
+
+    def report() -> dict[str, Any]:
+        file = ReportFile(options.report)
+        file.check()
+        file.check_place({"target": options.target})
+        cleaned = clean(options.target)
+        if not (cleaned.removed or cleaned.kept or options.target.is_dir()):
+            raise InputError(f"target={options.target}: no such directory, and no job has left anything beside it")
+        found = {"action": "clean", "target": str(options.target), **cleaned.summary()}
+        file.write(found)
+        return found
+
+    found = on_first(processes, report)
+    stayed = [f"{each['path']}: could not be removed" for each in found["kept"] if not each["running"]]
+    return Outcome(report=found, differences=[*found["notes"], *stayed] if stayed else [], notes=found["notes"])
 
 
 class _Job:
@@ -98,6 +122,7 @@ class _Job:
         form = format_named(options.target_format)
         iteration = facts.iteration if form.holds_iterations else None
         self._target = Target(directory=options.target, iteration=iteration, marks=form.marks)
+        self._report_file = ReportFile(options.report)
         self._report = plan_report(options, planned, facts, self._target.result)
         self._files: Sequence[OutputFile] = assign(planned.plan.files, processes.size)[processes.rank]
         self._counters = Counters(observer.advance)
@@ -110,53 +135,74 @@ class _Job:
         count = options.processes or self._processes.size
 
         def shares() -> list[dict[str, Any]]:
-            planned.files.check_inputs()
+            self._check_inputs()
             reads = planned_reads(planned.plan, assign(planned.plan.files, count), options.io.buffer_bytes)
             # Originals and duplicates of replicas are both read.
             compared = (2 * sum(each.nbytes for each in share) for share in planned.shares_of_replicas(count))
             return planned_processes(options, planned, count, map(sum, zip(reads, compared, strict=True)))
 
         self._report["processes"] = on_first(self._processes, shares)
-        return self._reported(Outcome(report=self._report))
+        return self._done()
 
-    def transfer(self) -> Outcome:
-        """Convert or verify; the outcome with measurements."""
-        on_first(self._processes, self._check_target)
+    def convert(self) -> Outcome:
+        """Write the result and give it its name; the outcome with measurements."""
+        with Staging(self._target, tell=self._observer.note, undisturbed=self._observer.undisturbed) as staging:
+
+            def claim() -> None:
+                self._check_inputs()
+                needed = sum(file.nbytes for file in self._planned.plan.files)
+                check_target(self._target, self._sources(), needed=needed)
+                staging.claim(overwrite=self._options.overwrite)
+
+            on_first(self._processes, claim)
+            self._begin()
+            self._report["processes"] = self._write(staging)
+            return self._done()
+
+    def verify(self) -> Outcome:
+        """Compare an existing result with its source; the outcome with differences and measurements."""
+
+        def check() -> None:
+            self._check_inputs()
+            check_settled(self._target)
+            check_present(self._target)
+
+        on_first(self._processes, check)
+        self._begin()
+        compared, self._report["processes"] = self._compare()
+        left = on_first(self._processes, lambda: [str(each) for each in leftovers(self._target.directory)])
+        compared.notes.extend(left)
+        return self._done(compared)
+
+    def _check_inputs(self) -> None:
+        """Whether what the result needs beside tensors is there, and the report has a place of its own."""
+        self._planned.files.check_inputs()
+        self._report_file.check_place({**self._sources(), "target": self._target.result}, self._target.tracker)
+
+    def _sources(self) -> dict[str, Path]:
+        """The directories that the job reads, by option."""
+        options, reference = self._options, self._facts.reference
+        named = {
+            "source": options.source,
+            "text_source": options.text_source,
+            "reference": None if reference is None else Path(reference.directory),
+        }
+        return {key: directory for key, directory in named.items() if directory is not None}
+
+    def _begin(self) -> None:
+        """Tell the plan, and refuse a source whose copies of a tensor differ."""
         self._observer.planned(self._report)
         differences = self._compare_replicas()
         if differences:
             raise InputError(differences)
-        compared = Compared()
-        if self._options.action == "verify":
-            compared, self._report["processes"] = self._verify()
-        else:
-            self._report["processes"] = self._convert()
-        left = on_first(self._processes, lambda: [_leftover(path) for path in leftovers(self._target)])
+
+    def _done(self, compared: Compared | None = None) -> Outcome:
+        """The outcome, written to the file that `report` names unless there are differences."""
+        found = compared or Compared()
+        if not found.differences:
+            on_first(self._processes, lambda: self._report_file.write(self._report))
         _LOG.info("%s of %s is done", self._options.action, self._target.result)
-        notes = [*self._remarks, *compared.notes, *left]
-        return self._reported(Outcome(report=self._report, differences=compared.differences, notes=notes))
-
-    def _reported(self, outcome: Outcome) -> Outcome:
-        """The outcome, written to the file that `report` names."""
-        path = self._options.report
-        if path is not None and not outcome.differences:
-            on_first(self._processes, lambda: write_report(path, outcome.report))
-        return outcome
-
-    def _check_target(self) -> None:
-        """Whether the result can be written or, to verify it, is there."""
-        options, facts, target = self._options, self._facts, self._target
-        self._planned.files.check_inputs()
-        if options.action == "verify":
-            check_present(target)
-            return
-        sources = {"source": options.source}
-        if options.text_source is not None:
-            sources["text_source"] = options.text_source
-        if facts.reference is not None:
-            sources["reference"] = Path(facts.reference.directory)
-        needed = sum(file.nbytes for file in self._planned.plan.files)
-        check_target(target, sources, overwrite=options.overwrite, needed=needed)
+        return Outcome(report=self._report, differences=found.differences, notes=[*self._remarks, *found.notes])
 
     def _compare_replicas(self) -> list[str]:
         """The differences among tensors that the source stores several times; those that may be become notes."""
@@ -175,38 +221,24 @@ class _Job:
         self._remarks = list(notes)
         return [line for differences, _ in values for line in differences]
 
-    def _convert(self) -> list[Any]:
+    def _write(self, staging: Staging) -> list[Any]:
         """Write and commit the files; the measurements of all processes."""
         processes, io, target = self._processes, self._options.io, self._target
         plan, form = self._planned.plan, self._planned.files
-        staging: Staging | None = None
-
-        def prepare() -> str:
-            nonlocal staging
-            staging = Staging(target)
-            return str(staging.path)
 
         def commit() -> None:
-            assert staging is not None
-            if not self._options.overwrite:
-                check_absent(target)
+            check_result(target, overwrite=self._options.overwrite)
             sizes = {path: size for value in values for path, size in value.items()}
             sizes |= write_beside(staging.path, self._beside(), durable=io.fsync)
             staging.commit(sizes, durable=io.fsync)
 
-        try:
-            directory = Path(on_first(processes, prepare))
-            values, measured = self._phase(
-                "writing",
-                sum(file.nbytes for file in self._files),
-                lambda: write_files(plan, self._files, directory, form, io, self._counters, processes.alarmed),
-            )
-            on_first(processes, commit)
-        except BaseException:
-            if staging is not None:
-                with self._observer.undisturbed():
-                    staging.discard()
-            raise
+        directory = Path(on_first(processes, lambda: str(staging.begin())))
+        values, measured = self._phase(
+            "writing",
+            sum(file.nbytes for file in self._files),
+            lambda: write_files(plan, self._files, directory, form, io, self._counters, processes.alarmed),
+        )
+        on_first(processes, commit)
         if processes.rank == 0:
             # Finishing a result can need more memory than writing its files.
             measured[0]["peak_bytes"] = peak_resident_bytes()
@@ -225,7 +257,7 @@ class _Job:
             reference = None if options.text_source is not None else options.source
         return {**beside, PROVENANCE_NAME: provenance_bytes(provenance_of(facts.model, reference, facts.scaling))}
 
-    def _verify(self) -> tuple[Compared, list[Any]]:
+    def _compare(self) -> tuple[Compared, list[Any]]:
         """The differences between result and plan, and the measurements of all processes."""
         plan, form, result = self._planned.plan, self._planned.files, self._target.result
         io, alarmed = self._options.io, self._processes.alarmed
@@ -269,7 +301,3 @@ class _Job:
             return [each.pop("value") for each in outcomes], outcomes
         finally:
             self._observer.end()
-
-
-def _leftover(path: Path) -> str:
-    return f"{path} is left of a job that was killed, unless one is running; remove it"

@@ -23,11 +23,14 @@ class Observer:
     def advance(self, nbytes: int) -> None:
         """Another `nbytes` bytes of the phase are done; called from several threads, one at a time."""
 
+    def note(self, text: str) -> None:
+        """Something about the target that a user should know, whatever becomes of the job; called on rank 0."""
+
     def end(self) -> None:
         """The phase has ended."""
 
     def undisturbed(self) -> AbstractContextManager[None]:
-        """A context that signals must not interrupt, for the removal of unfinished files."""
+        """A context that signals must not interrupt: a commit, and the removal of unfinished files."""
         return nullcontext()
 
 

@@ -19,7 +19,7 @@ _DIRECTORY = FilePath("DIR")
 # Larger than any vocabulary or number of threads; rejects typing errors.
 _SIZE = Integer(2**24)
 # The required paths of the actions that do not need both.
-_NEEDED: dict[str, tuple[str, ...]] = {"models": (), "inspect": ("source",)}
+_NEEDED: dict[str, tuple[str, ...]] = {"models": (), "inspect": ("source",), "clean": ("target",)}
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class CommonOptions(Record):
                 "plan": "print what would happen, write nothing",
                 "verify": "prove a result against its source",
                 "inspect": "say what the directory `source` is, and what is missing or odd",
+                "clean": "remove what killed jobs left in or beside the directory `target`, never what a job uses",
                 "models": "list the model definitions",
             }
         ),
@@ -144,9 +145,13 @@ class CommonOptions(Record):
         "iteration of the result, and of a source that has several: a number, or `release`",
         unset="the latest of the source, else `release`",
     )
-    overwrite: bool = option(Truth(), False, "replace an existing result, at commit")
+    overwrite: bool = option(Truth(), False, "replace an existing result, at commit; until then it stays as it is")
     io: InputOutput = option(Group(InputOutput), InputOutput(), "How a process reads and writes")
-    report: Path | None = option(FilePath("FILE"), None, "write what was done, planned or found to this file as JSON")
+    report: Path | None = option(
+        FilePath("FILE"),
+        None,
+        "write what was done, planned or found to this file as JSON; it replaces nothing but an older report",
+    )
     tensors: bool = option(Truth(), False, "with `action=inspect`: list the tensors")
     processes: int | None = option(
         _SIZE, None, "with `action=plan`: plan for so many processes", unset="those that run"

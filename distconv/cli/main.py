@@ -49,8 +49,8 @@ def main() -> int:
         status = int(leave.code or 0)
         connection.leave_after(leave if status else None)
         return status
-    except KeyboardInterrupt:
-        reporter.complain("distconv: interrupted; nothing was left in the target")
+    except KeyboardInterrupt as interruption:
+        reporter.complain("; ".join(["distconv: interrupted", *map(str, interruption.args)]))
         connection.leave(_FAREWELL_SECONDS)
         return _INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last resort: say who failed, and let no process wait for this one

@@ -69,8 +69,12 @@ class Reporter(Observer):
             self._bar.close()
             self._bar = None
 
+    def note(self, text: str) -> None:
+        """Print it."""
+        self.say(f"note: {text}")
+
     def undisturbed(self) -> AbstractContextManager[None]:
-        """Ignore SIGTERM and SIGINT meanwhile."""
+        """Hold SIGTERM and SIGINT back meanwhile."""
         return undisturbed()
 
 
@@ -146,6 +150,14 @@ def inspection_text(report: Mapping[str, Any], *, tensors: bool) -> str:
     return "\n".join(lines)
 
 
+def cleaned_text(report: Mapping[str, Any]) -> str:
+    """What was removed of what killed jobs had left, and what is a running job's, for a person."""
+    lines = [f"note     {note}" for note in report["notes"]]
+    lines += [f"removed  {each['path']}  {binary(each['bytes'])}" for each in report["removed"]]
+    lines += [f"running  {each['path']}  {binary(each['bytes'])}" for each in report["kept"]]
+    return "\n".join(lines) or f"nothing is left of killed jobs in or beside {report['target']}"
+
+
 def _folded(line: str) -> str:
     """A line after a word in a column of its own, in the width of a terminal where its words allow that."""
     label, text = line[:_COLUMN], line[_COLUMN:]
@@ -172,6 +184,8 @@ def outcome_text(outcome: Outcome, *, tensors: bool = False) -> str:
     report = outcome.report
     if report["action"] == "inspect":
         return inspection_text(report, tensors=tensors)
+    if report["action"] == "clean":
+        return cleaned_text(report)
     if report["action"] == "plan":
         return plan_text(report, full=True)
     return "\n".join([_result_line(report), *(f"note: {note}" for note in outcome.notes)])

@@ -1,17 +1,14 @@
-"""The report of a job as plain data, written to `report=FILE` and put in words by the command line.
+"""The report of a job as plain data, which `report_file` writes and the command line puts in words.
 
-Owns the keys of the report. Prints nothing and decides nothing.
+Owns the keys of the report. Writes nothing and decides nothing.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from distconv.errors import InputError
 from distconv.formats.registry import Options
 from distconv.planning.assign import assign
 from distconv.planning.facts import Facts
@@ -70,26 +67,3 @@ def planned_processes(options: Options, planned: Planned, count: int, reads: Ite
         }
         for rank, (files, read) in enumerate(zip(assign(planned.plan.files, count), reads, strict=True))
     ]
-
-
-def check_report(path: Path) -> None:
-    """Check, before a job begins, that the report can be written.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    writable = os.access(path if os.path.lexists(path) else path.parent, os.W_OK)
-    if not writable or os.path.isdir(path):
-        raise InputError(f"report={path}: cannot be written there; give the name of a file in an existing directory")
-
-
-def write_report(path: Path, report: Mapping[str, Any]) -> None:
-    """Write the report as JSON.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    try:
-        path.write_text(json.dumps(report, indent=2) + "\n")
-    except OSError as error:
-        raise InputError(f"report={path}: cannot be written: {error.strerror}") from None

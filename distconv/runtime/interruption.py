@@ -1,4 +1,4 @@
-"""Interruption: SIGTERM, which launchers send, has the effect of Ctrl-C, and neither stops the removal of begun files.
+"""Interruption: SIGTERM, which launchers send, has the effect of Ctrl-C, and neither cuts in two what must stay whole.
 
 Owns the signal handlers of the process. Sets none when it is imported.
 """
@@ -20,13 +20,22 @@ def end_politely() -> None:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Ignore SIGTERM and SIGINT inside the context, for work that must be finished; SIGKILL still ends the process."""
-    handlers = [signal.signal(number, signal.SIG_IGN) for number in _SIGNALS]
+    """Hold SIGTERM and SIGINT back inside the context, for work that must be finished; SIGKILL still ends the process.
+
+    A signal that came meanwhile is raised at the end, unless the work failed.
+
+    Raises:
+        KeyboardInterrupt: such a signal, where it interrupts.
+    """
+    came: list[int] = []
+    handlers = [signal.signal(number, lambda number, _: came.append(number)) for number in _SIGNALS]
     try:
         yield
     finally:
         for number, handler in zip(_SIGNALS, handlers, strict=True):
             signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
 
 
 def _interrupt(*_: object) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Open files and the bytes in them: descriptors, positioned reads and writes, durability.
+"""Open files and the bytes in them: descriptors, positioned reads and writes.
 
 Owns the system calls. Knows neither tensors nor formats.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 
 from distconv.errors import JobError
@@ -97,19 +97,3 @@ def copy_in_kernel(source: int, source_offset: int, target: int, offset: int, nb
             break
         done += copied
     return done
-
-
-def synchronise(files: Iterable[tuple[str, int]]) -> None:
-    """Make the contents of open files, and the directories that name them, durable."""
-    for path, descriptor in files:
-        os.fsync(descriptor)
-        synchronise_directory(os.path.dirname(path))
-
-
-def synchronise_directory(path: str) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

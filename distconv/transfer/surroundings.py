@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
+from distconv.commit.area import is_hidden
+from distconv.commit.target import Target
 from distconv.errors import named, system_problem
 from distconv.formats.base import FileFormat
 from distconv.formats.frame import first_difference, text_frame
 from distconv.formats.records import Plan
 from distconv.runtime.regular_files import read_file
-from distconv.transfer.commit import Target, leftovers, wrong_tracker
 from distconv.transfer.verify import Compared
 
 _NAMED = 20
@@ -22,14 +23,15 @@ _NAMED = 20
 
 def compare_surroundings(plan: Plan, form: FileFormat, beside: Mapping[str, bytes | Path], target: Target) -> Compared:
     """Compare tracker and files beside the tensors, byte for byte, and look for files that are not of the plan."""
-    compared = Compared(differences=wrong_tracker(target))
+    compared = Compared(differences=_wrong_tracker(target))
     for name, content in beside.items():
         _compare(form, target.result, name, content, compared)
     expected = {file.path for file in plan.files} | beside.keys()
     strays = {target.result: list(_strays(target.result, expected))}
     if target.tracker is not None:
-        known = {target.result.name, target.tracker.name, *(path.name for path in leftovers(target))}
-        strays[target.directory] = sorted(path.name for path in target.directory.iterdir() if path.name not in known)
+        known = {target.result.name, target.tracker.name}
+        names = sorted(path.name for path in target.directory.iterdir())
+        strays[target.directory] = [name for name in names if name not in known and not is_hidden(name)]
     for directory, found in strays.items():
         taken = [name for name in found if any(PurePosixPath(name).match(each) for each in form.readers_names)]
         compared.differences.extend(
@@ -40,6 +42,19 @@ def compare_surroundings(plan: Plan, form: FileFormat, beside: Mapping[str, byte
         if others:
             compared.notes.append(f"{directory}: holds more than this job makes: {named(others, _NAMED)}")
     return compared
+
+
+def _wrong_tracker(target: Target) -> list[str]:
+    """The difference of a tracker that does not name the result, in words."""
+    if target.tracker is None or target.iteration is None:
+        return []
+    try:
+        found = read_file(target.tracker)
+    except OSError as error:
+        return [system_problem(f"{target.tracker}: expected {target.iteration!r}, cannot be read", error)]
+    if found == target.iteration.encode():
+        return []
+    return [f"{target.tracker}: expected {target.iteration!r}, found {found.decode(errors='replace')!r:.80}"]
 
 
 def _compare(form: FileFormat, directory: Path, name: str, content: bytes | Path, compared: Compared) -> None:

@@ -15,9 +15,10 @@ from distconv.formats.base import FileFormat
 from distconv.formats.frame import write_frame
 from distconv.formats.records import OutputFile, Plan
 from distconv.options import InputOutput
+from distconv.runtime.durability import synchronise
 from distconv.transfer.batches import batches
 from distconv.transfer.engine import run
-from distconv.transfer.files import OpenFiles, synchronise
+from distconv.transfer.files import OpenFiles
 from distconv.transfer.sinks import Counters, WriteSink
 
 

@@ -301,6 +301,9 @@ OPTIONS = {
     "a report where there is no directory": Refusal(
         options={"report": "nowhere/report.json"}, says=["report=nowhere/report.json", "directory"]
     ),
+    "a report that is a file of the source": Refusal(
+        options={"action": "plan", "report": "hf/config.json"}, says=["report=hf/config.json: is there already"]
+    ),
     "a report that is a directory": Refusal(options={"report": "hf"}, says=["report=hf", "file"]),
     "no such text source": Refusal(options={"text_source": "nowhere"}, says=["text_source=nowhere: no such directory"]),
     "the text source is the source": Refusal(
@@ -362,6 +365,21 @@ TARGETS = {
         files=[lambda directory: shutil.copytree(directory / "hf", directory / "mm/release/hf")],
         options={"source": "mm/release/hf", "overwrite": "true"},
         says=["source=mm/release/hf", "mm/release"],
+    ),
+    "the target is the source, by another path": Refusal(
+        files=[lambda directory: (directory / "same").symlink_to("hf")],
+        options={"target": "same", "overwrite": "true"},
+        says=["target=same", "source=hf"],
+    ),
+    "the report is in the source, by another path": Refusal(
+        files=[lambda directory: (directory / "same").symlink_to("hf")],
+        options={"action": "plan", "report": "same/report.json"},
+        says=["report=same/report.json: is inside source=hf"],
+    ),
+    "the report is in the result": Refusal(
+        files=[written("mm/release/x", "kept")],
+        options={"action": "plan", "report": "mm/release/report.json"},
+        says=["report=mm/release/report.json: is inside target=mm/release"],
     ),
     "the target is a file": Refusal(files=[written("mm", "a file")], says=["target=mm", "not a directory"]),
     "the target is below a file": Refusal(

@@ -117,10 +117,13 @@ def test_a_process_is_killed_while_the_other_waits(launcher, victim, world):
         assert not world.target.exists()
 
 
-def test_what_a_killed_job_left_is_named_and_does_no_harm(world):
+def test_a_target_has_one_job_at_a_time_and_what_a_killed_one_left_is_named_and_does_no_harm(world):
     world.hold(1)
     with Job(mpirun(2, *world.arguments(), own=world.own), world.directory) as job:
         job.until(world.staging, "a staging directory")
+        second = run(single(*world.arguments("overwrite=true"), own=world.own), world.directory)
+        assert second.status == 2
+        check_message(second, f"target={world.target}: another job is at work there: process {job.rank(0)} on ")
         job.send(signal.SIGKILL, 0)
         job.end(world.release)
     (left,) = world.staging()

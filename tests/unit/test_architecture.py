@@ -24,6 +24,7 @@ ROOMS = [
     {"layout"},
     {"options"},
     {"formats"},
+    {"commit"},
     {"transfer", "planning"},
     {"job"},
     {"api"},

@@ -30,15 +30,38 @@ def test_being_asked_to_end_interrupts(number):
         os.kill(os.getpid(), number)
 
 
+def insist(number: signal.Signals, steps: list[str], error: JobError | None = None) -> None:
+    """Two signals come while something is done that must be finished, and may fail."""
+    with undisturbed():
+        for step in ("first", "second"):
+            os.kill(os.getpid(), number)
+            steps.append(step)
+        if error is not None:
+            raise error
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_what_must_be_finished_is_not_interrupted(number):
-    finished = False
-    with undisturbed():
-        os.kill(os.getpid(), number)
-        finished = True
-    assert finished
+    steps: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        insist(number, steps)
+    assert steps == ["first", "second"]
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_failure_is_worth_more_than_a_signal_that_waited(number):
+    with pytest.raises(JobError, match="disk full"):
+        insist(number, [], JobError("disk full"))
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), number)
+
+
+def test_a_signal_that_the_program_ignores_stays_ignored():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with undisturbed():
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_handlers_come_back_also_after_a_failure():

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from distconv.commit.target import Target
 from distconv.formats.frame import write_frame
 from distconv.formats.huggingface.files import HuggingFaceFiles
 from distconv.formats.huggingface.plan import HuggingFacePlan, make_huggingface_plan
@@ -18,7 +19,6 @@ from distconv.formats.huggingface.safetensors import read_header, safetensors_fr
 from distconv.formats.model import Reference
 from distconv.tensors.stored import NamedTensor, SourceFile, StoredTensor
 from distconv.tensors.virtual import permute, whole
-from distconv.transfer.commit import Target
 from distconv.transfer.sinks import Counters
 from distconv.transfer.surroundings import compare_surroundings
 from distconv.transfer.verify import Compared, compare_files, together

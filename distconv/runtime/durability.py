@@ -1,0 +1,33 @@
+"""Durability: what must survive a loss of power once it has been said to be done.
+
+Owns the system calls that write through to the disk. Knows nothing of what files hold.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+
+def synchronise(files: Iterable[tuple[str, int]]) -> None:
+    """Make the contents of open files, given as path and descriptor, and the directories that name them, durable.
+
+    Raises:
+        OSError: the system cannot.
+    """
+    for path, descriptor in files:
+        os.fsync(descriptor)
+        synchronise_directory(os.path.dirname(path))
+
+
+def synchronise_directory(path: str) -> None:
+    """Make the names in a directory durable.
+
+    Raises:
+        OSError: the system cannot.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
