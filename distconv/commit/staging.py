@@ -46,6 +46,7 @@ class Staging:
         self._claimed = False
         self._created: list[Path] = []
         self._durable = True
+        self._is_asked = False
         self.committed = False
 
     @property
@@ -76,6 +77,7 @@ class Staging:
             InputError: another job is at work there; what is there is in the way (see `check_result`); a directory
                 cannot be made, or an unfinished commit not be concluded.
         """
+        self._is_asked = True
         try:
             if not self._area.is_used():
                 # Then there is nothing to put right, and a refusal leaves no trace.
@@ -154,15 +156,20 @@ class Staging:
         except KeyboardInterrupt:
             # Another error is the cause of the end, and more worth telling.
             if error is None:
-                raise KeyboardInterrupt(self.account) from None
+                raise self._told(KeyboardInterrupt()) from None
         finally:
             self._release()
         if isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(self.account) from error
+            raise self._told(error) from error
         if self.committed and isinstance(error, DistconvError):
             raise JobError(f"{error}; {self.account}") from error
         if self.committed and (error is not None or self._work.exists()):
             self._tell(self.account)
+
+    def _told(self, interruption: KeyboardInterrupt) -> KeyboardInterrupt:
+        """An interruption with the account at the end of its text, on the process that knows it."""
+        said = [*map(str, interruption.args), *([self.account] if self._is_asked else [])]
+        return KeyboardInterrupt(*(["; ".join(said)] if said else []))
 
     def _take(self) -> None:
         """Take the lock, and make the directories that are missing.

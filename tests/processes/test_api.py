@@ -219,8 +219,10 @@ say(kind=kind, text=text)
     assert (tmp_path / "two" / "release").is_dir()
     if error == "KeyboardInterrupt":
         failed, other = said[failing], said[1 - failing]
-        assert failed == {"kind": error, "text": "no more"}
-        assert other == {"kind": "JobError", "text": f"rank {failing} has left the job: KeyboardInterrupt: no more"}
+        # Rank 0 knows the target.
+        text = "no more" if failing else "no more; nothing was left in the target"
+        assert failed == {"kind": error, "text": text}
+        assert other == {"kind": "JobError", "text": f"rank {failing} has left the job: KeyboardInterrupt: {text}"}
     else:
         assert said[0] == said[1]
         assert said[0]["kind"] == "JobError"

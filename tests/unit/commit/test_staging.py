@@ -460,9 +460,16 @@ def test_leaving_after_an_interruption_says_what_is_true(tmp_path, commit, accou
     assert tree(tmp_path) == (committed("new") if commit else {})
 
 
-def test_an_interruption_before_anything_was_claimed_left_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt, match="nothing was left in the target"), Staging(target(tmp_path)):
-        raise KeyboardInterrupt
+def test_an_interruption_where_nothing_was_claimed_says_nothing_of_the_target(tmp_path):
+    """Nothing is known of it on processes that are not the first."""
+    with pytest.raises(KeyboardInterrupt) as caught, Staging(target(tmp_path)):
+        raise KeyboardInterrupt("no more")
+    assert caught.value.args == ("no more",)
+
+
+def test_an_interruption_keeps_its_text(tmp_path):
+    with pytest.raises(KeyboardInterrupt, match=r"^no more; nothing was left in the target$"):
+        leave(Staging(target(tmp_path)), KeyboardInterrupt("no more"), commit=False)
 
 
 def test_an_error_after_the_commit_says_that_the_result_is_in_place(tmp_path):
