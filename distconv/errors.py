@@ -36,6 +36,14 @@ class JobError(DistconvError, RuntimeError):
     """A failure with right input: a read error, a full disk, a dead process."""
 
 
+class SourceChangedError(JobError):
+    """Files of a source are not as they were when the job looked at them; `problems` names each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__(joined(problems))
+
+
 class StoppedError(JobError):
     """A stop of this process or thread because another one failed."""
 

@@ -33,8 +33,10 @@ from distconv.runtime.agreement import on_all, on_first, on_first_with_hand_out
 from distconv.runtime.hand_out import HandOut
 from distconv.runtime.measurement import cpu_seconds, peak_resident_bytes
 from distconv.runtime.processes import Processes
+from distconv.tensors.stored import SourceFile
 from distconv.transfer.batches import planned_reads
 from distconv.transfer.sinks import Counters
+from distconv.transfer.sources import SourceFiles
 from distconv.transfer.surroundings import compare_surroundings
 from distconv.transfer.verify import Compared, compare_files, compare_replicas, together
 from distconv.transfer.write import write_beside, write_files
@@ -126,6 +128,7 @@ class _Job:
         self._report = plan_report(options, planned, facts, self._target.result)
         self._files: Sequence[OutputFile] = assign(planned.plan.files, processes.size)[processes.rank]
         self._counters = Counters(observer.advance)
+        self._sources = SourceFiles(lambda: facts.looked_at)
         self._seconds = {"planning": planning}
         self._remarks: list[str] = []
 
@@ -146,12 +149,13 @@ class _Job:
 
     def convert(self) -> Outcome:
         """Write the result and give it its name; the outcome with measurements."""
-        with Staging(self._target, tell=self._observer.note, undisturbed=self._observer.undisturbed) as staging:
+        staging = Staging(self._target, tell=self._observer.note, undisturbed=self._observer.undisturbed)
+        with staging, self._sources:
 
             def claim() -> None:
                 self._check_inputs()
                 needed = sum(file.nbytes for file in self._planned.plan.files)
-                check_target(self._target, self._sources(), needed=needed)
+                check_target(self._target, self._directories(), needed=needed)
                 staging.claim(overwrite=self._options.overwrite)
 
             on_first(self._processes, claim)
@@ -168,8 +172,9 @@ class _Job:
             check_present(self._target)
 
         on_first(self._processes, check)
-        self._begin()
-        compared, self._report["processes"] = self._compare()
+        with self._sources:
+            self._begin()
+            compared, self._report["processes"] = self._compare()
         left = on_first(self._processes, lambda: [str(each) for each in leftovers(self._target.directory)])
         compared.notes.extend(left)
         return self._done(compared)
@@ -177,9 +182,9 @@ class _Job:
     def _check_inputs(self) -> None:
         """Whether what the result needs beside tensors is there, and the report has a place of its own."""
         self._planned.files.check_inputs()
-        self._report_file.check_place({**self._sources(), "target": self._target.result}, self._target.tracker)
+        self._report_file.check_place({**self._directories(), "target": self._target.result}, self._target.tracker)
 
-    def _sources(self) -> dict[str, Path]:
+    def _directories(self) -> dict[str, Path]:
         """The directories that the job reads, by option."""
         options, reference = self._options, self._facts.reference
         named = {
@@ -213,7 +218,7 @@ class _Job:
         values, _ = self._phase(
             "comparing copies in the source",
             sum(each.nbytes for each in share),
-            lambda: compare_replicas(share, io, self._counters, alarmed),
+            lambda: compare_replicas(share, io, self._counters, self._sources, alarmed),
             counted_as="comparing",
         )
         notes = dict.fromkeys(note for _, found in values for note in found)
@@ -229,22 +234,25 @@ class _Job:
         def commit() -> None:
             check_result(target, overwrite=self._options.overwrite)
             sizes = {path: size for value in values for path, size in value.items()}
-            sizes |= write_beside(staging.path, self._beside(), durable=io.fsync)
+            sizes |= write_beside(staging.path, self._beside(), self._sources, durable=io.fsync)
             staging.commit(sizes, durable=io.fsync)
 
         directory = Path(on_first(processes, lambda: str(staging.begin())))
         values, measured = self._phase(
             "writing",
             sum(file.nbytes for file in self._files),
-            lambda: write_files(plan, self._files, directory, form, io, self._counters, processes.alarmed),
+            lambda: write_files(
+                plan, self._files, directory, form, io, self._counters, self._sources, processes.alarmed
+            ),
         )
+        self._check_sources()
         on_first(processes, commit)
         if processes.rank == 0:
             # Finishing a result can need more memory than writing its files.
             measured[0]["peak_bytes"] = peak_resident_bytes()
         return measured
 
-    def _beside(self) -> Mapping[str, bytes | Path]:
+    def _beside(self) -> Mapping[str, bytes | SourceFile]:
         """The files beside the tensors: those of the format, and the provenance of a result that is an iteration."""
         beside = self._planned.files.beside()
         if self._target.iteration is None:
@@ -264,11 +272,18 @@ class _Job:
         values, measured = self._phase(
             "comparing",
             sum(file.nbytes for file in self._files),
-            lambda: asdict(compare_files(plan, self._files, result, form, io, self._counters, alarmed)),
+            lambda: asdict(compare_files(plan, self._files, result, form, io, self._counters, self._sources, alarmed)),
         )
         beside, target = self._beside, self._target
-        around = on_first(self._processes, lambda: asdict(compare_surroundings(plan, form, beside(), target)))
+        around = on_first(
+            self._processes, lambda: asdict(compare_surroundings(plan, form, beside(), self._sources, target))
+        )
+        self._check_sources()
         return together([around, *values]), measured
+
+    def _check_sources(self) -> None:
+        """Compare again, on every process, what it looked at and what it read: a mix of two sources is no result."""
+        on_all(self._processes, lambda: self._sources.check(self._options.io.threads), lambda _: None)
 
     def _phase(
         self, what: str, nbytes: int, phase: Callable[[], Any], *, counted_as: str = "transfer"

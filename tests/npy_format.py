@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import tokenize
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -39,6 +39,7 @@ from distconv.models.bind import bind
 from distconv.models.parameters import Binding, Unconverted
 from distconv.options import CommonOptions
 from distconv.runtime.hand_out import HandOut
+from distconv.runtime.identity import look_at, look_into
 from distconv.runtime.regular_files import open_file
 from distconv.tensors.stored import NamedTensor, SourceFile, SourceIndex, StoredTensor, as_stored
 
@@ -106,6 +107,11 @@ class NpyFacts:
     @property
     def config(self) -> None:
         """There is none."""
+
+    @property
+    def looked_at(self) -> Iterable[SourceFile]:
+        """The files of the tensors."""
+        return self.index.files
 
     def held(self) -> Iterator[Held]:
         """The tensors, each in a file of its name."""
@@ -190,12 +196,13 @@ def read_npy(path: Path) -> StoredTensor:
     """
     try:
         with open_file(path) as stream:
+            file = look_at(path, stream.fileno())
             np.lib.format.read_magic(stream)
             shape, in_columns, dtype = np.lib.format.read_array_header_1_0(stream)
             offset = stream.tell()
+            file = look_into(file, stream.fileno(), [(0, offset)])
     except (OSError, ValueError, tokenize.TokenError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     if in_columns or dtype not in _DTYPES:
         raise InputError(f"{path}: expected rows of {', '.join(_DTYPES.values())}, found {dtype}")
-    file = SourceFile(str(path), path.stat().st_size)
     return StoredTensor(path.name.removesuffix(_SUFFIX), _DTYPES[dtype], shape, file, offset)

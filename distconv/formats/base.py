@@ -20,7 +20,7 @@ from distconv.formats.records import Entry, OutputFile, Plan
 from distconv.models.parameters import Binding, Unconverted
 from distconv.runtime.hand_out import HandOut, Task
 from distconv.tensors.replicas import Replica
-from distconv.tensors.stored import NamedTensor
+from distconv.tensors.stored import NamedTensor, SourceFile
 
 # File offsets in bytes of tensors, by (key, name) of their entries.
 Offsets = Mapping[tuple[str, str], int]
@@ -84,6 +84,10 @@ class SourceFacts(Protocol):
     @property
     def config(self) -> Mapping[str, Any] | None:
         """The source's own configuration of the model, `None` if a reference has it."""
+
+    @property
+    def looked_at(self) -> Iterable[SourceFile]:
+        """The files that were looked at: those of tensors, and those that say what these are."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `Format.facts_from_json` reads it."""
@@ -186,7 +190,7 @@ class FileFormat(ABC):
     def check_inputs(self) -> None:  # noqa: B027 - for others
         """Raise `InputError` unless everything can be read that `beside` copies."""
 
-    def beside(self) -> Mapping[str, bytes | Path]:
+    def beside(self) -> Mapping[str, bytes | SourceFile]:
         """The files beside the tensors by path in the result: their content, or the file of which each is a copy."""
         return {}
 

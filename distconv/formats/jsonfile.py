@@ -12,20 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from distconv.errors import InputError, named, reading
-from distconv.runtime.regular_files import read_file
+from distconv.runtime.identity import read_whole
+from distconv.tensors.stored import SourceFile
 
 # Digits of an integer; a length that means no limit has 31.
 _LONGEST_NUMBER = 100
 
 
-def read_object(path: Path, purpose: str) -> dict[str, Any]:
+def read_object(path: Path, purpose: str, seen: list[SourceFile] | None = None) -> dict[str, Any]:
     """Read the JSON object in a file; `purpose` says in errors what a missing file is for.
+
+    The identity of a file on which a job relies is added to `seen`.
 
     Raises:
         InputError: the file is missing, unreadable, not JSON, or not an object.
     """
     with reading(path, f"no such file; it is needed for {purpose}"):
-        text = read_file(path)
+        text, file = read_whole(path)
+    if seen is not None:
+        seen.append(file)
     return parse_object(text, str(path))
 
 

@@ -5,14 +5,14 @@ Owns these records and the form in which processes share them. Reads nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from distconv.models.definition import Definition
 from distconv.models.scaling import Scaling
 from distconv.models.sizes import Sizes
-from distconv.tensors.stored import SourceIndex
+from distconv.tensors.stored import SourceFile, SourceIndex
 
 MODEL_CONFIG = "config.json"
 
@@ -24,6 +24,7 @@ class Reference:
     `config`: its `config.json`, of an adapter its `adapter_config.json`. `index`: its tensors, `None` without weights.
     `shards`: the file of each tensor by name, `None` where neither weights nor an index tell. `index_content`: the
     parsed content of its index file. `side_files`: the files that are no weights, by path below the directory.
+    `described_by`: the files of `config` and of the index; `index_file`: the latter.
     """
 
     directory: str
@@ -32,7 +33,15 @@ class Reference:
     index: SourceIndex | None
     shard_files: Mapping[str, str] | None
     index_content: Mapping[str, Any] | None
-    side_files: tuple[str, ...] = ()
+    side_files: Mapping[str, SourceFile] = field(default_factory=dict)
+    described_by: tuple[SourceFile, ...] = ()
+    index_file: SourceFile | None = None
+
+    @property
+    def looked_at(self) -> Iterator[SourceFile]:
+        """The files that were looked at: of weights, of the configuration, and of the index."""
+        yield from self.described_by
+        yield from () if self.index is None else self.index.files
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...] | None]:
@@ -46,14 +55,25 @@ class Reference:
 
     def to_json(self) -> dict[str, Any]:
         """The reference as plain JSON data, to be shared with other processes."""
-        return {**vars(self), "index": None if self.index is None else self.index.to_json()}
+        return {
+            **vars(self),
+            "index": None if self.index is None else self.index.to_json(),
+            "side_files": {name: file.to_json() for name, file in self.side_files.items()},
+            "described_by": [file.to_json() for file in self.described_by],
+            "index_file": None if self.index_file is None else self.index_file.to_json(),
+        }
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Reference:
         """The reference described by `to_json`."""
-        index = data["index"]
-        read = None if index is None else SourceIndex.from_json(index)
-        return Reference(**{**data, "index": read, "side_files": tuple(data["side_files"])})
+        index, index_file = data["index"], data["index_file"]
+        read = {
+            "index": None if index is None else SourceIndex.from_json(index),
+            "side_files": {name: SourceFile.from_json(file) for name, file in data["side_files"].items()},
+            "described_by": tuple(map(SourceFile.from_json, data["described_by"])),
+            "index_file": None if index_file is None else SourceFile.from_json(index_file),
+        }
+        return Reference(**{**data, **read})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from typing import Any
 from distconv.errors import InputError
 from distconv.formats.jsonfile import read_object
 from distconv.models.scaling import Scaling
+from distconv.tensors.stored import SourceFile
 
 PROVENANCE_NAME = "distconv.json"
 _SCALING = "adapters"
@@ -38,8 +39,8 @@ def provenance_of(model: str | None, reference: Path | None, scaling: Scaling | 
     return Provenance(model=model, reference=None if reference is None else str(reference.resolve()), scaling=scaling)
 
 
-def read_provenance(directory: Path) -> Provenance:
-    """The record in a directory, an empty one if there is none.
+def read_provenance(directory: Path, seen: list[SourceFile] | None = None) -> Provenance:
+    """The record in a directory, an empty one if there is none; the identity of its file is added to `seen`.
 
     Raises:
         InputError: it is there and damaged.
@@ -47,7 +48,7 @@ def read_provenance(directory: Path) -> Provenance:
     path = directory / PROVENANCE_NAME
     if not path.exists():
         return Provenance()
-    content = read_object(path, "what the checkpoint was made from")
+    content = read_object(path, "what the checkpoint was made from", seen)
     known = {key: content.get(key) for key in ("model", "reference")}
     for key, value in known.items():
         if value is not None and not isinstance(value, str):

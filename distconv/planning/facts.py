@@ -5,7 +5,7 @@ Owns their form as plain data for sharing. Reads nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from distconv.formats.model import MODEL_CONFIG, Model, Reference
 from distconv.formats.registry import format_named
 from distconv.models.definition_parser import parse_definition
 from distconv.models.scaling import Scaling
+from distconv.tensors.stored import SourceFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +22,9 @@ class Facts:
     """A source with its format, its model, and the iteration of the result.
 
     `model` is the name of the model definition and `definition` its content, where there is one; `reference` is `None`
-    for a source that describes itself; `scaling` is that of adapters, where it is known. `parsed` is the model that
-    rank 0 needed to read the source; it is not shared.
+    for a source that describes itself; `scaling` is that of adapters, where it is known. `described_by`: files that say
+    something of the source beside its own and those of the reference. `parsed` is the model that rank 0 needed to read
+    the source; it is not shared.
     """
 
     kind: str
@@ -32,7 +34,15 @@ class Facts:
     definition: Mapping[str, Any]
     iteration: str
     scaling: Scaling | None = None
+    described_by: tuple[SourceFile, ...] = ()
     parsed: Model | None = field(default=None, compare=False)
+
+    @property
+    def looked_at(self) -> Iterator[SourceFile]:
+        """Every file that was read so that the job could be planned, as it was then."""
+        yield from self.described_by
+        yield from self.source.looked_at
+        yield from () if self.reference is None else self.reference.looked_at
 
     def bound_model(self) -> Model:
         """The model of the job, made from its definition on first use.
@@ -52,7 +62,13 @@ class Facts:
         """The facts as plain JSON data, to be shared with other processes."""
         reference = None if self.reference is None else self.reference.to_json()
         scaling = None if self.scaling is None else self.scaling.to_json()
-        shared = {"source": self.source.to_json(), "reference": reference, "scaling": scaling, "parsed": None}
+        shared = {
+            "source": self.source.to_json(),
+            "reference": reference,
+            "scaling": scaling,
+            "described_by": [file.to_json() for file in self.described_by],
+            "parsed": None,
+        }
         return {**vars(self), **shared}
 
     @staticmethod
@@ -61,7 +77,9 @@ class Facts:
         reference = None if data["reference"] is None else Reference.from_json(data["reference"])
         source = format_named(data["kind"]).facts_from_json(data["source"])
         scaling = None if data["scaling"] is None else Scaling.parse(data["scaling"], data["scaling"]["where"])
-        return Facts(**{**data, "source": source, "reference": reference, "scaling": scaling})
+        described_by = tuple(map(SourceFile.from_json, data["described_by"]))
+        known = {"source": source, "reference": reference, "scaling": scaling, "described_by": described_by}
+        return Facts(**{**data, **known})
 
 
 def model_of(

@@ -25,6 +25,7 @@ from distconv.models.library import Library, head_of
 from distconv.models.scaling import Scaling
 from distconv.planning.facts import Facts, model_of
 from distconv.runtime.hand_out import HandOut, here
+from distconv.tensors.stored import SourceFile
 
 # Name and content of a model definition.
 Chosen = tuple[str, Mapping[str, Any]]
@@ -58,20 +59,21 @@ def facts_of(
         InputError: no definition, or another than the source is of; files that are damaged.
     """
     model = _Choice(library, chosen, opened)
+    seen: list[SourceFile] = []
     reference, record = None, Provenance()
     if opened.config is not None:
         config, directory = opened.config, str(opened.directory)
         if not opened.adapters:
             model.recognise(config, directory, needed=needed)
     else:
-        record = read_provenance(opened.directory)
+        record = read_provenance(opened.directory, seen)
         reference = _reference(options, record.reference, opened.directory)
         config, directory = reference.config, reference.directory
         model.remember(record)
         model.recognise(config, directory, needed=needed, is_adapter=reference.is_adapter)
     name, content = model.chosen or (None, {})
     parsed = model_of(name, content, reference, config, directory)
-    scaling = _scaling(parsed, opened, record)
+    scaling = _scaling(parsed, opened, record, seen)
     parsed = replace(parsed, scaling=scaling)
     return Facts(
         kind=form.name,
@@ -81,11 +83,12 @@ def facts_of(
         definition=content,
         iteration=opened.iteration,
         scaling=scaling,
+        described_by=tuple(seen),
         parsed=parsed,
     )
 
 
-def _scaling(model: Model, opened: Opened, record: Provenance) -> Scaling | None:
+def _scaling(model: Model, opened: Opened, record: Provenance, seen: list[SourceFile]) -> Scaling | None:
     """The scaling that is told by the directory of the model or of its adapters, or by the provenance of the source.
 
     Raises:
@@ -95,10 +98,10 @@ def _scaling(model: Model, opened: Opened, record: Provenance) -> Scaling | None
     if definition is None or definition.adapters is None:
         return None
     if reference is None:
-        return read_scaling(opened.directory, (each.name for each in opened.held()), definition)
+        return read_scaling(opened.directory, (each.name for each in opened.held()), definition, seen)
     if definition.adapters == "only" and not reference.is_adapter:
         return record.scaling
-    told = read_scaling(Path(reference.directory), reference.shard_files or (), definition)
+    told = read_scaling(Path(reference.directory), reference.shard_files or (), definition, seen)
     if told is not None and record.scaling is not None and not told.agrees_with(record.scaling):
         raise InputError(
             f"{told.where}: scales adapters otherwise than the source does, by "

@@ -26,11 +26,58 @@ def is_file_name(text: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class Header:
+    """The bytes of a file that planning interpreted: their ranges, (start, stop) in bytes, and a digest of them all."""
+
+    ranges: tuple[tuple[int, int], ...]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inode:
+    """What a file is to the system of one process; clients of one file system may have other numbers for it."""
+
+    process: str
+    device: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file that holds tensor data: its absolute path, and its size in bytes when the index was made."""
+    """A file that a job reads, as it was when it was looked at: its absolute path, and its size in bytes.
+
+    `mtime_ns` is its modification time, `None` where a format does not tell it, `header` what was read of it. `inode`
+    is for the process that looked, and does not count when files are compared.
+    """
 
     path: str
     size: int
+    mtime_ns: int | None = None
+    header: Header | None = None
+    inode: Inode | None = field(default=None, compare=False)
+
+    def to_json(self) -> list[Any]:
+        """Plain data for sharing with other processes; `from_json` reads it."""
+        header, inode = self.header, self.inode
+        return [
+            self.path,
+            self.size,
+            self.mtime_ns,
+            None if header is None else [header.ranges, header.digest],
+            None if inode is None else [inode.process, inode.device, inode.number],
+        ]
+
+    @staticmethod
+    def from_json(data: Sequence[Any]) -> SourceFile:
+        """The file in the data of `to_json`."""
+        path, size, mtime_ns, header, inode = data
+        return SourceFile(
+            path,
+            size,
+            mtime_ns,
+            None if header is None else Header(tuple((start, stop) for start, stop in header[0]), header[1]),
+            None if inode is None else Inode(*inode),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +155,17 @@ class SourceIndex:
     directory: str
     tensors: Mapping[str, StoredTensor]
 
+    @property
+    def files(self) -> Iterable[SourceFile]:
+        """The files that hold the tensors."""
+        return {tensor.file: None for tensor in self.tensors.values()}
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for sharing with other processes; `from_json` reads it."""
-        files = {tensor.file: None for tensor in self.tensors.values()}
-        numbers = {file: number for number, file in enumerate(files)}
+        numbers = {file: number for number, file in enumerate(self.files)}
         return {
             "directory": self.directory,
-            "files": [[file.path, file.size] for file in files],
+            "files": [file.to_json() for file in numbers],
             "tensors": [
                 [tensor.name, tensor.dtype, tensor.shape, numbers[tensor.file], tensor.offset]
                 for tensor in self.tensors.values()
@@ -124,7 +175,7 @@ class SourceIndex:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> SourceIndex:
         """The index that `to_json` described."""
-        files = [SourceFile(path, size) for path, size in data["files"]]
+        files = [SourceFile.from_json(each) for each in data["files"]]
         tensors = {
             name: StoredTensor(name, dtype, tuple(shape), files[file], offset)
             for name, dtype, shape, file, offset in data["tensors"]

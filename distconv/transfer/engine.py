@@ -18,9 +18,10 @@ from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import Assembled, LowRank, StoredTensor, position
 from distconv.tensors.values import as_bytes, numbers, scaled_product
 from distconv.tensors.virtual import VirtualTensor, narrow
-from distconv.transfer.files import OpenFiles, read_into
+from distconv.transfer.files import read_into
 from distconv.transfer.lower import lower
 from distconv.transfer.sinks import Counters, MemorySink, Sink
+from distconv.transfer.sources import SourceFiles
 from distconv.transfer.steps import CopyRun, Gather, Move
 
 _ALARM_SECONDS = 0.5
@@ -62,7 +63,7 @@ class Work:
 def run(
     work: Sequence[Work],
     sink: Sink,
-    sources: OpenFiles,
+    sources: SourceFiles,
     counters: Counters,
     *,
     threads: int,
@@ -113,7 +114,7 @@ class _Engine:
     """One thread's buffers and the execution of steps."""
 
     def __init__(
-        self, sink: Sink, sources: OpenFiles, counters: Counters, buffer_bytes: int, stop: threading.Event
+        self, sink: Sink, sources: SourceFiles, counters: Counters, buffer_bytes: int, stop: threading.Event
     ) -> None:
         self._sink = sink
         self._sources = sources
@@ -168,19 +169,19 @@ class _Engine:
     def _copy(self, step: CopyRun, work: Work) -> None:
         stored, shard = work.sources[step.operand], work.shards[step.shard]
         try:
-            source = self._sources.get(stored.file.path, stored.file.size)
-            for start in range(0, step.nbytes, _RUN_PIECE):
-                if self._stop.is_set():
-                    raise StoppedError("stopped because another thread or process failed")
-                length = min(_RUN_PIECE, step.nbytes - start)
-                self._sink.copy(
-                    source,
-                    stored.offset + step.source_offset + start,
-                    shard.path,
-                    shard.offset + step.target_offset + start,
-                    length,
-                    self._memory,
-                )
+            with self._sources.opened(stored.file) as source:
+                for start in range(0, step.nbytes, _RUN_PIECE):
+                    if self._stop.is_set():
+                        raise StoppedError("stopped because another thread or process failed")
+                    length = min(_RUN_PIECE, step.nbytes - start)
+                    self._sink.copy(
+                        source,
+                        stored.offset + step.source_offset + start,
+                        shard.path,
+                        shard.offset + step.target_offset + start,
+                        length,
+                        self._memory,
+                    )
         except OSError as error:
             raise _failure(f"copying {stored.name} from {stored.file.path} to {shard.path}", error) from error
 
@@ -192,8 +193,8 @@ class _Engine:
         for read in step.reads:
             stored = work.sources[read.operand]
             try:
-                source = self._sources.get(stored.file.path, stored.file.size)
-                read_into(source, stored.offset + read.offset, reading[: read.nbytes])
+                with self._sources.opened(stored.file) as source:
+                    read_into(source, stored.offset + read.offset, reading[: read.nbytes])
             except OSError as error:
                 raise _failure(f"reading {stored.name} from {stored.file.path}", error) from error
             self._counters.add(read=read.nbytes)

@@ -1,6 +1,6 @@
-"""Open files and the bytes in them: descriptors, positioned reads and writes.
+"""Open files of a result, and the bytes in files: descriptors, positioned reads and writes.
 
-Owns the system calls. Knows neither tensors nor formats.
+Owns the system calls. Knows neither tensors nor formats; files of a source are opened by `sources`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import errno
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 
-from distconv.errors import JobError
 from distconv.runtime.regular_files import open_descriptor
 
 _NO_KERNEL_COPY = {errno.ENOSYS, errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.ETXTBSY}
@@ -25,25 +25,20 @@ class OpenFiles:
         self._open: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def get(self, path: str, size: int | None = None) -> int:
+    def get(self, path: str) -> int:
         """The descriptor of a file, opened on first use.
 
         Raises:
             OSError: the file cannot be opened.
-            JobError: the file does not have `size` bytes, if that is given.
         """
         with self._lock:
             if path not in self._open:
-                self._open[path] = self._opened(path, size)
+                self._open[path] = open_descriptor(path, self._flags)
             return self._open[path]
 
-    def _opened(self, path: str, size: int | None) -> int:
-        descriptor = open_descriptor(path, self._flags)
-        found = os.fstat(descriptor).st_size
-        if size is not None and found != size:
-            os.close(descriptor)
-            raise JobError(f"{path}: was {size} bytes long when it was indexed, now {found}: it is being changed")
-        return descriptor
+    def opened(self, path: str) -> AbstractContextManager[int]:
+        """The descriptor as `get` gives it, which outlives the context."""
+        return nullcontext(self.get(path))
 
     def items(self) -> Iterator[tuple[str, int]]:
         """Path and descriptor of each open file."""

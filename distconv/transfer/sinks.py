@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +26,13 @@ class Sink(Protocol):
 
     def put(self, path: str, offset: int, data: memoryview) -> None:
         """Receive bytes for `offset` of the file at `path`."""
+
+
+class Readable(Protocol):
+    """Files to compare with."""
+
+    def opened(self, path: str) -> AbstractContextManager[int]:
+        """The descriptor of a file, which stays open inside the context."""
 
 
 class Counters:
@@ -72,7 +80,7 @@ class WriteSink:
 class CompareSink:
     """Compares finished bytes with existing files; `different` holds (path, offset) of the portions that differ."""
 
-    def __init__(self, files: OpenFiles, counters: Counters) -> None:
+    def __init__(self, files: Readable, counters: Counters) -> None:
         self._files = files
         self._counters = counters
         self.different: set[tuple[str, int]] = set()
@@ -94,7 +102,8 @@ class CompareSink:
         self._counters.add(read=len(data), done=len(data))
 
     def _compare(self, path: str, offset: int, expected: memoryview, found: memoryview) -> None:
-        read_into(self._files.get(path), offset, found)
+        with self._files.opened(path) as descriptor:
+            read_into(descriptor, offset, found)
         if not np.array_equal(np.frombuffer(expected, np.uint8), np.frombuffer(found, np.uint8)):
             self.different.add((path, offset))
 

@@ -16,16 +16,20 @@ from distconv.formats.base import FileFormat
 from distconv.formats.frame import first_difference, text_frame
 from distconv.formats.records import Plan
 from distconv.runtime.regular_files import read_file
+from distconv.tensors.stored import SourceFile
+from distconv.transfer.sources import SourceFiles
 from distconv.transfer.verify import Compared
 
 _NAMED = 20
 
 
-def compare_surroundings(plan: Plan, form: FileFormat, beside: Mapping[str, bytes | Path], target: Target) -> Compared:
+def compare_surroundings(
+    plan: Plan, form: FileFormat, beside: Mapping[str, bytes | SourceFile], sources: SourceFiles, target: Target
+) -> Compared:
     """Compare tracker and files beside the tensors, byte for byte, and look for files that are not of the plan."""
     compared = Compared(differences=_wrong_tracker(target))
     for name, content in beside.items():
-        _compare(form, target.result, name, content, compared)
+        _compare(form, target.result, name, content, sources, compared)
     expected = {file.path for file in plan.files} | beside.keys()
     strays = {target.result: list(_strays(target.result, expected))}
     if target.tracker is not None:
@@ -57,17 +61,24 @@ def _wrong_tracker(target: Target) -> list[str]:
     return [f"{target.tracker}: expected {target.iteration!r}, found {found.decode(errors='replace')!r:.80}"]
 
 
-def _compare(form: FileFormat, directory: Path, name: str, content: bytes | Path, compared: Compared) -> None:
+def _compare(
+    form: FileFormat,
+    directory: Path,
+    name: str,
+    content: bytes | SourceFile,
+    sources: SourceFiles,
+    compared: Compared,
+) -> None:
     """Compare one file, and add to what was found."""
     path = directory / name
     try:
-        expected = read_file(content) if isinstance(content, Path) else content
+        expected = b"".join(sources.pieces(content)) if isinstance(content, SourceFile) else content
         at = first_difference(path, text_frame(expected))
     except OSError as error:
         compared.differences.append(system_problem(f"{path}: cannot be compared", error))
         return
     if at is not None:
-        source = f"that of {content}" if isinstance(content, Path) else "what it should be"
+        source = f"that of {content.path}" if isinstance(content, SourceFile) else "what it should be"
         compared.explain(path, at, source, lambda: form.locate_beside(directory, name))
 
 

@@ -15,7 +15,7 @@ from itertools import product, zip_longest
 from math import prod
 from pathlib import Path
 
-from distconv.errors import InputError, system_problem
+from distconv.errors import InputError, SourceChangedError, system_problem
 from distconv.formats.base import FileFormat, Located, Offsets
 from distconv.formats.frame import first_difference
 from distconv.formats.records import Entry, OutputFile, Plan
@@ -28,7 +28,8 @@ from distconv.tensors.virtual import Copy, Index, VirtualTensor, invert, whole
 from distconv.transfer.batches import Batch, batches
 from distconv.transfer.engine import Shard, Work, run
 from distconv.transfer.files import OpenFiles
-from distconv.transfer.sinks import CompareSink, Counters
+from distconv.transfer.sinks import CompareSink, Counters, Readable
+from distconv.transfer.sources import ByPath, SourceFiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,7 @@ def compare_files(
     form: FileFormat,
     io: InputOutput,
     counters: Counters,
+    sources: SourceFiles,
     must_stop: Callable[[], bool],
 ) -> Compared:
     """Compare this process's files, as they are below a directory, with what the plan would write.
@@ -81,27 +83,27 @@ def compare_files(
         JobError: a read failed.
     """
     compared = Compared()
-    with OpenFiles(os.O_RDONLY) as sources:
-        for batch in batches(plan, files):
-            paths = {file: str(directory / file.path) for file in batch.files}
-            offsets: dict[tuple[OutputFile, str, str], int] = {}
-            checked: dict[OutputFile, tuple[Entry, ...]] = {}
-            for file, entries in batch.files.items():
-                found = _offsets(form, Path(paths[file]), file, entries, compared)
-                offsets |= {(file, key, name): offset for (key, name), offset in found.items()}
-                checked[file] = tuple(entry for entry in entries if (entry.key, entry.name) in found)
-            nbytes = sum(entry.tensor.nbytes for entries in checked.values() for entry in entries)
-            counters.add(done=sum(file.nbytes for file in batch.files) - nbytes)
-            work = Batch(files=checked).work(paths, offsets)
-            # One without elements may begin where another does.
-            names = {
-                (paths[file], offsets[file, entry.key, entry.name]): entry.title
-                for file, entries in checked.items()
-                for entry in entries
-                if entry.tensor.elements
-            }
-            differing = _differing(work, names, sources, io, counters, must_stop)
-            compared.differences.extend(f"{place[0]}: {names[place]} differs from the source" for place in differing)
+    for batch in batches(plan, files):
+        paths = {file: str(directory / file.path) for file in batch.files}
+        offsets: dict[tuple[OutputFile, str, str], int] = {}
+        checked: dict[OutputFile, tuple[Entry, ...]] = {}
+        for file, entries in batch.files.items():
+            found = _offsets(form, Path(paths[file]), file, entries, compared)
+            offsets |= {(file, key, name): offset for (key, name), offset in found.items()}
+            checked[file] = tuple(entry for entry in entries if (entry.key, entry.name) in found)
+        nbytes = sum(entry.tensor.nbytes for entries in checked.values() for entry in entries)
+        counters.add(done=sum(file.nbytes for file in batch.files) - nbytes)
+        work = Batch(files=checked).work(paths, offsets)
+        # One without elements may begin where another does.
+        names = {
+            (paths[file], offsets[file, entry.key, entry.name]): entry.title
+            for file, entries in checked.items()
+            for entry in entries
+            if entry.tensor.elements
+        }
+        with OpenFiles(os.O_RDONLY) as results:
+            differing = _differing(work, names, sources, results, io, counters, must_stop)
+        compared.differences.extend(f"{place[0]}: {names[place]} differs from the source" for place in differing)
     return compared
 
 
@@ -119,19 +121,23 @@ def _offsets(form: FileFormat, path: Path, file: OutputFile, entries: Sequence[E
 
 
 def compare_replicas(
-    copies: Sequence[Replica], io: InputOutput, counters: Counters, must_stop: Callable[[], bool]
+    copies: Sequence[Replica], io: InputOutput, counters: Counters, sources: SourceFiles, must_stop: Callable[[], bool]
 ) -> tuple[list[str], list[str]]:
     """Compare stored copies of the source with what they are copies of; the differences, and those that may be.
 
     Raises:
+        InputError: the source is being changed; nothing has been written yet.
         JobError: a read failed.
     """
     work = [comparison(each) for each in copies]
     starts = {
         (shard.path, shard.offset): each for each, part in zip(copies, work, strict=True) for shard in part.shards
     }
-    with OpenFiles(os.O_RDONLY) as sources:
-        differing = _differing(work, starts, sources, io, counters, must_stop)
+    copied = {file.path: file for each in copies for file in (stored.file for stored in each.copy.sources)}
+    try:
+        differing = _differing(work, starts, sources, ByPath(sources, copied), io, counters, must_stop)
+    except SourceChangedError as error:
+        raise InputError(error.problems) from None
     found = [starts[place] for place in differing]
     failures = dict.fromkeys(_difference(each) for each in found if each.must_agree)
     return list(failures), list(dict.fromkeys(each.reason for each in found if not each.must_agree))
@@ -183,23 +189,15 @@ def _run(box: Copy, position: Index, shape: Index, tensor: VirtualTensor) -> tup
 def _differing(
     work: Sequence[Work],
     starts: Iterable[tuple[str, int]],
-    sources: OpenFiles,
+    sources: SourceFiles,
+    results: Readable,
     io: InputOutput,
     counters: Counters,
     must_stop: Callable[[], bool],
 ) -> list[tuple[str, int]]:
     """Those of the starts of tensors (path, offset) from which on what the work makes is not what is there."""
-    with OpenFiles(os.O_RDONLY) as targets:
-        sink = CompareSink(targets, counters)
-        run(
-            work,
-            sink,
-            sources,
-            counters,
-            threads=io.threads,
-            buffer_bytes=io.buffer_bytes,
-            must_stop=must_stop,
-        )
+    sink = CompareSink(results, counters)
+    run(work, sink, sources, counters, threads=io.threads, buffer_bytes=io.buffer_bytes, must_stop=must_stop)
     positions = sorted(starts)
     return sorted({positions[bisect_right(positions, place) - 1] for place in sink.different})
 

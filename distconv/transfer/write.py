@@ -16,10 +16,12 @@ from distconv.formats.frame import write_frame
 from distconv.formats.records import OutputFile, Plan
 from distconv.options import InputOutput
 from distconv.runtime.durability import synchronise
+from distconv.tensors.stored import SourceFile
 from distconv.transfer.batches import batches
 from distconv.transfer.engine import run
 from distconv.transfer.files import OpenFiles
 from distconv.transfer.sinks import Counters, WriteSink
+from distconv.transfer.sources import SourceFiles
 
 
 def write_files(
@@ -29,6 +31,7 @@ def write_files(
     form: FileFormat,
     io: InputOutput,
     counters: Counters,
+    sources: SourceFiles,
     must_stop: Callable[[], bool],
 ) -> dict[str, int]:
     """Write this process's files below an existing directory; their sizes in bytes by path.
@@ -39,55 +42,58 @@ def write_files(
     if not directory.is_dir():
         raise JobError(f"{directory}: made by the first process, not seen here; target must be on a shared file system")
     sizes: dict[str, int] = {}
-    with OpenFiles(os.O_RDONLY) as sources:
-        for batch in batches(plan, files):
-            paths = {file: str(directory / file.path) for file in batch.files}
-            offsets: dict[tuple[OutputFile, str, str], int] = {}
-            for file, entries in batch.files.items():
-                path = Path(paths[file])
+    for batch in batches(plan, files):
+        paths = {file: str(directory / file.path) for file in batch.files}
+        offsets: dict[tuple[OutputFile, str, str], int] = {}
+        for file, entries in batch.files.items():
+            path = Path(paths[file])
+            try:
+                path.parent.mkdir(exist_ok=True)
+                frame = form.frame(file, entries)
+                write_frame(path, frame)
+            except OSError as error:
+                raise JobError(system_problem(f"creating {path}", error)) from error
+            holes = zip(entries, frame.holes, strict=True)
+            offsets |= {(file, entry.key, entry.name): hole for entry, hole in holes}
+        with OpenFiles(os.O_WRONLY) as targets:
+            run(
+                batch.work(paths, offsets),
+                WriteSink(targets, counters),
+                sources,
+                counters,
+                threads=io.threads,
+                buffer_bytes=io.buffer_bytes,
+                must_stop=must_stop,
+            )
+            if io.fsync:
                 try:
-                    path.parent.mkdir(exist_ok=True)
-                    frame = form.frame(file, entries)
-                    write_frame(path, frame)
+                    synchronise(targets.items())
                 except OSError as error:
-                    raise JobError(system_problem(f"creating {path}", error)) from error
-                holes = zip(entries, frame.holes, strict=True)
-                offsets |= {(file, entry.key, entry.name): hole for entry, hole in holes}
-            with OpenFiles(os.O_WRONLY) as targets:
-                run(
-                    batch.work(paths, offsets),
-                    WriteSink(targets, counters),
-                    sources,
-                    counters,
-                    threads=io.threads,
-                    buffer_bytes=io.buffer_bytes,
-                    must_stop=must_stop,
-                )
-                if io.fsync:
-                    try:
-                        synchronise(targets.items())
-                    except OSError as error:
-                        raise JobError(system_problem(f"making {directory} durable", error)) from error
-            sizes |= {file.path: os.stat(paths[file]).st_size for file in batch.files}
+                    raise JobError(system_problem(f"making {directory} durable", error)) from error
+        sizes |= {file.path: os.stat(paths[file]).st_size for file in batch.files}
     return sizes
 
 
-def write_beside(directory: Path, beside: Mapping[str, bytes | Path], *, durable: bool) -> dict[str, int]:
+def write_beside(
+    directory: Path, beside: Mapping[str, bytes | SourceFile], sources: SourceFiles, *, durable: bool
+) -> dict[str, int]:
     """Write the files beside the tensors, given as in `FileFormat.beside`, when all others are there; their sizes.
 
     Called by rank 0 alone.
 
     Raises:
-        JobError: a write failed, or a read of what is copied.
+        JobError: a write failed, or a read of what is copied; that is another file than it was, or became one.
     """
     try:
         for name, content in beside.items():
             path = directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(content, Path):
-                shutil.copyfile(content, path)
+            if isinstance(content, SourceFile):
+                with sources.opened(content):
+                    shutil.copyfile(content.path, path)
             else:
                 path.write_bytes(content)
+        sources.check_these(each for each in beside.values() if isinstance(each, SourceFile))
         if durable:
             with OpenFiles(os.O_RDONLY) as files:
                 synchronise((str(directory / path), files.get(str(directory / path))) for path in beside)

@@ -16,6 +16,7 @@ from distconv.formats.dcp.files import DcpFiles
 from distconv.formats.dcp.plan import make_dcp_plan
 from distconv.formats.frame import write_frame
 from distconv.tensors.stored import SourceFile, StoredTensor, as_stored
+from distconv.transfer.sources import SourceFiles
 from distconv.transfer.write import write_beside
 from tests.checkpoints import described, load_case, read_dcp, tensor_bytes, write_source
 
@@ -50,7 +51,7 @@ def test_torch_finds_each_chunk_where_it_was_laid_out(tmp_path_factory, drawn):
                 stream.seek(hole)
                 stream.write(values[chunk.whole.name][box].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
 
-    written = write_beside(directory, form.beside(), durable=False)
+    written = write_beside(directory, form.beside(), SourceFiles(), durable=False)
 
     assert written == {".metadata": (directory / ".metadata").stat().st_size}
     expected = {f"model.{name}": value for name, value in values.items()} | {"checkpoint_version": 3.0}

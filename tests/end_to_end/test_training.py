@@ -22,6 +22,7 @@ from distconv.models.sizes import Sizes
 from distconv.transfer.engine import run
 from distconv.transfer.files import OpenFiles
 from distconv.transfer.sinks import CompareSink, Counters
+from distconv.transfer.sources import SourceFiles
 from distconv.transfer.verify import comparison
 from tests.checkpoints import load_case, overrides, write_source
 from tests.megatron_sources import definition, elements, stored
@@ -248,7 +249,7 @@ def test_a_replica_that_differs_is_seen_where_it_is_compared(checkpoint, change)
     rewrite(checkpoint, change)
     found = bound(checkpoint)
     counters = Counters(lambda _: None)
-    with OpenFiles(os.O_RDONLY) as sources, OpenFiles(os.O_RDONLY) as targets:
+    with SourceFiles() as sources, OpenFiles(os.O_RDONLY) as targets:
         sink = CompareSink(targets, counters)
         work = [comparison(replica) for replica in found.replicas]
         run(work, sink, sources, counters, threads=2, buffer_bytes=1 << 16, must_stop=lambda: False)

@@ -18,6 +18,7 @@ from distconv.formats.iterations import ITERATION_PARTS
 from distconv.formats.records import Entry, OutputFile, mismatch
 from distconv.formats.torch_zip.archive import ArchivedTensor, is_written_by_torch
 from distconv.formats.torch_zip.blobs import stored_within
+from distconv.tensors.stored import SourceFile
 
 
 class DcpFiles(FileFormat):
@@ -33,7 +34,7 @@ class DcpFiles(FileFormat):
         """The blobs but for their data."""
         return joined_frames(self._blobs(file))
 
-    def beside(self) -> Mapping[str, bytes | Path]:
+    def beside(self) -> Mapping[str, bytes | SourceFile]:
         """`.metadata`."""
         spans = {file.path: spans_of(self._blobs(file)) for file in self._plan.files}
         return {METADATA: metadata_bytes(self._plan, spans)}

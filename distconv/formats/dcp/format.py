@@ -22,8 +22,9 @@ from distconv.formats.base import (
     evidence_of_files,
     refusals_of_whole_tensors,
 )
+from distconv.formats.dcp.chunks import locate_chunks
 from distconv.formats.dcp.files import DcpFiles
-from distconv.formats.dcp.index import locate_chunks, open_dcp
+from distconv.formats.dcp.index import open_dcp
 from distconv.formats.dcp.live_model import flattened, with_tied_head
 from distconv.formats.dcp.metadata import METADATA
 from distconv.formats.dcp.options import DcpOptions

@@ -7,22 +7,21 @@ the directory, reads no tensor data, and executes nothing in the files. `open_dc
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from operator import add, gt
 from pathlib import Path
 from typing import Any
 
-from distconv.errors import InputError, named, raise_if, reading
+from distconv.errors import InputError, named, raise_if
 from distconv.formats.base import Held
+from distconv.formats.dcp.chunks import locate_chunks
 from distconv.formats.dcp.metadata import METADATA, Chunk, Entry, Metadata, read_metadata
 from distconv.formats.huggingface.directory import check_directory
 from distconv.formats.iterations import iteration_directory, iteration_name
 from distconv.formats.torch_zip.archive import ArchivedTensor
-from distconv.formats.torch_zip.blobs import stored_within
 from distconv.runtime.hand_out import HandOut, here
 from distconv.tensors.compose import renumbered, strided, substitute
 from distconv.tensors.dtypes import ITEM_SIZE
@@ -34,10 +33,11 @@ Located = Mapping[tuple[str, Index], tuple[SourceFile, ArchivedTensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class DcpDirectory:
-    """A checkpoint with its parsed metadata, and the directory of its files."""
+    """A checkpoint with its parsed metadata, which are in the file `described_by`, and the directory of its files."""
 
     directory: Path
     metadata: Metadata
+    described_by: tuple[SourceFile, ...] = ()
 
     def held(self) -> Iterator[Held]:
         """The tensors that the metadata names, the optimizer's included."""
@@ -47,11 +47,20 @@ class DcpDirectory:
 
 @dataclass(frozen=True, kw_only=True)
 class DcpIndex:
-    """The located tensors of one checkpoint by name, and the names of its other entries, which are no tensors."""
+    """The located tensors of one checkpoint by name, and the names of its other entries, which are no tensors.
+
+    `described_by`: the file of its metadata.
+    """
 
     directory: str
     tensors: Mapping[str, NamedTensor]
     others: tuple[str, ...]
+    described_by: tuple[SourceFile, ...] = ()
+
+    @property
+    def files(self) -> Iterable[SourceFile]:
+        """The files that hold the tensors."""
+        return {source.file: None for each in self.tensors.values() for source in each.sources}
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for sharing with other processes; `from_json` reads it. Tables that are one object stay one."""
@@ -72,7 +81,8 @@ class DcpIndex:
             tensors.append([each.name, number, places])
         return {
             "directory": self.directory,
-            "files": [[file.path, file.size] for file in files],
+            "described_by": [file.to_json() for file in self.described_by],
+            "files": [file.to_json() for file in files],
             "tables": contents,
             "tensors": tensors,
             "others": self.others,
@@ -86,7 +96,7 @@ class DcpIndex:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> DcpIndex:
         """The index described by `to_json`; tensors share tables as before."""
-        files = [SourceFile(path, size) for path, size in data["files"]]
+        files = [SourceFile.from_json(each) for each in data["files"]]
         tables = [
             (
                 VirtualTensor(
@@ -104,7 +114,12 @@ class DcpIndex:
                 for shape, (file, offset) in zip(shapes, places, strict=True)
             )
             tensors[name] = NamedTensor(tuple(sources), table, name)
-        return DcpIndex(directory=data["directory"], tensors=tensors, others=tuple(data["others"]))
+        return DcpIndex(
+            directory=data["directory"],
+            tensors=tensors,
+            others=tuple(data["others"]),
+            described_by=tuple(map(SourceFile.from_json, data["described_by"])),
+        )
 
 
 def open_dcp(directory: Path, iteration: str | None) -> DcpDirectory:
@@ -124,7 +139,9 @@ def open_dcp(directory: Path, iteration: str | None) -> DcpDirectory:
     if not (found / METADATA).exists():
         started = ", which a save that was interrupted leaves behind" if [*found.glob("*.distcp")] else ""
         raise InputError(f"source={found}: holds no {METADATA}{started}; expected a torch.distributed.checkpoint")
-    return DcpDirectory(directory=found, metadata=read_metadata(found / METADATA))
+    seen: list[SourceFile] = []
+    metadata = read_metadata(found / METADATA, seen)
+    return DcpDirectory(directory=found, metadata=metadata, described_by=tuple(seen))
 
 
 def locate(checkpoint: DcpDirectory, wanted: Callable[[str], bool], hand_out: HandOut = here) -> DcpIndex:
@@ -150,7 +167,12 @@ def locate(checkpoint: DcpDirectory, wanted: Callable[[str], bool], hand_out: Ha
             for shape, (file, piece) in zip(shapes, pieces, strict=True)
         )
         tensors[name] = NamedTensor(tuple(sources), table, name)
-    return DcpIndex(directory=str(checkpoint.directory), tensors=tensors, others=checkpoint.metadata.others)
+    return DcpIndex(
+        directory=str(checkpoint.directory),
+        tensors=tensors,
+        others=checkpoint.metadata.others,
+        described_by=checkpoint.described_by,
+    )
 
 
 def _chosen(directory: Path, iteration: str | None) -> Path:
@@ -242,58 +264,9 @@ def _located(directory: Path, entries: Mapping[str, Entry], hand_out: HandOut) -
         sought = [(offset, length, name, entries[name].dtype, chunk.sizes) for offset, length, name, chunk in chunks]
         parts.append((str(directory / file_name), sought))
     located: dict[tuple[str, Index], tuple[SourceFile, ArchivedTensor]] = {}
-    for (path, chunks), (size, pieces) in zip(files, hand_out(locate_chunks, parts), strict=True):
-        file = SourceFile(path, size)
+    for (_, chunks), (data, pieces) in zip(files, hand_out(locate_chunks, parts), strict=True):
+        file = SourceFile.from_json(data)
         for (_, _, name, chunk), (strides, offset) in zip(chunks, pieces, strict=True):
             piece = ArchivedTensor(entries[name].dtype, chunk.sizes, tuple(strides), offset)
             located[name, chunk.offsets] = file, piece
     return located
-
-
-def locate_chunks(part: tuple[str, Sequence[tuple[int, int, str, str, Index]]]) -> tuple[int, list[tuple[Index, int]]]:
-    """Look up chunks in a file: the file's size in bytes, and per chunk strides in elements and offset in bytes.
-
-    `part`: the path, and per chunk its blob's offset and length in bytes, and the expected name of a tensor, element
-    type and shape.
-
-    Raises:
-        InputError: the file is missing, too short, or cannot be read; every chunk that is not as expected.
-    """
-    path, sought = part
-    needs = named((name for _, _, name, _, _ in sought), 3)
-    with reading(path, f"no such file; {METADATA} says that it holds {needs}"):
-        size = os.stat(path).st_size
-    beyond = [(offset + length, name) for offset, length, name, _, _ in sought if offset + length > size]
-    if beyond:
-        raise InputError(
-            f"{path}: truncated: it has {size} bytes, and {METADATA} places "
-            f"{named((name for _, name in beyond), 3)} in it up to byte {max(beyond)[0]}"
-        )
-    pieces: list[tuple[Index, int]] = []
-    problems: list[str] = []
-    with stored_within(Path(path)) as read:
-        for offset, length, name, dtype, shape in sought:
-            try:
-                piece = _piece(read(offset, length), f"{path}, {length} bytes from {offset}", name, dtype, tuple(shape))
-            except InputError as error:
-                problems += error.problems
-            else:
-                pieces.append((piece.strides, piece.offset))
-    raise_if(problems)
-    return size, pieces
-
-
-def _piece(found: Any, where: str, name: str, dtype: str, shape: Index) -> ArchivedTensor:
-    if not isinstance(found, ArchivedTensor):
-        raise InputError(f"{where}: expected a plain tensor for {name}, found {type(found).__name__}")
-    if (found.dtype, found.shape) != (dtype, shape):
-        raise InputError(
-            f"{where}: {METADATA} says that {name} has a chunk {dtype} {list(shape)} here, found {found.dtype} "
-            f"{list(found.shape)}"
-        )
-    if not found.is_contiguous:
-        try:
-            strided(found.dtype, found.shape, found.strides)
-        except ValueError as error:
-            raise InputError(f"{where}: {name} cannot be read: {error}; save its .contiguous()") from None
-    return found

@@ -19,8 +19,8 @@ from typing import Any
 from distconv.errors import InputError, named, raise_if, reading
 from distconv.formats.torch_zip.archive import LARGEST_INDEX, MOST_DIMS
 from distconv.formats.torch_zip.inert_pickle import Inert, InertUnpickler, StandIn, first_words
-from distconv.runtime.regular_files import read_file
-from distconv.tensors.stored import is_file_name
+from distconv.runtime.identity import read_whole
+from distconv.tensors.stored import SourceFile, is_file_name
 from distconv.tensors.virtual import Index
 
 METADATA = ".metadata"
@@ -70,14 +70,16 @@ class Metadata:
     others: tuple[str, ...]
 
 
-def read_metadata(path: Path) -> Metadata:
-    """Read a `.metadata` file.
+def read_metadata(path: Path, seen: list[SourceFile] | None = None) -> Metadata:
+    """Read a `.metadata` file; the identity of one on which a job relies is added to `seen`.
 
     Raises:
         InputError: the file is missing, damaged, no checkpoint metadata, has names that torch never writes there, or
             refers to files outside of its directory.
     """
-    content, foreign, nbytes = _load(path)
+    content, foreign, file = _load(path)
+    if seen is not None:
+        seen.append(file)
     if foreign:
         raise InputError(
             f"{path}: names {named(foreign)}, which no metadata of torch.distributed.checkpoint needs; nothing of the "
@@ -90,7 +92,7 @@ def read_metadata(path: Path) -> Metadata:
     try:
         entries = _fields(content, "state_dict_metadata")[0]
         places = _places(_fields(content, "storage_data")[0])
-        _check_apart(entries.values(), nbytes)
+        _check_apart(entries.values(), file.size)
         tensors = {
             _text(name): _entry(name, entry, places)
             for name, entry in entries.items()
@@ -109,10 +111,10 @@ def read_metadata(path: Path) -> Metadata:
     return Metadata(tensors=tensors, others=others)
 
 
-def _load(path: Path) -> tuple[Any, list[str], int]:
-    """What the pickle holds, the names in it that are foreign, and its size in bytes."""
+def _load(path: Path) -> tuple[Any, list[str], SourceFile]:
+    """What the pickle holds, the names in it that are foreign, and the identity of the file."""
     with reading(path, "no such file"):
-        data = read_file(path)
+        data, file = read_whole(path)
     unpickler = _Unpickler(io.BytesIO(data))
     try:
         content = unpickler.load()
@@ -122,7 +124,7 @@ def _load(path: Path) -> tuple[Any, list[str], int]:
                 f"{path}: truncated, or not a pickle that torch.distributed.checkpoint wrote: {first_words(error)}"
             ) from None
         content = None
-    return content, list(unpickler.foreign), len(data)
+    return content, list(unpickler.foreign), file
 
 
 class _Record(StandIn):

@@ -5,7 +5,7 @@ Owns the choice between the two, by the names of the definition and its referenc
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from math import prod
@@ -55,6 +55,12 @@ class DcpFacts:
     @property
     def config(self) -> None:
         """A DCP has no configuration."""
+
+    @property
+    def looked_at(self) -> Iterator[SourceFile]:
+        """The files of chunks, and that of the metadata."""
+        yield from self.index.described_by
+        yield from self.index.files
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for sharing with other processes; `from_json` reads it."""

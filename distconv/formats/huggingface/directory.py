@@ -16,7 +16,7 @@ from distconv.errors import InputError, counted, named, raise_if, system_problem
 from distconv.formats.huggingface.safetensors import read_header
 from distconv.formats.huggingface.state_dict import read_state_dict
 from distconv.formats.jsonfile import read_object
-from distconv.tensors.stored import SourceIndex, StoredTensor, is_file_name
+from distconv.tensors.stored import SourceFile, SourceIndex, StoredTensor, is_file_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +48,11 @@ _ADAPTER = (
 )
 
 
-def read_directory(directory: Path, *, adapter: bool = False) -> SourceIndex:
+def read_directory(directory: Path, *, adapter: bool = False, seen: list[SourceFile] | None = None) -> SourceIndex:
     """Read the tensors of the shard files that an index file names, or of the single file; `adapter`: of an adapter.
 
-    Safetensors are preferred to state dicts. Other files of the directory are not read.
+    Safetensors are preferred to state dicts. Other files of the directory are not read. The identity of the index file
+    is added to `seen`.
 
     Raises:
         InputError: no or several candidates; a shard file that is missing, truncated or damaged; an index file that
@@ -60,7 +61,7 @@ def read_directory(directory: Path, *, adapter: bool = False) -> SourceIndex:
     formats = _ADAPTER if adapter else _MODEL
     for each in formats:
         if (directory / each.index).exists():
-            return _from_index(directory, directory / each.index, each.read)
+            return _from_index(directory, directory / each.index, each.read, seen)
         found = sorted({path.name for name in (each.single, *each.others) for path in directory.glob(name)})
         if each.single in found or len(found) == 1:
             single = each.single if each.single in found else found[0]
@@ -95,8 +96,10 @@ def check_directory(directory: Path, key: str) -> None:
         raise InputError(f"{key}={directory}: no permission to read this directory")
 
 
-def _from_index(directory: Path, index_path: Path, read: Callable[[Path], list[StoredTensor]]) -> SourceIndex:
-    weight_map = read_weight_map(index_path)
+def _from_index(
+    directory: Path, index_path: Path, read: Callable[[Path], list[StoredTensor]], seen: list[SourceFile] | None
+) -> SourceIndex:
+    weight_map = read_weight_map(index_path, seen)
     tensors = _read_files(directory, sorted(set(weight_map.values())), read)
     problems = []
     for name, shard in weight_map.items():
@@ -113,13 +116,13 @@ def _from_index(directory: Path, index_path: Path, read: Callable[[Path], list[S
     return SourceIndex(directory=str(directory), tensors=tensors)
 
 
-def read_weight_map(path: Path) -> Mapping[str, str]:
+def read_weight_map(path: Path, seen: list[SourceFile] | None = None) -> Mapping[str, str]:
     """Read the weight map of an index file: tensor name → name of a shard file in the same directory.
 
     Raises:
         InputError: the file has no weight map, or a name leaves the directory.
     """
-    weight_map = read_object(path, "finding the shards").get("weight_map")
+    weight_map = read_object(path, "finding the shards", seen).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{path}: expected an object 'weight_map' from tensor names to shard files")
     problems = []

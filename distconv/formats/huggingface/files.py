@@ -12,9 +12,10 @@ from pathlib import Path
 from distconv.formats.base import FileFormat, Located
 from distconv.formats.frame import Frame
 from distconv.formats.huggingface.plan import HuggingFacePlan
-from distconv.formats.huggingface.reference import check_side_files, side_files
+from distconv.formats.huggingface.reference import check_side_files
 from distconv.formats.huggingface.safetensors import read_header, safetensors_frame
 from distconv.formats.records import Entry, OutputFile, mismatch
+from distconv.tensors.stored import SourceFile
 
 
 class HuggingFaceFiles(FileFormat):
@@ -56,12 +57,6 @@ class HuggingFaceFiles(FileFormat):
         if self._plan.reference is not None:
             check_side_files(Path(self._plan.reference))
 
-    def beside(self) -> Mapping[str, bytes | Path]:
+    def beside(self) -> Mapping[str, bytes | SourceFile]:
         """The texts of the plan, the index, and what the reference has beside its weights."""
-        found: dict[str, bytes | Path] = {name: text.encode() for name, text in self._plan.texts.items()}
-        if self._plan.reference is None:
-            return found
-        reference = Path(self._plan.reference)
-        index = [self._plan.index_name] if self._plan.index_name is not None else []
-        copied = [name for name in side_files(reference) if self._plan.copies(name)]
-        return {name: reference / name for name in (*copied, *index)} | found
+        return {**self._plan.copied, **{name: text.encode() for name, text in self._plan.texts.items()}}

@@ -13,11 +13,15 @@ from distconv.models.adapter_config import AdapterConfig
 from distconv.models.adapters import CONFIG_NAME, PEFT_PREFIX, factor_of, module_of
 from distconv.models.definition import Definition
 from distconv.models.scaling import Scaling
-from distconv.tensors.stored import SourceIndex
+from distconv.tensors.stored import SourceFile, SourceIndex
 
 
-def read_scaling(directory: Path, names: Iterable[str], definition: Definition) -> Scaling | None:
+def read_scaling(
+    directory: Path, names: Iterable[str], definition: Definition, seen: list[SourceFile] | None = None
+) -> Scaling | None:
     """The scaling of the adapters in a directory, given the names of its tensors; `None` without a configuration.
+
+    The identity of the file is added to `seen`.
 
     Raises:
         InputError: every setting of the configuration that cannot be converted.
@@ -25,7 +29,7 @@ def read_scaling(directory: Path, names: Iterable[str], definition: Definition) 
     path = directory / CONFIG_NAME
     if not path.exists():
         return None
-    config = AdapterConfig.parse(read_object(path, "how the adapters are scaled"), str(path))
+    config = AdapterConfig.parse(read_object(path, "how the adapters are scaled", seen), str(path))
     return config.scaling({module: own for module, own, _ in _factors(names, definition.spelled)})
 
 

@@ -18,7 +18,7 @@ from distconv.formats.model import MODEL_CONFIG, Reference
 from distconv.formats.records import Entry, OutputFile
 from distconv.models.parameters import Unconverted
 from distconv.tensors.dtypes import ITEM_SIZE
-from distconv.tensors.stored import NamedTensor
+from distconv.tensors.stored import NamedTensor, SourceFile
 
 # What transformers' save_pretrained cuts at, in bytes.
 _SHARD_BYTES = 5_000_000_000
@@ -28,9 +28,9 @@ _SHARD_BYTES = 5_000_000_000
 class HuggingFacePlan:
     """The files, and the tensors of each by its path; `filled`: names of tensors that the reference gave.
 
-    `texts`: other files by name, with their content. Side files are copied from the directory `reference`, but for
-    those and for what is not true of the tensors; `notes` speak of that. `index_name`: its index, where that is copied,
-    too, because it is as true of the result.
+    `texts`: other files by name, with their content. `copied`: the side files of the directory `reference` by their
+    paths below it, but for those and for what is not true of the tensors, of which `notes` speak; and its index, where
+    that is as true of the result.
     """
 
     files: tuple[OutputFile, ...]
@@ -38,14 +38,9 @@ class HuggingFacePlan:
     unconverted: tuple[Unconverted, ...]
     filled: tuple[str, ...]
     texts: Mapping[str, str]
-    index_name: str | None
+    copied: Mapping[str, SourceFile]
     reference: str | None
     notes: tuple[str, ...] = ()
-
-    def copies(self, name: str) -> bool:
-        """Whether a side file of the reference, by its path below it, is copied."""
-        tensors = [each for held in self.shard_files.values() for each in held]
-        return name not in self.texts and leaves_out(name, tensors) is None
 
     def entries(self, file: OutputFile) -> Iterator[Entry]:
         """The tensors of a file."""
@@ -92,22 +87,26 @@ def make_huggingface_plan(
     }
     index = _index(tensors, shard_of, reference)
     name = f"{_stem(reference)}.safetensors.index.json"
-    copied = index is not None and index == reference.index_content
     texts, copied_from = dict(texts), None if texts else reference.directory
     config = reference.config if config is None else config
     if copied_from is not None and not reference.is_adapter:
         config = true_config(config, tensors)
         if config != reference.config:
             texts[MODEL_CONFIG] = _json(config)
-    if index is not None and not copied:
+    index_file = reference.index_file if index is not None and index == reference.index_content else None
+    if index is not None and index_file is None:
         texts[name] = _json(index)
+    copied = {}
+    if copied_from is not None:
+        beside = reference.side_files if index_file is None else {**reference.side_files, name: index_file}
+        copied = {path: file for path, file in beside.items() if path not in texts and not leaves_out(path, tensors)}
     return HuggingFacePlan(
         files=files,
         shard_files=ordered,
         unconverted=unconverted,
         filled=filled,
         texts=texts,
-        index_name=name if copied else None,
+        copied=copied,
         reference=copied_from,
         notes=() if copied_from is None else tuple(_notes(reference, tensors, config)),
     )

@@ -10,13 +10,14 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from distconv.errors import InputError, raise_if
+from distconv.errors import InputError, raise_if, reading
 from distconv.formats.huggingface.directory import check_directory, find_index, read_directory, read_weight_map
 from distconv.formats.iterations import TRACKER_NAME
 from distconv.formats.jsonfile import read_object
 from distconv.formats.model import MODEL_CONFIG, Reference
 from distconv.models.adapters import CONFIG_NAME
-from distconv.tensors.stored import SourceIndex
+from distconv.runtime.identity import look_at
+from distconv.tensors.stored import SourceFile, SourceIndex
 
 # Files of weights, in any format: the result has its own.
 _WEIGHTS = frozenset(
@@ -36,20 +37,23 @@ def read_reference(directory: Path, key: str) -> Reference:
     check_directory(directory, key)
     adapter = not (directory / MODEL_CONFIG).exists() and (directory / CONFIG_NAME).exists()
     name = CONFIG_NAME if adapter else MODEL_CONFIG
-    config = read_object(directory / name, f"what the model in {key} is")
+    seen: list[SourceFile] = []
+    config = read_object(directory / name, f"what the model in {key} is", seen)
     index_file = find_index(directory, adapter=adapter)
     index: SourceIndex | None = None
     shard_files: Mapping[str, str] | None = None
     try:
-        index = read_directory(directory, adapter=adapter)
+        index = read_directory(directory, adapter=adapter, seen=seen)
         shard_files = {name: os.path.basename(tensor.file.path) for name, tensor in index.tensors.items()}
     except InputError:
         # Without weights, the index file gives the shard files, and without both the result has its own.
         if index_file is not None:
-            shard_files = read_weight_map(index_file)
+            shard_files = read_weight_map(index_file, seen)
         elif adapter or any(map(_is_weight, directory.iterdir())):
             raise
-    content = read_object(index_file, "the shards of the result") if index_file is not None else None
+    content = read_object(index_file, "the shards of the result", seen) if index_file is not None else None
+    with reading(directory):
+        beside = {name: look_at(directory / name) for name in side_files(directory)}
     return Reference(
         directory=str(directory),
         config=config,
@@ -57,7 +61,9 @@ def read_reference(directory: Path, key: str) -> Reference:
         index=index,
         shard_files=shard_files and {name: _as_safetensors(file) for name, file in shard_files.items()},
         index_content=content,
-        side_files=tuple(side_files(directory)),
+        index_file=None if content is None else seen[-1],
+        described_by=tuple(seen),
+        side_files=beside,
     )
 
 

@@ -8,7 +8,6 @@ Format: https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from math import prod
 from pathlib import Path
@@ -19,6 +18,7 @@ from distconv.errors import InputError, raise_if, reading
 from distconv.formats.frame import Frame
 from distconv.formats.jsonfile import parse_object
 from distconv.formats.torch_zip.archive import LARGEST_INDEX, MOST_DIMS
+from distconv.runtime.identity import look_at, with_header
 from distconv.runtime.regular_files import open_file
 from distconv.tensors.dtypes import ITEM_SIZE, SAFETENSORS_CODE
 from distconv.tensors.stored import SourceFile, StoredTensor
@@ -40,7 +40,8 @@ def read_header(path: Path) -> list[StoredTensor]:
     """
     try:
         with reading(path, _MISSING), open_file(path) as stream:
-            size = os.fstat(stream.fileno()).st_size
+            file = look_at(path, stream.fileno())
+            size = file.size
             prefix = stream.read(8)
             length = int.from_bytes(prefix, "little")
             if prefix == _LFS_POINTER:
@@ -52,14 +53,15 @@ def read_header(path: Path) -> list[StoredTensor]:
                     f"{path}: {size} bytes long, but its first 8 bytes say that a header of {length} bytes follows: "
                     "truncated, or not a safetensors file"
                 )
-            header = parse_object(stream.read(length), f"{path} (header)")
+            text = stream.read(length)
+            header = parse_object(text, f"{path} (header)")
     except InputError:
         raise
     except ValueError:
         raise InputError(f"{str(path)!r}: not a name that a file can have") from None
 
-    file = SourceFile(str(path), size)
     start = 8 + length
+    file = with_header(file, [(0, start)], [prefix, text])
     header.pop("__metadata__", None)
     problems: list[str] = []
     tensors = []

@@ -25,15 +25,19 @@ from distconv.models.parameters import Binding
 from distconv.models.rules import TEXT, Rule
 from distconv.models.sizes import Sizes
 from distconv.options import CommonOptions
-from distconv.tensors.stored import SourceIndex, as_stored
+from distconv.tensors.stored import SourceFile, SourceIndex, as_stored
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The tensors of one directory, and the parsed content of its `config.json` or `adapter_config.json`."""
+    """The tensors of one directory, and the parsed content of its `config.json` or `adapter_config.json`.
+
+    `described_by`: that file, and the index file if there is one.
+    """
 
     index: SourceIndex
     config: Mapping[str, Any]
+    described_by: tuple[SourceFile, ...] = ()
 
     def sizes(self, definition: Definition) -> Sizes:
         """The sizes of a definition, by the configuration in the directory."""
@@ -41,12 +45,20 @@ class Checkpoint:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for sharing with other processes; `from_json` reads it."""
-        return {"index": self.index.to_json(), "config": self.config}
+        return {
+            "index": self.index.to_json(),
+            "config": self.config,
+            "described_by": [file.to_json() for file in self.described_by],
+        }
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Checkpoint:
         """The checkpoint in the data of `to_json`."""
-        return Checkpoint(index=SourceIndex.from_json(data["index"]), config=data["config"])
+        return Checkpoint(
+            index=SourceIndex.from_json(data["index"]),
+            config=data["config"],
+            described_by=tuple(map(SourceFile.from_json, data["described_by"])),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +77,14 @@ class HuggingFaceFacts:
     def config(self) -> Mapping[str, Any]:
         """Its configuration."""
         return self.model.config
+
+    @property
+    def looked_at(self) -> Iterator[SourceFile]:
+        """The files of tensors, the configurations, and the index files."""
+        for each in (self.model, self.text):
+            if each is not None:
+                yield from each.described_by
+                yield from each.index.files
 
     def held(self) -> Iterator[Held]:
         """The tensors of the model's files."""
@@ -105,9 +125,10 @@ def open_adapters(options: CommonOptions) -> HuggingFaceFacts:
     """
     if options.text_source is not None:
         raise InputError(f"text_source={options.text_source}: only adapters are converted; leave it out")
-    config = read_object(options.source / CONFIG_NAME, "the rank and the target modules of the adapter")
-    index = read_directory(options.source, adapter=True)
-    return HuggingFaceFacts(model=Checkpoint(index=index, config=config), text=None)
+    seen: list[SourceFile] = []
+    config = read_object(options.source / CONFIG_NAME, "the rank and the target modules of the adapter", seen)
+    index = read_directory(options.source, adapter=True, seen=seen)
+    return HuggingFaceFacts(model=Checkpoint(index=index, config=config, described_by=tuple(seen)), text=None)
 
 
 def _checkpoint(directory: Path, key: str) -> Checkpoint:
@@ -116,8 +137,10 @@ def _checkpoint(directory: Path, key: str) -> Checkpoint:
         raise InputError(
             f"{key}={directory}: holds an adapter ({CONFIG_NAME}); name the model that it is for: +model=NAME_lora"
         )
-    config = read_object(directory / MODEL_CONFIG, f"the sizes of the model in {key}")
-    return Checkpoint(index=read_directory(directory), config=config)
+    seen: list[SourceFile] = []
+    config = read_object(directory / MODEL_CONFIG, f"the sizes of the model in {key}", seen)
+    index = read_directory(directory, seen=seen)
+    return Checkpoint(index=index, config=config, described_by=tuple(seen))
 
 
 class HuggingFaceSource(Source):

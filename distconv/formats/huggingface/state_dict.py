@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from distconv.errors import InputError, named, raise_if
-from distconv.formats.torch_zip.archive import ArchivedTensor, read_archive
-from distconv.tensors.stored import SourceFile, StoredTensor
+from distconv.formats.torch_zip.archive import ArchivedTensor, read_source_archive
+from distconv.tensors.stored import StoredTensor
 
 # Values that may stand beside tensors, such as a version, or an extra state that Megatron left empty.
 _PLAIN = (type(None), bool, int, float, str)
@@ -25,7 +25,8 @@ def read_state_dict(path: Path) -> list[StoredTensor]:
     Raises:
         InputError: the file is damaged, holds no tensors, or tensors that are not contiguous.
     """
-    entries = _state_dict(read_archive(path))
+    content, file = read_source_archive(path)
+    entries = _state_dict(content)
     tensors = {name: entry for name, entry in entries.items() if isinstance(entry, ArchivedTensor)}
     if not tensors:
         raise InputError(f"{path}: holds no tensors; expected a state dict, or one under {', '.join(_WRAPPERS)}")
@@ -40,7 +41,6 @@ def read_state_dict(path: Path) -> list[StoredTensor]:
     raise_if(
         [f"{path}: tensors that are not contiguous: {named(scattered)}; save their .contiguous()"] if scattered else []
     )
-    file = SourceFile(str(path), path.stat().st_size)
     return [StoredTensor(name, tensor.dtype, tensor.shape, file, tensor.offset) for name, tensor in tensors.items()]
 
 

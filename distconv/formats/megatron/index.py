@@ -7,7 +7,6 @@ Format: the `torch` checkpoint format of Megatron-LM, `megatron/training/checkpo
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from distconv.errors import InputError, named, raise_if
 from distconv.formats.base import Held
 from distconv.formats.iterations import CHECKPOINT_VERSION, RELEASE, VERSION_KEY
 from distconv.formats.megatron.directory import find_ranks, rank_directory
-from distconv.formats.torch_zip.archive import ArchivedTensor, read_archive
+from distconv.formats.torch_zip.archive import ArchivedTensor, read_source_archive
 from distconv.formats.torch_zip.inert_pickle import Inert
 from distconv.runtime.hand_out import HandOut, here
 from distconv.tensors.compose import strided
@@ -74,6 +73,11 @@ class MegatronIndex:
     def config(self) -> None:
         """Megatron checkpoints have no configuration that describes a published model."""
 
+    @property
+    def looked_at(self) -> Iterator[SourceFile]:
+        """The files of the ranks."""
+        return (each.file for each in self.files)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data for sharing with other processes; ranks with equal tensors share one description."""
         forms: dict[tuple[Any, ...], int] = {}
@@ -86,7 +90,7 @@ class MegatronIndex:
             )
             number = patterns.setdefault(pattern, len(patterns))
             offsets = [tensor.offset for tensor in each.tensors.values()]
-            files.append([each.rank, each.file.path, each.file.size, number, offsets])
+            files.append([each.rank, each.file.to_json(), number, offsets])
         return {
             "directory": self.directory,
             "iteration": self.iteration,
@@ -104,12 +108,12 @@ class MegatronIndex:
             ((key, name), dtype, tuple(shape), tuple(strides)) for key, name, dtype, shape, strides in data["forms"]
         ]
         files = []
-        for rank, path, size, pattern, offsets in data["files"]:
+        for rank, file, pattern, offsets in data["files"]:
             tensors = {}
             for number, offset in zip(data["patterns"][pattern], offsets, strict=True):
                 name, dtype, shape, strides = forms[number]
                 tensors[name] = ArchivedTensor(dtype, shape, strides, offset)
-            files.append(RankFile(rank=tuple(rank), file=SourceFile(path, size), tensors=tensors))
+            files.append(RankFile(rank=tuple(rank), file=SourceFile.from_json(file), tensors=tensors))
         return MegatronIndex(
             directory=data["directory"],
             iteration=data["iteration"],
@@ -136,7 +140,7 @@ def read_megatron(directory: Path, iteration: str | None, hand_out: HandOut = he
     files = tuple(
         RankFile(
             rank=rank,
-            file=SourceFile(path, contents[path]["size"]),
+            file=SourceFile.from_json(contents[path]["file"]),
             tensors={
                 (key, name): ArchivedTensor(dtype, tuple(shape), tuple(strides), offset)
                 for key, tensors in contents[path]["tensors"]
@@ -157,12 +161,12 @@ def read_megatron(directory: Path, iteration: str | None, hand_out: HandOut = he
 
 
 def read_rank_file(path: str) -> dict[str, Any]:
-    """Read one file, as plain data: its size in bytes, tensors by dictionary, iteration, names of other entries.
+    """Read one file, as plain data: its identity, tensors by dictionary, iteration, names of other entries.
 
     Raises:
         InputError: the file is damaged, or holds no tensors of a model.
     """
-    content = read_archive(Path(path))
+    content, file = read_source_archive(Path(path))
     version = content.get(VERSION_KEY)
     if version is not None and version != CHECKPOINT_VERSION:
         raise InputError(
@@ -181,7 +185,7 @@ def read_rank_file(path: str) -> dict[str, Any]:
     tensors = [(key, _tensors(path, key, content[key])) for key in (keys if keys == ["model"] else virtual)]
     states = any(_is_extra_state(name) and not _is_empty(entry) for key in keys for name, entry in content[key].items())
     return {
-        "size": os.stat(path).st_size,
+        "file": file.to_json(),
         "iteration": iteration if type(iteration) is int else None,
         "tensors": [
             (key, [(name, each.dtype, each.shape, each.strides, each.offset) for name, each in entries.items()])

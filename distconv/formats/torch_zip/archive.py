@@ -8,7 +8,6 @@ Format: https://docs.pytorch.org/docs/stable/notes/serialization.html, and `torc
 from __future__ import annotations
 
 import io
-import os
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +19,10 @@ from typing import IO, Any
 
 from distconv.errors import InputError, system_problem
 from distconv.formats.torch_zip.inert_pickle import Inert, InertUnpickler, first_words
+from distconv.runtime.identity import look_at, look_into
 from distconv.runtime.regular_files import open_file
 from distconv.tensors.dtypes import ITEM_SIZE
+from distconv.tensors.stored import SourceFile
 
 STORAGE_DTYPES = {
     "DoubleStorage": "float64",
@@ -89,11 +90,26 @@ def read_archive(path: Path) -> Mapping[str, Any]:
     Raises:
         InputError: the file is missing, not in torch's zip format, or damaged.
     """
+    return read_source_archive(path)[0]
+
+
+def read_source_archive(path: Path) -> tuple[Mapping[str, Any], SourceFile]:
+    """The same of a file of a source, and its identity, whose header is the pickle and the directory of the zip.
+
+    Raises:
+        InputError: as `read_archive`.
+    """
     with refusals(str(path)), open_file(path) as stream:
-        content = archive_content(stream, 0, os.fstat(stream.fileno()).st_size)
+        file = look_at(path, stream.fileno())
+        with zipfile.ZipFile(stream) as archive:
+            content = _content(archive, stream, 0, file.size)
+            pickle = _members(archive)["data.pkl"]
+            start = _data_offset(stream, pickle)
+            ranges = [(start, start + pickle.file_size), (archive.start_dir, file.size)]
+        file = look_into(file, stream.fileno(), ranges)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a dictionary at the top, found {type(content).__name__}")
-    return content
+    return content, file
 
 
 def archive_content(stream: IO[bytes], offset: int, length: int) -> Any:
@@ -102,14 +118,23 @@ def archive_content(stream: IO[bytes], offset: int, length: int) -> Any:
     Damage raises various errors; run it inside `refusals`, which makes them `InputError`.
     """
     with zipfile.ZipFile(stream) as archive:
-        members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-        if "data.pkl" not in members:
-            raise _DamagedError("not a file that torch.save wrote: it holds no data.pkl")
-        for name in members.keys() & {"data.pkl", "byteorder"}:
-            _check_stored(members[name], name)
-        if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
-            raise _DamagedError("written on a big-endian machine, which is not supported")
-        return _Unpickler(archive.read(members["data.pkl"]), _Storages(stream, members, offset, length)).load()
+        return _content(archive, stream, offset, length)
+
+
+def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The members by their names below the common first directory."""
+    return {info.filename.partition("/")[2]: info for info in archive.infolist()}
+
+
+def _content(archive: zipfile.ZipFile, stream: IO[bytes], offset: int, length: int) -> Any:
+    members = _members(archive)
+    if "data.pkl" not in members:
+        raise _DamagedError("not a file that torch.save wrote: it holds no data.pkl")
+    for name in members.keys() & {"data.pkl", "byteorder"}:
+        _check_stored(members[name], name)
+    if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+        raise _DamagedError("written on a big-endian machine, which is not supported")
+    return _Unpickler(archive.read(members["data.pkl"]), _Storages(stream, members, offset, length)).load()
 
 
 def is_written_by_torch(path: Path) -> bool:
@@ -144,6 +169,14 @@ def _check_stored(info: zipfile.ZipInfo, what: str) -> None:
         raise _DamagedError(f"its {what} is compressed, which torch never does")
 
 
+def _data_offset(stream: IO[bytes], info: zipfile.ZipInfo) -> int:
+    """Where the data of a member begins, which its own header says."""
+    stream.seek(info.header_offset)
+    header = stream.read(_LOCAL_HEADER_BYTES)
+    name_length, extra_length = struct.unpack("<HH", header[26:30])
+    return info.header_offset + _LOCAL_HEADER_BYTES + int(name_length) + int(extra_length)
+
+
 class _Storages:
     """The storages of an archive by key, located and checked on first reference."""
 
@@ -158,10 +191,7 @@ class _Storages:
         if info is None:
             raise _DamagedError(f"its storage {key} is missing")
         _check_stored(info, f"storage {key}")
-        self._stream.seek(info.header_offset)
-        header = self._stream.read(_LOCAL_HEADER_BYTES)
-        name_length, extra_length = struct.unpack("<HH", header[26:30])
-        offset = info.header_offset + _LOCAL_HEADER_BYTES + name_length + extra_length
+        offset = _data_offset(self._stream, info)
         if offset + info.file_size > self._length:
             raise _DamagedError(f"its storage {key} leaves the file")
         return _Storage(dtype, self._offset + offset, info.file_size)

@@ -27,6 +27,7 @@ from distconv.transfer.engine import Shard, Work, run
 from distconv.transfer.files import OpenFiles
 from distconv.transfer.lower import lower
 from distconv.transfer.sinks import CompareSink, Counters, WriteSink
+from distconv.transfer.sources import SourceFiles
 from distconv.transfer.steps import bytes_read
 from tests.unit.programs import Program, numbered, programs
 
@@ -66,7 +67,7 @@ def transferred(
 ) -> tuple[Counters, set[tuple[str, int]]]:
     """Run, writing or comparing; the counters, and what differs."""
     counters = Counters(lambda _: None)
-    with OpenFiles(os.O_RDONLY) as sources, OpenFiles(os.O_RDONLY if compare else os.O_WRONLY) as targets:
+    with SourceFiles() as sources, OpenFiles(os.O_RDONLY if compare else os.O_WRONLY) as targets:
         sink = CompareSink(targets, counters) if compare else WriteSink(targets, counters)
         run(work, sink, sources, counters, threads=threads, buffer_bytes=buffer_bytes, must_stop=must_stop)
         return counters, sink.different if isinstance(sink, CompareSink) else set()
@@ -135,7 +136,7 @@ def test_progress_is_told_of_every_byte_done(tmp_path):
     done: list[int] = []
     counters = Counters(done.append)
     work = work_for(tmp_path, [whole(DTYPE, (5, 7))], stored(tmp_path, [numbered((5, 7))]))
-    with OpenFiles(os.O_RDONLY) as sources, OpenFiles(os.O_WRONLY) as targets:
+    with SourceFiles() as sources, OpenFiles(os.O_WRONLY) as targets:
         run(
             [work], WriteSink(targets, counters), sources, counters, threads=1, buffer_bytes=16, must_stop=lambda: False
         )
@@ -187,17 +188,6 @@ def test_a_source_that_has_changed_since_it_was_indexed_is_named(tmp_path):
         JobError, match=f"{source.file.path}: was 144 bytes long when it was indexed, now 50: it is being"
     ):
         transferred([work])
-
-
-def test_a_source_that_has_changed_is_refused_to_every_thread(tmp_path):
-    """The first thread that asks must not leave a descriptor to those that come after it."""
-    path = tmp_path / "shard"
-    path.write_bytes(bytes(50))
-    with OpenFiles(os.O_RDONLY) as sources:
-        for _ in range(2):
-            with pytest.raises(JobError, match="was 144 bytes long when it was indexed, now 50"):
-                sources.get(str(path), 144)
-        assert list(sources.items()) == []
 
 
 @pytest.mark.parametrize(("run_bytes", "doing"), [(1, "copying"), (64 * 1024, "reading")])

@@ -19,6 +19,7 @@ from distconv.tensors.replicas import Replica
 from distconv.tensors.stored import Assembled, SourceFile, StoredTensor
 from distconv.tensors.virtual import whole
 from distconv.transfer.sinks import Counters
+from distconv.transfer.sources import SourceFiles
 from distconv.transfer.verify import Compared, compare_files, comparison
 from distconv.transfer.write import write_files
 from tests.unit.buffers import SmallBuffers
@@ -36,7 +37,9 @@ def plan(tmp_path: Path) -> MegatronPlan:
     found = planned(tmp_path, tp=2)
     (tmp_path / "release").mkdir()
     form = MegatronFiles(found.dictionaries)
-    write_files(found, found.files, tmp_path / "release", form, IO, Counters(lambda _: None), lambda: False)
+    with SourceFiles() as sources:
+        counters = Counters(lambda _: None)
+        write_files(found, found.files, tmp_path / "release", form, IO, counters, sources, lambda: False)
     return found
 
 
@@ -44,7 +47,8 @@ def compared(plan: MegatronPlan, directory: Path) -> Compared:
     portions: list[int] = []
     counters = Counters(portions.append)
     form = MegatronFiles(plan.dictionaries)
-    found = compare_files(plan, plan.files, directory / "release", form, IO, counters, lambda: False)
+    with SourceFiles() as sources:
+        found = compare_files(plan, plan.files, directory / "release", form, IO, counters, sources, lambda: False)
     assert counters.written == 0
     assert sum(portions) == sum(file.nbytes for file in plan.files)
     return found

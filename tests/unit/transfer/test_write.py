@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,14 @@ from unittest.mock import patch
 
 import pytest
 
-from distconv.errors import JobError
+from distconv.errors import JobError, SourceChangedError
 from distconv.formats.megatron.plan import MegatronPlan
 from distconv.formats.records import OutputFile
+from distconv.runtime.identity import look_at
+from distconv.tensors.stored import SourceFile
 from distconv.transfer import write as writing
 from distconv.transfer.sinks import Counters
+from distconv.transfer.sources import SourceFiles
 from distconv.transfer.write import write_beside, write_files
 from tests.unit.buffers import SmallBuffers
 from tests.unit.toy_files import START, Unmarked, expected, planned
@@ -28,7 +33,14 @@ def written(
     options = {"must_stop": lambda: False, "io": IO, "form": Unmarked(plan.dictionaries), **changes}
     counters = Counters(lambda _: None)
     files = plan.files if files is None else files
-    return write_files(plan, files, directory, options["form"], options["io"], counters, options["must_stop"])
+    form, io, must_stop = options["form"], options["io"], options["must_stop"]
+    with SourceFiles() as sources:
+        return write_files(plan, files, directory, form, io, counters, sources, must_stop)
+
+
+def beside(directory: Path, files: Mapping[str, bytes | SourceFile], *, durable: bool) -> dict[str, int]:
+    with SourceFiles() as sources:
+        return write_beside(directory, files, sources, durable=durable)
 
 
 def test_files_hold_the_converted_tensors(tmp_path):
@@ -86,24 +98,41 @@ def test_what_cannot_be_made_durable_is_an_error(tmp_path):
 def test_files_beside_the_tensors_are_written_or_copied_and_made_durable(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "original").write_bytes(b"copied")
-    beside = {"text.json": b"made", "sub/copy": tmp_path / "original"}
+    made = {"text.json": b"made", "sub/copy": look_at(tmp_path / "original")}
     with patch.object(writing, "synchronise", side_effect=lambda files: durable.extend(dict(files))):
         durable: list[str] = []
-        assert write_beside(tmp_path / "out", beside, durable=True) == {"text.json": 4, "sub/copy": 6}
-    assert sorted(durable) == sorted(str(tmp_path / "out" / name) for name in beside)
+        assert beside(tmp_path / "out", made, durable=True) == {"text.json": 4, "sub/copy": 6}
+    assert sorted(durable) == sorted(str(tmp_path / "out" / name) for name in made)
     assert (tmp_path / "out" / "text.json").read_bytes() == b"made"
     assert (tmp_path / "out" / "sub" / "copy").read_bytes() == b"copied"
 
 
 def test_what_need_not_be_durable_is_not_and_there_may_be_nothing_beside(tmp_path):
     with patch.object(writing, "synchronise", side_effect=AssertionError):
-        assert write_beside(tmp_path, {}, durable=False) == {}
+        assert beside(tmp_path, {}, durable=False) == {}
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_beside_the_tensors_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "none").write_bytes(b"")
     with pytest.raises(JobError, match=f"finishing {tmp_path}/none: File exists"):
-        write_beside(tmp_path / "none", {"details": b""}, durable=True)
+        beside(tmp_path / "none", {"details": b""}, durable=True)
     with pytest.raises(JobError, match=f"finishing {tmp_path}/gone: No such file"):
-        write_beside(tmp_path, {"details": tmp_path / "gone"}, durable=True)
+        beside(tmp_path, {"details": SourceFile(str(tmp_path / "gone"), 0)}, durable=True)
+
+
+def test_a_file_that_changes_before_or_while_it_is_copied_is_named(tmp_path):
+    (tmp_path / "side.json").write_bytes(b"first")
+    file = look_at(tmp_path / "side.json")
+    os.utime(tmp_path / "side.json", ns=(1, 1))
+    with pytest.raises(SourceChangedError, match=f"{tmp_path}/side.json: was modified at "):
+        beside(tmp_path, {"copy": file}, durable=False)
+    file = look_at(tmp_path / "side.json")
+
+    def changing(source: str, target: Path) -> None:
+        copy(source, target)
+        os.utime(tmp_path / "side.json", ns=(2, 2))
+
+    copy = shutil.copyfile
+    with patch.object(shutil, "copyfile", changing), pytest.raises(SourceChangedError, match="was modified at "):
+        beside(tmp_path, {"copy": file}, durable=False)

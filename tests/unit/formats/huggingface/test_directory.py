@@ -11,6 +11,7 @@ import pytest
 from distconv.errors import InputError
 from distconv.formats.huggingface import directory as source_directory
 from distconv.formats.huggingface.directory import check_directory, read_directory
+from distconv.formats.huggingface.safetensors import read_header
 from distconv.tensors.stored import SourceFile, SourceIndex, StoredTensor
 from tests.unit.safetensors_files import INDEX_NAME, entry, indexed, shard
 
@@ -23,7 +24,7 @@ def problems(directory: Path) -> list[str]:
 
 def test_a_single_file_is_the_checkpoint(tmp_path):
     path = shard(tmp_path / "model.safetensors")
-    file = SourceFile(str(path), path.stat().st_size)
+    file = read_header(path)[0].file
     start = file.size - 32
     assert read_directory(tmp_path) == SourceIndex(
         directory=str(tmp_path),

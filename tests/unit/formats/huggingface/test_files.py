@@ -20,6 +20,7 @@ from distconv.formats.model import Reference
 from distconv.tensors.stored import NamedTensor, SourceFile, StoredTensor
 from distconv.tensors.virtual import permute, whole
 from distconv.transfer.sinks import Counters
+from distconv.transfer.sources import SourceFiles
 from distconv.transfer.surroundings import compare_surroundings
 from distconv.transfer.verify import Compared, compare_files, together
 from distconv.transfer.write import write_beside, write_files
@@ -74,15 +75,19 @@ def made(tmp_path: Path) -> HuggingFacePlan:
 def write(found: HuggingFacePlan, directory: Path) -> dict[str, int]:
     directory.mkdir()
     form = HuggingFaceFiles(found)
-    written = write_files(found, found.files, directory, form, IO, Counters(lambda _: None), lambda: False)
-    return written | write_beside(directory, form.beside(), durable=False)
+    with SourceFiles() as sources:
+        written = write_files(found, found.files, directory, form, IO, Counters(lambda _: None), sources, lambda: False)
+        return written | write_beside(directory, form.beside(), sources, durable=False)
 
 
 def compared(found: HuggingFacePlan, directory: Path) -> Compared:
     form = HuggingFaceFiles(found)
-    shards = compare_files(found, found.files, directory, form, IO, Counters(lambda _: None), lambda: False)
     target = Target(directory=directory, iteration=None)
-    return together(map(vars, (shards, compare_surroundings(found, form, form.beside(), target))))
+    with SourceFiles() as sources:
+        counters = Counters(lambda _: None)
+        shards = compare_files(found, found.files, directory, form, IO, counters, sources, lambda: False)
+        around = compare_surroundings(found, form, form.beside(), sources, target)
+    return together(map(vars, (shards, around)))
 
 
 def differences(found: HuggingFacePlan, directory: Path) -> list[str]:

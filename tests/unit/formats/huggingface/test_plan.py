@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from distconv.formats.huggingface.plan import HuggingFacePlan, make_huggingface_plan
 from distconv.formats.model import Reference
 from distconv.tensors.dtypes import ITEM_SIZE
-from distconv.tensors.stored import NamedTensor
+from distconv.tensors.stored import NamedTensor, SourceFile
 from distconv.tensors.virtual import whole
 
 INDEX = "model.safetensors.index.json"
+INDEX_FILE = SourceFile(f"/hf/{INDEX}", 100)
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 BARE = Reference(directory="/hf", config={}, is_adapter=False, index=None, shard_files=None, index_content=None)
 
@@ -27,7 +28,12 @@ def tensor(name: str, shape: tuple[int, ...] = (2,), dtype: str = "bfloat16") ->
 
 
 def reference(shards: Mapping[str, str], content: Any = None, **config: Any) -> Reference:
-    return replace(BARE, shard_files=shards, index_content=content, config=config)
+    index_file = None if content is None else INDEX_FILE
+    return replace(BARE, shard_files=shards, index_content=content, index_file=index_file, config=config)
+
+
+def side_files(*names: str) -> dict[str, SourceFile]:
+    return {name: SourceFile(f"/hf/{name}", 2) for name in names}
 
 
 def plan(tensors: list[NamedTensor], known: Reference = BARE) -> HuggingFacePlan:
@@ -70,7 +76,7 @@ def test_every_tensor_is_in_one_file_and_starts_at_a_multiple_of_its_element(giv
 def test_a_reference_that_names_no_files_gets_one():
     found = plan([tensor("b"), tensor("a")])
     assert held(found) == {"model.safetensors": ["a", "b"]}
-    assert (found.texts, found.index_name, found.reference) == ({}, None, "/hf")
+    assert (found.texts, found.copied, found.reference) == ({}, {}, "/hf")
     adapter = make_huggingface_plan([tensor("a")], (), (), replace(BARE, is_adapter=True))
     assert list(held(adapter)) == ["adapter_model.safetensors"]
 
@@ -95,7 +101,7 @@ def test_a_large_model_is_cut_into_numbered_files_before_five_gigabytes():
 def test_an_index_that_is_as_true_of_the_result_is_copied():
     shards = {"a": ONE, "b": TWO}
     found = plan([tensor("a"), tensor("b")], reference(shards, index_of(shards, 8, total_parameters=4)))
-    assert (found.index_name, found.texts) == (INDEX, {})
+    assert (found.copied, found.texts) == ({INDEX: INDEX_FILE}, {})
 
 
 @pytest.mark.parametrize(
@@ -110,7 +116,7 @@ def test_an_index_that_is_as_true_of_the_result_is_copied():
 )
 def test_an_index_that_is_not_is_made_true_and_keeps_what_else_it_says(content, changed):
     found = plan([tensor("a"), tensor("b")], reference({"a": ONE, "b": TWO}, content))
-    assert found.index_name is None
+    assert found.copied == {}
     assert {name: json.loads(text) for name, text in found.texts.items()} == {INDEX: changed}
 
 
@@ -126,10 +132,12 @@ def test_a_tensor_that_the_reference_has_not_is_in_its_last_file():
 
 
 def test_side_files_that_are_not_true_of_the_result_are_not_copied_and_the_doubtful_are_named():
-    names = ("adapter_config.json", "config.json", "hf_quant_config.json", "trainer_state.json", "tokenizer.json")
+    names = side_files(
+        "adapter_config.json", "config.json", "hf_quant_config.json", "trainer_state.json", "tokenizer.json"
+    )
     quantised = {"quantization_config": {"quant_method": "fp8"}}
     found = plan([tensor("a")], replace(reference({"a": ONE}, **quantised), side_files=names))
-    assert [name for name in names if found.copies(name)] == ["trainer_state.json", "tokenizer.json"]
+    assert found.copied == side_files("trainer_state.json", "tokenizer.json")
     assert json.loads(found.texts["config.json"]) == {}
     assert found.notes == (
         "config.json: without its quantisation: no tensor of the result is quantised",
@@ -140,11 +148,11 @@ def test_side_files_that_are_not_true_of_the_result_are_not_copied_and_the_doubt
 
 
 def test_side_files_that_are_true_of_the_result_are_copied():
-    names = ("adapter_config.json", "hf_quant_config.json")
+    names = side_files("adapter_config.json", "hf_quant_config.json")
     tensors = [tensor("a", dtype="float8_e4m3fn"), tensor("x.lora_A.weight")]
     known = reference({each.name: ONE for each in tensors}, quantization_config={"quant_method": "fp8"})
     found = plan(tensors, replace(known, side_files=names))
-    assert [name for name in names if found.copies(name)] == list(names)
+    assert found.copied == names
     # That it is quantised as this says, nobody has looked at.
     doubtful = "copied from the reference, and may not be true of the result: hf_quant_config.json"
     assert (found.texts, found.notes) == ({}, (doubtful,))
@@ -152,8 +160,8 @@ def test_side_files_that_are_true_of_the_result_are_copied():
 
 def test_a_single_file_has_an_index_only_if_the_reference_has_one():
     shards = {"a": "model.safetensors"}
-    assert plan([tensor("a")], reference(shards)).index_name is None
-    assert plan([tensor("a")], reference(shards, index_of(shards, 4))).index_name == INDEX
+    assert plan([tensor("a")], reference(shards)).copied == {}
+    assert plan([tensor("a")], reference(shards, index_of(shards, 4))).copied == {INDEX: INDEX_FILE}
 
 
 def config_text(tensors: list[NamedTensor], **config: Any) -> Any:

@@ -17,8 +17,9 @@ from safetensors.numpy import load_file, save_file
 from distconv.errors import InputError
 from distconv.formats.frame import write_frame
 from distconv.formats.huggingface.safetensors import read_header, safetensors_frame
+from distconv.runtime.identity import look_at, with_header
 from distconv.tensors.dtypes import ITEM_SIZE, SAFETENSORS_CODE
-from distconv.tensors.stored import SourceFile, StoredTensor
+from distconv.tensors.stored import StoredTensor
 from tests.unit.safetensors_files import HEADER, entry, shard
 
 SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
@@ -33,8 +34,9 @@ def problems(path: Path) -> list[str]:
 
 def test_the_tensors_of_a_file_with_their_places(tmp_path):
     path = shard(tmp_path / "model.safetensors")
-    file = SourceFile(str(path), path.stat().st_size)
-    start = file.size - 32
+    size = path.stat().st_size
+    start = size - 32
+    file = with_header(look_at(path), [(0, start)], [path.read_bytes()[:start]])
     assert read_header(path) == [
         StoredTensor("a", "float32", (2, 3), file, start),
         StoredTensor("b", "bfloat16", (4,), file, start + 24),

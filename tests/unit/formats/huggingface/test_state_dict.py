@@ -25,7 +25,8 @@ def holding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The path of a file that holds this."""
 
     def path(content: Mapping[Any, Any]) -> Path:
-        monkeypatch.setattr(torch_index, "read_archive", lambda _: content)
+        file = SourceFile(str(tmp_path / "pytorch_model.bin"), 1000)
+        monkeypatch.setattr(torch_index, "read_source_archive", lambda _: (content, file))
         (tmp_path / "pytorch_model.bin").write_bytes(bytes(1000))
         return tmp_path / "pytorch_model.bin"
 

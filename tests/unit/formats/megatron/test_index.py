@@ -37,8 +37,8 @@ def reading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Read:
             path = tmp_path / "release" / f"mp_rank_{number:02d}" / FILE_NAME
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(bytes(1000 + number))
-            by_path[path] = content
-        monkeypatch.setattr(megatron_index, "read_archive", by_path.__getitem__)
+            by_path[path] = content, SourceFile(str(path), 1000 + number)
+        monkeypatch.setattr(megatron_index, "read_source_archive", by_path.__getitem__)
         return read_megatron(tmp_path, None)
 
     return read
@@ -108,9 +108,10 @@ def test_plain_data_says_it_all_again(reading):
 def test_where_the_directory_does_not_say_it_the_files_say_the_iteration(reading, tmp_path):
     reading({"model": {"a": A}, "iteration": 12})
     (tmp_path / "release").rename(tmp_path / "copy")
-    contents = {tmp_path / "copy" / "mp_rank_00" / FILE_NAME: {"model": {"a": A}, "iteration": 12}}
+    path = tmp_path / "copy" / "mp_rank_00" / FILE_NAME
+    contents = {path: ({"model": {"a": A}, "iteration": 12}, SourceFile(str(path), 1000))}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(megatron_index, "read_archive", contents.__getitem__)
+        patch.setattr(megatron_index, "read_source_archive", contents.__getitem__)
         assert read_megatron(tmp_path / "copy", None).iteration == "12"
 
 
