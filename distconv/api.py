@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from distconv.errors import DistconvError, JobError, joined, unknown_keys
+from distconv.errors import DistconvError, JobError, LostError, joined, unknown_keys
 from distconv.fields import options_of
 from distconv.formats.registry import Options
 from distconv.job import run_job
@@ -233,6 +233,8 @@ def _connected(which: str | None) -> Iterator[Processes]:
     try:
         try:
             yield group
+        except LostError:
+            raise
         except DistconvError as error:
             failure = error
         group.close()

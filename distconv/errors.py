@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 LINES_SHOWN = 20
+_LONGEST_BITS = 512
 
 
 class DistconvError(Exception):
@@ -42,6 +43,10 @@ class SourceChangedError(JobError):
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
         super().__init__(joined(problems))
+
+
+class LostError(JobError):
+    """The loss of another process, or of the connection to it: nothing can be agreed on any more."""
 
 
 class StoppedError(JobError):
@@ -102,10 +107,23 @@ def counted(number: int, one: str, many: str | None = None) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value in the syntax of the command line."""
+    """A value in the syntax of the command line; a number that Python would not print, in words."""
     if isinstance(value, str):
         return f"'{value}'" if _is_more_than_text(value) else value
-    return json.dumps(value, separators=(",", ":"), default=str, ensure_ascii=False).replace('"', "")
+    return json.dumps(_with_short_numbers(value), separators=(",", ":"), default=str, ensure_ascii=False).replace(
+        '"', ""
+    )
+
+
+def _with_short_numbers(value: Any) -> Any:
+    """A value with words in place of integers that are longer than any that means something."""
+    if isinstance(value, Mapping):
+        return {_with_short_numbers(key): _with_short_numbers(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_short_numbers(each) for each in value]
+    if isinstance(value, int) and value.bit_length() > _LONGEST_BITS:
+        return f"an integer of {value.bit_length():,} bits"
+    return value
 
 
 def _is_more_than_text(text: str) -> bool:
@@ -121,7 +139,8 @@ def unknown_keys(content: Mapping[Any, Any], known: Collection[str]) -> list[str
     problems = []
     for key in content:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
+            name = key if isinstance(key, str) else shown(key)
+            near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
-            problems.append(f"unknown key {key!r}{hint}")
+            problems.append(f"unknown key {repr(key) if key is name else name}{hint}")
     return problems

@@ -6,8 +6,8 @@ configuration file.
 
 from __future__ import annotations
 
-import math
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -71,19 +71,20 @@ class Truth(Value[bool]):
 
 @dataclass(frozen=True)
 class Integer(Value[int]):
-    """Integers from 1."""
+    """Integers in a range."""
 
     largest: int
+    smallest: int = 1
     example = "N"
 
     @property
     def expected(self) -> str:
         """The range in words."""
-        return f"an integer from 1 to {self.largest}"
+        return f"an integer from {self.smallest} to {self.largest}"
 
     def fits(self, value: Any) -> bool:
         """Whether the value is an integer in the range."""
-        return type(value) is int and 1 <= value <= self.largest
+        return type(value) is int and self.smallest <= value <= self.largest
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Number(Value[float]):
 
     def fits(self, value: Any) -> bool:
         """Whether the value is a positive, finite number."""
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 from distconv.commit.recovery import check_settled, clean, leftovers
 from distconv.commit.staging import Staging
 from distconv.commit.target import Target, check_present, check_result, check_target
-from distconv.errors import InputError
+from distconv.errors import InputError, LostError
 from distconv.formats.provenance import PROVENANCE_NAME, provenance_bytes, provenance_of
 from distconv.formats.records import OutputFile
 from distconv.formats.registry import Options, format_named, tasks
@@ -52,6 +52,7 @@ def run_job(
     Raises:
         DistconvError: the failure of any process, as the same error on every process.
     """
+    processes.be_patient(options.patience)
     if options.action == "clean":
         return _cleaned(options, processes)
     if options.action == "inspect":
@@ -65,9 +66,9 @@ def run_job(
         found = look(options, chosen, library, hand_out)
         return found.to_json()
 
-    told = on_first_with_hand_out(processes, found_facts, tasks(), options.io.threads)
+    told = on_first_with_hand_out(processes, found_facts, tasks(), options.io.threads, "reading the headers")
     facts = found or Facts.from_json(told)
-    planned, _ = on_all(processes, lambda: plan_job(options, facts), lambda _: None)
+    planned, _ = on_all(processes, lambda: plan_job(options, facts), lambda _: None, "planning")
     _LOG.info("planned %d files from %s", len(planned.plan.files), options.source)
     job = _Job(options, facts, planned, processes, observer, planning=time.monotonic() - start)
     return {"plan": job.plan, "verify": job.verify, "convert": job.convert}[options.action]()
@@ -84,7 +85,8 @@ def _inspected(options: Options, chosen: Chosen | None, library: Library, proces
         file.write(report)
         return report
 
-    return Outcome(report=on_first_with_hand_out(processes, description, tasks(), options.io.threads))
+    report = on_first_with_hand_out(processes, description, tasks(), options.io.threads, "reading the headers")
+    return Outcome(report=report)
 
 
 def _cleaned(options: Options, processes: Processes) -> Outcome:
@@ -127,7 +129,7 @@ class _Job:
         self._report_file = ReportFile(options.report)
         self._report = plan_report(options, planned, facts, self._target.result)
         self._files: Sequence[OutputFile] = assign(planned.plan.files, processes.size)[processes.rank]
-        self._counters = Counters(observer.advance)
+        self._counters = Counters(observer.advance, processes.progress)
         self._sources = SourceFiles(lambda: facts.looked_at)
         self._seconds = {"planning": planning}
         self._remarks: list[str] = []
@@ -196,7 +198,7 @@ class _Job:
 
     def _begin(self) -> None:
         """Tell the plan, and refuse a source whose copies of a tensor differ."""
-        self._observer.planned(self._report)
+        on_all(self._processes, lambda: self._observer.planned(self._report), lambda _: None, "telling the plan")
         differences = self._compare_replicas()
         if differences:
             raise InputError(differences)
@@ -238,15 +240,20 @@ class _Job:
             staging.commit(sizes, durable=io.fsync)
 
         directory = Path(on_first(processes, lambda: str(staging.begin())))
-        values, measured = self._phase(
-            "writing",
-            sum(file.nbytes for file in self._files),
-            lambda: write_files(
-                plan, self._files, directory, form, io, self._counters, self._sources, processes.alarmed
-            ),
-        )
-        self._check_sources()
-        on_first(processes, commit)
+        try:
+            values, measured = self._phase(
+                "writing",
+                sum(file.nbytes for file in self._files),
+                lambda: write_files(
+                    plan, self._files, directory, form, io, self._counters, self._sources, processes.alarmed
+                ),
+            )
+            self._check_sources()
+            on_first(processes, commit, "putting the result in place")
+        except LostError as error:
+            if processes.rank == 0:
+                raise
+            raise LostError(f"{error}\nwhat rank 0 had begun may be left in {directory.parent}") from error
         if processes.rank == 0:
             # Finishing a result can need more memory than writing its files.
             measured[0]["peak_bytes"] = peak_resident_bytes()
@@ -312,7 +319,7 @@ class _Job:
             }
 
         try:
-            _, outcomes = on_all(self._processes, begun, told)
+            _, outcomes = on_all(self._processes, begun, told, what)
             return [each.pop("value") for each in outcomes], outcomes
         finally:
             self._observer.end()

@@ -6,6 +6,7 @@ format: an option of one format is a field in that format's folder, and `formats
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from distconv.models.rules import MODALITIES, TEXT
 _DIRECTORY = FilePath("DIR")
 # Larger than any vocabulary or number of threads; rejects typing errors.
 _SIZE = Integer(2**24)
+_LAST_ITERATION = 10**12 - 1
+_ITERATION = re.compile(r"[1-9][0-9]{0,11}")
 # The required paths of the actions that do not need both.
 _NEEDED: dict[str, tuple[str, ...]] = {"models": (), "inspect": ("source",), "clean": ("target",)}
 
@@ -36,13 +39,13 @@ class _Modalities(Value[tuple[str, ...]]):
 
 @dataclass(frozen=True)
 class _Iteration(Value[str]):
-    expected = "release, or a positive integer"
+    expected = f"release, or an integer from 1 to {_LAST_ITERATION}"
     example = "N"
 
     def fits(self, value: Any) -> bool:
         if isinstance(value, str):
-            return value == "release" or (value.isascii() and value.isdecimal() and not value.startswith("0"))
-        return type(value) is int and value >= 1
+            return value == "release" or _ITERATION.fullmatch(value) is not None
+        return type(value) is int and 1 <= value <= _LAST_ITERATION
 
     def held(self, value: Any) -> str:
         return str(value)
@@ -155,6 +158,11 @@ class CommonOptions(Record):
     tensors: bool = option(Truth(), False, "with `action=inspect`: list the tensors")
     processes: int | None = option(
         _SIZE, None, "with `action=plan`: plan for so many processes", unset="those that run"
+    )
+    patience: int = option(
+        Integer(_SIZE.largest, smallest=0),
+        600,
+        "seconds without any progress after which a process is given up, and the job ends; 0: never",
     )
 
     def contradictions(self, wrong: Collection[str]) -> Iterator[str]:

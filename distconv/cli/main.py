@@ -11,17 +11,16 @@ import traceback
 
 from distconv.cli.command_line import run_command_line
 from distconv.cli.show import Reporter, models_text, outcome_text
-from distconv.errors import DistconvError, JobError, LauncherError, joined
+from distconv.errors import DistconvError, JobError, LauncherError, LostError, joined, system_problem
 from distconv.formats.registry import Options
 from distconv.job import run_job
 from distconv.models.library import Library
 from distconv.planning.look import Chosen
+from distconv.runtime.clerk import FAREWELL_SECONDS
 from distconv.runtime.interruption import end_politely
 from distconv.runtime.launch import Launch, connect, launch
-from distconv.runtime.processes import Processes
+from distconv.runtime.processes import PATIENCE, Processes
 
-# Seconds that an interrupted process leaves to the others for their clean-up.
-_FAREWELL_SECONDS = 10
 _INTERRUPTED = 130
 
 
@@ -33,14 +32,34 @@ def main() -> int:
         # Every process prints it: none knows of the others.
         Reporter(rank=0).complain(f"distconv: {error}")
         return error.exit_status
-    reporter = Reporter(start.rank, start.size)
     connection = _Connection(start)
     end_politely()
+    try:
+        return _main(start, connection)
+    except LostError as error:
+        # A launcher interrupts this process when another one has told.
+        with contextlib.suppress(KeyboardInterrupt):
+            if connection.has_to_tell():
+                Reporter(rank=0).complain(f"distconv: {error}")
+            connection.desert(error)
+        # Not by returning: a thread that hangs in a system call would be waited for.
+        os._exit(error.exit_status)
+
+
+def _main(start: Launch, connection: _Connection) -> int:
+    """Run the command line; the exit status.
+
+    Raises:
+        LostError: another process is lost, or the connection to all of them.
+    """
+    reporter = Reporter(start.rank, start.size)
     try:
         run_command_line(
             lambda options, chosen, library: _run(options, chosen, library, connection, reporter),
             quiet=start.rank != 0,
         )
+    except LostError:
+        raise
     except DistconvError as error:
         reporter.complain(f"distconv: {error}")
         connection.leave_after(error)
@@ -50,9 +69,16 @@ def main() -> int:
         connection.leave_after(leave if status else None)
         return status
     except KeyboardInterrupt as interruption:
-        reporter.complain("; ".join(["distconv: interrupted", *map(str, interruption.args)]))
-        connection.leave(_FAREWELL_SECONDS)
+        # The others may have ended a job in which this process did not move.
+        if start.rank == 0 and connection.has_to_tell():
+            reporter.complain("; ".join(["distconv: interrupted", *map(str, interruption.args)]))
+        with contextlib.suppress(LostError):
+            connection.leave(FAREWELL_SECONDS)
         return _INTERRUPTED
+    except OSError as error:
+        Reporter(rank=0).complain(f"distconv: rank {start.rank}: {system_problem(error.filename or 'failed', error)}")
+        connection.abort()
+        return 1
     except Exception as error:  # noqa: BLE001 - the last resort: say who failed, and let no process wait for this one
         text = "".join(traceback.format_exception(error))
         Reporter(rank=0).complain(f"{text}distconv: rank {start.rank}: unexpected failure")
@@ -73,7 +99,7 @@ def _run(
     if options.action == "models":
         reporter.say(models_text(library.heads()))
         return
-    outcome = run_job(options, chosen, library, connection.made(), reporter)
+    outcome = run_job(options, chosen, library, connection.made(options.patience), reporter)
     if outcome.differences:
         raise JobError(joined(outcome.differences))
     reporter.say(outcome_text(outcome, tensors=options.tensors))
@@ -86,14 +112,16 @@ class _Connection:
         self._start = start
         self._processes: Processes | None = None
 
-    def made(self) -> Processes:
-        """The processes.
+    def made(self, patience: float = PATIENCE) -> Processes:
+        """The processes, which are waited for as long as patience, in seconds, lasts.
 
         Raises:
             LauncherError: they cannot find each other.
+            LostError: some of them never came.
         """
         if self._processes is None:
-            self._processes = connect(self._start)
+            self._processes = connect(self._start, patience)
+            self._processes.end_if_stuck(lambda loss: Reporter(rank=0).complain(f"distconv: {loss}"))
         return self._processes
 
     def leave(self, patience: float | None = None) -> None:
@@ -110,6 +138,15 @@ class _Connection:
             with contextlib.suppress(LauncherError):
                 self.made()
         self.leave()
+
+    def has_to_tell(self) -> bool:
+        """Whether this process has to tell that the job ends; without a connection none knows of the others."""
+        return self._processes is None or self._processes.has_to_tell()
+
+    def desert(self, loss: LostError) -> None:
+        """Leave after a loss."""
+        if self._processes is not None:
+            self._processes.desert(str(loss))
 
     def abort(self) -> None:
         """End all processes."""

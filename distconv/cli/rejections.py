@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from distconv.errors import InputError
+from distconv.errors import InputError, system_problem
 from distconv.fields import keys_of
 from distconv.formats.registry import Options
 
@@ -59,7 +59,7 @@ def _explained(error: Exception, overrides: Sequence[str]) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"a configuration file, such as the model definition, is not UTF-8: {error}"
     if isinstance(error, OSError) and not isinstance(error, HydraException):
-        return f"{error.filename}: {error.strerror}"
+        return system_problem(error.filename or "standard output", error)
     if isinstance(error, RecursionError):
         return "defaults: a model definition inherits from itself"
     if isinstance(error, InterpolationResolutionError):

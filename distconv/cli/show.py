@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from distconv.errors import counted, joined, named, printable
+from distconv.errors import JobError, counted, joined, named, printable, system_problem
 from distconv.formats.registry import format_named
 from distconv.observer import Observer, Outcome
 from distconv.runtime.interruption import undisturbed
@@ -34,18 +34,26 @@ class Reporter(Observer):
         self._bar: tqdm[NoReturn] | None = None
 
     def say(self, text: str) -> None:
-        """Print to standard output; a reader that has left, such as `head`, misses the rest."""
+        """Print to standard output; a reader that has left, such as `head`, misses the rest.
+
+        Raises:
+            JobError: standard output cannot be written.
+        """
         if not self._speaks:
             return
         try:
             print(_visible(text), flush=True)
         except BrokenPipeError:
             lose_reader()
+        except OSError as error:
+            lose_reader()
+            raise JobError(system_problem("standard output", error)) from error
 
     def complain(self, text: str) -> None:
-        """Print to standard error."""
+        """Print to standard error; where that is not possible, the exit status must do."""
         if self._speaks:
-            print(_visible(text), file=sys.stderr, flush=True)
+            with suppress(OSError):
+                print(_visible(text), file=sys.stderr, flush=True)
 
     def planned(self, report: Mapping[str, Any]) -> None:
         """Print the plan in short."""
@@ -56,17 +64,32 @@ class Reporter(Observer):
         if self._speaks:
             pause = 0.1 if sys.stderr.isatty() else _LOG_SECONDS
             words = phase if self._is_alone else f"{phase} (rank 0's share)"
-            self._bar = tqdm(total=nbytes, desc=words, unit="B", unit_scale=True, mininterval=pause, maxinterval=pause)
+            with self._may_fail():
+                self._bar = tqdm(
+                    total=nbytes, desc=words, unit="B", unit_scale=True, mininterval=pause, maxinterval=pause
+                )
 
     def advance(self, nbytes: int) -> None:
         """Advance the bar."""
         if self._bar is not None:
-            self._bar.update(nbytes)
+            with self._may_fail():
+                self._bar.update(nbytes)
 
     def end(self) -> None:
         """Leave the bar as it is."""
         if self._bar is not None:
-            self._bar.close()
+            with self._may_fail():
+                self._bar.close()
+            self._bar = None
+
+    @contextmanager
+    def _may_fail(self) -> Iterator[None]:
+        """A bar that cannot be shown, since the disk of a log is full, is given up: the job goes on."""
+        try:
+            yield
+        except OSError:
+            if self._bar is not None:
+                self._bar.disable = True
             self._bar = None
 
     def note(self, text: str) -> None:

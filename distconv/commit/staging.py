@@ -17,7 +17,7 @@ from distconv.commit.lock import Lock, take
 from distconv.commit.recovery import recover, remove
 from distconv.commit.swap import NEW, prepare, unfinished
 from distconv.commit.target import Target, check_result
-from distconv.errors import DistconvError, InputError, JobError
+from distconv.errors import DistconvError, InputError, JobError, LostError
 from distconv.runtime.durability import synchronise_directory
 
 _ATTEMPTS = 10
@@ -162,7 +162,8 @@ class Staging:
         if isinstance(error, KeyboardInterrupt):
             raise self._told(error) from error
         if self.committed and isinstance(error, DistconvError):
-            raise JobError(f"{error}; {self.account}") from error
+            kind = LostError if isinstance(error, LostError) else JobError
+            raise kind(f"{error}; {self.account}") from error
         if self.committed and (error is not None or self._work.exists()):
             self._tell(self.account)
 

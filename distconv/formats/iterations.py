@@ -18,12 +18,14 @@ RELEASE = "release"
 VERSION_KEY, CHECKPOINT_VERSION = "checkpoint_version", 3.0
 # Names by which readers find what an iteration holds, in one format or another.
 ITERATION_PARTS = ("mp_rank_*", "*.distcp", "*.metadata", "metadata.json")
-_NAME = re.compile(r"iter_(\d{7,})")
+# Digits of an iteration; training for a million years needs no more.
+_LONGEST_NUMBER = 18
+_NAME = re.compile(rf"iter_([0-9]{{7,{_LONGEST_NUMBER}}})")
 
 
 def iteration_name(iteration: str) -> str | None:
     """The directory name of an iteration: `release`, or `iter_` and seven digits for a number; otherwise `None`."""
-    if iteration.isascii() and iteration.isdecimal():
+    if iteration.isascii() and iteration.isdecimal() and len(iteration) <= _LONGEST_NUMBER:
         return f"iter_{int(iteration):07d}"
     return iteration if iteration == RELEASE else None
 

@@ -13,6 +13,9 @@ from distconv.fields import ByName, Choice, Integer, Record, Truth, Value, optio
 from distconv.layout.layout import PLACEMENTS, StageRows
 from distconv.models.rules import MODALITIES
 
+# More layers than any stage has.
+_LAYERS = Integer(2**16, smallest=0)
+
 
 @dataclass(frozen=True)
 class StageLists(Value[StageRows]):
@@ -23,9 +26,7 @@ class StageLists(Value[StageRows]):
 
     def fits(self, value: Any) -> bool:
         """Whether the value is a list of integers from 0, or a list of such lists."""
-        return _is_list(value) and all(
-            _is_list(row) and all(type(layers) is int and layers >= 0 for layers in row) for row in _rows(value)
-        )
+        return _is_list(value) and all(_is_list(row) and all(map(_LAYERS.fits, row)) for row in _rows(value))
 
     def held(self, value: Any) -> StageRows:
         """The value as one row per virtual stage."""

@@ -247,11 +247,11 @@ class _Parser:
         value = self._config.get("layers_pattern")
         given = (value,) if isinstance(value, str) and value else self._texts("layers_pattern", "names of lists")
         try:
-            found = [re.compile(rf"(?:^|.*?\.){each}\.(?P<layer>\d+)\.") for each in given]
+            found = [re.compile(rf"(?:^|.*?\.){each}\.(?P<layer>\d{{1,9}})\.") for each in given]
         except re.error:
             self._wrong("layers_pattern", "regular expressions")
             return ()
-        return tuple(found) or (re.compile(r".*?\.[^.]*\.(?P<layer>\d+)\."),)
+        return tuple(found) or (re.compile(r".*?\.[^.]*\.(?P<layer>\d{1,9})\."),)
 
     def _texts(self, key: str, expected: str) -> tuple[str, ...]:
         value = self._config.get(key) or []

@@ -132,7 +132,7 @@ def pattern_of(rules: Iterable[Rule]) -> re.Pattern[str]:
 def layers_named(rules: Iterable[Rule], names: Iterable[str]) -> dict[str, int]:
     """A lower bound of the number of layers by modality: the highest layer that occurs in the names, plus 1."""
     patterns = {
-        re.compile(re.escape(source.name).replace(r"\{layer\}", r"(\d+)")): rule.modality
+        re.compile(re.escape(source.name).replace(r"\{layer\}", r"(\d{1,9})")): rule.modality
         for rule in rules
         for source in rule.sources
         if rule.placeholders == {"layer"}

@@ -6,6 +6,7 @@ text-only `config.json` serves the text rules of a vision-language definition.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -15,6 +16,7 @@ from distconv.errors import InputError
 
 # More layers, or experts, than any model has.
 _MOST = 4096
+_RELEASE = re.compile(r"([0-9]{1,4})\b")
 # More experts in all layers than any model has.
 _MOST_COMBINATIONS = 1 << 18
 DERIVATIONS = ("product", "sum", "quotient")
@@ -173,8 +175,8 @@ class Sizes:
         """
         version = self._config.get("transformers_version")
         if isinstance(version, str):
-            major = version.partition(".")[0]
-            return major.isdecimal() and int(major) >= 5
+            major = _RELEASE.match(version)
+            return major is not None and int(major[1]) >= 5
         parts = (self._config, *(part for part in self._config.values() if isinstance(part, Mapping)))
         return any("rope_parameters" in part for part in parts)
 

@@ -7,31 +7,38 @@ Knows nothing of the content of a phase.
 
 from __future__ import annotations
 
+import logging
 import socket
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from distconv.errors import DistconvError, InputError, JobError, StoppedError
+from distconv.errors import DistconvError, InputError, JobError, LostError, StoppedError, system_problem
 from distconv.runtime.hand_out import HandOut, Task, attempt_parts, values_of
 from distconv.runtime.interruption import was_interrupted
 from distconv.runtime.processes import Processes
+from distconv.runtime.progress import Progress, following
+
+_LOG = logging.getLogger("distconv")
 
 Value = TypeVar("Value")
 
+# What a process is doing, unless a phase says more.
+_PREPARING = "preparing"
 
-def on_first(processes: Processes, phase: Callable[[], Any]) -> Any:
-    """Run a phase on rank 0 alone; its result, plain JSON data, on every process.
+
+def on_first(processes: Processes, phase: Callable[[], Any], doing: str = _PREPARING) -> Any:
+    """Run a phase on rank 0 alone; its result, plain JSON data, on every process. `doing` is what it does, in words.
 
     Raises:
         DistconvError: the error of the phase, on every process.
     """
-    outcome = _attempt(phase) if processes.rank == 0 else None
+    outcome = _attempt(processes, phase, doing) if processes.rank == 0 else None
     return _values([processes.share(outcome)])[0]
 
 
 def on_first_with_hand_out(
-    processes: Processes, phase: Callable[[HandOut], Any], tasks: Sequence[Task], threads: int
+    processes: Processes, phase: Callable[[HandOut], Any], tasks: Sequence[Task], threads: int, doing: str = _PREPARING
 ) -> Any:
     """Run a phase on rank 0 that hands out tasks to all processes; its result, plain JSON data, on every process.
 
@@ -44,7 +51,7 @@ def on_first_with_hand_out(
 
     def own(task: str, parts: Sequence[Any]) -> dict[str, Any]:
         mine = parts[processes.rank :: processes.size]
-        outcome = _attempt(lambda: attempt_parts(known[task], mine, threads))
+        outcome = _attempt(processes, lambda: attempt_parts(known[task], mine, threads), doing)
         return outcome | {"rank": processes.rank, "host": socket.gethostname()}
 
     def hand_out(task: Task, parts: Sequence[Any]) -> list[Any]:
@@ -53,14 +60,16 @@ def on_first_with_hand_out(
         return values_of([shares[number % len(shares)][number // len(shares)] for number in range(len(parts))])
 
     if processes.rank == 0:
-        told = processes.share({"task": None, "outcome": _attempt(lambda: phase(hand_out))})
+        told = processes.share({"task": None, "outcome": _attempt(processes, lambda: phase(hand_out), doing)})
     else:
         while (told := processes.share(None))["task"] is not None:
             processes.collect(own(told["task"], told["parts"]))
     return _values([told["outcome"]])[0]
 
 
-def on_all(processes: Processes, phase: Callable[[], Value], tell: Callable[[Value], Any]) -> tuple[Value, list[Any]]:
+def on_all(
+    processes: Processes, phase: Callable[[], Value], tell: Callable[[Value], Any], doing: str = _PREPARING
+) -> tuple[Value, list[Any]]:
     """Run a phase on every process; this process's result, and `tell(result)`, plain JSON data, of every rank.
 
     Raises:
@@ -73,7 +82,7 @@ def on_all(processes: Processes, phase: Callable[[], Value], tell: Callable[[Val
         value = phase()
         return tell(value)
 
-    outcome = _attempt(attempt)
+    outcome = _attempt(processes, attempt, doing)
     if outcome["error"] is not None:
         processes.raise_alarm()
     outcome |= {"rank": processes.rank, "host": socket.gethostname()}
@@ -81,20 +90,37 @@ def on_all(processes: Processes, phase: Callable[[], Value], tell: Callable[[Val
     return value, told
 
 
-def _attempt(phase: Callable[[], Any]) -> dict[str, Any]:
+def _attempt(processes: Processes, phase: Callable[[], Any], doing: str) -> dict[str, Any]:
     """The outcome of a phase as plain data: its value, or its error and problems.
 
     Raises:
+        LostError: another process was lost meanwhile, so that there is nobody to agree with.
         KeyboardInterrupt: the phase was interrupted, whatever error came of that: launchers interrupt all processes,
             so none waits for an outcome.
     """
+    processes.progress.begin(doing)
     try:
-        return {"error": None, "problems": [], "value": phase()}
+        with following(processes.progress):
+            return {"error": None, "problems": [], "value": phase()}
+    except LostError:
+        raise
     except Exception as error:
         # Defects included: the other processes would wait for an outcome that never comes.
         if was_interrupted(error):
             raise KeyboardInterrupt from error
+        if isinstance(error, OSError):
+            # Whoever called the system could not say more about it.
+            _LOG.debug("%s: an error of the operating system", doing, exc_info=error)
+            error = JobError(system_problem(_where(processes.progress, doing, error), error))
+        if isinstance(error, MemoryError):
+            error = JobError(f"{doing}: not enough memory ({error}); start fewer processes on this host")
         return _described(error)
+
+
+def _where(progress: Progress, doing: str, error: OSError) -> str:
+    """What was being done as a system call failed, and with which file, if that is known."""
+    place = error.filename if isinstance(error.filename, str) else next(iter(progress.beat().places), None)
+    return doing if place is None else f"{doing}: {place}"
 
 
 def _described(error: Exception) -> dict[str, Any]:

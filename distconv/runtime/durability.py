@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+from distconv.runtime.progress import reached
+
 
 def synchronise(files: Iterable[tuple[str, int]]) -> None:
     """Make the contents of open files, given as path and descriptor, and the directories that name them, durable.
@@ -16,6 +18,7 @@ def synchronise(files: Iterable[tuple[str, int]]) -> None:
         OSError: the system cannot.
     """
     for path, descriptor in files:
+        reached(path)
         os.fsync(descriptor)
         synchronise_directory(os.path.dirname(path))
 

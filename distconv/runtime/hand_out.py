@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 from distconv.errors import InputError, raise_if
+from distconv.runtime.progress import finished
 
 Task = Callable[[Any], Any]
 # Runs a task on every part, possibly on other processes; the values in the order of the parts. Raises `InputError` with
@@ -26,11 +28,15 @@ def attempt_parts(task: Task, parts: Sequence[Any], threads: int = 1) -> list[tu
             return [], task(part)
         except InputError as error:
             return error.problems, None
+        finally:
+            finished()
 
     if threads == 1 or len(parts) < 2:
         return [attempt(part) for part in parts]
     with ThreadPoolExecutor(threads, thread_name_prefix="parts") as pool:
-        return list(pool.map(attempt, parts))
+        # In the context of the caller, a copy for each since two threads cannot be in one.
+        contexts = [copy_context() for _ in parts]
+        return list(pool.map(lambda context, part: context.run(attempt, part), contexts, parts))
 
 
 def values_of(outcomes: Sequence[tuple[list[str], Any]]) -> list[Any]:

@@ -5,11 +5,14 @@ Owns what launchers (torchrun, those of MPI, srun) put into the environment. Sta
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from distconv.errors import LauncherError
-from distconv.runtime.processes import MpiProcesses, Processes, SingleProcess, StoreProcesses
+from distconv.runtime.mpi_processes import MpiProcesses
+from distconv.runtime.processes import PATIENCE, Processes, SingleProcess
+from distconv.runtime.store_processes import StoreProcesses
 
 # The number of processes and the rank, as Open MPI, MPICH and its descendants, MVAPICH and PALS say them.
 _MPI_LAUNCHERS = (
@@ -18,6 +21,7 @@ _MPI_LAUNCHERS = (
     ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
     ("PALS_SIZE", "PALS_RANKID"),
 )
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +57,18 @@ def launch(environment: Mapping[str, str]) -> Launch:
     )
 
 
-def connect(start: Launch) -> Processes:
-    """Connect to the processes that the launcher started.
+def connect(start: Launch, patience: float = PATIENCE) -> Processes:
+    """Connect to the processes that the launcher started, and wait for them as long as patience, in seconds, lasts.
 
     Raises:
         LauncherError: mpi4py does not see the processes of the launcher.
+        LostError: they cannot be reached.
     """
     if start.means == "single":
         return SingleProcess()
-    return StoreProcesses(start.rank, start.size) if start.means == "store" else MpiProcesses(start.size)
+    if start.means == "store":
+        return StoreProcesses(start.rank, start.size, patience)
+    return MpiProcesses(start.size, patience)
 
 
 def connect_to(which: str | None, environment: Mapping[str, str]) -> Processes:
@@ -103,6 +110,8 @@ def _of_mpi(environment: Mapping[str, str]) -> Processes:
 
 
 def _launch(means: str, rank: str, size: str) -> Launch:
+    if not (_NUMBER.fullmatch(rank) and _NUMBER.fullmatch(size)):
+        raise LauncherError(f"the launcher says rank {rank:.20} of {size:.20}: expected two numbers")
     if int(size) == 1:
         return Launch(means="single", rank=0, size=1)
     return Launch(means=means, rank=int(rank), size=int(size))

@@ -12,6 +12,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from distconv.runtime.progress import reached
+
 _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFCHR: "a device",
@@ -26,6 +28,7 @@ def open_descriptor(path: str | Path, flags: int = os.O_RDONLY) -> int:
     Raises:
         OSError: it cannot be opened, or is something else.
     """
+    reached(path)
     # Else to open a pipe waits for its other end.
     descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     kind = stat.S_IFMT(os.fstat(descriptor).st_mode)

@@ -36,7 +36,11 @@ def scaled_product(b: Numbers, a: Numbers, scaling: float) -> Numbers:
     import torch  # noqa: PLC0415
 
     wide = np.result_type(a, b)
-    product: Numbers = (torch.from_numpy(b.astype(wide)) @ torch.from_numpy(a.astype(wide)) * scaling).numpy()
+    try:
+        product: Numbers = (torch.from_numpy(b.astype(wide)) @ torch.from_numpy(a.astype(wide)) * scaling).numpy()
+    except RuntimeError as error:
+        # Nothing else can go wrong in a product of matrices that fit; torch has no class of its own for it.
+        raise MemoryError(str(error).partition("\n")[0]) from error
     return product
 
 

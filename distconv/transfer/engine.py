@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distconv.errors import JobError, StoppedError, system_problem
+from distconv.errors import JobError, LostError, StoppedError, system_problem
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import Assembled, LowRank, StoredTensor, position
 from distconv.tensors.values import as_bytes, numbers, scaled_product
@@ -25,6 +25,8 @@ from distconv.transfer.sources import SourceFiles
 from distconv.transfer.steps import CopyRun, Gather, Move
 
 _ALARM_SECONDS = 0.5
+# How long a thread may take to stop, where nobody waits for it for ever.
+_FAREWELL_SECONDS = 5
 # The largest in-kernel copy in bytes; progress is counted and stops are noticed between two.
 _RUN_PIECE = 32 * 1024 * 1024
 # Rows of a transposition at a time; three times as fast as all at once (measured with 2-byte elements).
@@ -75,7 +77,9 @@ def run(
     Raises:
         JobError: a read or a write failed; the message names the file.
         StoppedError: `must_stop` returned true.
+        LostError: `must_stop` raised it. Threads that hang are left alone then: they may never return.
     """
+    counters.progress.leave()
     stop = threading.Event()
     queue = iter(sorted(work, key=lambda each: position(each.sources)))
     lock = threading.Lock()
@@ -92,17 +96,25 @@ def run(
         except BaseException:
             stop.set()
             raise
-
-    with ThreadPoolExecutor(threads, thread_name_prefix="transfer") as pool:
-        workers = [pool.submit(worker) for _ in range(threads)]
-        try:
-            while wait(workers, timeout=_ALARM_SECONDS, return_when=FIRST_EXCEPTION).not_done:
-                if stop.is_set() or must_stop():
-                    break
         finally:
-            # Also when this thread is interrupted: the pool is left only when its workers have stopped.
-            if not all(future.done() for future in workers):
-                stop.set()
+            counters.progress.leave()
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="transfer")
+    patient = True
+    workers = [pool.submit(worker) for _ in range(threads)]
+    try:
+        while wait(workers, timeout=_ALARM_SECONDS, return_when=FIRST_EXCEPTION).not_done:
+            if stop.is_set() or must_stop():
+                break
+    except LostError:
+        patient = False
+        raise
+    finally:
+        # Also when this thread is interrupted: the pool is left only when its workers have stopped.
+        if not all(future.done() for future in workers):
+            stop.set()
+        wait(workers, timeout=None if patient else _FAREWELL_SECONDS)
+        pool.shutdown(wait=patient)
     failures = [error for future in workers if (error := future.exception()) is not None]
     for error in sorted(failures, key=lambda each: isinstance(each, StoppedError)):
         raise error
@@ -122,7 +134,10 @@ class _Engine:
         self._stop = stop
         self._buffer_bytes = buffer_bytes
         # Of numpy, which asks for huge pages: a transposition touches thousands of rows at a time.
-        self._memory = np.empty(2 * buffer_bytes, np.uint8).data
+        try:
+            self._memory = np.empty(2 * buffer_bytes, np.uint8).data
+        except MemoryError:
+            raise JobError(f"no memory for buffers of 2 x {buffer_bytes:,} bytes; lower io.buffer_mib") from None
 
     def produce(self, work: Work) -> None:
         if work.low_rank is not None:
@@ -168,6 +183,7 @@ class _Engine:
 
     def _copy(self, step: CopyRun, work: Work) -> None:
         stored, shard = work.sources[step.operand], work.shards[step.shard]
+        self._counters.progress.reach(stored.file.path, shard.path)
         try:
             with self._sources.opened(stored.file) as source:
                 for start in range(0, step.nbytes, _RUN_PIECE):
@@ -192,6 +208,7 @@ class _Engine:
             writing[:] = bytes(nbytes)
         for read in step.reads:
             stored = work.sources[read.operand]
+            self._counters.progress.reach(stored.file.path)
             try:
                 with self._sources.opened(stored.file) as source:
                     read_into(source, stored.offset + read.offset, reading[: read.nbytes])
@@ -202,6 +219,7 @@ class _Engine:
                 _move(move, step.item_size, reading, writing)
         for write in step.writes:
             shard = work.shards[write.shard]
+            self._counters.progress.reach(shard.path)
             data = writing[write.buffer_offset : write.buffer_offset + write.nbytes]
             try:
                 self._sink.put(shard.path, shard.offset + write.offset, data)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 
+from distconv.errors import LostError
 from distconv.runtime.regular_files import open_descriptor
 
 _NO_KERNEL_COPY = {errno.ENOSYS, errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.ETXTBSY}
@@ -48,8 +49,10 @@ class OpenFiles:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
+        # A thread that hangs may still use them, and write into what would get their numbers.
+        if not isinstance(error, LostError):
+            for descriptor in self._open.values():
+                os.close(descriptor)
         self._open.clear()
 
 

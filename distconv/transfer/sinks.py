@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from distconv.runtime.progress import Progress
 from distconv.transfer.files import OpenFiles, copy_in_kernel, read_into, write_from
 
 # The size in bytes of the third buffer, through which blocks are compared.
@@ -36,9 +37,13 @@ class Readable(Protocol):
 
 
 class Counters:
-    """The bytes really read and written by this process; `on_progress` gets the size of every finished portion."""
+    """The bytes really read and written by this process; `on_progress` gets the size of every finished portion.
 
-    def __init__(self, on_progress: Callable[[int], None]) -> None:
+    `progress` is that which other processes watch: every count is a step.
+    """
+
+    def __init__(self, on_progress: Callable[[int], None], progress: Progress | None = None) -> None:
+        self.progress = progress or Progress()
         self.read = 0
         self.written = 0
         self._lock = threading.Lock()
@@ -51,6 +56,7 @@ class Counters:
             self.written += written
             if done:
                 self._on_progress(done)
+        self.progress.step()
 
 
 class WriteSink:

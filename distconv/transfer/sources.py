@@ -19,6 +19,7 @@ from types import TracebackType
 
 from distconv.errors import SourceChangedError, printable, system_problem
 from distconv.runtime.identity import changes, look_again, this_process
+from distconv.runtime.progress import finished
 from distconv.runtime.regular_files import open_descriptor
 from distconv.tensors.stored import SourceFile
 
@@ -86,7 +87,7 @@ class SourceFiles:
         """
         own = (each for each in self._looked_at() if each.inode is not None and each.inode.process == this_process())
         with ThreadPoolExecutor(threads, thread_name_prefix="sources") as pool:
-            _raise_if(pool.map(self._change, {**dict.fromkeys(own), **self._read}))
+            _raise_if(_counted(pool.map(self._change, {**dict.fromkeys(own), **self._read})))
 
     def check_these(self, files: Iterable[SourceFile]) -> None:
         """Compare some files again that were read when others had been compared.
@@ -101,7 +102,9 @@ class SourceFiles:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for held in self._held.values():
-            os.close(held.descriptor)
+            # A thread that hangs in a read keeps its file: its number would become that of another.
+            if not held.users:
+                os.close(held.descriptor)
         self._held.clear()
 
     def _taken(self, file: SourceFile) -> _Held:
@@ -207,6 +210,13 @@ def _half_of_the_descriptors() -> int:
 
 def _sentence(file: SourceFile, what: Iterable[str]) -> str:
     return f"{printable(file.path)}: {'; '.join(what)}: it is being changed; start again when nothing writes to it"
+
+
+def _counted(changes: Iterable[str | None]) -> Iterator[str | None]:
+    """The same, each as a step that this process has finished."""
+    for change in changes:
+        finished()
+        yield change
 
 
 def _raise_if(changes: Iterable[str | None]) -> None:

@@ -16,6 +16,7 @@ from distconv.formats.frame import write_frame
 from distconv.formats.records import OutputFile, Plan
 from distconv.options import InputOutput
 from distconv.runtime.durability import synchronise
+from distconv.runtime.progress import reached
 from distconv.tensors.stored import SourceFile
 from distconv.transfer.batches import batches
 from distconv.transfer.engine import run
@@ -47,6 +48,7 @@ def write_files(
         offsets: dict[tuple[OutputFile, str, str], int] = {}
         for file, entries in batch.files.items():
             path = Path(paths[file])
+            reached(path)
             try:
                 path.parent.mkdir(exist_ok=True)
                 frame = form.frame(file, entries)
@@ -87,6 +89,7 @@ def write_beside(
     try:
         for name, content in beside.items():
             path = directory / name
+            reached(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(content, SourceFile):
                 with sources.opened(content):

@@ -24,7 +24,7 @@ from typing import IO, Any
 import pytest
 
 import distconv
-from tests.processes import surroundings
+from tests.processes import plain_launcher, surroundings
 
 MARK = "DISTCONV_TEST_JOB"
 # How names begin that launchers set: a job of a test must not take itself for a part of the one that runs the tests.
@@ -55,6 +55,16 @@ def mpirun(count: int, *arguments: object, own: Mapping[str, Any] | None = None)
 def plain_mpirun(count: int, *arguments: object, own: Mapping[str, Any] | None = None) -> list[str]:
     """`mpirun -n COUNT python -m distconv`, as somebody starts it who does not know of `-m mpi4py`."""
     return [*MPIRUN, str(count), *_python(own), "-m", "distconv", *map(str, arguments)]
+
+
+def srun(count: int, *arguments: object, own: Mapping[str, Any] | None = None) -> list[str]:
+    """`srun --ntasks COUNT python -m distconv` with an address: rank 0 hosts the store."""
+    return tasks_of_srun(count, "-m", "distconv", *map(str, arguments), own=own)
+
+
+def tasks_of_srun(count: int, *program: str, own: Mapping[str, Any] | None = None) -> list[str]:
+    """A program of Python on processes that know an address, and that nobody ends when one of them is killed."""
+    return [*PYTHON, plain_launcher.__file__, str(count), *_python(own), *program]
 
 
 def _python(own: Mapping[str, Any] | None) -> Sequence[str]:

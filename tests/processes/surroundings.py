@@ -1,8 +1,9 @@
 """Start a program in surroundings that only its rank has: `surroundings.py JSON PROGRAM…`.
 
 JSON maps a rank to `directory` (its working directory, in which a pipe can hold it: `held/`), `limits` (of resources,
-by name), `ordinary` (permissions count for it even if it belongs to root) and `delay` (seconds before it starts). So
-one process of a job can see another file, hit a limit or come late, on any machine.
+by name), `ordinary` (permissions count for it even if it belongs to root), `delay` (seconds before it starts) and
+`slow` (seconds that each move of data takes, or each of the system calls in `calls`). So one process of a job can see
+another file, hit a limit, come late or be slow, on any machine.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
 def main() -> None:
     rank = next((os.environ[name] for name in RANK_NAMES if name in os.environ), "0")
     own = json.loads(sys.argv[1]).get(rank, {})
-    if "directory" in own:
-        os.chdir(own["directory"])
+    if "directory" in own or "slow" in own:
+        os.chdir(own.get("directory", "."))
+        os.environ["DISTCONV_TEST_SLOW"] = str(own.get("slow", ""))
+        os.environ["DISTCONV_TEST_CALLS"] = own.get("calls", "preadv pwritev copy_file_range")
         paths = [str(Path(__file__).parent / "held"), os.environ.get("PYTHONPATH", "")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     for name, value in own.get("limits", {}).items():

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.checkpoints import hashes, load_case, write_source
 from tests.here import run_here
-from tests.processes.jobs import MPIRUN, PYTHON, TORCHRUN, Outcome, run
+from tests.processes.jobs import MPIRUN, PYTHON, TORCHRUN, Outcome, run, tasks_of_srun
 
 HEADER = """
 import json, os, pathlib, sys
@@ -121,19 +120,7 @@ for number in range(5):
     convert({str(source)!r}, f"mm-{{number}}", layout={{"pp": 2}}, processes="auto")
 """
     )
-    (tmp_path / "launcher.py").write_text(
-        """
-import os, socket, subprocess, sys
-with socket.socket() as found:
-    found.bind(("localhost", 0))
-    port = str(found.getsockname()[1])
-common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-started = [subprocess.Popen([sys.executable, "program.py"], env={**common, "RANK": str(rank)}) for rank in range(2)]
-sys.exit(max(each.wait() for each in started))
-"""
-    )
-
-    outcome = run([sys.executable, "launcher.py"], tmp_path)
+    outcome = run(tasks_of_srun(2, str(tmp_path / "program.py")), tmp_path)
 
     assert outcome.status == 0, outcome.err
     assert [hashes(tmp_path / f"mm-{number}") for number in range(5)] == [expected] * 5

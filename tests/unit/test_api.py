@@ -10,6 +10,7 @@ import pytest
 
 import distconv
 from distconv import InputError, JobError, Layout, Options, api, convert, inspect, plan, verify
+from distconv.errors import LostError
 from distconv.observer import Observer, Outcome
 from distconv.runtime.processes import Processes, SingleProcess
 
@@ -130,6 +131,7 @@ class Watched(SingleProcess):
     """A process that notes how it leaves."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.left: list[str] = []
 
     def close(self, patience: float | None = None) -> None:
@@ -145,6 +147,7 @@ class Watched(SingleProcess):
         (None, "closed, None"),
         (InputError("wrong"), "closed, None"),
         (JobError("failed"), "closed, None"),
+        (LostError("rank 1 is silent"), "LostError: rank 1 is silent"),
         (KeyboardInterrupt(), "KeyboardInterrupt: "),
         (ZeroDivisionError("a defect"), "ZeroDivisionError: a defect"),
         (SystemExit(3), "SystemExit: 3"),

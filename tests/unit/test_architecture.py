@@ -37,7 +37,8 @@ FORMATS = [{"base"}, {"torch_zip"}, {"huggingface"}, {"megatron"}, {"dcp"}, {"re
 THIRD_PARTY = {
     "cli": {"hydra", "omegaconf", "tqdm", "yaml"},
     "models.definition_file": {"yaml"},
-    "runtime.processes": {"mpi4py", "torch"},
+    "runtime.mpi_processes": {"mpi4py"},
+    "runtime.store_processes": {"torch"},
     "tensors.values": {"numpy", "torch"},
     "transfer": {"numpy"},
 }

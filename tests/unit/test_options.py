@@ -166,7 +166,11 @@ NO_SIZES = [0, -1, 1.5, 2.0, "2", True, [2], {}]
         ("tied_head", ["copy", False, None], "one of auto, write, keep, omit"),
         ("vocab_size", NO_SIZES, SIZE),
         ("lora_only", ["yes", 1, None], "true or false"),
-        ("iteration", ["latest", "0", "01", "1.0", "", "٣", 0, -1, 1.0, True, [1]], "release, or a positive integer"),
+        (
+            "iteration",
+            ["latest", "0", "01", "1.0", "", "٣", 0, -1, 1.0, True, [1]],
+            "release, or an integer from 1 to 999999999999",
+        ),
         ("overwrite", ["yes", "true", 1, 0, None], "true or false"),
         ("io__fsync", ["yes", 1, None], "true or false"),
     ],

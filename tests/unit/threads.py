@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from distconv.runtime.processes import Processes
+from distconv.runtime.progress import Progress
 
 # A phase that leaves the others waiting shows as a broken barrier after this time.
 PATIENCE_SECONDS = 5.0
@@ -38,7 +39,11 @@ class ThreadProcesses:
     def __init__(self, world: World, rank: int) -> None:
         self.rank = rank
         self.size = world.size
+        self.progress = Progress()
         self._world = world
+
+    def be_patient(self, seconds: float) -> None:
+        pass
 
     def share(self, value: Any) -> Any:
         return self._world.exchange(self.rank, value)[0]

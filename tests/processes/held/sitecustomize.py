@@ -1,4 +1,4 @@
-"""Let a process wait when it opens a file named `shard`, for as long as a pipe `held` lies beside it.
+"""Let a process wait when it opens a file named `shard`, for as long as a pipe `held` lies beside it; or be slow.
 
 On the path of modules of processes that tests start (`surroundings.py`): the file itself cannot be the pipe, as
 conversions refuse to read one.
@@ -6,6 +6,9 @@ conversions refuse to read one.
 
 import os
 import sys
+import time
+from collections.abc import Callable
+from typing import Any
 
 
 def _wait(event: str, arguments: tuple[object, ...]) -> None:
@@ -17,4 +20,15 @@ def _wait(event: str, arguments: tuple[object, ...]) -> None:
         os.close(os.open(pipe, os.O_RDONLY))
 
 
+def _slow(call: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    def slow(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return call(*arguments)
+
+    return slow
+
+
 sys.addaudithook(_wait)
+if os.environ.get("DISTCONV_TEST_SLOW"):
+    for name in os.environ["DISTCONV_TEST_CALLS"].split():
+        setattr(os, name, _slow(getattr(os, name), float(os.environ["DISTCONV_TEST_SLOW"])))

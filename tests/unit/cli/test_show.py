@@ -130,3 +130,35 @@ def test_a_reader_that_has_left_misses_the_rest():
     )
     os.close(write)
     assert (finished.returncode, finished.stderr) == (0, "done\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize(
+    ("streams", "code", "status"),
+    [
+        # The result is what the user asked for, also where it is a text.
+        ("stdout", "r.say('x')", 1),
+        ("stderr", "r.complain('x')", 0),
+        ("stderr", "r.begin('writing', 10); r.advance(5); r.advance(5); r.end(); r.say('wrote')", 0),
+    ],
+)
+def test_a_full_disk_below_the_output(streams, code, status):
+    program = (
+        "from distconv.cli.show import Reporter\n"
+        "from distconv.errors import JobError\n"
+        "import sys\n"
+        f"r = Reporter(0)\ntry:\n    {code}\nexcept JobError as error:\n    sys.exit(str(error))"
+    )
+    with open("/dev/full", "w") as full:
+        found = subprocess.run(
+            [sys.executable, "-c", program],
+            stdout=full if streams == "stdout" else subprocess.PIPE,
+            stderr=full if streams == "stderr" else subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert found.returncode == status
+    if status:
+        assert found.stderr == "standard output: No space left on device\n"
+    else:
+        assert "Traceback" not in found.stdout

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from distconv.errors import DistconvError, InputError, JobError, StoppedError
-from distconv.runtime.agreement import on_all, on_first
+from distconv.errors import DistconvError, InputError, JobError, LostError, StoppedError
+from distconv.runtime.agreement import on_all, on_first, on_first_with_hand_out
 from distconv.runtime.processes import Processes, SingleProcess
+from distconv.runtime.progress import reached
 from tests.unit.threads import as_processes
 
 HOST = socket.gethostname()
@@ -208,3 +209,59 @@ def test_an_interruption_is_one_whatever_else_it_leads_to(wrapped):
         on_all(SingleProcess(), phase, lambda value: value)
     with pytest.raises(KeyboardInterrupt):
         on_first(SingleProcess(), phase)
+
+
+def test_an_error_of_the_system_is_a_sentence_with_the_phase_and_the_file():
+    def failing(*arguments: Any) -> Callable[[Processes], Any]:
+        def run(processes: Processes) -> Any:
+            def phase() -> None:
+                reached("/ckpt/last")
+                raise OSError(*arguments)
+
+            return on_first(processes, phase, "reading the headers")
+
+        return run
+
+    found = the_error(as_processes(2, failing(5, "Input/output error", "/ckpt/a")))
+    assert (type(found), str(found)) == (JobError, "reading the headers: /ckpt/a: Input/output error")
+    # Calls on a descriptor do not know its file.
+    found = the_error(as_processes(2, failing(116, "Stale file handle")))
+    assert str(found) == "reading the headers: /ckpt/last: Stale file handle"
+
+
+def test_a_lack_of_memory_is_a_sentence():
+    def run(processes: Processes) -> Any:
+        def phase() -> None:
+            raise MemoryError("Unable to allocate 32.0 TiB")
+
+        return on_first(processes, phase, "planning")
+
+    assert str(the_error(as_processes(2, run))).startswith("planning: not enough memory (Unable to allocate 32.0 TiB)")
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        on_first,
+        lambda processes, phase: on_all(processes, phase, lambda value: value),
+        lambda processes, phase: on_first_with_hand_out(processes, lambda _: phase(), [], 1),
+    ],
+)
+def test_a_loss_is_agreed_on_with_nobody(run):
+    """Those who could answer may be the ones that are lost."""
+
+    class Alone(SingleProcess):
+        def share(self, value: Any) -> Any:  # noqa: ARG002
+            pytest.fail("who is lost is asked")
+
+    def phase() -> None:
+        raise LostError("rank 1 is silent")
+
+    with pytest.raises(LostError, match=r"^rank 1 is silent$"):
+        run(Alone(), phase)
+
+
+def test_what_a_process_does_is_known_to_the_others():
+    single = SingleProcess()
+    on_first(single, lambda: None, "planning")
+    assert single.progress.beat().doing == "planning"

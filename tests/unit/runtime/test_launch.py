@@ -62,11 +62,11 @@ def test_tasks_of_srun_that_cannot_find_each_other_are_refused_with_the_remedy(e
 
 
 def test_processes_find_each_other_by_the_means_of_the_launcher(monkeypatch):
-    monkeypatch.setattr(module, "StoreProcesses", lambda rank, size: ("store", rank, size))
-    monkeypatch.setattr(module, "MpiProcesses", lambda size: ("mpi", size))
+    monkeypatch.setattr(module, "StoreProcesses", lambda rank, size, patience: ("store", rank, size, patience))
+    monkeypatch.setattr(module, "MpiProcesses", lambda size, patience=600: ("mpi", size, patience))
     assert isinstance(connect(SINGLE), SingleProcess)
-    assert connect(STORE) == ("store", 3, 4)
-    assert connect(MPI) == ("mpi", 4)
+    assert connect(STORE, 60) == ("store", 3, 4, 60)
+    assert connect(MPI, 60) == ("mpi", 4, 60)
 
 
 def test_a_program_is_alone_unless_it_names_its_processes():

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
-from distconv.errors import InputError, JobError
-from distconv.runtime.processes import MpiProcesses, SingleProcess, StoreProcesses
+from distconv.errors import InputError, JobError, LostError
+from distconv.runtime.mpi_processes import MpiProcesses
+from distconv.runtime.processes import SingleProcess
+from distconv.runtime.progress import Progress
+from distconv.runtime.store_processes import StoreProcesses
 from tests.unit.threads import on_threads
 
 
@@ -47,13 +50,16 @@ class MemoryStore:
             self.values[key] = str(int(self.values.get(key, b"0")) + amount).encode()
             return int(self.values[key])
 
+    def multi_get(self, keys: list[str]) -> list[bytes]:
+        return [self.get(key) for key in keys]
+
     def check(self, keys: list[str]) -> bool:
         with self._changed:
             return all(key in self.values for key in keys)
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> None:
+def store(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
     """A store that `StoreProcesses` finds in place of torch's."""
     found = MemoryStore()
     module = ModuleType("torch.distributed.rendezvous")
@@ -110,7 +116,7 @@ def test_a_restarted_job_does_not_see_what_was_said_before(monkeypatch):
 def test_an_mpi4py_of_another_mpi_is_refused(monkeypatch):
     world = SimpleNamespace(Get_rank=lambda: 0, Get_size=lambda: 1, Dup=lambda: world)
     module = ModuleType("mpi4py")
-    module.MPI = SimpleNamespace(COMM_WORLD=world)
+    module.MPI = SimpleNamespace(COMM_WORLD=world, Query_thread=lambda: 0, THREAD_SERIALIZED=2)
     monkeypatch.setitem(sys.modules, "mpi4py", module)
     with pytest.raises(InputError, match="started 4 processes, but mpi4py sees 1: mpi4py belongs to another MPI"):
         MpiProcesses(4)
@@ -160,3 +166,90 @@ def test_what_was_said_before_somebody_left_is_heard():
     one.abandon("")
     assert other.share(None) == 3
     assert other.alarmed()
+
+
+def silent_after(progress: Progress, seconds: float) -> None:
+    """Move for so long, and then no more."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        progress.step()
+        time.sleep(0.02)
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("silent", [0, 1])
+def test_a_process_that_stands_still_is_given_up(silent):
+    """Its thread that speaks with the others lives, as when a system call hangs."""
+    over = threading.Event()
+
+    def run(rank: int) -> Any:
+        found = StoreProcesses(rank, 3, patience=0.5)
+        found.share(None)
+        if rank == silent:
+            found.progress.begin("writing")
+            found.progress.reach("/a")
+            over.wait(20)
+            return None
+        try:
+            found.collect(rank)
+        except JobError:
+            if found.has_to_tell():
+                tellers.append(rank)
+            found.desert("lost")
+            over.set()
+            raise
+        return None
+
+    tellers: list[int] = []
+    outcomes = on_threads(3, run)
+
+    assert outcomes[silent] is None
+    assert tellers == [min({0, 1, 2} - {silent})]
+    lost = outcomes[tellers[0]]
+    assert isinstance(lost, LostError)
+    assert str(lost).startswith(f"rank {silent} on ")
+    assert "no progress in 0.5 s; it was last seen writing: /a; " in str(lost)
+
+
+@pytest.mark.usefixtures("store")
+def test_who_moves_is_waited_for_however_long_it_takes():
+    def run(rank: int) -> list[Any]:
+        found = StoreProcesses(rank, 2, patience=0.5)
+        if rank == 1:
+            silent_after(found.progress, 2)
+        said = found.collect(rank)
+        found.close()
+        return said
+
+    assert on_threads(2, run) == [[0, 1]] * 2
+
+
+def test_a_store_that_is_gone_is_one_sentence(store, monkeypatch):
+    one, other = StoreProcesses(0, 2), StoreProcesses(1, 2)
+
+    def gone(*_: object) -> None:
+        raise RuntimeError("failed to recv, got 0 bytes\nException raised from recvBytes at …")
+
+    monkeypatch.setattr(store, "check", gone)
+    for found in (other, one):
+        with pytest.raises(LostError, match=r"^the connection to rank 0 is broken \(failed to recv, got 0 bytes\): "):
+            found.share(None)
+        found.desert("lost")
+
+
+def test_a_store_that_hangs_is_not_waited_for_for_ever(store, monkeypatch):
+    """Its host is stopped: calls to it never return."""
+    found = [StoreProcesses(rank, 2, patience=0.5) for rank in range(2)]
+    time.sleep(0.5)
+    over = threading.Event()
+
+    def hanging(*_: object) -> None:
+        over.wait(20)
+        raise RuntimeError("the host is gone")
+
+    for name in ("check", "set", "add", "multi_get"):
+        monkeypatch.setattr(store, name, hanging)
+
+    with pytest.raises(LostError, match=r"^rank 0 on .*: no progress in 0\.5 s"):
+        found[1].share(None)
+    over.set()
