@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from distconv.commit.recovery import check_settled, clean, leftovers
 from distconv.commit.staging import Staging
 from distconv.commit.target import Target, check_present, check_result, check_target
 from distconv.errors import InputError, LostError
-from distconv.formats.provenance import PROVENANCE_NAME, provenance_bytes, provenance_of
+from distconv.formats.provenance import PROVENANCE_NAME, provenance_bytes
 from distconv.formats.records import OutputFile
 from distconv.formats.registry import Options, format_named, tasks
 from distconv.models.library import Library
@@ -26,17 +26,17 @@ from distconv.planning.assign import assign
 from distconv.planning.describe import describe
 from distconv.planning.facts import Facts
 from distconv.planning.look import Chosen, look
-from distconv.planning.plan import Planned, plan_job
+from distconv.planning.plan import Planned, plan_job, shares_of
 from distconv.planning.report_file import ReportFile
 from distconv.planning.summary import plan_report, planned_processes
 from distconv.runtime.agreement import on_all, on_first, on_first_with_hand_out
 from distconv.runtime.hand_out import HandOut
-from distconv.runtime.measurement import cpu_seconds, peak_resident_bytes
+from distconv.runtime.measurement import peak_resident_bytes
 from distconv.runtime.processes import Processes
 from distconv.tensors.stored import SourceFile
 from distconv.transfer.batches import planned_reads
+from distconv.transfer.phases import Phases
 from distconv.transfer.sinks import Counters
-from distconv.transfer.sources import SourceFiles
 from distconv.transfer.surroundings import compare_surroundings
 from distconv.transfer.verify import Compared, compare_files, compare_replicas, together
 from distconv.transfer.write import write_beside, write_files
@@ -69,9 +69,34 @@ def run_job(
     told = on_first_with_hand_out(processes, found_facts, tasks(), options.io.threads, "reading the headers")
     facts = found or Facts.from_json(told)
     planned, _ = on_all(processes, lambda: plan_job(options, facts), lambda _: None, "planning")
-    _LOG.info("planned %d files from %s", len(planned.plan.files), options.source)
-    job = _Job(options, facts, planned, processes, observer, planning=time.monotonic() - start)
-    return {"plan": job.plan, "verify": job.verify, "convert": job.convert}[options.action]()
+    phases = Phases(processes, observer, lambda: facts.looked_at, time.monotonic() - start)
+    with phases.sources:
+        planned = _with_trained_rows(options, facts, planned, processes, phases)
+        _LOG.info("planned %d files from %s", len(planned.plan.files), options.source)
+        job = _Job(options, facts, planned, processes, observer, phases)
+        return {"plan": job.plan, "verify": job.verify, "convert": job.convert}[options.action]()
+
+
+def _with_trained_rows(
+    options: Options, facts: Facts, planned: Planned, processes: Processes, phases: Phases
+) -> Planned:
+    """The plan itself, if what it takes for padding of the vocabulary is that; else the one that keeps these rows."""
+    if not planned.padding:
+        return planned
+    share = shares_of(planned.padding, processes.size)[processes.rank]
+    counters, sources = Counters(lambda _: None, processes.progress), phases.sources
+    _, found = on_all(
+        processes,
+        lambda: compare_replicas(share, options.io, counters, sources, processes.alarmed),
+        lambda found: found,
+        "comparing padding of the vocabulary",
+    )
+    phases.counters.add(read=counters.read)
+    if not any(found):
+        return planned
+    again = replace(facts, trained_rows=True)
+    kept, _ = on_all(processes, lambda: plan_job(options, again), lambda _: None, "planning")
+    return replace(kept, padding=planned.padding)
 
 
 def _inspected(options: Options, chosen: Chosen | None, library: Library, processes: Processes) -> Outcome:
@@ -112,14 +137,7 @@ class _Job:
     """A planned job: its target, its report, and this process's share of the files, with counters."""
 
     def __init__(
-        self,
-        options: Options,
-        facts: Facts,
-        planned: Planned,
-        processes: Processes,
-        observer: Observer,
-        *,
-        planning: float,
+        self, options: Options, facts: Facts, planned: Planned, processes: Processes, observer: Observer, phases: Phases
     ) -> None:
         self._options, self._facts, self._planned = options, facts, planned
         self._processes, self._observer = processes, observer
@@ -129,10 +147,7 @@ class _Job:
         self._report_file = ReportFile(options.report)
         self._report = plan_report(options, planned, facts, self._target.result)
         self._files: Sequence[OutputFile] = assign(planned.plan.files, processes.size)[processes.rank]
-        self._counters = Counters(observer.advance, processes.progress)
-        self._sources = SourceFiles(lambda: facts.looked_at)
-        self._seconds = {"planning": planning}
-        self._remarks: list[str] = []
+        self._phases = phases
 
     def plan(self) -> Outcome:
         """The outcome of `action=plan`: the report with reads and memory of the planned processes."""
@@ -142,22 +157,24 @@ class _Job:
         def shares() -> list[dict[str, Any]]:
             self._check_inputs()
             reads = planned_reads(planned.plan, assign(planned.plan.files, count), options.io.buffer_bytes)
-            # Originals and duplicates of replicas are both read.
-            compared = (2 * sum(each.nbytes for each in share) for share in planned.shares_of_replicas(count))
-            return planned_processes(options, planned, count, map(sum, zip(reads, compared, strict=True)))
+            # Originals and duplicates are both read.
+            compared = (
+                [2 * sum(each.nbytes for each in share) for share in shares_of(copies, count)]
+                for copies in (planned.replicas, planned.padding)
+            )
+            return planned_processes(options, planned, count, map(sum, zip(reads, *compared, strict=True)))
 
         self._report["processes"] = on_first(self._processes, shares)
         return self._done()
 
     def convert(self) -> Outcome:
         """Write the result and give it its name; the outcome with measurements."""
-        staging = Staging(self._target, tell=self._observer.note, undisturbed=self._observer.undisturbed)
-        with staging, self._sources:
+        with Staging(self._target, tell=self._observer.note, undisturbed=self._observer.undisturbed) as staging:
 
             def claim() -> None:
                 self._check_inputs()
                 needed = sum(file.nbytes for file in self._planned.plan.files)
-                check_target(self._target, self._directories(), needed=needed)
+                check_target(self._target, self._facts.directories(self._options), needed=needed)
                 staging.claim(overwrite=self._options.overwrite)
 
             on_first(self._processes, claim)
@@ -174,9 +191,8 @@ class _Job:
             check_present(self._target)
 
         on_first(self._processes, check)
-        with self._sources:
-            self._begin()
-            compared, self._report["processes"] = self._compare()
+        self._begin()
+        compared, self._report["processes"] = self._compare()
         left = on_first(self._processes, lambda: [str(each) for each in leftovers(self._target.directory)])
         compared.notes.extend(left)
         return self._done(compared)
@@ -184,17 +200,8 @@ class _Job:
     def _check_inputs(self) -> None:
         """Whether what the result needs beside tensors is there, and the report has a place of its own."""
         self._planned.files.check_inputs()
-        self._report_file.check_place({**self._directories(), "target": self._target.result}, self._target.tracker)
-
-    def _directories(self) -> dict[str, Path]:
-        """The directories that the job reads, by option."""
-        options, reference = self._options, self._facts.reference
-        named = {
-            "source": options.source,
-            "text_source": options.text_source,
-            "reference": None if reference is None else Path(reference.directory),
-        }
-        return {key: directory for key, directory in named.items() if directory is not None}
+        read = self._facts.directories(self._options)
+        self._report_file.check_place({**read, "target": self._target.result}, self._target.tracker)
 
     def _begin(self) -> None:
         """Tell the plan, and refuse a source whose copies of a tensor differ."""
@@ -209,24 +216,22 @@ class _Job:
         if not found.differences:
             on_first(self._processes, lambda: self._report_file.write(self._report))
         _LOG.info("%s of %s is done", self._options.action, self._target.result)
-        return Outcome(report=self._report, differences=found.differences, notes=[*self._remarks, *found.notes])
+        return Outcome(report=self._report, differences=found.differences, notes=found.notes)
 
     def _compare_replicas(self) -> list[str]:
-        """The differences among tensors that the source stores several times; those that may be become notes."""
-        if not self._planned.replicas:
+        """The differences among tensors that the source stores several times."""
+        if not (replicas := self._planned.replicas):
             return []
-        share = self._planned.shares_of_replicas(self._processes.size)[self._processes.rank]
+        share = shares_of(replicas, self._processes.size)[self._processes.rank]
         io, alarmed = self._options.io, self._processes.alarmed
-        values, _ = self._phase(
+        values, _ = self._phases.run(
             "comparing copies in the source",
+            self._files,
             sum(each.nbytes for each in share),
-            lambda: compare_replicas(share, io, self._counters, self._sources, alarmed),
+            lambda: compare_replicas(share, io, self._phases.counters, self._phases.sources, alarmed),
             counted_as="comparing",
         )
-        notes = dict.fromkeys(note for _, found in values for note in found)
-        self._report["notes"] += [note for note in notes if note not in self._report["notes"]]
-        self._remarks = list(notes)
-        return [line for differences, _ in values for line in differences]
+        return [line for differences in values for line in differences]
 
     def _write(self, staging: Staging) -> list[Any]:
         """Write and commit the files; the measurements of all processes."""
@@ -236,19 +241,27 @@ class _Job:
         def commit() -> None:
             check_result(target, overwrite=self._options.overwrite)
             sizes = {path: size for value in values for path, size in value.items()}
-            sizes |= write_beside(staging.path, self._beside(), self._sources, durable=io.fsync)
+            sizes |= write_beside(staging.path, self._beside(), self._phases.sources, durable=io.fsync)
             staging.commit(sizes, durable=io.fsync)
 
         directory = Path(on_first(processes, lambda: str(staging.begin())))
         try:
-            values, measured = self._phase(
+            values, measured = self._phases.run(
                 "writing",
+                self._files,
                 sum(file.nbytes for file in self._files),
                 lambda: write_files(
-                    plan, self._files, directory, form, io, self._counters, self._sources, processes.alarmed
+                    plan,
+                    self._files,
+                    directory,
+                    form,
+                    io,
+                    self._phases.counters,
+                    self._phases.sources,
+                    processes.alarmed,
                 ),
             )
-            self._check_sources()
+            self._phases.check_sources(io.threads)
             on_first(processes, commit, "putting the result in place")
         except LostError as error:
             if processes.rank == 0:
@@ -264,62 +277,23 @@ class _Job:
         beside = self._planned.files.beside()
         if self._target.iteration is None:
             return beside
-        facts, options = self._facts, self._options
-        if facts.reference is not None:
-            reference: Path | None = Path(facts.reference.directory)
-        else:
-            # A model made from two directories has neither as its reference.
-            reference = None if options.text_source is not None else options.source
-        return {**beside, PROVENANCE_NAME: provenance_bytes(provenance_of(facts.model, reference, facts.scaling))}
+        return {**beside, PROVENANCE_NAME: provenance_bytes(self._facts.provenance(self._options))}
 
     def _compare(self) -> tuple[Compared, list[Any]]:
         """The differences between result and plan, and the measurements of all processes."""
         plan, form, result = self._planned.plan, self._planned.files, self._target.result
         io, alarmed = self._options.io, self._processes.alarmed
-        values, measured = self._phase(
+        values, measured = self._phases.run(
             "comparing",
+            self._files,
             sum(file.nbytes for file in self._files),
-            lambda: asdict(compare_files(plan, self._files, result, form, io, self._counters, self._sources, alarmed)),
+            lambda: asdict(
+                compare_files(plan, self._files, result, form, io, self._phases.counters, self._phases.sources, alarmed)
+            ),
         )
         beside, target = self._beside, self._target
         around = on_first(
-            self._processes, lambda: asdict(compare_surroundings(plan, form, beside(), self._sources, target))
+            self._processes, lambda: asdict(compare_surroundings(plan, form, beside(), self._phases.sources, target))
         )
-        self._check_sources()
+        self._phases.check_sources(io.threads)
         return together([around, *values]), measured
-
-    def _check_sources(self) -> None:
-        """Compare again, on every process, what it looked at and what it read: a mix of two sources is no result."""
-        on_all(self._processes, lambda: self._sources.check(self._options.io.threads), lambda _: None)
-
-    def _phase(
-        self, what: str, nbytes: int, phase: Callable[[], Any], *, counted_as: str = "transfer"
-    ) -> tuple[list[Any], list[Any]]:
-        """Run a phase on every process; the values and the measurements of all processes.
-
-        `nbytes` is this process's share in bytes; `counted_as` the name of the phase in the measurements.
-        """
-        start, cpu = time.monotonic(), cpu_seconds()
-
-        def begun() -> Any:
-            self._observer.begin(what, nbytes)
-            return phase()
-
-        def told(value: Any) -> dict[str, Any]:
-            self._seconds[counted_as] = time.monotonic() - start
-            return {
-                "value": value,
-                "rank": self._processes.rank,
-                "files": [file.path for file in self._files],
-                "bytes_read": self._counters.read,
-                "bytes_written": self._counters.written,
-                "seconds": self._seconds,
-                "cpu_seconds": {"transfer": cpu_seconds() - cpu},
-                "peak_bytes": peak_resident_bytes(),
-            }
-
-        try:
-            _, outcomes = on_all(self._processes, begun, told, what)
-            return [each.pop("value") for each in outcomes], outcomes
-        finally:
-            self._observer.end()

@@ -138,8 +138,8 @@ class CommonOptions(Record):
     vocab_size: int | None = option(
         _SIZE,
         None,
-        "new number of rows of the embedding and the head, not under published names; new rows are zeros",
-        unset="as it is",
+        "new number of rows of the embedding and the head; new rows are zeros",
+        unset="as it is; under published names without what only pads the vocabulary of the reference",
     )
     lora_only: bool = option(Truth(), False, "keep only the adapter tensors of a source that holds both")
     iteration: str | None = option(

@@ -52,26 +52,22 @@ class Takes:
 
 def refusals_of_whole_tensors(name: str) -> Mapping[str, str]:
     """The `refusals` of a format, by its name, that holds whole tensors under published names."""
-    return {
-        "layout": f"target_format={name} holds whole tensors; leave it out",
-        "vocab_size": "the published names have the vocabulary of the published model; leave it out",
-    }
+    return {"layout": f"target_format={name} holds whole tensors; leave it out"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
     """Tensors under published names, in a definition's spelling; what has no place among them; whether head is tied.
 
-    `notes`: sentences about them for the report; `replicas`: what is compared before anything is written. `bound`: they
-    were restored from parameters, so the definition has been applied to them.
+    `bound`: they were restored from parameters, so the definition has been applied to them. `rows`: the rows of the
+    vocabulary, where they are others than the configuration of the model says.
     """
 
     tensors: tuple[NamedTensor, ...]
     left_out: tuple[Unconverted, ...] = ()
     tied: bool = False
-    notes: tuple[str, ...] = ()
-    replicas: tuple[Replica, ...] = ()
     bound: bool = False
+    rows: int | None = None
 
 
 class SourceFacts(Protocol):
@@ -111,7 +107,7 @@ class Opened:
     without iterations. `config`: the source's own configuration, `None` if a reference has it. `adapters`: the source
     holds adapters alone, and `config` is their configuration. `read` maps the model to the facts of the source, and
     raises `InputError` for files that are damaged or not of this model. `held` lists the tensors in the files, whatever
-    the model; `summary` has further facts of the files as plain data.
+    the model; `summary` has further facts of the files as plain data, `notes` sentences about what is not read.
     """
 
     directory: Path
@@ -121,6 +117,7 @@ class Opened:
     summary: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
     adapters: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class Source(ABC):

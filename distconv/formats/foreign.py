@@ -43,12 +43,12 @@ _KINDS = (
         holds=_has_backend,
     ),
     _Foreign(
-        marks=("model_world_size_*_rank_*.pt", "actor/model_world_size_*_rank_*.pt"),
-        title="a checkpoint of verl, one file for each rank of FSDP",
+        marks=("model_world_size_*_rank_*.pt", "actor/model_world_size_*_rank_*.pt", "actor/dist_ckpt/metadata.json"),
+        title="a checkpoint of verl, one file for each rank",
         remedy="merge it with python -m verl.model_merger merge, and give the Hugging Face directory that it makes",
     ),
     _Foreign(
-        marks=("zero_to_fp32.py", "zero_pp_rank_*_optim_states.pt", "mp_rank_*_model_states.pt"),
+        marks=("zero_to_fp32.py", "*zero_pp_rank_*_optim_states.pt", "*mp_rank_*_model_states.pt"),
         title="a checkpoint of DeepSpeed",
         remedy="merge it with python zero_to_fp32.py SOURCE OUT, which DeepSpeed puts there, and give OUT with the "
         "config.json of the model",
@@ -61,13 +61,13 @@ _KINDS = (
 )
 
 
-def foreign_problem(directory: Path) -> str | None:
-    """What a directory is, and what to do, in words; `None` if it has no mark of another program."""
+def foreign_problem(directory: Path, key: str) -> str | None:
+    """What the directory of option `key` is, and what to do, in words; `None` if it has no mark of another program."""
     for place in (directory, *iterations_in(directory)):
         if any(next(place.glob(pattern), None) for pattern in _PUBLISHED):
             return None
         for kind in _KINDS:
             marks = (path for pattern in kind.marks for path in sorted(place.glob(pattern)))
             if (mark := next(filter(kind.holds, marks), None)) is not None:
-                return f"source={directory}: is {kind.title} ({mark.relative_to(directory)}); {kind.remedy}"
+                return f"{key}={directory}: is {kind.title} ({mark.relative_to(directory)}); {kind.remedy}"
     return None

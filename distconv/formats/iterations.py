@@ -71,3 +71,12 @@ def iteration_directory(directory: Path, iteration: str | None) -> Path:
     if name not in there:
         raise InputError(f"{says}: names {name}, which is not in {directory}; {holds}")
     return directory / name
+
+
+def chosen_iteration(directory: Path, chosen: Path) -> tuple[str, ...]:
+    """In words, which of several iterations of a source was chosen by its tracker; nothing if there is no other."""
+    others = [path.name for path in iterations_in(directory) if path != chosen]
+    if chosen.parent != directory or not others:
+        return ()
+    says = f"as {TRACKER_NAME} says; iteration=N takes another, of {named(others)}"
+    return (f"{directory}: of {len(others) + 1} iterations {chosen.name} is converted, {says}",)

@@ -24,7 +24,8 @@ class Reference:
     `config`: its `config.json`, of an adapter its `adapter_config.json`. `index`: its tensors, `None` without weights.
     `shards`: the file of each tensor by name, `None` where neither weights nor an index tell. `index_content`: the
     parsed content of its index file. `side_files`: the files that are no weights, by path below the directory.
-    `described_by`: the files of `config` and of the index; `index_file`: the latter.
+    `described_by`: the files of `config` and of the index; `index_file`: the latter. `notes`: what is in the directory
+    and not used, in sentences for the report.
     """
 
     directory: str
@@ -36,6 +37,7 @@ class Reference:
     side_files: Mapping[str, SourceFile] = field(default_factory=dict)
     described_by: tuple[SourceFile, ...] = ()
     index_file: SourceFile | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def looked_at(self) -> Iterator[SourceFile]:
@@ -72,6 +74,7 @@ class Reference:
             "side_files": {name: SourceFile.from_json(file) for name, file in data["side_files"].items()},
             "described_by": tuple(map(SourceFile.from_json, data["described_by"])),
             "index_file": None if index_file is None else SourceFile.from_json(index_file),
+            "notes": tuple(data["notes"]),
         }
         return Reference(**{**data, **read})
 
@@ -81,7 +84,8 @@ class Model:
     """The definition of a model, `None` if tensors keep their names, and its reference, `None` if it has none.
 
     `config` is the configuration of the model: the source's own, or the reference's; `config_path` names its file.
-    `scaling` is that of its adapters, `None` where nothing says it.
+    `scaling` is that of its adapters, `None` where nothing says it. `trained_rows`: training has trained rows of the
+    vocabulary beyond those of the configuration.
     """
 
     definition: Definition | None
@@ -89,6 +93,7 @@ class Model:
     config: Mapping[str, Any]
     config_path: str
     scaling: Scaling | None = None
+    trained_rows: bool = False
 
     @property
     def defined(self) -> Definition:

@@ -6,17 +6,21 @@ target. No other module names a format.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from distconv.errors import named
 from distconv.fields import Choice, Record, option
 from distconv.formats.base import Format
 from distconv.formats.dcp.format import Dcp
 from distconv.formats.dcp.options import DcpOptions
+from distconv.formats.foreign import foreign_problem
 from distconv.formats.huggingface.format import HuggingFace
 from distconv.formats.huggingface.options import HuggingFaceOptions
 from distconv.formats.megatron.format import Megatron
+from distconv.formats.model import MODEL_CONFIG
 from distconv.runtime.hand_out import Task
 
 
@@ -45,6 +49,20 @@ def format_named(name: str) -> Format[Options]:
 def format_of(directory: Path) -> Format[Options]:
     """The format of a directory: the one with the strongest evidence."""
     return max(FORMATS, key=lambda each: each.evidence(directory))
+
+
+def unknown_problem(directory: Path, key: str) -> str | None:
+    """Why the directory of option `key` is no checkpoint, in words, and what in it is one; `None` if it is one."""
+    if (problem := foreign_problem(directory, key)) or format_of(directory).evidence(directory):
+        return problem
+    within = sorted(path for path in directory.iterdir() if path.is_dir())
+    for path in within:
+        if problem := foreign_problem(path, key):
+            return problem
+    expected = f"is none of: {', '.join(each.title for each in FORMATS)} ({directory / MODEL_CONFIG}: no such file)"
+    if known := [path.name for path in within if format_of(path).evidence(path)]:
+        return f"{key}={directory}: {expected}; give one in it: {named(known)}"
+    return f"{key}={directory}: {expected}; it holds {named(sorted(os.listdir(directory)), 3) or 'nothing'}"
 
 
 def tasks() -> list[Task]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from distconv.errors import named
 from distconv.models.rules import ANY, Rule, SourcePattern
 from distconv.tensors.operators import OPERATORS
 
@@ -22,6 +23,7 @@ _BASE_LAYER = ".base_layer"
 _LORA = ".lora_"
 _OTHERWISE = re.compile(r"\.(modules_to_save|trainable_tokens_delta)(\.|$)")
 _WEIGHT, _BIAS = ".weight", ".bias"
+_OWN_NAME = re.compile(r"\.lora_[AB]\.(?!default\.|weight$)([^.]+)\.weight")
 _FACTOR = re.compile(rf"(.+){re.escape(_LORA)}([AB])(?:\.default)?{re.escape(_WEIGHT)}")
 
 
@@ -71,6 +73,17 @@ def saved_factor(name: str) -> str:
     """The name of a factor in files of PEFT; the inverse of `canonical_factor`."""
     found = factor_of(name)
     return name if found is None else f"{found[0]}{_LORA}{found[1]}{_WEIGHT}"
+
+
+def named_adapters_problem(names: Iterable[str]) -> str | None:
+    """What is wrong with factors of adapters that are not the one called default, in words; `None` without any."""
+    found = sorted({match[1] for name in names if (match := _OWN_NAME.search(name))})
+    if not found:
+        return None
+    return (
+        f"holds adapters of names of their own ({named(found)}), of which one at a time is converted; let PEFT save "
+        f"it: save_pretrained(DIR, selected_adapters=[{found[0]!r}])"
+    )
 
 
 def belongs_to_adapter(name: str) -> bool:

@@ -7,17 +7,29 @@ element type, or is marked optional. Knows no layout and reads no data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from math import prod
 
 from distconv.errors import InputError, counted, named, raise_if
+from distconv.models.adapters import named_adapters_problem
 from distconv.models.definition import FLOATING, Definition
-from distconv.models.names import Choices, Explanations, by_sources, experts_of, filled, layer_count, layers_of
+from distconv.models.names import (
+    Choices,
+    Explanations,
+    by_sources,
+    by_spelling,
+    experts_of,
+    filled,
+    layer_count,
+    layers_of,
+    pattern_of,
+)
 from distconv.models.parameters import Binding, Parameter, Recipe, Unconverted, target_name
 from distconv.models.rules import ANY, Rule
 from distconv.models.sizes import Sizes
+from distconv.models.wrappers import wrapping_problem
 from distconv.tensors.operators import OPERATORS
 from distconv.tensors.stored import SourceIndex, StoredTensor
 from distconv.tensors.virtual import select, whole
@@ -29,10 +41,11 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
     Raises:
         InputError: every source tensor that is missing, unknown, or of the wrong shape or element type, by name.
     """
-    problems: list[str] = []
-    stored = _canonical(definition, index, problems)
+    names, problems = by_spelling(index.tensors, definition.spelled, index.directory)
+    stored = {name: index.tensors[own] for name, own in names.items()}
     reasons = {rule: left_out(rule) for rule in definition.rules}
     wanted = [rule for rule in definition.rules if reasons[rule] is None]
+    quantised = _quantised(wanted, stored)
     modalities = sorted({rule.modality for rule in wanted})
     counts: Mapping[str, int] = {}
     try:
@@ -45,6 +58,7 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
         tied_head = definition.tied.head
     parameters: list[Parameter] = []
     owners: dict[str, Rule] = {}
+    missing: dict[str, list[str]] = {}
     unsized = False
     chosen = Choices(definition.rules, by_sources(stored))
     for rule in wanted:
@@ -62,7 +76,7 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
         parameters += applied.parameters
         problems += applied.wrong
         if applied.used or not (rule.optional or rule.target == tied_head):
-            problems += applied.missing
+            missing.setdefault(rule.modality, []).extend(applied.missing)
 
     explain = Explanations(definition, reasons, sizes)
     unconverted = []
@@ -72,11 +86,12 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
         reason = explain.reason(name) or explain.reason(stored[name].name)
         if reason is not None:
             unconverted.append(Unconverted(tensor=stored[name], reason=reason))
-        elif not (unsized and explain.fits(name)):
+        elif not (unsized and explain.fits(name)) and name.rpartition(".")[0] not in quantised:
             unknown.setdefault(explain.problem(name), []).append(stored[name].name)
+    problems += _missing(missing, {rule.modality for rule in owners.values()}, index.directory)
     left_over = [
-        f"{index.directory}: {counted(len(names), 'source tensor')} {what}: {named(names, 8)}"
-        for what, names in unknown.items()
+        *_of_quantised(quantised.values(), index.directory),
+        *_unknown(unknown, lambda name: explain.fits(name) and name not in stored, definition, index.directory),
     ]
     # First, since tensors missing in many layers would fill the screen.
     raise_if(left_over + problems)
@@ -90,14 +105,29 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
     )
 
 
-def _canonical(definition: Definition, index: SourceIndex, problems: list[str]) -> dict[str, StoredTensor]:
-    """The stored tensors by name in the definition's spelling; two with one name are added to `problems`."""
-    stored: dict[str, StoredTensor] = {}
-    for name, tensor in index.tensors.items():
-        other = stored.setdefault(definition.spelled(name), tensor)
-        if other is not tensor:
-            problems.append(f"{index.directory}: {other.name} and {name} are two spellings of the same tensor")
-    return stored
+def _unknown(
+    unknown: Mapping[str, list[str]], is_missing: Callable[[str], bool], definition: Definition, where: str
+) -> Iterator[str]:
+    """The problems of unknown tensors, by what they are; raises `InputError` where they have one cause."""
+    names = [name for names in unknown.values() for name in names]
+    cause = named_adapters_problem(names) or wrapping_problem(names, is_missing, definition)
+    if cause is not None:
+        raise InputError(f"{where}: {cause}")
+    for what, names in unknown.items():
+        yield f"{where}: {counted(len(names), 'source tensor')} {what}: {named(names, 8)}"
+
+
+def _missing(missing: Mapping[str, list[str]], held: Collection[str], where: str) -> Iterator[str]:
+    """The problems of missing tensors; one for all of a modality of which nothing is there, if there is of another."""
+    for modality, problems in missing.items():
+        if modality in held or not held or len(problems) < 2:
+            yield from problems
+        else:
+            others = ",".join(sorted(held))
+            yield (
+                f"{where}: holds nothing of the {modality} modality: {problems[0]}, and so are {len(problems) - 1} "
+                f"more; if that is right, select=[{others}] converts the rest"
+            )
 
 
 @dataclass(kw_only=True)
@@ -151,6 +181,21 @@ def _apply(
     return applied
 
 
+def _quantised(rules: list[Rule], stored: Mapping[str, StoredTensor]) -> Mapping[str, StoredTensor]:
+    """The tensors of other element types, by module: what else a module has, such as scales, goes with them."""
+    known = pattern_of(rules)
+    found = {name: each for name, each in stored.items() if each.dtype not in FLOATING and known.fullmatch(name)}
+    return {name.rpartition(".")[0]: each for name, each in found.items()}
+
+
+def _of_quantised(found: Iterable[StoredTensor], where: str) -> Iterator[str]:
+    if described := named((f"{each.name} is {each.dtype}" for each in found), 3):
+        yield (
+            f"{where}: {described}, expected one of {', '.join(FLOATING)}; quantised checkpoints cannot be converted, "
+            "only what they were made of"
+        )
+
+
 def _unexpected(
     rule: Rule, tensors: list[StoredTensor], expected: list[tuple[int | None, ...]], sizes: Sizes
 ) -> Iterator[str]:
@@ -162,11 +207,6 @@ def _unexpected(
             yield (
                 f"{tensor.file.path}: {tensor.name} has shape {list(tensor.shape)}, expected {sought}: "
                 f"{dims} ({rule.where})"
-            )
-        if tensor.dtype not in FLOATING:
-            yield (
-                f"{tensor.file.path}: {tensor.name} is {tensor.dtype}, expected one of {', '.join(FLOATING)}; "
-                "quantised checkpoints cannot be converted"
             )
     if len({tensor.dtype for tensor in tensors}) > 1:
         described = ", ".join(f"{tensor.name} is {tensor.dtype}" for tensor in tensors)

@@ -21,6 +21,17 @@ def filled(pattern: str, layer: int | None, expert: int | None, item: int | None
     return pattern
 
 
+def by_spelling(names: Iterable[str], spelled: Callable[[str], str], where: str) -> tuple[dict[str, str], list[str]]:
+    """The names in `where` by their spelling in a definition, and a problem for each that is there twice."""
+    found: dict[str, str] = {}
+    problems = []
+    for name in names:
+        other = found.setdefault(spelled(name), name)
+        if other != name:
+            problems.append(f"{where}: {other} and {name} are two spellings of the same tensor")
+    return found, problems
+
+
 def layers_of(rule: Rule, definition: Definition, sizes: Sizes, count: int) -> Iterable[tuple[int | None, int | None]]:
     """Pairs of item and layer of the parameters of a rule, whose modality has `count` layers.
 

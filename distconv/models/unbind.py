@@ -7,16 +7,15 @@ tensors, read from right to left, over what the parameters themselves are made o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
-from distconv.errors import JobError, raise_if
+from distconv.errors import JobError
 from distconv.models.names import filled
 from distconv.models.parameters import Binding, Parameter, Recipe, Unconverted
-from distconv.models.vocabulary import SIZE_NAME
 from distconv.tensors.compose import renumbered, substitute
 from distconv.tensors.stored import NamedTensor
-from distconv.tensors.virtual import VirtualTensor, gaps, invert, narrow
+from distconv.tensors.virtual import VirtualTensor, gaps, invert
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,45 +58,6 @@ def restore(published: Binding, parameters: Binding) -> Restored:
             tensors.append(NamedTensor(sources, tensor, name))
         left_out += [surplus for one, other in members if (surplus := _surplus(one, other)) is not None]
     return Restored(tensors=tuple(tensors), left_out=tuple(left_out))
-
-
-def with_vocabulary(published: Binding, tensors: Sequence[NamedTensor], rows: int, where: str) -> list[NamedTensor]:
-    """The tensors with the vocabulary of the model: rows that were only padding are left out.
-
-    Raises:
-        InputError: there are fewer rows than that.
-    """
-    names = _of_vocabulary(published)
-    result, problems = [], []
-    for each in tensors:
-        found = each.tensor.shape[0] if each.name in names else rows
-        if found < rows:
-            problems.append(f"{each.name}: the source has {found} rows of the vocabulary, {where} says {rows}")
-        elif found > rows:
-            each = replace(each, tensor=narrow(each.tensor, 0, 0, rows))  # noqa: PLW2901 - the same tensor with fewer rows
-        result.append(each)
-    raise_if(problems)
-    return result
-
-
-def beyond_vocabulary(published: Binding, tensors: Sequence[NamedTensor], rows: int) -> list[NamedTensor]:
-    """The rows that `with_vocabulary` leaves out, as tensors under the names of those that they belong to."""
-    names = _of_vocabulary(published)
-    return [
-        replace(each, tensor=narrow(each.tensor, 0, rows, each.tensor.shape[0] - rows))
-        for each in tensors
-        if each.name in names and each.tensor.shape[0] > rows
-    ]
-
-
-def _of_vocabulary(published: Binding) -> set[str]:
-    """The names of tensors whose rows are those of the vocabulary."""
-    return {
-        source.name
-        for each in published.parameters
-        for source, pattern in zip(each.sources, each.recipe.rule.sources, strict=True)
-        if pattern.dims[:1] == (SIZE_NAME,)
-    }
 
 
 def _inverted(published: Sequence[Recipe], stored: Sequence[Recipe]) -> list[VirtualTensor]:

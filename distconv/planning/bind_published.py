@@ -16,6 +16,7 @@ from distconv.formats.select import selection
 from distconv.models.adapters import factor_of
 from distconv.models.bind import bind
 from distconv.models.definition import Definition
+from distconv.models.vocabulary import SIZE_NAME
 from distconv.options import CommonOptions
 from distconv.tensors.stored import NamedTensor, SourceFile, SourceIndex, StoredTensor
 
@@ -45,10 +46,13 @@ def bind_published(published: Published, options: CommonOptions, model: Model, d
     tensors = {each.name: _stored(each, directory) for each in taken}
     reference = model.reference
     if options.fill_from_reference and reference is not None:
-        tensors = dict(_filling(reference, definition)) | tensors
+        # The head of a tied model is made of its embedding.
+        head = definition.tied_sources()[0] if published.tied else None
+        tensors = {name: each for name, each in _filling(reference, definition) if name != head} | tensors
         directory += f", filled from reference={reference.directory}"
     index = SourceIndex(directory=directory, tensors=tensors)
-    binding = bind(definition, model.sizes, index, selection(options, definition))
+    sizes = model.sizes if published.rows is None else model.sizes.having(**{SIZE_NAME: published.rows})
+    binding = bind(definition, sizes, index, selection(options, definition))
     if reference is not None and reference.index is not None:
         return ()
     unknown = [each.tensor.name for each in binding.unconverted if each.tensor.name in tensors]

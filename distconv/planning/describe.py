@@ -17,9 +17,10 @@ from distconv.formats.huggingface.directory import check_directory
 from distconv.formats.iterations import iterations_in
 from distconv.formats.model import Model
 from distconv.formats.provenance import read_provenance
-from distconv.formats.registry import FORMATS, Options, format_of
+from distconv.formats.registry import Options, format_of, unknown_problem
 from distconv.models.definition_parser import parse_definition
 from distconv.models.library import Library
+from distconv.planning.fit_vocabulary import fit_vocabulary
 from distconv.planning.look import Chosen, facts_of
 from distconv.runtime.hand_out import HandOut, here
 from distconv.tensors.dtypes import ITEM_SIZE
@@ -62,7 +63,7 @@ def describe(options: Options, chosen: Chosen | None, library: Library, hand_out
     if form.evidence(options.source):
         report |= {"source_format": form.name, "title": form.title}
     else:
-        report["problems"] = [f"{options.source}: is none of: {', '.join(each.title for each in FORMATS)}"]
+        report["problems"] = [str(unknown_problem(options.source, "source"))]
     try:
         opened = _opened(form, options, hand_out)
     except InputError as error:
@@ -121,7 +122,7 @@ def _of_model(
         }
     try:
         model = facts.bound_model()
-        return found | _of_source(form.source(options, facts.source, model), model)
+        return found | _of_source(form.source(options, facts.source, model), model, options)
     except InputError as error:
         return found | {"problems": error.problems}
 
@@ -135,7 +136,7 @@ def _nameless(opened: Opened, model_type: object) -> str:
     return f"no definition is for model_type {model_type!r}"
 
 
-def _of_source(source: Source, model: Model) -> dict[str, Any]:
+def _of_source(source: Source, model: Model, options: Options) -> dict[str, Any]:
     """What binding a source to its model tells.
 
     Raises:
@@ -146,18 +147,21 @@ def _of_source(source: Source, model: Model) -> dict[str, Any]:
     left_out = [f"{counted(count, 'tensor')} not converted: {reason}" for reason, count in reasons.items()]
     notes = [*source.notes, *left_out]
     try:
-        parameters = _parameters(source, model)
+        parameters = _parameters(source, model, options)
     except InputError as error:
         parameters = None
         notes += [f"not as it was published: {problem}" for problem in error.problems]
     return {**source.summary(), "parameters": parameters, "notes": notes}
 
 
-def _parameters(source: Source, model: Model) -> int:
-    """The number of parameters under published names; a head that is tied to the embedding is no other parameter."""
+def _parameters(source: Source, model: Model, options: Options) -> int:
+    """The number of parameters under published names, without rows beyond the vocabulary of the reference.
+
+    A head that is tied to the embedding is no other parameter.
+    """
     definition = model.defined
     head = definition.tied_sources()[0] if definition.is_tied(model.sizes) else None
-    published = source.published().tensors
+    published = fit_vocabulary(source.published(), options, model).published.tensors
     return sum(each.tensor.elements for each in published if definition.spelled(each.name) != head)
 
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from distconv.formats.base import SourceFacts
 from distconv.formats.model import MODEL_CONFIG, Model, Reference
+from distconv.formats.provenance import Provenance, provenance_of
 from distconv.formats.registry import format_named
 from distconv.models.definition_parser import parse_definition
 from distconv.models.scaling import Scaling
+from distconv.options import CommonOptions
 from distconv.tensors.stored import SourceFile
 
 
@@ -23,8 +26,9 @@ class Facts:
 
     `model` is the name of the model definition and `definition` its content, where there is one; `reference` is `None`
     for a source that describes itself; `scaling` is that of adapters, where it is known. `described_by`: files that say
-    something of the source beside its own and those of the reference. `parsed` is the model that rank 0 needed to read
-    the source; it is not shared.
+    something of the source beside its own and those of the reference. `trained_rows`: rows of the vocabulary beyond
+    those of the reference are known to be no padding. `notes` are sentences about what lies in the source and is not
+    read. `parsed` is the model that rank 0 needed to read the source; it is not shared.
     """
 
     kind: str
@@ -35,6 +39,8 @@ class Facts:
     iteration: str
     scaling: Scaling | None = None
     described_by: tuple[SourceFile, ...] = ()
+    trained_rows: bool = False
+    notes: tuple[str, ...] = ()
     parsed: Model | None = field(default=None, compare=False)
 
     @property
@@ -44,6 +50,22 @@ class Facts:
         yield from self.source.looked_at
         yield from () if self.reference is None else self.reference.looked_at
 
+    def directories(self, options: CommonOptions) -> dict[str, Path]:
+        """The directories that the job reads, by the option that names them."""
+        named = {
+            "source": options.source,
+            "text_source": options.text_source,
+            "reference": None if self.reference is None else Path(self.reference.directory),
+        }
+        return {key: directory for key, directory in named.items() if directory is not None}
+
+    def provenance(self, options: CommonOptions) -> Provenance:
+        """The record of a result that is made from the source."""
+        read = self.directories(options)
+        # A model made from two directories has neither as its reference.
+        reference = read.get("reference", None if "text_source" in read else read["source"])
+        return provenance_of(self.model, reference, self.scaling)
+
     def bound_model(self) -> Model:
         """The model of the job, made from its definition on first use.
 
@@ -51,12 +73,13 @@ class Facts:
             InputError: every problem of the definition.
         """
         if self.parsed is not None:
-            return self.parsed
+            return replace(self.parsed, trained_rows=self.trained_rows)
         reference = self.reference
         config = self.source.config if reference is None else reference.config
         assert config is not None
         directory = self.source.directory if reference is None else reference.directory
-        return replace(model_of(self.model, self.definition, reference, config, directory), scaling=self.scaling)
+        model = model_of(self.model, self.definition, reference, config, directory)
+        return replace(model, scaling=self.scaling, trained_rows=self.trained_rows)
 
     def to_json(self) -> dict[str, Any]:
         """The facts as plain JSON data, to be shared with other processes."""
@@ -79,7 +102,7 @@ class Facts:
         scaling = None if data["scaling"] is None else Scaling.parse(data["scaling"], data["scaling"]["where"])
         described_by = tuple(map(SourceFile.from_json, data["described_by"]))
         known = {"source": source, "reference": reference, "scaling": scaling, "described_by": described_by}
-        return Facts(**{**data, **known})
+        return Facts(**{**data, **known, "notes": tuple(data["notes"])})
 
 
 def model_of(

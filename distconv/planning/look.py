@@ -14,13 +14,21 @@ from typing import Any
 
 from distconv.errors import InputError, raise_if
 from distconv.formats.base import Format, Opened
-from distconv.formats.foreign import foreign_problem
 from distconv.formats.huggingface.directory import check_directory
 from distconv.formats.huggingface.peft_config import read_scaling
 from distconv.formats.huggingface.reference import read_reference
+from distconv.formats.iterations import chosen_iteration
 from distconv.formats.model import MODEL_CONFIG, Model, Reference
 from distconv.formats.provenance import PROVENANCE_NAME, Provenance, read_provenance
-from distconv.formats.registry import Options, format_named, format_of, source_contradictions, target_contradictions
+from distconv.formats.registry import (
+    Options,
+    format_named,
+    format_of,
+    source_contradictions,
+    target_contradictions,
+    unknown_problem,
+)
+from distconv.models.adapters import CONFIG_NAME
 from distconv.models.library import Library, head_of
 from distconv.models.scaling import Scaling
 from distconv.planning.facts import Facts, model_of
@@ -41,7 +49,7 @@ def look(options: Options, chosen: Chosen | None, library: Library, hand_out: Ha
     """
     raise_if(list(target_contradictions(options)))
     check_directory(options.source, "source")
-    raise_if([problem] if (problem := foreign_problem(options.source)) else [])
+    raise_if([problem] if (problem := unknown_problem(options.source, "source")) else [])
     form = format_of(options.source)
     raise_if(list(source_contradictions(options, form)))
     adapters = chosen is not None and chosen[1].get("adapters") == "only"
@@ -74,6 +82,7 @@ def facts_of(
     name, content = model.chosen or (None, {})
     parsed = model_of(name, content, reference, config, directory)
     scaling = _scaling(parsed, opened, record, seen)
+    chosen_here = chosen_iteration(options.source, opened.directory) if options.iteration is None else ()
     parsed = replace(parsed, scaling=scaling)
     return Facts(
         kind=form.name,
@@ -84,6 +93,7 @@ def facts_of(
         iteration=opened.iteration,
         scaling=scaling,
         described_by=tuple(seen),
+        notes=(*chosen_here, *opened.notes),
         parsed=parsed,
     )
 
@@ -149,7 +159,17 @@ class _Choice:
             InputError: no definition is for it, and one is needed; or the chosen one is for another.
         """
         if self.chosen is None:
+            if is_adapter:
+                raise InputError(
+                    f"{directory}: is an adapter, and its {CONFIG_NAME} says no sizes; give the directory of the "
+                    "model, or, if adapters are converted, +model=NAME_lora"
+                )
             self.chosen = _recognised(config, directory, self.library, needed=needed)
+        elif is_adapter and self.chosen[1].get("adapters") is None:
+            raise InputError(
+                f"{directory}: is an adapter, and the source is {self.chosen[0]}, which has none; give the directory "
+                "of the model that training began with"
+            )
         if self.chosen is not None and not is_adapter:
             self._check(*self.chosen, config.get("model_type"), directory)
 

@@ -17,14 +17,12 @@ from distconv.tensors.virtual import Copy, VirtualTensor, concat, narrow, zeros
 class Replica:
     """A tensor that is stored once more: `copy`, a view of one stored tensor, must be equal to `original`.
 
-    `reason` says in words why, and what to do where they differ; where a difference is no failure (`must_agree` is
-    false), what it means.
+    `reason` says in words why, and what to do where they differ.
     """
 
     original: Assembled
     copy: Assembled
     reason: str = "ranks that hold the same parameter must agree"
-    must_agree: bool = True
 
     @property
     def nbytes(self) -> int:
@@ -32,7 +30,7 @@ class Replica:
         return self.copy.nbytes
 
 
-def replicas_of(original: Assembled, copy: Assembled, reason: str, *, must_agree: bool = True) -> Iterator[Replica]:
+def replicas_of(original: Assembled, copy: Assembled, reason: str) -> Iterator[Replica]:
     """The replicas, one for each stored box, that are all equal where a copy equals an original of its shape."""
     for box in copy.tensor.copies:
         origin = (0,) * len(box.shape)
@@ -41,18 +39,14 @@ def replicas_of(original: Assembled, copy: Assembled, reason: str, *, must_agree
             Assembled(original.sources, box_of(original.tensor, box.target_start, box.shape)),
             Assembled((copy.sources[box.operand],), view),
             reason,
-            must_agree,
         )
 
 
-def as_padding(rows: Assembled, reason: str) -> Iterator[Replica]:
-    """The replicas that are equal where rows are padding: all equal to the first, or a single one zeros.
-
-    A difference is no failure; `reason` says what it means.
-    """
+def as_padding(rows: Assembled) -> Iterator[Replica]:
+    """The replicas that are equal where rows are padding: all equal to the first, or a single one zeros."""
     table = rows.tensor
     first, count = narrow(table, 0, 0, 1), table.shape[0]
     original, copy = zeros(table.dtype, first.shape), first
     if count > 1:
         original, copy = concat([first] * (count - 1)), narrow(table, 0, 1, count - 1)
-    yield from replicas_of(Assembled(rows.sources, original), Assembled(rows.sources, copy), reason, must_agree=False)
+    yield from replicas_of(Assembled(rows.sources, original), Assembled(rows.sources, copy), "padding is equal")

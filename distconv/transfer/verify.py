@@ -122,8 +122,8 @@ def _offsets(form: FileFormat, path: Path, file: OutputFile, entries: Sequence[E
 
 def compare_replicas(
     copies: Sequence[Replica], io: InputOutput, counters: Counters, sources: SourceFiles, must_stop: Callable[[], bool]
-) -> tuple[list[str], list[str]]:
-    """Compare stored copies of the source with what they are copies of; the differences, and those that may be.
+) -> list[str]:
+    """Compare stored copies of the source with what they are copies of; the differences.
 
     Raises:
         InputError: the source is being changed; nothing has been written yet.
@@ -138,9 +138,7 @@ def compare_replicas(
         differing = _differing(work, starts, sources, ByPath(sources, copied), io, counters, must_stop)
     except SourceChangedError as error:
         raise InputError(error.problems) from None
-    found = [starts[place] for place in differing]
-    failures = dict.fromkeys(_difference(each) for each in found if each.must_agree)
-    return list(failures), list(dict.fromkeys(each.reason for each in found if not each.must_agree))
+    return list(dict.fromkeys(_difference(starts[place]) for place in differing))
 
 
 def comparison(replica: Replica) -> Work:

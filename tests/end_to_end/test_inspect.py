@@ -143,12 +143,12 @@ def test_a_directory_that_is_no_checkpoint(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "other" / "sub").mkdir(parents=True)
     (tmp_path / "other" / "a.txt").write_text("text")
-    for name in ("empty", "other"):
+    for name, holds in (("empty", "nothing"), ("other", "a.txt, sub")):
         report = described(tmp_path / name)
         assert (report["source_format"], report["title"], report["bytes"]) == (None, None, None)
         assert report["problems"][0] == (
-            f"{tmp_path}/{name}: is none of: a Hugging Face directory, a Megatron checkpoint, "
-            "a torch.distributed.checkpoint"
+            f"source={tmp_path}/{name}: is none of: a Hugging Face directory, a Megatron checkpoint, "
+            f"a torch.distributed.checkpoint ({tmp_path}/{name}/config.json: no such file); it holds {holds}"
         )
         assert "format   unknown" in inspection_text(report, tensors=True)
     for name, words in (("nowhere", "no such directory"), ("other/a.txt", "expected a directory, found a file")):

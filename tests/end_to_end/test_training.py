@@ -217,8 +217,8 @@ def changed(**tensors: torch.Tensor | None) -> Rewrite:
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({NORM: None}, f"1 tensors are missing: model/{NORM}"),
-        ({"a.weight": torch.ones(2)}, "1 tensors that no rule of model definition qwen2vl knows: model/a.weight"),
+        ({NORM: None}, f"1 tensor is missing: model/{NORM}"),
+        ({"a.weight": torch.ones(2)}, "1 tensor that no rule of model definition qwen2vl knows: model/a.weight"),
         (
             {NORM: torch.ones(3, dtype=torch.bfloat16)},
             f"model/{NORM} has shape [3], expected [{HIDDEN}] (rule ",

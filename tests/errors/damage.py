@@ -58,6 +58,18 @@ def with_tensors(*names: str) -> Change:
     return change
 
 
+def renamed(pattern: str, *, old: str = "", new: str = "") -> Change:
+    """Give all tensors the name that a pattern makes of theirs, with `new` for `old`."""
+
+    def change(case: dict[str, Any]) -> None:
+        tensors = case["source_tensors"].items()
+        case["source_tensors"] = {
+            pattern.format(name.replace(old, new) if old else name): each for name, each in tensors
+        }
+
+    return change
+
+
 def sized(pattern: str, **dims: int) -> Change:
     """Give tensors another size in some dims: `rows` is dim 0, `columns` dim 1."""
 

@@ -28,6 +28,7 @@ from tests.errors.damage import (
     header_length,
     index,
     longer,
+    renamed,
     sized,
     sparse,
     typed,
@@ -64,6 +65,27 @@ SOURCES = {
     ),
     "the source is a file": Refusal(
         options={"source": SHARD}, says=[f"source={SHARD}", "expected a directory, found a file"]
+    ),
+    "the source is no checkpoint": Refusal(
+        files=[written("other/model.gguf", "")],
+        options={"source": "other", "target_format": "dcp", "naming": "hf"},
+        says=["source=other: is none of: a Hugging Face directory", "it holds model.gguf"],
+        never=["reference", "already"],
+    ),
+    "the source is above a checkpoint": Refusal(
+        files=[written("run/checkpoint-20/config.json", "{}"), written("run/trainer_state.json", "{}")],
+        options={"source": "run"},
+        says=["source=run: is none of: ", "give one in it: checkpoint-20"],
+    ),
+    "the source is above a checkpoint of another program": Refusal(
+        files=[written("run/global_step10/mp_rank_00_model_states.pt", ""), written("run/latest", "global_step10")],
+        options={"source": "run"},
+        says=["source=run/global_step10: is a checkpoint of DeepSpeed"],
+    ),
+    "the language model is in the cache": Refusal(
+        files=[written("cache/snapshots/abc/config.json", "{}")],
+        options={"text_source": "cache"},
+        says=["text_source=cache: is a directory of the Hugging Face cache"],
     ),
     "the source holds no shard": Refusal(
         files=[written("empty/config.json", "{}")], options={"source": "empty"}, says=["empty: holds no"]
@@ -111,6 +133,19 @@ SOURCES = {
     "the index names a shard elsewhere": Refusal(
         files=[index(lambda shards: shards.update({FIRST: "../model.safetensors"}))],
         says=[INDEX, FIRST, "'../model.safetensors'"],
+    ),
+    "a single file beside an index that does not name it": Refusal(
+        files=[written("hf/model.safetensors", "")],
+        says=["hf: holds model.safetensors beside model.safetensors.index.json", "does not name it", "remove"],
+    ),
+    "the same in the directory of the language model": Refusal(
+        files=[
+            written("text/config.json", "{}"),
+            written("text/pytorch_model.bin.index.json", '{"weight_map": {"a": "b.bin"}}'),
+            written("text/pytorch_model.bin", ""),
+        ],
+        options={"text_source": "text"},
+        says=["text: holds pytorch_model.bin beside pytorch_model.bin.index.json"],
     ),
     "a shard is a byte too short": Refusal(files=[longer(SHARD, -1)], says=[f"{SHARD}: ", "truncated"]),
     "a shard is cut in half": Refusal(files=[longer(SHARD, -50_000)], says=[f"{SHARD}: ", "truncated"]),
@@ -161,6 +196,26 @@ SOURCES = {
         says=["model.layers.3.self_attn.q_proj.weight is missing", "model.norm.weight is missing"],
     ),
     "an untied model without a head": Refusal(model=[without("lm_head.weight")], says=["lm_head.weight is missing"]),
+    "the names of a wrapped model": Refusal(
+        model=[renamed("module._orig_mod.{}")],
+        says=["hf: module._orig_mod. is in front of the names of", "'model.renamed_prefixes=[[module._orig_mod.,"],
+        never=["no rule", "is missing"],
+    ),
+    "names with modules that wrap others": Refusal(
+        model=[renamed("{}", old="mlp.", new="mlp._checkpoint_wrapped_module.")],
+        says=["_checkpoint_wrapped_module, are in the names of", "save the state dict of the model without them"],
+        never=["no rule", "is missing"],
+    ),
+    "the vision encoder is missing": Refusal(
+        model=[without("visual.*")],
+        says=["hf: holds nothing of the vision modality", "visual.patch_embed.proj.weight", "select=[text]"],
+        never=["visual.blocks.1."],
+    ),
+    "quantised weights with their scales": Refusal(
+        model=[typed("*_proj.weight", "float8_e4m3fn"), with_tensors("model.layers.0.mlp.up_proj.weight_scale_inv")],
+        says=["proj.weight is float8_e4m3fn", "quantised checkpoints cannot be converted"],
+        never=["no rule"],
+    ),
     "one tensor in two spellings": Refusal(
         model=[with_tensors("model.language_model.norm.weight")],
         says=["model.norm.weight", "model.language_model.norm.weight"],
@@ -333,8 +388,9 @@ DCPS = {
     "packed experts under Megatron names": Refusal(
         options={**DCP, "packed_experts": "keep"}, says=["packed_experts: goes with target_format=dcp and naming=hf"]
     ),
-    "another vocabulary under published names": Refusal(
-        options={**PUBLISHED, "vocab_size": "128"}, says=["vocab_size: "]
+    "another vocabulary where there is none": Refusal(
+        options={"vocab_size": "128", "select": "[vision]"},
+        says=["vocab_size=128: nothing that is converted has a vocabulary"],
     ),
     "a head written for an untied model, published names": Refusal(
         options={**PUBLISHED, "tied_head": "write"}, says=["tied_head=write", "tied"]

@@ -69,6 +69,9 @@ PUBLISHED_DCP = {"source": "dcp"}
 VISION = {"source": "vision", "reference": "moe_hf", "target_format": "megatron"}
 NO_REFERENCE: Mapping[str, str | None] = {"reference": None}
 
+# An empty file of safetensors.
+SAFETENSORS = "\2\0\0\0\0\0\0\0{}"
+
 REFERENCES = {
     "nothing says what the model was": Refusal(
         files=[deleted("mm/release/distconv.json")],
@@ -87,6 +90,25 @@ REFERENCES = {
     ),
     "no such reference": Refusal(
         options={"reference": "nowhere"}, says=["reference=nowhere: no such directory"], never=["remembers"]
+    ),
+    "the reference is in the cache": Refusal(
+        files=[written("cache/snapshots/abc/config.json", "{}")],
+        options={"reference": "cache"},
+        says=["reference=cache: is a directory of the Hugging Face cache", "one snapshot"],
+    ),
+    "the reference is an adapter": Refusal(
+        files=[written("adapter/adapter_config.json", "{}"), written("adapter/adapter_model.safetensors", SAFETENSORS)],
+        options={"reference": "adapter"},
+        says=["adapter: is an adapter, and the source is qwen2vl, which has none", "give the directory of the model"],
+    ),
+    "the reference is an adapter, and nothing is remembered": Refusal(
+        files=[
+            deleted("mm/release/distconv.json"),
+            written("adapter/adapter_config.json", "{}"),
+            written("adapter/adapter_model.safetensors", SAFETENSORS),
+        ],
+        options={"reference": "adapter"},
+        says=["adapter: is an adapter", "+model=NAME_lora"],
     ),
     "the reference has no config.json": Refusal(
         files=[deleted("hf/config.json")], says=["hf/config.json: no such file", "reference"]
@@ -109,11 +131,16 @@ REFERENCES = {
         files=[fields("hf/config.json", hidden_size=96)], says=["hidden_size in config.json", "96", "48"]
     ),
     "the reference has a larger vocabulary than its weights and the source": Refusal(
-        files=[fields("hf/config.json", vocab_size=4096)], says=["104", "4096", "rows", "reference=hf"]
+        files=[fields("hf/config.json", vocab_size=4096)],
+        says=["104", "4096", "rows", "reference=hf", "vocab_size=104"],
     ),
     "the reference is tied, the source is not": Refusal(
         options={"reference": "tied_hf"},
         says=[f"mp_rank_01_001/{FILE}: {HEAD} differs from {EMBEDDING} in ", "tie_word_embeddings", "tied_head=keep"],
+    ),
+    "the reference holds a single file beside its index": Refusal(
+        files=[written("hf/model.safetensors", "")],
+        says=["hf: holds model.safetensors beside model.safetensors.index.json", "does not name it"],
     ),
     "the reference names tensors that the source does not have": Refusal(
         options={"select": "[vision]"},
@@ -168,7 +195,7 @@ MEGATRON = {
     ),
     "a tensor that no rule knows": Refusal(
         files=[with_tensor(RANK, "text_decoder.adapter.weight", torch.ones(2))],
-        says=[f"{RANK}/{FILE}: 1 tensors that no rule", "qwen2vl", "model/text_decoder.adapter.weight"],
+        says=[f"{RANK}/{FILE}: 1 tensor that no rule", "qwen2vl", "model/text_decoder.adapter.weight"],
     ),
     "replicas that differ": Refusal(
         files=[tensor(RANK, NORM, lambda each: each + 1)],
@@ -284,6 +311,19 @@ DCPS = {
         files=[metadata(METADATA, lambda found: setattr(found, "planner_data", Malicious()))],
         says=[f"{METADATA}: names posix.system", "nothing of the file was executed"],
     ),
+    "a tensor of the model is missing": Refusal(
+        files=[metadata(METADATA, lambda found: found.state_dict_metadata.pop(ENTRY) and None)],
+        says=[
+            "reference=hf: names 1 tensor that the source does not have: model.norm.weight",
+            "is the source complete",
+        ],
+        never=["fill_from_reference"],
+    ),
+    "a tensor of another shape": Refusal(
+        files=[fields("hf/config.json", intermediate_size=80)],
+        options={"target_format": "megatron"},
+        says=["dcp/release/__0_", "mlp.gate_proj.weight has shape [88, 48], expected [80, 48]"],
+    ),
     "a prefix that does not fit": Refusal(
         options={"name_prefix": "module."}, says=["name_prefix=module.", "expected name_prefix=model.module."]
     ),
@@ -325,9 +365,6 @@ OPTIONS = {
     "a layout for a Hugging Face directory": Refusal(
         options={"layout.tp": "2", "layout.pp": "2"},
         says=["layout.tp: target_format=hf holds whole tensors; leave it out", "layout.pp: "],
-    ),
-    "another vocabulary for a Hugging Face directory": Refusal(
-        options={"vocab_size": "128"}, says=["vocab_size: ", "leave it out"]
     ),
     "names for a Hugging Face directory": Refusal(
         options={"naming": "hf"}, says=["naming: goes with target_format=dcp"]

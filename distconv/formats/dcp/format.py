@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distconv.errors import InputError
+from distconv.errors import InputError, named
 from distconv.formats.base import (
     Evidence,
     Format,
@@ -24,7 +24,7 @@ from distconv.formats.base import (
 )
 from distconv.formats.dcp.chunks import locate_chunks
 from distconv.formats.dcp.files import DcpFiles
-from distconv.formats.dcp.index import open_dcp
+from distconv.formats.dcp.index import DcpDirectory, open_dcp
 from distconv.formats.dcp.live_model import flattened, with_tied_head
 from distconv.formats.dcp.metadata import METADATA
 from distconv.formats.dcp.options import DcpOptions
@@ -38,7 +38,7 @@ from distconv.layout.request import Layout
 from distconv.layout.shards import cut_recipes
 from distconv.layout.tied_head import resolve_head
 from distconv.models.parameters import Unconverted
-from distconv.models.vocabulary import resize_vocabulary
+from distconv.models.vocabulary import resize_vocabulary, resizing_of
 from distconv.runtime.hand_out import HandOut
 from distconv.tensors.stored import NamedTensor
 
@@ -58,7 +58,7 @@ class Dcp(Format[DcpOptions]):
             "naming": "",
             "packed_experts": "naming=hf",
             "tied_head": "",
-            "vocab_size": "naming=megatron",
+            "vocab_size": "",
             "fill_from_reference": "naming=hf",
         },
         either=frozenset({"name_prefix"}),
@@ -81,6 +81,7 @@ class Dcp(Format[DcpOptions]):
             iteration=iteration_of(opened.directory.resolve()) or RELEASE,
             read=partial(read_dcp, opened, prefix, hand_out),
             held=opened.held,
+            notes=_of_unread(opened),
         )
 
     def facts_from_json(self, data: Mapping[str, Any]) -> DcpFacts:
@@ -102,7 +103,8 @@ class Dcp(Format[DcpOptions]):
         prefix = options.name_prefix or ""
         named = [replace(each, name=prefix + each.name) for each in tensors]
         plan = make_dcp_plan(named, left_out, options.naming)
-        return PlannedResult(plan=plan, files=DcpFiles(plan))
+        notes = () if published else resizing_of(source.parameters(), options.vocab_size)
+        return PlannedResult(plan=plan, files=DcpFiles(plan), notes=notes)
 
     def source_words(self, report: Mapping[str, Any]) -> list[str]:
         """The naming of the source, and its prefix."""
@@ -116,6 +118,12 @@ class Dcp(Format[DcpOptions]):
         return [
             f"dcp      {dcp['tensors']} tensors in {dcp['chunks']} chunks, {dcp['naming']} names: {dcp['example']} …"
         ]
+
+
+def _of_unread(opened: DcpDirectory) -> tuple[str, ...]:
+    """What lies in the directory and is not read, in sentences."""
+    unread = sorted({path.name for path in opened.directory.glob("*.distcp")} - opened.metadata.files)
+    return (f"{opened.directory}: not read: {named(unread)}: {METADATA} names nothing in them",) if unread else ()
 
 
 def _parameters(options: DcpOptions, source: Source, model: Model) -> _Tensors:

@@ -64,10 +64,14 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """The tensors of a checkpoint by flat name, and the names of its other entries (numbers, hyperparameters, rng)."""
+    """The tensors of a checkpoint by flat name, and the names of its other entries (numbers, hyperparameters, rng).
+
+    `files`: the names of the files that hold them.
+    """
 
     tensors: Mapping[str, Entry]
     others: tuple[str, ...]
+    files: frozenset[str] = frozenset()
 
 
 def read_metadata(path: Path, seen: list[SourceFile] | None = None) -> Metadata:
@@ -101,14 +105,15 @@ def read_metadata(path: Path, seen: list[SourceFile] | None = None) -> Metadata:
         others = tuple(_text(name) for name in entries if name not in tensors)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise InputError(f"{path}: its metadata is damaged: {error}") from None
+    files = frozenset(place.file for found in places.values() for place in found)
     raise_if(
         [
             f"{path}: refers to the file {file!r}, which is not a name in this directory; no such name is followed"
-            for file in sorted({place.file for found in places.values() for place in found})
+            for file in sorted(files)
             if not is_file_name(file)
         ]
     )
-    return Metadata(tensors=tensors, others=others)
+    return Metadata(tensors=tensors, others=others, files=files)
 
 
 def _load(path: Path) -> tuple[Any, list[str], SourceFile]:

@@ -1,23 +1,15 @@
-"""The prefix that training put in front of the names of a model, and the wrapper modules inside them.
+"""The prefix that training put in front of the names of a model.
 
 Owns the matching of names in a checkpoint with names of a model definition. Pure: sees names, never tensors.
 """
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 
 from distconv.errors import InputError, named, raise_if
-
-# Modules that FSDP, torch.compile and activation checkpointing wrap around others; some versions leave them in names.
-_WRAPPERS = re.compile(r"(?<![^.])(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
-
-
-def unwrapped(name: str) -> str:
-    """The name without wrapper modules."""
-    return _WRAPPERS.sub("", name)
+from distconv.models.wrappers import unwrapped
 
 
 def find_prefix(found: Collection[str], known: Collection[str], given: str | None = None) -> str:
@@ -76,6 +68,11 @@ def names_under(found: Collection[str], prefix: str) -> Mapping[str, str]:
                 )
     raise_if(problems)
     return names
+
+
+def is_under_prefix(name: str, known: set[str]) -> bool:
+    """Whether a name of a checkpoint is one of the known names, under any prefix."""
+    return bool(_matches([name], known))
 
 
 def _matches(found: Collection[str], known: set[str]) -> dict[str, set[str]]:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache
 from math import prod
 from typing import Any
 
+from distconv.errors import raise_if
 from distconv.formats.base import Published, Source
 from distconv.formats.dcp.index import DcpDirectory, DcpIndex, locate
 from distconv.formats.dcp.known_names import known_parameters, known_tensors
-from distconv.formats.dcp.prefix import find_prefix, names_under
+from distconv.formats.dcp.prefix import find_prefix, is_under_prefix, names_under
 from distconv.formats.iterations import RELEASE, VERSION_KEY
 from distconv.formats.megatron.bind import MegatronBinding
-from distconv.formats.megatron.expected import NOWHERE
 from distconv.formats.megatron.index import MegatronIndex, RankFile
 from distconv.formats.megatron.source import bound, restored
 from distconv.formats.model import Model
@@ -25,8 +25,9 @@ from distconv.formats.select import check_taken_whole, selection
 from distconv.formats.torch_zip.archive import ArchivedTensor
 from distconv.layout.request import SourceLayout
 from distconv.models.bind import bind
-from distconv.models.names import pattern_of
+from distconv.models.names import by_spelling, pattern_of
 from distconv.models.parameters import Binding, Parameter, Recipe
+from distconv.models.vocabulary import with_rows_of
 from distconv.options import CommonOptions
 from distconv.runtime.hand_out import HandOut
 from distconv.tensors.compose import renumbered, split_dim, substitute
@@ -39,13 +40,15 @@ PUBLISHED, MEGATRON = "hf", "megatron"
 class DcpFacts:
     """The tensors of a model, named without their `prefix`; `naming`: published or Megatron-side.
 
-    `others`: descriptions of the entries that are no tensors of the model.
+    `others`: descriptions of the entries that are no tensors of the model; `copies`: of those that have names of its
+    tensors, under another prefix.
     """
 
     index: DcpIndex
     naming: str
     prefix: str
     others: tuple[str, ...]
+    copies: tuple[str, ...] = ()
 
     @property
     def directory(self) -> str:
@@ -69,7 +72,8 @@ class DcpFacts:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> DcpFacts:
         """The facts in the data of `to_json`."""
-        return DcpFacts(**{**data, "index": DcpIndex.from_json(data["index"]), "others": tuple(data["others"])})
+        lists = {key: tuple(data[key]) for key in ("others", "copies")}
+        return DcpFacts(**{**data, "index": DcpIndex.from_json(data["index"]), **lists})
 
 
 def read_dcp(opened: DcpDirectory, given: str | None, hand_out: HandOut, model: Model) -> DcpFacts:
@@ -86,8 +90,16 @@ def read_dcp(opened: DcpDirectory, given: str | None, hand_out: HandOut, model: 
     wanted = {full: bare for bare, full in names.items()}
     located = locate(opened, wanted.__contains__, hand_out)
     naming = PUBLISHED if len(tensors & names.keys()) >= len(parameters & names.keys()) else MEGATRON
-    others = sorted({*opened.metadata.others, *(found.keys() - wanted.keys())} - {VERSION_KEY})
-    return DcpFacts(index=located.renamed(wanted), naming=naming, prefix=prefix, others=_summarised(others))
+    known = tensors | parameters
+    copies = {name for name in found.keys() - wanted.keys() if is_under_prefix(name, known)}
+    others = {*opened.metadata.others, *(found.keys() - wanted.keys())} - {VERSION_KEY} - copies
+    return DcpFacts(
+        index=located.renamed(wanted),
+        naming=naming,
+        prefix=prefix,
+        others=_summarised(sorted(others)),
+        copies=_summarised(sorted(copies)),
+    )
 
 
 def _summarised(names: Collection[str]) -> tuple[str, ...]:
@@ -102,8 +114,14 @@ def _summarised(names: Collection[str]) -> tuple[str, ...]:
 class _DcpSource(Source):
     def __init__(self, options: CommonOptions, facts: DcpFacts, model: Model) -> None:
         self._options, self._facts, self._model = options, facts, model
-        self.notes: tuple[str, ...] = tuple(
-            f"not carried over: {name}: training state; only the model is converted" for name in facts.others
+        under = f"under the prefix {facts.prefix}" if facts.prefix else "without a prefix"
+        self.notes: tuple[str, ...] = (
+            *(f"not carried over: {name}: training state; only the model is converted" for name in facts.others),
+            *(
+                f"not carried over: {name}: named as tensors of the model are, but what is {under} is converted; "
+                "name_prefix= chooses"
+                for name in facts.copies
+            ),
         )
 
     def summary(self) -> dict[str, Any]:
@@ -137,11 +155,7 @@ class MegatronNamedDcp(_DcpSource):
 
     def published(self) -> Published:
         """The published tensors of the parameters."""
-        return self._published
-
-    @cached_property
-    def _published(self) -> Published:
-        return restored(self._bound, self._parameters, self._model)
+        return restored(self._bound, self._parameters)
 
 
 class PublishedDcp(_DcpSource):
@@ -151,12 +165,17 @@ class PublishedDcp(_DcpSource):
         super().__init__(options, facts, model)
         definition, sizes = model.defined, model.sizes
         packed = pattern_of(rule for rule in definition.rules if rule.packs_experts)
+        count = definition.expert_count(sizes)
+
+        def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+            """Whether packed experts are held as a matrix; where it does not divide, binding says what is wrong."""
+            fits = count is not None and len(shape) == 2 and count and not shape[0] % count
+            return bool(fits and packed.fullmatch(definition.spelled(name)))
+
         # Packed experts have three dims, also if training held them as a matrix.
-        experts = cache(lambda tensor: split_dim(tensor, 0, definition.expert_count(sizes) or 0))
+        experts = cache(lambda tensor: split_dim(tensor, 0, count or 0))
         self._tensors = {
-            name: replace(each, tensor=experts(each.tensor))
-            if len(each.tensor.shape) == 2 and packed.fullmatch(definition.spelled(name))
-            else each
+            name: replace(each, tensor=experts(each.tensor)) if is_matrix(name, each.tensor.shape) else each
             for name, each in facts.index.tensors.items()
         }
 
@@ -164,19 +183,24 @@ class PublishedDcp(_DcpSource):
         """The tensors over their chunks."""
         check_taken_whole(self._options)
         definition = self._model.defined
-        tensors = (replace(each, name=definition.spelled(each.name)) for each in self._tensors.values())
+        names, problems = by_spelling(self._tensors, definition.spelled, self._facts.index.directory)
+        raise_if(problems)
+        tensors = (replace(self._tensors[own], name=name) for name, own in names.items())
         return Published(tensors=tuple(tensors), tied=definition.is_tied(self._model.sizes))
 
     def parameters(self) -> Binding:
         """The parameters that the rules of the definition make from the tensors."""
         definition = self._model.defined
+        directory = SourceFile(self._facts.index.directory, 0)
         stored = {
-            name: StoredTensor(name, each.tensor.dtype, each.tensor.shape, NOWHERE, 0)
+            name: StoredTensor(name, each.tensor.dtype, each.tensor.shape, _first_file(each, directory), 0)
             for name, each in self._tensors.items()
         }
         index = SourceIndex(directory=self._facts.index.directory, tensors=stored)
         selected = selection(self._options, definition)
-        return over(bind(definition, self._model.sizes, index, selected), self._tensors)
+        shapes = {definition.spelled(name): each.shape for name, each in stored.items()}
+        sizes = with_rows_of(shapes, definition, self._model.sizes)
+        return over(bind(definition, sizes, index, selected), self._tensors)
 
 
 def over(binding: Binding, assembled: Mapping[str, NamedTensor]) -> Binding:
@@ -192,15 +216,15 @@ def over(binding: Binding, assembled: Mapping[str, NamedTensor]) -> Binding:
         stored = tuple(source for tensor in tensors for source in tensor.sources)
         parameters.append(Parameter(recipes[key], stored, each.layer, each.expert))
     unconverted = tuple(
-        replace(each, tensor=replace(each.tensor, file=_first_file(assembled[each.tensor.name])))
+        replace(each, tensor=replace(each.tensor, file=_first_file(assembled[each.tensor.name], each.tensor.file)))
         for each in binding.unconverted
     )
     return replace(binding, parameters=tuple(parameters), unconverted=unconverted)
 
 
-def _first_file(tensor: NamedTensor) -> SourceFile:
-    """The file of the first source of a tensor, an empty one for a tensor without elements."""
-    return tensor.sources[0].file if tensor.sources else NOWHERE
+def _first_file(tensor: NamedTensor, otherwise: SourceFile) -> SourceFile:
+    """The file of the first source of a tensor; another one for a tensor without elements."""
+    return tensor.sources[0].file if tensor.sources else otherwise
 
 
 def _over(recipe: Recipe, tensors: list[NamedTensor]) -> Recipe:

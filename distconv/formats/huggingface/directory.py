@@ -47,21 +47,27 @@ _ADAPTER = (
     _Format(index="adapter_model.bin.index.json", single="adapter_model.bin", others=(), read=read_state_dict),
 )
 
+# Names of weights and of their indexes; and of a side file that has such a name: the voices of Qwen2.5-Omni, without
+# which transformers does not load the model.
+_LIKE_WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".safetensors.index.json", ".bin.index.json")
+NO_WEIGHTS = frozenset({"spk_dict.pt"})
+
 
 def read_directory(directory: Path, *, adapter: bool = False, seen: list[SourceFile] | None = None) -> SourceIndex:
     """Read the tensors of the shard files that an index file names, or of the single file; `adapter`: of an adapter.
 
-    Safetensors are preferred to state dicts. Other files of the directory are not read. The identity of the index file
-    is added to `seen`.
+    Safetensors are preferred to state dicts. Other files of the directory are not read: `unread_weights`. The identity
+    of the index file is added to `seen`.
 
     Raises:
-        InputError: no or several candidates; a shard file that is missing, truncated or damaged; an index file that
-            disagrees with its shard files. All problems of the files are reported together.
+        InputError: as `find_index`; no or several candidates; a shard file that is missing, truncated or damaged; an
+            index file that disagrees with its shard files. All problems of the files are reported together.
     """
     formats = _ADAPTER if adapter else _MODEL
+    index = find_index(directory, adapter=adapter)
     for each in formats:
-        if (directory / each.index).exists():
-            return _from_index(directory, directory / each.index, each.read, seen)
+        if index is not None and index.name == each.index:
+            return _from_index(directory, index, each.read, seen)
         found = sorted({path.name for name in (each.single, *each.others) for path in directory.glob(name)})
         if each.single in found or len(found) == 1:
             single = each.single if each.single in found else found[0]
@@ -77,9 +83,37 @@ def read_directory(directory: Path, *, adapter: bool = False, seen: list[SourceF
 
 
 def find_index(directory: Path, *, adapter: bool = False) -> Path | None:
-    """The index file of a directory, `None` without one."""
-    formats = _ADAPTER if adapter else _MODEL
-    return next((directory / each.index for each in formats if (directory / each.index).exists()), None)
+    """The index file of a directory, `None` without one.
+
+    Raises:
+        InputError: beside it lies a single file that it does not name: some programs read the one, some the other.
+    """
+    for each in _ADAPTER if adapter else _MODEL:
+        path = directory / each.index
+        if not path.exists():
+            # A single file comes before the index of another kind of files.
+            if (directory / each.single).exists():
+                return None
+            continue
+        if (directory / each.single).exists() and each.single not in read_weight_map(path).values():
+            raise InputError(
+                f"{directory}: holds {each.single} beside {each.index}, which does not name it: some programs read the "
+                "one, some the other; remove what is not the model, or give a directory that holds one of them alone"
+            )
+        return path
+    return None
+
+
+def unread_weights(directory: Path, index: SourceIndex, *, adapter: bool = False) -> tuple[str, ...]:
+    """The names of files in a directory that look like weights, or an index of some, and of which `index` has nothing.
+
+    `index` and `adapter` are those of `read_directory`.
+    """
+    used = {os.path.basename(each.file.path) for each in index.tensors.values()}
+    if (chosen := find_index(directory, adapter=adapter)) is not None:
+        used.add(chosen.name)
+    names = sorted(path.name for path in directory.iterdir())
+    return tuple(name for name in names if name.endswith(_LIKE_WEIGHTS) and name not in used | NO_WEIGHTS)
 
 
 def check_directory(directory: Path, key: str) -> None:

@@ -6,16 +6,24 @@ or only the source has. Reads nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from distconv.errors import counted, named, raise_if
 from distconv.formats.base import Published
+from distconv.formats.huggingface.true_config import says_quantised
 from distconv.formats.model import Reference
 from distconv.layout.tied_head import without_head
+from distconv.models.adapters import belongs_to_adapter, plain_name
 from distconv.models.definition import Definition
+from distconv.models.names import Explanations, pattern_of
 from distconv.models.parameters import Unconverted
+from distconv.models.vocabulary import published_names
 from distconv.tensors.stored import NamedTensor, as_stored
+
+# The advice about a part that the source does not hold at all.
+FILL = "fill_from_reference=true fills in from there"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +40,47 @@ def follow_reference(
 ) -> Followed:
     """The published tensors of a source as its reference has them; arguments and errors are those of `follow`."""
     tied = definition.tied_sources() if published.tied else None
-    return follow(published.tensors, definition.spelled, reference, tied=tied, fill=fill, tied_head=tied_head)
+    resized = frozenset[str]() if published.rows is None else published_names(definition)
+    return follow(
+        published.tensors,
+        definition.spelled,
+        reference,
+        tied=tied,
+        fill=fill,
+        tied_head=tied_head,
+        resized=resized,
+        remedy=_remedies(published.tensors, definition, reference),
+    )
+
+
+def _remedies(tensors: Sequence[NamedTensor], definition: Definition, reference: Reference) -> Callable[[str], str]:
+    """What to do about a tensor of the reference that the source does not have, in words.
+
+    Only a part that the source does not hold at all is to be filled in: anything else would be another model.
+    """
+
+    @cache
+    def explanations() -> Explanations:
+        held = {
+            modality
+            for modality in definition.modalities
+            for pattern in (pattern_of(rule for rule in definition.rules if rule.modality == modality),)
+            if any(pattern.fullmatch(each.name) for each in tensors)
+        }
+        reasons = {rule: None if rule.modality in held else "another modality" for rule in definition.rules}
+        return Explanations(definition, reasons, reference.sizes(definition))
+
+    def remedy(name: str) -> str:
+        explain, spelled = explanations(), definition.spelled(name)
+        if explain.reason(name) is not None or explain.reason(spelled) is not None:
+            return FILL
+        if not explain.fits(spelled) and belongs_to_adapter(name):
+            return "they are adapters: give the model without them"
+        if not explain.fits(spelled) and says_quantised(reference.config):
+            return "it is quantised, and they go with its own weights: give the model as it was before"
+        return "is the source complete, and this the model that training began with?"
+
+    return remedy
 
 
 def follow(
@@ -43,12 +91,15 @@ def follow(
     tied: tuple[str, str] | None,
     fill: bool,
     tied_head: str = "auto",
+    resized: Container[str] = (),
+    remedy: Callable[[str], str] = lambda _: FILL,
 ) -> Followed:
     """The tensors under the names of the reference, in its order; unchanged if it names none.
 
     `spelled` gives the names of the tensors for those of the reference; `tied` the head and the embedding that it is
     tied to: a stored head is kept where the reference names one or `tied_head=keep`, else it is left out, and is a copy
-    of the embedding where one is written; `fill`: what the source does not have comes from the reference.
+    of the embedding where one is written; `fill`: what the source does not have comes from the reference; `resized`:
+    names of tensors that have other rows than the reference's; `remedy`: the words about what only the reference has.
 
     Raises:
         InputError: every tensor that only one of the two has, or that they have in different shapes; a stored head that
@@ -78,19 +129,27 @@ def follow(
     absent = [name for name in reference.shard_files if name not in found]
     filled = _fillers(absent, reference) if fill else {}
     problems = []
-    if unknown:
-        problems.append(
-            f"reference={reference.directory}: does not name {counted(len(unknown), 'tensor')} of the source: "
-            f"{named(unknown)}; is it the model that training began with?"
-        )
+    adapters = [name for name in unknown if belongs_to_adapter(name) or plain_name(name) != name]
+    others = [name for name in unknown if name not in set(adapters)]
+    for those, advice in (
+        (others, "is it the model that training began with?"),
+        (adapters, "an adapter that is not merged: +model=NAME_lora converts it, or let PEFT merge it first"),
+    ):
+        if those:
+            problems.append(
+                f"reference={reference.directory}: does not name {counted(len(those), 'tensor')} of the source: "
+                f"{named(those)}; {advice}"
+            )
     lacking = [name for name in absent if name not in filled]
-    if lacking:
-        advice = "it has no weights to fill in from" if fill else "fill_from_reference=true fills in from there"
+    by_remedy: dict[str, list[str]] = {}
+    for name in lacking:
+        by_remedy.setdefault("it has no weights to fill in from" if fill else remedy(name), []).append(name)
+    for advice, those in by_remedy.items():
         problems.append(
-            f"reference={reference.directory}: names {counted(len(lacking), 'tensor')} that the source does not have: "
-            f"{named(lacking)}; {advice}"
+            f"reference={reference.directory}: names {counted(len(those), 'tensor')} that the source does not have: "
+            f"{named(those)}; {advice}"
         )
-    problems += _shape_problems(found, reference)
+    problems += _shape_problems(found, reference, {own for name, own in names.items() if name in resized})
     raise_if(problems)
     complete = {**found, **filled}
     return Followed(
@@ -106,11 +165,11 @@ def _fillers(names: Sequence[str], reference: Reference) -> Mapping[str, NamedTe
     return {each.name: each for each in as_stored(reference.index.tensors[name] for name in names)}
 
 
-def _shape_problems(found: Mapping[str, NamedTensor], reference: Reference) -> list[str]:
-    if reference.index is None:
-        return []
+def _shape_problems(found: Mapping[str, NamedTensor], reference: Reference, resized: Container[str]) -> list[str]:
+    stored = {} if reference.index is None else reference.index.tensors
     return [
-        f"{name}: is {list(tensor.tensor.shape)} in the source, {list(stored.shape)} in reference={reference.directory}"
+        f"{name}: is {list(tensor.tensor.shape)} in the source, {list(stored[name].shape)} in "
+        f"reference={reference.directory}"
         for name, tensor in found.items()
-        if name in reference.index.tensors and (stored := reference.index.tensors[name]).shape != tensor.tensor.shape
+        if name in stored and stored[name].shape[name in resized :] != tensor.tensor.shape[name in resized :]
     ]

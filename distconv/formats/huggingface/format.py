@@ -18,7 +18,7 @@ from distconv.formats.huggingface.options import HuggingFaceOptions
 from distconv.formats.huggingface.peft import as_peft, beside_adapters, merged_beside, merged_into, scaling_of
 from distconv.formats.huggingface.plan import HuggingFacePlan, make_huggingface_plan
 from distconv.formats.huggingface.source import HuggingFaceFacts, HuggingFaceSource, open_adapters, open_model
-from distconv.formats.huggingface.true_config import untied
+from distconv.formats.huggingface.true_config import untied, with_vocabulary
 from distconv.formats.iterations import RELEASE
 from distconv.formats.model import MODEL_CONFIG, Model, Reference
 from distconv.layout.tied_head import NOT_TIED
@@ -36,7 +36,7 @@ class HuggingFace(Format[HuggingFaceOptions]):
     words = "Hugging Face directory"
     takes = Takes(
         source=frozenset({"text_source", "projector", "lora_only"}),
-        target={"merge_lora": "", "lora_alpha": "", "fill_from_reference": "", "tied_head": ""},
+        target={"merge_lora": "", "lora_alpha": "", "fill_from_reference": "", "tied_head": "", "vocab_size": ""},
         refusals=refusals_of_whole_tensors(name),
     )
     marks = (MODEL_CONFIG, CONFIG_NAME)
@@ -87,7 +87,9 @@ class HuggingFace(Format[HuggingFaceOptions]):
         followed = follow_reference(
             published, definition, reference, fill=options.fill_from_reference, tied_head=options.tied_head
         )
-        config = untied(reference.config, definition) if options.tied_head == "keep" else None
+        config = untied(reference.config, definition) if options.tied_head == "keep" else reference.config
+        if published.rows is not None:
+            config = with_vocabulary(config, definition, published.rows)
         left_out = published.left_out + followed.left_out
         return _planned(make_huggingface_plan(followed.tensors, left_out, followed.filled, reference, config=config))
 

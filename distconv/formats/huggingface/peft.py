@@ -19,6 +19,7 @@ from distconv.models.adapters import (
     belongs_to_adapter,
     factor_of,
     is_trained_otherwise,
+    named_adapters_problem,
     plain_name,
     saved_factor,
 )
@@ -172,11 +173,14 @@ def _factors(tensors: Sequence[NamedTensor]) -> Mapping[str, Mapping[str, NamedT
     """
     factors: dict[str, dict[str, NamedTensor]] = {}
     problems = []
+    if several := named_adapters_problem(each.name for each in tensors):
+        raise InputError(f"the source {several}")
     others = [each.name for each in tensors if is_trained_otherwise(each.name)]
     if others:
+        what = counted(len(others), "tensor that was", "tensors that were")
         problems.append(
-            f"the source holds {counted(len(others), 'tensor')} that was trained beside the factors of adapters, which "
-            f"cannot be converted: {named(others)}; merge the adapter with PEFT, and convert the model"
+            f"the source holds {what} trained beside the factors of adapters, which cannot be converted: "
+            f"{named(others)}; merge the adapter with PEFT, and convert the model"
         )
     for each in tensors:
         if (found := factor_of(each.name)) is not None:

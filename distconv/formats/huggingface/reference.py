@@ -10,8 +10,16 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from distconv.errors import InputError, raise_if, reading
-from distconv.formats.huggingface.directory import check_directory, find_index, read_directory, read_weight_map
+from distconv.errors import InputError, named, raise_if, reading
+from distconv.formats.foreign import foreign_problem
+from distconv.formats.huggingface.directory import (
+    NO_WEIGHTS,
+    check_directory,
+    find_index,
+    read_directory,
+    read_weight_map,
+    unread_weights,
+)
 from distconv.formats.iterations import TRACKER_NAME
 from distconv.formats.jsonfile import read_object
 from distconv.formats.model import MODEL_CONFIG, Reference
@@ -23,8 +31,6 @@ from distconv.tensors.stored import SourceFile, SourceIndex
 _WEIGHTS = frozenset(
     {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".distcp", ".npz"}
 )
-# The voices of Qwen2.5-Omni: a side file despite its name, without which transformers does not load the model.
-_SIDE_FILES = frozenset({"spk_dict.pt"})
 _INDEX_SUFFIX = ".index.json"
 
 
@@ -37,18 +43,25 @@ def read_reference(directory: Path, key: str) -> Reference:
     check_directory(directory, key)
     adapter = not (directory / MODEL_CONFIG).exists() and (directory / CONFIG_NAME).exists()
     name = CONFIG_NAME if adapter else MODEL_CONFIG
+    if not (directory / name).exists() and (problem := foreign_problem(directory, key)):
+        raise InputError(problem)
     seen: list[SourceFile] = []
     config = read_object(directory / name, f"what the model in {key} is", seen)
     index_file = find_index(directory, adapter=adapter)
     index: SourceIndex | None = None
     shard_files: Mapping[str, str] | None = None
+    notes: tuple[str, ...] = ()
     try:
         index = read_directory(directory, adapter=adapter, seen=seen)
         shard_files = {name: os.path.basename(tensor.file.path) for name, tensor in index.tensors.items()}
-    except InputError:
+        if unread := unread_weights(directory, index, adapter=adapter):
+            notes = (f"{key}={directory}: not read, beside the weights: {named(unread)}",)
+    except InputError as error:
         # Without weights, the index file gives the shard files, and without both the result has its own.
         if index_file is not None:
             shard_files = read_weight_map(index_file, seen)
+            if any((directory / shard).exists() for shard in shard_files.values()):
+                notes = (f"{key}={directory}: of its weights nothing but the index is used: {error.problems[0]}",)
         elif adapter or any(map(_is_weight, directory.iterdir())):
             raise
     content = read_object(index_file, "the shards of the result", seen) if index_file is not None else None
@@ -64,6 +77,7 @@ def read_reference(directory: Path, key: str) -> Reference:
         index_file=None if content is None else seen[-1],
         described_by=tuple(seen),
         side_files=beside,
+        notes=notes,
     )
 
 
@@ -108,4 +122,4 @@ def _belongs_to_model(directory: Path) -> bool:
 
 
 def _is_weight(path: Path) -> bool:
-    return path.suffix.lower() in _WEIGHTS and path.name not in _SIDE_FILES
+    return path.suffix.lower() in _WEIGHTS and path.name not in NO_WEIGHTS

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distconv.errors import InputError, raise_if
+from distconv.errors import InputError, named, raise_if
 from distconv.formats.base import Held, Published, Source
-from distconv.formats.huggingface.directory import check_directory, read_directory
+from distconv.formats.foreign import foreign_problem
+from distconv.formats.huggingface.directory import check_directory, read_directory, unread_weights
 from distconv.formats.huggingface.peft_config import scaling_notes
 from distconv.formats.jsonfile import read_object
 from distconv.formats.model import MODEL_CONFIG, Model
 from distconv.formats.select import check_taken_whole, selection
 from distconv.models.adapter_config import AdapterConfig
-from distconv.models.adapters import CONFIG_NAME, factor_of
+from distconv.models.adapters import CONFIG_NAME, belongs_to_adapter, factor_of
 from distconv.models.bind import bind
 from distconv.models.definition import Definition
 from distconv.models.parameters import Binding
@@ -32,12 +33,14 @@ from distconv.tensors.stored import SourceFile, SourceIndex, as_stored
 class Checkpoint:
     """The tensors of one directory, and the parsed content of its `config.json` or `adapter_config.json`.
 
-    `described_by`: that file, and the index file if there is one.
+    `described_by`: that file, and the index file if there is one; `unread`: the names of files in the directory that
+    look like weights of a model, or of an adapter, and are not read.
     """
 
     index: SourceIndex
     config: Mapping[str, Any]
     described_by: tuple[SourceFile, ...] = ()
+    unread: tuple[str, ...] = ()
 
     def sizes(self, definition: Definition) -> Sizes:
         """The sizes of a definition, by the configuration in the directory."""
@@ -49,6 +52,7 @@ class Checkpoint:
             "index": self.index.to_json(),
             "config": self.config,
             "described_by": [file.to_json() for file in self.described_by],
+            "unread": self.unread,
         }
 
     @staticmethod
@@ -58,7 +62,25 @@ class Checkpoint:
             index=SourceIndex.from_json(data["index"]),
             config=data["config"],
             described_by=tuple(map(SourceFile.from_json, data["described_by"])),
+            unread=tuple(data["unread"]),
         )
+
+    def notes(self) -> Iterator[str]:
+        """What lies in the directory and is not read, in sentences."""
+        stem = CONFIG_NAME.partition("_")[0]
+        adapter = [name for name in self.unread if name.startswith(stem)]
+        others = [name for name in self.unread if name not in adapter]
+        if adapter:
+            yield (
+                f"{self.index.directory}: not read: {named(adapter)}: an adapter that is not merged into the weights "
+                "beside it; +model=NAME_lora converts it, or let PEFT merge it first"
+            )
+        if others:
+            read = named(dict.fromkeys(Path(each.file.path).name for each in self.index.tensors.values()), 2)
+            yield (
+                f"{self.index.directory}: not read: {named(others)}: the model is what {read} hold; if it is not, give "
+                "a directory that holds the others alone"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +150,9 @@ def open_adapters(options: CommonOptions) -> HuggingFaceFacts:
     seen: list[SourceFile] = []
     config = read_object(options.source / CONFIG_NAME, "the rank and the target modules of the adapter", seen)
     index = read_directory(options.source, adapter=True, seen=seen)
-    return HuggingFaceFacts(model=Checkpoint(index=index, config=config, described_by=tuple(seen)), text=None)
+    unread = unread_weights(options.source, index, adapter=True)
+    checkpoint = Checkpoint(index=index, config=config, described_by=tuple(seen), unread=unread)
+    return HuggingFaceFacts(model=checkpoint, text=None)
 
 
 def _checkpoint(directory: Path, key: str) -> Checkpoint:
@@ -137,10 +161,15 @@ def _checkpoint(directory: Path, key: str) -> Checkpoint:
         raise InputError(
             f"{key}={directory}: holds an adapter ({CONFIG_NAME}); name the model that it is for: +model=NAME_lora"
         )
+    if not (directory / MODEL_CONFIG).exists() and (problem := foreign_problem(directory, key)):
+        raise InputError(problem)
     seen: list[SourceFile] = []
     config = read_object(directory / MODEL_CONFIG, f"the sizes of the model in {key}", seen)
     index = read_directory(directory, seen=seen)
-    return Checkpoint(index=index, config=config, described_by=tuple(seen))
+    unread = unread_weights(directory, index)
+    if (directory / CONFIG_NAME).exists() and not any(belongs_to_adapter(name) for name in index.tensors):
+        unread = (CONFIG_NAME, *unread)
+    return Checkpoint(index=index, config=config, described_by=tuple(seen), unread=unread)
 
 
 class HuggingFaceSource(Source):
@@ -148,8 +177,10 @@ class HuggingFaceSource(Source):
 
     def __init__(self, options: CommonOptions, facts: HuggingFaceFacts, model: Model) -> None:
         self._options, self._facts, self._model = options, facts, model
+        read = [facts.model] if facts.text is None else [facts.model, facts.text]
+        self.notes = tuple(note for each in read for note in each.notes())
         if model.definition is not None and model.scaling is not None:
-            self.notes = scaling_notes(model.scaling, model.definition.spelled, facts.model.index)
+            self.notes += scaling_notes(model.scaling, model.definition.spelled, facts.model.index)
 
     def published(self) -> Published:
         """The tensors as they are."""

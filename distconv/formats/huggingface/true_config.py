@@ -12,6 +12,7 @@ from typing import Any
 
 from distconv.models.adapters import CONFIG_NAME, belongs_to_adapter
 from distconv.models.definition import FLOATING, Definition
+from distconv.models.vocabulary import SIZE_NAME
 from distconv.tensors.stored import NamedTensor
 
 # The field of config.json that says the element type, before and since transformers 4.56.
@@ -72,6 +73,15 @@ def untied(config: Mapping[str, Any], definition: Definition) -> Mapping[str, An
     return config
 
 
+def with_vocabulary(config: Mapping[str, Any], definition: Definition, rows: int) -> Mapping[str, Any]:
+    """The configuration of a model that is the same but for the rows of its vocabulary."""
+    paths = definition.sizes[SIZE_NAME].path
+    there = [path for path in paths if _has_field(config, path.split("."))]
+    for path in there or paths:
+        config = _with_field(config, path.split("."), value=rows)
+    return config
+
+
 def leaves_out(name: str, tensors: Sequence[NamedTensor]) -> str | None:
     """Why a side file, by its path below the reference, is not true of these tensors; nothing if it may be."""
     name = name.rpartition("/")[2]
@@ -111,6 +121,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items() if key not in _QUANTISATION_KEYS}
     return value
+
+
+def _has_field(config: Mapping[str, Any], path: Sequence[str]) -> bool:
+    first, *rest = path
+    part = config.get(first)
+    return _has_field(part, rest) if rest and isinstance(part, Mapping) else not rest and part is not None
 
 
 def _with_field(config: Mapping[str, Any], path: Sequence[str], *, value: object) -> Mapping[str, Any]:

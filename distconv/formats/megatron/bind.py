@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from types import MappingProxyType
 
-from distconv.errors import InputError, named, raise_if
+from distconv.errors import InputError, counted, named, raise_if
 from distconv.formats.megatron.contents import contents_of
 from distconv.formats.megatron.detect import detect
 from distconv.formats.megatron.expected import expected_checkpoint, unless_absent
@@ -188,10 +188,11 @@ class _Comparison:
                     what = "that fit a rule, but not the layers, experts and ends of the model on this rank"
                     unknown.setdefault(what, []).append(f"{key}/{name}")
             for what, names in unknown.items():
-                self.problems.append(f"{file.file.path}: {len(names)} tensors {what}: {named(names, 8)}")
+                self.problems.append(f"{file.file.path}: {counted(len(names), 'tensor')} {what}: {named(names, 8)}")
             missing = [f"{key}/{name}" for key, name in expected if (key, name) not in file.tensors]
             if missing:
-                self.problems.append(f"{file.file.path}: {len(missing)} tensors are missing: {named(missing, 8)}")
+                count = counted(len(missing), "tensor is", "tensors are")
+                self.problems.append(f"{file.file.path}: {count} missing: {named(missing, 8)}")
             for place, parameter in expected.items():
                 if (tensor := file.tensors.get(place)) is not None:
                     number = output.tp_rank % len(plan.shards[parameter.recipe])

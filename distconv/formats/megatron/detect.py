@@ -6,10 +6,11 @@ Pure; never checks single tensors against the layout, which `bind` does.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from distconv.errors import InputError, raise_if
+from distconv.errors import InputError, counted, named, raise_if
 from distconv.formats.megatron.index import MegatronIndex
 from distconv.formats.megatron.names import Targets
 from distconv.formats.megatron.piece_sizes import tensor_parallel_sizes
@@ -24,11 +25,16 @@ from distconv.layout.layout import (
     stage_rows,
 )
 from distconv.layout.request import SourceLayout
+from distconv.models.adapters import belongs_to_adapter
 from distconv.models.definition import Definition
 from distconv.models.names import layers_named
 from distconv.models.rules import TEXT
 from distconv.models.sizes import Sizes
+from distconv.models.wrappers import common_prefix
 from distconv.tensors.operators import OPERATORS
+
+# Experts of one matrix or one module, as Megatron-core's grouped matrix products and Transformer Engine hold them.
+_GROUPED = re.compile(r"\.experts\.(weight[12]|linear_fc[12]\.weight\d*)$")
 
 
 @dataclass(kw_only=True)
@@ -56,6 +62,7 @@ def detect(
             the files; files that no layout explains.
     """
     raise_if([*_unknown_modalities(definition, given), *_wrong_qkv(definition, given)])
+    raise_if(list(_other_names(definition, index, targets)))
     experts = definition.expert_count(sizes)
     grid = arrange(index, targets, experts, given)
     vpp = len(index.dictionaries)
@@ -67,9 +74,10 @@ def detect(
     raise_if(problems)
     held = _survey(grid, index, targets)
     if not held:
-        raise InputError(
-            f"{index.directory}: model definition {definition.name} knows no name in it; is this another model?"
-        )
+        names_held = [name for file in index.files for _, name in file.tensors]
+        adapters = all(map(belongs_to_adapter, names_held))
+        cause = "it holds adapters alone: +model=NAME_lora converts them" if adapters else "is this another model?"
+        raise InputError(f"{index.directory}: model definition {definition.name} knows no name in it; {cause}")
     layers, at_least = _layers(definition, sizes, held, names)
     adapters = definition.adapters == "only"
     stages: dict[str, StageRows] = {}
@@ -95,6 +103,24 @@ def detect(
     except InputError as error:
         raise InputError(f"{index.directory}: source_{problem}" for problem in error.problems) from None
     return _placed(layout, held, given, index), grid
+
+
+def _other_names(definition: Definition, index: MegatronIndex, targets: Targets) -> Iterator[str]:
+    """The problems of names that one thing explains: what is in front of all of them, or how experts are stored."""
+    names = {name for file in index.files for _, name in file.tensors}
+    unknown = sorted(name for name in names if targets.find(name) is None)
+    grouped = [name for name in unknown if _GROUPED.search(name)]
+    if grouped:
+        yield (
+            f"{index.directory}: {counted(len(grouped), 'tensor')} of grouped experts, such as {named(grouped, 2)}: "
+            f"model definition {definition.name} knows one matrix for each expert (local_experts); let training save "
+            "it without --moe-grouped-gemm"
+        )
+    elif (prefix := common_prefix(unknown, lambda name: targets.find(name) is not None)) and unknown == sorted(names):
+        yield (
+            f"{index.directory}: {prefix} is in front of the names of {counted(len(unknown), 'tensor')}, which a "
+            "wrapped model is saved with; save the state dict of the model inside"
+        )
 
 
 def _unknown_modalities(definition: Definition, given: SourceLayout) -> list[str]:

@@ -6,12 +6,13 @@ Owns the names of rank directories. Opens no checkpoint file, and follows no nam
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from distconv.errors import InputError, raise_if, reading
+from distconv.errors import InputError, counted, raise_if, reading
 from distconv.formats.iterations import iteration_directory, iteration_of
 
 FILE_NAME = "model_optim_rng.pt"
@@ -55,6 +56,13 @@ def find_ranks(directory: Path, iteration: str | None) -> RankDirectories:
         if not _rank_names(chosen):
             raise InputError(f"{chosen}: holds no {RANK_PREFIX}* directory")
         return RankDirectories(directory=chosen, iteration=iteration_of(chosen), paths=_ranks(chosen))
+
+
+def notes_of_others(files: Iterable[Path]) -> Iterator[str]:
+    """What lies beside the checkpoint files of ranks and is not read, in sentences."""
+    others = Counter(path.name for file in files for path in file.parent.iterdir() if path.name != FILE_NAME)
+    for name, count in sorted(others.items()):
+        yield f"not carried over: {name} (of {counted(count, 'rank')}): the model is in {FILE_NAME} alone"
 
 
 def _only_iteration(directory: Path, iteration: str | None) -> RankDirectories:

@@ -11,7 +11,7 @@ from typing import Any
 
 from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, Takes, evidence_of_files
 from distconv.formats.iterations import iterations_in
-from distconv.formats.megatron.directory import RANK_PREFIX
+from distconv.formats.megatron.directory import RANK_PREFIX, notes_of_others
 from distconv.formats.megatron.files import MegatronFiles
 from distconv.formats.megatron.index import MegatronIndex, read_megatron, read_rank_file
 from distconv.formats.megatron.plan import make_plan
@@ -21,7 +21,7 @@ from distconv.layout.balance import complete_layout
 from distconv.layout.layout import shown_stages
 from distconv.layout.tied_head import resolve_head
 from distconv.layout.training import check_training, text_on_first_stage
-from distconv.models.vocabulary import resize_vocabulary
+from distconv.models.vocabulary import resize_vocabulary, resizing_of
 from distconv.options import CommonOptions
 from distconv.runtime.hand_out import HandOut
 from distconv.words import binary, table
@@ -55,6 +55,7 @@ class Megatron(Format[CommonOptions]):
             read=lambda _: index,
             held=index.held,
             summary=index.summary(),
+            notes=tuple(notes_of_others(Path(file.file.path) for file in index.files)),
         )
 
     def facts_from_json(self, data: Mapping[str, Any]) -> MegatronIndex:
@@ -71,10 +72,14 @@ class Megatron(Format[CommonOptions]):
 
     def plan(self, options: CommonOptions, source: Source, model: Model) -> PlannedResult:
         """The rank files of the requested layout."""
-        binding = resize_vocabulary(source.parameters(), options.vocab_size)
+        parameters = source.parameters()
+        binding = resize_vocabulary(parameters, options.vocab_size)
         first_stage = text_on_first_stage(model.defined, model.sizes, binding.layers)
         layout = complete_layout(options.layout, binding, model.defined, text_on_first_stage=first_stage)
-        notes = check_training(layout, options.layout, model.defined, model.sizes)
+        notes = (
+            *resizing_of(parameters, options.vocab_size),
+            *check_training(layout, options.layout, model.defined, model.sizes),
+        )
         plan = make_plan(resolve_head(binding, model.defined, layout, options.tied_head), layout)
         return PlannedResult(plan=plan, files=MegatronFiles(plan.dictionaries), notes=notes)
 

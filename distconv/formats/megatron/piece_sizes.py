@@ -7,11 +7,11 @@ rejects single tensors that do not fit, which the comparison with a plan does.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
-from distconv.errors import InputError, raise_if
+from distconv.errors import InputError, counted, raise_if
 from distconv.formats.megatron.names import Targets
 from distconv.formats.megatron.ranks import RankGrid
 from distconv.layout.request import SourceLayout
@@ -25,12 +25,19 @@ from distconv.tensors.virtual import VirtualTensor, whole
 
 Shape = tuple[int, ...]
 
+# The sizes beyond the number of ranks that are tried: so many times its double.
+_DOUBLED = 7
+
 
 @dataclass(kw_only=True)
 class _Evidence:
-    """Counts of cut tensors: `fitting` by tensor parallel size, of `known` and of `unknown` unsplit shape."""
+    """Counts of cut tensors: `fitting` by tensor parallel size, of `known` and of `unknown` unsplit shape.
+
+    `beyond`: those that are pieces of a size larger than the number of ranks, by that size.
+    """
 
     fitting: Counter[int] = field(default_factory=Counter)
+    beyond: Counter[int] = field(default_factory=Counter)
     known: int = 0
     unknown: int = 0
 
@@ -51,8 +58,13 @@ def tensor_parallel_sizes(
             one; more ranks than pieces.
     """
     ranks = grid.tensor_ranks
-    evidence = _evidence(grid, targets, sizes) if ranks > 1 else {}
+    whole_model, of_experts = (
+        _evidence(grid, targets, sizes, experts=False),
+        _evidence(grid, targets, sizes, experts=True),
+    )
+    evidence = {modality: each for modality, each in {**of_experts, **whole_model}.items() if ranks > 1}
     modalities = list(modalities)
+    raise_if(list(_missing_ranks(whole_model, ranks, where)))
     found: dict[str, int | None] = {}
     problems = []
     for modality in modalities:
@@ -72,7 +84,7 @@ def tensor_parallel_sizes(
                     f"tensors are cut into as many pieces; give {key}"
                 )
         found[modality] = size
-    raise_if(problems)
+    raise_if([*problems, *_experts_cut_otherwise(of_experts, found, ranks, where)])
     tp = found.get(TEXT) or (given.tp if given.tp is not None and TEXT not in found else ranks)
     others = {modality: size for modality, size in found.items() if modality != TEXT and size not in (None, tp)}
     largest = max(tp, *(size for size in others.values() if size), 1)
@@ -88,19 +100,50 @@ def tensor_parallel_sizes(
     return tp, {modality: size for modality, size in others.items() if size is not None}
 
 
-def _evidence(grid: RankGrid, targets: Targets, sizes: Sizes) -> Mapping[str, _Evidence]:
+def _missing_ranks(evidence: Mapping[str, _Evidence], ranks: int, where: str) -> Iterator[str]:
+    """The problems of modalities all of whose tensors are pieces of more ranks than there are."""
+    for modality, seen in evidence.items():
+        sizes = [size for size, count in seen.beyond.items() if count == seen.known]
+        if sizes:
+            yield (
+                f"{where}: has {counted(ranks, 'tensor parallel rank')}, but its {modality} tensors are pieces of "
+                f"{min(sizes)}: the directories of the others are missing"
+            )
+
+
+def _experts_cut_otherwise(
+    evidence: Mapping[str, _Evidence], found: Mapping[str, int | None], ranks: int, where: str
+) -> Iterator[str]:
+    """The problems of experts that are cut into another number of pieces than the tensors around them."""
+    for modality, seen in evidence.items():
+        size, around = seen.size(ranks), found.get(modality)
+        if size is not None and around not in (None, size) and seen.fitting[size] == seen.known:
+            experts = f"are cut into {size} pieces" if size > 1 else "are not cut by tensor parallelism"
+            yield (
+                f"{where}: its experts {experts}, the other {modality} tensors into {around}: an expert tensor "
+                "parallel size of its own cannot be converted; let training save with --expert-tensor-parallel-size "
+                f"{around}, or without that option"
+            )
+
+
+def _evidence(grid: RankGrid, targets: Targets, sizes: Sizes, *, experts: bool) -> Mapping[str, _Evidence]:
+    """The evidence by modality, of experts or of all other tensors."""
     ranks = grid.tensor_ranks
     candidates = [size for size in range(1, ranks + 1) if ranks % size == 0]
+    larger = [ranks * 2**doubled for doubled in range(1, _DOUBLED)]
 
     @cache
-    def pieces(rule: Rule, found: Shape) -> Mapping[int, list[Shape]] | None:
-        """Size → shapes of the pieces by rank, given the shape of one piece; `None` for an unknown unsplit shape."""
+    def pieces(rule: Rule, found: Shape, *, more: bool) -> Mapping[int, list[Shape]] | None:
+        """Size → shapes of the pieces by rank, given the shape of one piece; `None` for an unknown unsplit shape.
+
+        `more`: for sizes larger than the number of ranks.
+        """
         full = _full(rule, sizes, found)
         if full is None:
             return None
         unit = None if rule.unit is None else sizes.get(rule.unit)
         shapes = {}
-        for size in candidates:
+        for size in larger if more else candidates:
             try:
                 cut = _cut_of(rule).cut(full, size, unit)
             except ValueError:
@@ -119,14 +162,22 @@ def _evidence(grid: RankGrid, targets: Targets, sizes: Sizes) -> Mapping[str, _E
             if local is None or len(shapes) < ranks:
                 continue
             rules = [rule for rule in targets.rules(local.target) if _cut_of(rule).dim_of(tensor.shape) is not None]
-            if not rules:
+            if not rules or ("expert" in rules[0].placeholders) != experts:
                 continue
             seen = evidence.setdefault(rules[0].modality, _Evidence())
-            known = [by_size for rule in rules if (by_size := pieces(rule, tensor.shape)) is not None]
+            known = [by_size for rule in rules if (by_size := pieces(rule, tensor.shape, more=False)) is not None]
             seen.known += bool(known)
             seen.unknown += not known
-            seen.fitting.update({size for by_size in known for size, expected in by_size.items() if expected == shapes})
+            fitting = _fitting(known, shapes)
+            seen.fitting.update(fitting)
+            if not fitting:
+                beyond = (pieces(rule, tensor.shape, more=True) for rule in rules)
+                seen.beyond.update(_fitting([each for each in beyond if each is not None], shapes))
     return evidence
+
+
+def _fitting(known: Iterable[Mapping[int, list[Shape]]], shapes: list[Shape]) -> set[int]:
+    return {size for by_size in known for size, expected in by_size.items() if expected == shapes}
 
 
 def _cut_of(rule: Rule) -> TensorParallelRule:

@@ -27,13 +27,16 @@ def made(directory: Path, *paths: str) -> Path:
         ([f"weights/metadata.json={TORCH_DIST}", "context/model.yaml"], ["NeMo"]),
         (["model_world_size_8_rank_0.pt", "huggingface/config.json"], ["verl", "verl.model_merger"]),
         (["actor/model_world_size_8_rank_3.pt"], ["verl"]),
+        ([f"actor/dist_ckpt/metadata.json={TORCH_DIST}"], ["verl"]),
+        (["bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"], ["DeepSpeed"]),
+        (["zero_pp_rank_0_mp_rank_00_model_states.pt"], ["DeepSpeed"]),
         (["zero_to_fp32.py", "latest", "global_step10/mp_rank_00_model_states.pt"], ["DeepSpeed", "zero_to_fp32.py"]),
         (["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"], ["DeepSpeed"]),
         (["refs/main", "snapshots/abc/config.json"], ["cache", "snapshots/abc"]),
     ],
 )
 def test_a_directory_of_another_program_is_named(tmp_path, paths, words):
-    found = foreign_problem(made(tmp_path, *paths))
+    found = foreign_problem(made(tmp_path, *paths), "source")
     assert found is not None
     for word in (f"source={tmp_path}: is a ", *words):
         assert word in found
@@ -54,4 +57,4 @@ def test_a_directory_of_another_program_is_named(tmp_path, paths, words):
     ],
 )
 def test_other_directories_are_not(tmp_path, paths):
-    assert foreign_problem(made(tmp_path, *paths)) is None
+    assert foreign_problem(made(tmp_path, *paths), "source") is None

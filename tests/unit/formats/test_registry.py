@@ -66,17 +66,9 @@ def test_formats_are_told_apart():
             ["packed_experts: goes with target_format=dcp and naming=hf"],
         ),
         ({"packed_experts": "keep", "target_format": "dcp", "naming": "hf"}, "hf", []),
-        (
-            {"vocab_size": 8, "target_format": "hf"},
-            "megatron",
-            ["vocab_size: the published names have the vocabulary of the published model; leave it out"],
-        ),
+        ({"vocab_size": 8, "target_format": "hf"}, "megatron", []),
         ({"vocab_size": 8, "target_format": "dcp"}, "megatron", []),
-        (
-            {"vocab_size": 8, "target_format": "dcp", "naming": "hf"},
-            "megatron",
-            ["vocab_size: the published names have the vocabulary of the published model; leave it out"],
-        ),
+        ({"vocab_size": 8, "target_format": "dcp", "naming": "hf"}, "megatron", []),
         (
             {"fill_from_reference": True},
             "megatron",

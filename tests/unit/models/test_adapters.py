@@ -13,6 +13,7 @@ from distconv.models.adapters import (
     factor_of,
     is_trained_otherwise,
     module_of,
+    named_adapters_problem,
     plain_name,
     rules_of_adapters,
     rules_with_adapters,
@@ -181,3 +182,14 @@ def test_a_weight_of_an_adapted_module_is_that_of_the_plain_model():
         assert plain_name(name) == "model.0.fc.weight"
         assert factor_of(name) is None
         assert not belongs_to_adapter(name)
+
+
+@pytest.mark.parametrize(
+    ("own", "found"),
+    [([], None), ([""], None), ([".default"], None), ([".default", ".other"], "other"), ([".b", ".a"], "a, b")],
+)
+def test_adapters_of_names_of_their_own_are_named(own, found):
+    names = ["a.weight", *(f"m.lora_{letter}{each}.weight" for letter in "AB" for each in own)]
+    problem = named_adapters_problem(names)
+    assert (problem is None) == (found is None)
+    assert found is None or f"({found})" in str(problem)

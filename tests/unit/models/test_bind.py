@@ -243,8 +243,8 @@ def test_what_no_rule_knows_is_seen_before_what_is_missing_in_many_layers():
 def test_an_element_type_of_quantised_weights_is_refused(dtype):
     (problem,) = problems(dtypes={"model.norm.weight": dtype})
     assert problem == (
-        f"/hf/model.safetensors: model.norm.weight is {dtype}, expected one of float64, float32, float16, bfloat16; "
-        "quantised checkpoints cannot be converted"
+        f"/hf: model.norm.weight is {dtype}, expected one of float64, float32, float16, bfloat16; "
+        "quantised checkpoints cannot be converted, only what they were made of"
     )
 
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distconv.errors import InputError, JobError
+from distconv.errors import JobError
 from distconv.models.parameters import Binding
-from distconv.models.unbind import Restored, restore, with_vocabulary
+from distconv.models.unbind import Restored, restore
 from distconv.tensors.stored import NamedTensor
 from distconv.tensors.virtual import whole
 from tests.unit import toy
@@ -147,26 +147,3 @@ def test_layers_that_look_alike_share_a_table():
     }
     assert len(tables) == toy.LAYERS
     assert len({id(tensor) for tensor in tables.values()}) == 1
-
-
-@pytest.mark.parametrize("rows", [1, toy.VOCABULARY - 1, toy.VOCABULARY])
-def test_rows_that_only_padded_the_vocabulary_are_left_out(rows):
-    files = source(layout(((1, 2),), tp=4))
-    found = bound(files, vocab_size=rows)
-    restored = restore(found.over_hf, found.parameters)
-    cut = with_vocabulary(found.over_hf, restored.tensors, rows, "reference=/hf")
-    expected = toy.arrays()
-    assert_same(arrays(cut, files), {**expected, **{name: expected[name][:rows] for name in NAMES}})
-    # A narrowed table is shared as the whole one was.
-    same = {id(each.tensor) for each in restored.tensors if each.name in NAMES}
-    assert len({id(each.tensor) for each in cut if each.name in NAMES}) == len(same)
-
-
-def test_too_few_rows_are_refused_in_every_tensor_that_has_them():
-    found = bound(source(layout(tp=2)))
-    restored = restore(found.over_hf, found.parameters)
-    with pytest.raises(InputError) as caught:
-        with_vocabulary(found.over_hf, restored.tensors, 31, "reference=/hf")
-    assert sorted(caught.value.problems) == sorted(
-        f"{name}: the source has 30 rows of the vocabulary, reference=/hf says 31" for name in NAMES
-    )

@@ -105,3 +105,19 @@ def test_tensors_that_a_definition_only_names_are_said_to_be_unchecked_unless_a_
     assert said.startswith("shapes and number of 1 tensor of which model definition toy knows no more than names")
     assert ignored in said
     assert bound(shapes, model(replace(toy_facts.reference(), index=toy.index(shapes)))) == ()
+
+
+def test_a_vocabulary_of_other_rows_is_bound_with_these_and_its_head_is_not_filled_in():
+    rows = toy.VOCABULARY + 2
+    shapes = toy.shapes()
+    shapes |= {name: (rows, shapes[name][1]) for name in (EMBEDDING, "lm_head.weight")}
+    given = replace(published(shapes), rows=rows)
+    known = replace(toy_facts.reference(), index=toy.index())
+    options = configuration.job(fill_from_reference=True)
+    assert bind_published(given, options, model(known), "/source") == ()
+    assert f"has shape [{rows}, " in refused(shapes, model(known))
+    # A tied model's head is a copy of its embedding.
+    headless = {name: shape for name, shape in shapes.items() if name != "lm_head.weight"}
+    tied = model_of("toy", toy.content(), known, toy.config(tie_word_embeddings=True), "/hf")
+    given = replace(published(headless), rows=rows, tied=True, bound=True)
+    assert bind_published(given, options, tied, "/source") == ()

@@ -116,9 +116,9 @@ def test_a_directory_that_is_no_checkpoint_is_refused(tmp_path):
     source = checkpoint(tmp_path / "hf", model_type="model_one")
     assert refused(job(source, tmp_path / "llm")) == f"text_source={tmp_path}/llm: no such directory"
     (source / "config.json").unlink()
-    assert refused(job(source)).startswith(
-        f"{source}/config.json: no such file; it is needed for the sizes of the model"
-    )
+    problem = refused(job(source))
+    assert problem.startswith(f"source={source}: is none of: a Hugging Face directory, ")
+    assert problem.endswith(f"({source}/config.json: no such file); it holds model.safetensors")
 
 
 def test_the_same_directory_twice_is_refused(tmp_path):
@@ -172,8 +172,8 @@ HF: dict[str, Any] = {"target_format": "hf"}
         ({"packed_experts": "keep"}, ["packed_experts"]),
         ({**DCP, "packed_experts": "keep"}, ["packed_experts"]),
         ({**HF, "packed_experts": "flatten"}, ["packed_experts"]),
-        ({**DCP, "naming": "hf", "vocab_size": 8}, ["vocab_size"]),
-        ({**HF, "vocab_size": 8}, ["vocab_size"]),
+        ({**DCP, "naming": "hf", "vocab_size": 8}, []),
+        ({**HF, "vocab_size": 8}, []),
         ({**HF, "tied_head": "write"}, []),
         ({"fill_from_reference": True}, ["fill_from_reference"]),
         ({**DCP, "fill_from_reference": True}, ["fill_from_reference"]),

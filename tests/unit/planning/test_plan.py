@@ -14,7 +14,7 @@ from distconv.errors import InputError
 from distconv.formats.megatron.plan import MegatronPlan
 from distconv.layout.request import Layout
 from distconv.planning.facts import Facts
-from distconv.planning.plan import Planned, plan_job
+from distconv.planning.plan import Planned, plan_job, shares_of
 from tests import configuration
 from tests.unit import toy, toy_facts
 from tests.unit.buffers import SmallBuffers
@@ -144,6 +144,5 @@ def test_the_plan_is_the_same_wherever_it_is_made():
 
 def test_replicas_are_divided_over_processes():
     replicas = tuple(SimpleNamespace(nbytes=nbytes) for nbytes in (3, 1, 2, 2))
-    found = replace(planned(), source=SimpleNamespace(replicas=replicas))
-    assert [[each.nbytes for each in share] for share in found.shares_of_replicas(2)] == [[3, 1], [2, 2]]
-    assert sum(map(len, found.shares_of_replicas(100_000))) == 4
+    assert [[each.nbytes for each in share] for share in shares_of(replicas, 2)] == [[3, 1], [2, 2]]
+    assert sum(map(len, shares_of(replicas, 100_000))) == 4

@@ -87,8 +87,7 @@ def test_equal_pieces_are_equal_and_counted_once():
 def test_rows_are_padding_if_they_are_equal_or_a_single_one_zeros(rows, padding):
     stored = np.array([[9, 9], *rows], np.float32)
     table = narrow(whole("float32", stored.shape), 0, 1, len(rows))
-    found = list(as_padding(assembled(table, [stored]), "why"))
-    assert {(each.reason, each.must_agree) for each in found} == {("why", False)}
+    found = list(as_padding(assembled(table, [stored])))
     equal = [
         np.array_equal(evaluate(each.original.tensor, [stored]), evaluate(each.copy.tensor, [stored])) for each in found
     ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -145,17 +147,16 @@ def test_what_a_dcp_with_megatron_names_lacks_is_said_with_its_directory():
     del arrays[name]
     with pytest.raises(InputError) as caught:
         bound(dcp(Pieces(arrays, halves), "megatron"))
-    assert caught.value.problems == [f"/dcp: 1 tensors are missing: model/{name}"]
+    assert caught.value.problems == [f"/dcp: 1 tensor is missing: model/{name}"]
 
 
-def test_a_dcp_with_megatron_names_has_the_vocabulary_of_the_reference_when_it_is_published():
+@pytest.mark.parametrize("naming", ["megatron", "hf"])
+def test_a_dcp_has_all_rows_of_its_vocabulary(naming):
     arrays = toy.arrays()
-    pieces = Pieces(made(arrays), halves)
-    found = bound(dcp(pieces, "megatron"), changes={"vocab_size": 17})
+    pieces = Pieces(made(arrays) if naming == "megatron" else arrays, halves)
+    found = bound(dcp(pieces, naming), changes={"vocab_size": 17})
     assert parameters_of(found, pieces)["text.head.weight"].shape == (toy.VOCABULARY, toy.HIDDEN)
-    np.testing.assert_array_equal(published_of(found, pieces)["lm_head.weight"], arrays["lm_head.weight"][:17])
-    with pytest.raises(InputError, match="has 30 rows of the vocabulary, reference=/hf says 31"):
-        bound(dcp(pieces, "megatron"), changes={"vocab_size": 31}).published()
+    np.testing.assert_array_equal(published_of(found, pieces)["lm_head.weight"], arrays["lm_head.weight"])
 
 
 @pytest.mark.parametrize("as_matrix", [False, True])
@@ -207,3 +208,34 @@ def test_tensors_that_are_taken_as_they_are_are_all_taken(keys, names):
         with pytest.raises(InputError) as caught:
             bound(source, **keys).published()
         assert [problem.partition(":")[0] for problem in caught.value.problems] == names
+
+
+def test_a_matrix_of_experts_that_does_not_divide_is_left_to_the_binding():
+    arrays = toy.arrays()
+    name = next(name for name in arrays if name.endswith("experts.down"))
+    arrays[name] = arrays[name].reshape(-1, toy.HIDDEN)[:-1]
+    with pytest.raises(InputError) as caught:
+        bound(dcp(Pieces(arrays, halves), "hf")).parameters()
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"/dcp/__0_0.distcp: {name} has shape {list(arrays[name].shape)}, expected")
+
+
+def test_two_spellings_of_a_tensor_are_refused_whatever_is_made_of_them():
+    arrays = toy.arrays()
+    arrays["model.language_model.norm.weight"] = arrays["model.norm.weight"]
+    found = bound(dcp(Pieces(arrays, halves), "hf"))
+    for made_of in (found.published, found.parameters):
+        with pytest.raises(InputError) as caught:
+            made_of()
+        assert caught.value.problems == [
+            "/dcp: model.norm.weight and model.language_model.norm.weight are two spellings of the same tensor"
+        ]
+
+
+def test_copies_under_another_prefix_are_said_with_what_chooses():
+    facts = replace(dcp(Pieces(toy.arrays(), halves), "hf"), prefix="model.", copies=("ema (3 entries)",))
+    assert DcpFacts.from_json(json.loads(json.dumps(facts.to_json()))).copies == facts.copies
+    assert bound(facts).notes[1] == (
+        "not carried over: ema (3 entries): named as tensors of the model are, but what is under the prefix model. is "
+        "converted; name_prefix= chooses"
+    )

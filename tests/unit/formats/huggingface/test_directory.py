@@ -10,7 +10,7 @@ import pytest
 
 from distconv.errors import InputError
 from distconv.formats.huggingface import directory as source_directory
-from distconv.formats.huggingface.directory import check_directory, read_directory
+from distconv.formats.huggingface.directory import check_directory, find_index, read_directory, unread_weights
 from distconv.formats.huggingface.safetensors import read_header
 from distconv.tensors.stored import SourceFile, SourceIndex, StoredTensor
 from tests.unit.safetensors_files import INDEX_NAME, entry, indexed, shard
@@ -44,9 +44,10 @@ def test_a_single_file_of_another_name_will_do_but_the_usual_name_goes_first(tmp
 
 def test_the_shards_of_an_index_are_the_source_and_stray_files_are_not_read(tmp_path):
     indexed(tmp_path, {"1.safetensors": ["a", "b"], "2.safetensors": ["c"]})
-    (tmp_path / "stray.safetensors").write_bytes(b"not at all")
-    shard(tmp_path / "model.safetensors", {"stray": entry(0, 32, (8,))})
+    for name in ("stray.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json", "model.index.json"):
+        (tmp_path / name).write_bytes(b"not at all")
     found = read_directory(tmp_path)
+    assert unread_weights(tmp_path, found) == ("pytorch_model.bin", "pytorch_model.bin.index.json", "stray.safetensors")
     assert {name: Path(tensor.file.path).name for name, tensor in found.tensors.items()} == {
         "a": "1.safetensors",
         "b": "1.safetensors",
@@ -242,3 +243,34 @@ def test_an_adapter_is_not_a_model(tmp_path):
         InputError, match=r"holds no checkpoint; expected one of adapter_model\.safetensors, adapter_model"
     ):
         read_directory(tmp_path, adapter=True)
+
+
+@pytest.mark.parametrize(
+    ("single", "index", "adapter"),
+    [
+        ("model.safetensors", "model.safetensors.index.json", False),
+        ("pytorch_model.bin", "pytorch_model.bin.index.json", False),
+        ("adapter_model.safetensors", "adapter_model.safetensors.index.json", True),
+    ],
+)
+def test_a_single_file_that_the_index_beside_it_does_not_name_is_refused(single, index, adapter, tmp_path):
+    (tmp_path / single).write_bytes(b"not at all")
+    (tmp_path / index).write_text(json.dumps({"weight_map": {"a": "1.safetensors"}}))
+    for read in (read_directory, find_index):
+        with pytest.raises(InputError) as caught:
+            read(tmp_path, adapter=adapter)
+        (problem,) = caught.value.problems
+        assert problem.startswith(f"{tmp_path}: holds {single} beside {index}, which does not name it: ")
+
+
+def test_a_single_file_that_the_index_names_is_the_shard(tmp_path):
+    indexed(tmp_path, {"model.safetensors": ["a", "b"]})
+    assert list(read_directory(tmp_path).tensors) == ["a", "b"]
+
+
+def test_a_single_file_goes_before_the_index_of_other_files(tmp_path):
+    shard(tmp_path / "model.safetensors")
+    (tmp_path / "pytorch_model.bin.index.json").write_bytes(b"not at all")
+    (tmp_path / "spk_dict.pt").write_bytes(b"a side file")
+    assert find_index(tmp_path) is None
+    assert unread_weights(tmp_path, read_directory(tmp_path)) == ("pytorch_model.bin.index.json",)

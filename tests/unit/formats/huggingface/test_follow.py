@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 
 import pytest
 
 from distconv.errors import InputError
-from distconv.formats.huggingface.follow import Followed, follow
+from distconv.formats.base import Published
+from distconv.formats.huggingface.follow import FILL, Followed, follow, follow_reference
 from distconv.formats.model import Reference
 from distconv.tensors.stored import NamedTensor, SourceFile, StoredTensor
 from distconv.tensors.virtual import whole
@@ -197,3 +199,61 @@ def test_a_tied_head_of_another_shape_is_refused():
     assert refused({EMBEDDING: (6, 2)}, known, tied=True) == [
         f"{HEAD}: is [6, 2] in the source, [8, 2] in reference=/hf"
     ]
+
+
+def lacking(source: Shapes, known: Reference, **config: object) -> list[str]:
+    """What is said of the toy model where its reference has more."""
+    known = replace(known, config={**toy.config(), **config})
+    with pytest.raises(InputError) as caught:
+        follow_reference(Published(tensors=tuple(tensors(source))), toy.definition(), known, fill=False)
+    return caught.value.problems
+
+
+def test_to_fill_in_is_advised_for_a_part_that_the_source_does_not_hold_at_all():
+    whole_model = toy.shapes()
+    vision = {name: shape for name, shape in whole_model.items() if name.startswith("visual.")}
+    (problem,) = lacking(vision, reference(whole_model))
+    assert problem.endswith(FILL)
+    # What the definition leaves out, such as a part that is not trained.
+    ignored = next(entry for entry in toy.content()["ignore"])["names"].replace("*", "x")
+    (problem,) = lacking(whole_model, reference({**whole_model, ignored: (2,)}))
+    assert problem.endswith(FILL)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "says"),
+    [
+        ("model.layers.3.norm.weight", {}, "is the source complete, and this the model that training began with?"),
+        ("other", {}, "is the source complete, and this the model that training began with?"),
+        ("lm_head.weight_scale_inv", {"quantization_config": {}}, "it is quantised, and they go with its own weights"),
+        ("model.layers.0.q.lora_A.weight", {}, "they are adapters: give the model without them"),
+    ],
+)
+def test_to_fill_in_is_not_advised_where_it_would_make_another_model(name, config, says):
+    (problem,) = lacking(toy.shapes(), reference({**toy.shapes(), name: (2,)}), **config)
+    assert f"names 1 tensor that the source does not have: {name}; {says}" in problem
+    assert "fill_from_reference" not in problem
+
+
+def test_a_source_that_is_incomplete_is_not_advised_to_be_filled():
+    shapes = toy.shapes()
+    del shapes["model.norm.weight"]
+    (problem,) = lacking(shapes, reference(toy.shapes()))
+    assert "is the source complete" in problem
+
+
+def test_a_vocabulary_of_other_rows_may_differ_from_the_reference_in_these_alone():
+    shapes = toy.shapes()
+    known = replace(reference(shapes), config=toy.config())
+    rows = toy.VOCABULARY + 2
+    for name in (EMBEDDING, HEAD):
+        shapes[name] = (rows, shapes[name][1])
+    published = Published(tensors=tuple(tensors(shapes)), rows=rows)
+    found = follow_reference(published, toy.definition(), known, fill=False)
+    assert {each.name: each.tensor.shape for each in found.tensors} == shapes
+    for changed in (
+        replace(published, rows=None),
+        replace(published, tensors=tuple(tensors({**shapes, HEAD: (rows, 3)}))),
+    ):
+        with pytest.raises(InputError, match=r"lm_head\.weight: is "):
+            follow_reference(changed, toy.definition(), known, fill=False)

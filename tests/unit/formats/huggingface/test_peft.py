@@ -123,12 +123,22 @@ def test_what_is_no_product_of_two_matrices_is_refused(changes, dtypes, message)
         as_peft(given, spelled, base(), Scaling(alpha=8), "toy")
 
 
+def test_a_second_adapter_does_not_disappear():
+    given = tensors({**factors(), "0.q.lora_A.second.weight": (2, 6)})
+    for write in (
+        lambda: merged(given),
+        lambda: as_peft(given, spelled, base(), Scaling(alpha=8), "toy"),
+        lambda: merged_beside(given, base(), Scaling(alpha=8), None),
+    ):
+        with pytest.raises(InputError, match=r"the source holds adapters of names of their own \(second\)"):
+            write()
+
+
 @pytest.mark.parametrize(
     "name",
     [
         "0.q.lora_magnitude_vector.default.weight",
         "0.q.lora_B.default.bias",
-        "0.q.lora_A.second.weight",
         "lm_head.modules_to_save.default.weight",
         "embed.token_adapter.trainable_tokens_delta.default",
     ],

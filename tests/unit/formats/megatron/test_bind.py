@@ -336,9 +336,9 @@ def test_every_tensor_that_is_wrong_is_named_at_once():
             f"{ROOT}_000/model_optim_rng.pt: model/text.layers.0.qkv.weight has shape [9, 16], expected [16, 16], one "
             "of 2 pieces (rule text.attention); its sizes: hidden (16, hidden_size in config.json), kv_rows (8)"
         ),
-        f"{ROOT[:-2]}01_001/model_optim_rng.pt: 1 tensors that no rule of model definition toy knows: model/another",
+        f"{ROOT[:-2]}01_001/model_optim_rng.pt: 1 tensor that no rule of model definition toy knows: model/another",
         (
-            f"{ROOT[:-2]}01_001/model_optim_rng.pt: 1 tensors that fit a rule, but not the layers, experts and ends of "
+            f"{ROOT[:-2]}01_001/model_optim_rng.pt: 1 tensor that fit a rule, but not the layers, experts and ends of "
             "the model on this rank: model/text.layers.0.mlp.fc1.weight"
         ),
     ]

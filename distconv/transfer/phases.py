@@ -1,0 +1,83 @@
+"""The phases of a job in which all its processes move or compare bytes.
+
+Owns what a process keeps from one phase to the next: counters, source files that are open, and measurements. Decides
+nothing of what a phase does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from distconv.formats.records import OutputFile
+from distconv.observer import Observer
+from distconv.runtime.agreement import on_all
+from distconv.runtime.measurement import cpu_seconds, peak_resident_bytes
+from distconv.runtime.processes import Processes
+from distconv.tensors.stored import SourceFile
+from distconv.transfer.sinks import Counters
+from distconv.transfer.sources import SourceFiles
+
+
+class Phases:
+    """The phases of a job, as its observer is told of them; `looked_at` gives the files that it was planned with."""
+
+    def __init__(
+        self, processes: Processes, observer: Observer, looked_at: Callable[[], Iterable[SourceFile]], planning: float
+    ) -> None:
+        """`planning` is the time in seconds that planning took."""
+        self._processes, self._observer = processes, observer
+        self._seconds = {"planning": planning}
+        self.counters = Counters(observer.advance, processes.progress)
+        self.sources = SourceFiles(looked_at)
+
+    def run(
+        self,
+        what: str,
+        files: Sequence[OutputFile],
+        nbytes: int,
+        phase: Callable[[], Any],
+        *,
+        counted_as: str = "transfer",
+    ) -> tuple[list[Any], list[Any]]:
+        """Run a phase on every process; the values and the measurements of all processes.
+
+        `files` are those of this process; `nbytes` is its share of the phase in bytes; `counted_as` the name of the
+        phase in the measurements.
+
+        Raises:
+            DistconvError: the failure of any process, as the same error on every process.
+        """
+        start, cpu = time.monotonic(), cpu_seconds()
+
+        def begun() -> Any:
+            self._observer.begin(what, nbytes)
+            return phase()
+
+        def told(value: Any) -> dict[str, Any]:
+            self._seconds[counted_as] = time.monotonic() - start
+            return {
+                "value": value,
+                "rank": self._processes.rank,
+                "files": [file.path for file in files],
+                "bytes_read": self.counters.read,
+                "bytes_written": self.counters.written,
+                "seconds": self._seconds,
+                "cpu_seconds": {"transfer": cpu_seconds() - cpu},
+                "peak_bytes": peak_resident_bytes(),
+            }
+
+        try:
+            _, outcomes = on_all(self._processes, begun, told, what)
+            return [each.pop("value") for each in outcomes], outcomes
+        finally:
+            self._observer.end()
+
+    def check_sources(self, threads: int) -> None:
+        """Compare again, on every process, what it looked at and what it read: a mix of two sources is no result.
+
+        Raises:
+            DistconvError: files that have changed, as the same error on every process.
+        """
+        on_all(self._processes, lambda: self.sources.check(threads), lambda _: None, "comparing the source again")

@@ -1,0 +1,102 @@
+"""What training saved in a form that cannot be converted: the cause is named, and nothing else."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distconv.errors import InputError
+from tests.checkpoints import load_case, write_source
+from tests.here import run_here
+
+CASE = load_case("qwen3vl_moe__tp2_pp1")
+EXPERT = re.compile(r"(.*\.experts\.)local_experts\.(\d+)\.(linear_fc[12])\.weight")
+Model = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The model, and what training saves of it, without and with tensor and expert parallelism."""
+    world = tmp_path_factory.mktemp("trained")
+    source = str(write_source(world / "hf", CASE))
+    run_here(source=source, target=str(world / "whole"))
+    run_here(source=source, target=str(world / "tp2"), layout__tp=2)
+    run_here(source=source, target=str(world / "ep2"), layout__ep=2)
+    return world
+
+
+def saved_as(trained: Path, name: str, directory: Path, change: Callable[[Model], Model]) -> str:
+    """The problems of a checkpoint whose files are changed."""
+    shutil.copytree(trained / name, directory / name)
+    for path in (directory / name).rglob("*.pt"):
+        content: dict[str, Any] = torch.load(path, weights_only=True)
+        path.unlink()
+        torch.save({**content, "model": change(content["model"])}, path)
+    return refusal(trained, directory / name)
+
+
+def refusal(trained: Path, source: Path, **options: Any) -> str:
+    reference, target = str(trained / "hf"), str(source.parent / "back")
+    with pytest.raises(InputError) as caught:
+        run_here(source=str(source), reference=reference, target=target, target_format="hf", **options)
+    return "\n".join(caught.value.problems)
+
+
+def experts_as(names: Model, per_expert: Callable[[re.Match[str]], str]) -> Model:
+    return {per_expert(found) if (found := EXPERT.fullmatch(name)) else name: each for name, each in names.items()}
+
+
+def test_experts_that_tensor_parallelism_does_not_cut(trained, tmp_path):
+    (path,) = (trained / "whole").rglob("*.pt")
+    whole = torch.load(path, weights_only=True)["model"]
+    problem = saved_as(
+        trained,
+        "tp2",
+        tmp_path,
+        lambda model: {name: whole[name] if EXPERT.fullmatch(name) else each for name, each in model.items()},
+    )
+    assert problem == (
+        f"{tmp_path}/tp2/release: its experts are not cut by tensor parallelism, the other text tensors into 2: an "
+        "expert tensor parallel size of its own cannot be converted; let training save with "
+        "--expert-tensor-parallel-size 2, or without that option"
+    )
+    assert refusal(trained, tmp_path / "tp2", source_layout__tp=2) == problem
+
+
+@pytest.mark.parametrize("name", ["whole", "ep2", "tp2"])
+@pytest.mark.parametrize(
+    "grouped",
+    [
+        lambda found: f"{found[1]}weight{found[3][-1]}",
+        lambda found: f"{found[1]}{found[3]}.weight{found[2]}",
+    ],
+    ids=["matrix products", "Transformer Engine"],
+)
+def test_grouped_experts(grouped, name, trained, tmp_path):
+    problem = saved_as(trained, name, tmp_path, lambda model: experts_as(model, grouped))
+    assert problem.startswith(f"{tmp_path}/{name}/release: ")
+    assert "of grouped experts, such as text_decoder.decoder.layers." in problem
+    assert "without --moe-grouped-gemm" in problem
+    assert len(problem.splitlines()) == 1
+
+
+def test_names_of_a_wrapped_model(trained, tmp_path):
+    problem = saved_as(trained, "tp2", tmp_path, lambda model: {f"module.{name}": each for name, each in model.items()})
+    assert problem.startswith(f"{tmp_path}/tp2/release: module. is in front of the names of ")
+    assert len(problem.splitlines()) == 1
+
+
+def test_tensor_parallel_ranks_that_are_missing(trained, tmp_path):
+    shutil.copytree(trained / "tp2", tmp_path / "tp2")
+    shutil.rmtree(tmp_path / "tp2" / "release" / "mp_rank_01")
+    assert refusal(trained, tmp_path / "tp2").splitlines() == [
+        f"{tmp_path}/tp2/release: has 1 tensor parallel rank, but its {modality} tensors are pieces of 2: the "
+        "directories of the others are missing"
+        for modality in ("vision", "text")
+    ]
