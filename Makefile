@@ -6,7 +6,7 @@ TESTS := tests
 # Tests that run at a time: most wait for processes of their own, which are at least as many again.
 WORKERS := 2
 
-.PHONY: help setup demo fmt options check test bench bench-plan clean
+.PHONY: help setup demo fmt options check test mutate bench bench-plan clean
 
 help:           ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -39,6 +39,9 @@ check: $(READY) ## Lint and types
 
 test: check     ## Lint, types and all tests (make test TESTS=tests/unit WORKERS=1)
 	$(BIN)/python -m pytest $(TESTS) --numprocesses $(WORKERS) --dist worksteal
+
+mutate: $(READY) ## Try small wrong changes of the code: a test must notice each, in an hour (make mutate MUTATE='transfer planning')
+	$(BIN)/python -m tests.mutations.run --workers $(WORKERS) $(MUTATE)
 
 bench: $(READY) ## Measure there and back against cp -r, a plain converter and dcp.save (make bench BENCH='--size-mb 1000 --only back')
 	$(BIN)/python benchmarks/bench.py $(BENCH)

@@ -231,11 +231,13 @@ def _move(move: Move, item_size: int, reading: memoryview, writing: memoryview) 
     dtype = np.dtype(f"u{item_size}")
     source = np.ndarray(move.shape, dtype, reading, move.source_offset, move.source_strides)
     target = np.ndarray(move.shape, dtype, writing, move.target_offset, move.target_strides)
-    if move.target_strides[-1] == item_size or item_size not in move.target_strides:
+    # A dim of one element is contiguous along none.
+    dims = [dim for dim, length in enumerate(move.shape) if length > 1]
+    dim = next((dim for dim in dims if move.target_strides[dim] == item_size), None)
+    if dim is None or dim == dims[-1]:
         target[...] = source
         return
     # A transposition goes in strips, so that begun cache lines of the target are finished.
-    dim = move.target_strides.index(item_size)
     for start in range(0, move.shape[dim], _STRIP):
         strip = (slice(None),) * dim + (slice(start, start + _STRIP),)
         target[strip] = source[strip]

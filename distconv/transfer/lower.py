@@ -65,7 +65,7 @@ def _runs(number: int, shard: VirtualTensor, source_shapes: Sequence[Index]) -> 
     runs: list[CopyRun] = []
     for copy in sorted(shard.copies, key=lambda each: each.target_start):
         loops = nest(copy, source_shapes[copy.operand], shard.shape, item_size)
-        if len(loops.shape) > 1 or loops.run < prod(copy.shape) * item_size:
+        if loops.run < prod(copy.shape) * item_size:
             return None
         last = runs[-1] if runs else None
         if (

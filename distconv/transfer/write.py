@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from distconv.errors import JobError, system_problem
 from distconv.formats.base import FileFormat
 from distconv.formats.frame import write_frame
 from distconv.formats.records import OutputFile, Plan
 from distconv.options import InputOutput
-from distconv.runtime.durability import synchronise
+from distconv.runtime.durability import synchronise, synchronise_directory
 from distconv.runtime.progress import reached
 from distconv.tensors.stored import SourceFile
 from distconv.transfer.batches import batches
@@ -100,6 +100,9 @@ def write_beside(
         if durable:
             with OpenFiles(os.O_RDONLY) as files:
                 synchronise((str(directory / path), files.get(str(directory / path))) for path in beside)
+            # Those that name directories alone, too.
+            for parent in {parent for name in beside for parent in PurePosixPath(name).parents}:
+                synchronise_directory(str(directory / parent))
         return {name: (directory / name).stat().st_size for name in beside}
     except OSError as error:
         raise JobError(system_problem(f"finishing {error.filename or directory}", error)) from error

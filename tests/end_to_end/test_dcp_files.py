@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +18,7 @@ from distconv.errors import InputError
 from distconv.formats.dcp.index import locate, open_dcp
 from distconv.formats.torch_zip.archive import ArchivedTensor
 from distconv.formats.torch_zip.blobs import stored_within
+from distconv.formats.torch_zip.frame import zip_frame
 from tests.end_to_end.assembled import assert_assembled
 from tests.unit import dcp_files
 
@@ -147,6 +149,21 @@ class TestArchivesAlike:
             with stored_within(tmp_path / "g") as read, stored_within(tmp_path / "g") as fresh:
                 read(first, length)
                 assert self.outcome(read, second, length) == self.outcome(fresh, second, length), place
+
+    def test_one_with_its_pickle_behind_the_data_is_parsed_again(self, tmp_path):
+        """What stands before the data does not tell its shape then; here a checksum is wrong, too."""
+        stream = io.BytesIO()
+        torch.save(torch.zeros(2, 6), stream)
+        pickle = zipfile.ZipFile(stream).read("archive/data.pkl")
+        turned = pickle.replace(b"K\x02K\x06", b"K\x06K\x02", 1)
+        assert turned != pickle
+        frame = zip_frame([("archive/data/0", bytes(48)), ("archive/data.pkl", pickle), ("archive/version", b"3\n")])
+        ((_, first),) = frame.pieces
+        second = first.replace(pickle, turned)
+        (tmp_path / "f").write_bytes(first + second)
+        with stored_within(tmp_path / "f") as read, stored_within(tmp_path / "f") as fresh:
+            assert read(0, len(first)).shape == (2, 6)
+            assert self.outcome(read, len(first), len(second)) == self.outcome(fresh, len(first), len(second))
 
     def outcome(self, read: Any, offset: int, length: int) -> ArchivedTensor | str:
         try:

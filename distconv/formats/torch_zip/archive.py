@@ -59,7 +59,9 @@ class ArchivedTensor:
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether its elements lie in row-major order without gaps."""
+        """Whether its elements lie in row-major order without gaps; those of an empty tensor do."""
+        if 0 in self.shape:
+            return True
         expected = 1
         for length, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
             if length > 1 and stride != expected:

@@ -123,7 +123,7 @@ def test_a_result_that_cannot_be_moved_is_refused(tmp_path, monkeypatch):
         check(tmp_path)
 
 
-@pytest.mark.parametrize("there", ["release/mp_rank_00/file.pt", TRACKER])
+@pytest.mark.parametrize("there", ["release/mp_rank_00/file.pt", "release/", TRACKER])
 def test_a_result_that_is_there_is_in_the_way_unless_it_is_to_be_replaced(tmp_path, there):
     check_result(target(tmp_path), overwrite=False)
     plant(tmp_path, {there: "of another job"})

@@ -17,7 +17,13 @@ def root(tmp_path):
 
 @pytest.mark.parametrize(
     ("given", "name"),
-    [("release", "release"), ("5", "iter_0000005"), ("0001000", "iter_0001000"), ("12345678", "iter_12345678")],
+    [
+        ("release", "release"),
+        ("5", "iter_0000005"),
+        ("0001000", "iter_0001000"),
+        ("0000000005", "iter_0000005"),
+        ("12345678", "iter_12345678"),
+    ],
 )
 def test_names_of_iterations(given, name):
     assert iteration_name(given) == name

@@ -147,6 +147,16 @@ def test_a_tied_model_that_leaves_the_stage_of_a_heavy_encoder_stays_together():
     assert complete(binding, pp=2).stages["text"] == ((0, 2),)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_head_of_a_tied_model_weighs_as_its_own_would(tied):
+    """On the last stage, whose copy of the embedding is as heavy as the embedding on the first one."""
+    shapes = {**toy.shapes(layers=6), "model.embed.weight": (800, 16), "lm_head.weight": (800, 16)}
+    if tied:
+        del shapes["lm_head.weight"]
+    binding = toy.bound(shapes, num_hidden_layers=6, vocab_size=800, tie_word_embeddings=tied)
+    assert complete(binding, pp=2).stages["text"] == ((3, 3),)
+
+
 def test_layers_that_must_be_on_the_first_stage_stay_there_beside_a_heavy_encoder():
     shapes = {**toy.shapes(layers=13), "visual.patch.weight": (24, 5, 2, 10_000)}
     binding = toy.bound(shapes, num_hidden_layers=13)

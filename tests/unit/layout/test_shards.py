@@ -16,8 +16,8 @@ from distconv.models.bind import bind
 from distconv.models.definition_parser import parse_definition
 from distconv.models.parameters import Recipe
 from distconv.models.sizes import Sizes
-from distconv.tensors.cuts import TensorParallelRule
-from distconv.tensors.virtual import narrow
+from distconv.tensors.cuts import TensorParallelRule, rows
+from distconv.tensors.virtual import VirtualTensor, narrow
 from tests.unit import toy
 
 
@@ -142,3 +142,45 @@ def test_a_rule_that_loses_or_doubles_elements_is_a_defect_found_before_writing(
     monkeypatch.setattr(shards, "TENSOR_PARALLEL_RULES", rules)
     with pytest.raises(JobError, match=message):
         cut(layout(tp=2))
+
+
+@pytest.mark.parametrize("too_many", [1, -1])
+def test_a_loss_is_exactly_what_the_recipe_does_not_use(too_many):
+    """One that is less than that is a defect as well: something is in a shard that has no place there."""
+    recipe = toy.bound().parameters[0].recipe
+    assert cut_recipes([recipe], layout(tp=2))
+    with pytest.raises(JobError, match=rf": {-too_many} elements would be in no shard; nothing has been written"):
+        cut_recipes([replace(recipe, unused=recipe.unused + too_many)], layout(tp=2))
+
+
+def of_qkv() -> Recipe:
+    (recipe,) = {each.recipe for each in toy.bound().parameters if each.recipe.rule.target.endswith("r}.qkv.weight")
+                 and each.recipe.rule.modality == "text"}  # fmt: skip
+    return recipe
+
+
+@pytest.mark.parametrize("operand", range(3))
+@pytest.mark.parametrize("number", range(4))
+def test_a_loss_is_found_in_whichever_shard_and_source(monkeypatch, operand, number):
+    def losing(tensor: VirtualTensor, size: int, unit: int | None) -> list[VirtualTensor]:
+        found = rows(tensor, size, unit)
+        kept = tuple(copy for copy in found[number].copies if copy.operand != operand)
+        return [replace(each, copies=kept) if each is found[number] else each for each in found]
+
+    rules = {**shards.TENSOR_PARALLEL_RULES, "rows": TensorParallelRule(cut=losing, dim=0)}
+    monkeypatch.setattr(shards, "TENSOR_PARALLEL_RULES", rules)
+    lost = toy.HIDDEN * (toy.HIDDEN if operand == 0 else toy.HIDDEN // toy.HEADS * toy.GROUPS) // 4
+    with pytest.raises(JobError, match=rf": {lost} elements would be in no shard"):
+        cut_recipes([of_qkv()], layout(tp=4))
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_an_element_that_is_written_twice_is_found_in_whichever_shard(monkeypatch, number):
+    def doubling(tensor: VirtualTensor, size: int, unit: int | None) -> list[VirtualTensor]:
+        found = rows(tensor, size, unit)
+        return [replace(each, copies=each.copies * 2) if each is found[number] else each for each in found]
+
+    rules = {**shards.TENSOR_PARALLEL_RULES, "rows": TensorParallelRule(cut=doubling, dim=0)}
+    monkeypatch.setattr(shards, "TENSOR_PARALLEL_RULES", rules)
+    with pytest.raises(JobError, match=r"text\.layers\.\{layer\}\.qkv\.weight: two sources for the box"):
+        cut_recipes([of_qkv()], layout(tp=4))

@@ -399,6 +399,14 @@ def test_a_size_that_is_missing_is_reported_once():
     ]
 
 
+def test_a_size_that_is_missing_hides_no_tensor_that_no_rule_knows():
+    found = problems({**toy.shapes(), "other": (3,)}, moe_intermediate_size=None)
+    assert [problem.partition(": ")[2] for problem in found] == [
+        "1 source tensor that no rule of model definition toy knows: other",
+        "no field moe_intermediate_size; the model definition needs it as 'ffn'",
+    ]
+
+
 def test_all_problems_are_reported_together():
     given = {**without("model.norm.weight"), "visual.patch.weight": (1,), "other": (3,)}
     given["model.layers.9.norm.weight"] = (16,)

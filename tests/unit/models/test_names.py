@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import pytest
 
 from distconv.models.names import Choices, Explanations, by_sources, experts_of, filled
-from distconv.models.rules import Rule
+from distconv.models.rules import Rule, SourcePattern
 from distconv.models.sizes import Sizes
 from tests.unit import toy
 
@@ -64,6 +65,33 @@ def test_a_complete_alternative_wins_over_a_larger_incomplete_one():
     }).tensors))  # fmt: skip
     assert [choices.uses(rule, 1) for rule in rules("mlp.fc")] == [True, True]
     assert not any(choices.uses(rule, 1) for rule in rules("experts"))
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ({"required", "other"}, "with"),
+        ({"optional", "other"}, "without"),
+        ({"required", "other", "another"}, "without"),
+        ({"required", "optional", "other", "another"}, "without"),
+    ],
+)
+def test_optional_sources_decide_nothing_of_alternatives(stored, expected):
+    """An alternative is not incomplete without them, and is not there because of them."""
+    (rule,) = rules("router")
+
+    def made(choice: str, *names: str, optional: bool = False) -> list[Rule]:
+        return [
+            replace(rule, choice=("g", choice), optional=optional, sources=(SourcePattern(name=name, dims=(1,)),))
+            for name in names
+        ]
+
+    alternatives = [*made("with", "required"), *made("with", "optional", optional=True)]
+    alternatives += made("without", "other", *({"another"} & stored))
+    if expected == "without" and "another" not in stored:
+        alternatives += made("without", "missing")
+    choices = Choices(alternatives, by_sources(stored))
+    assert {each.choice[1] for each in alternatives if each.choice and choices.uses(each, None)} == {expected}
 
 
 def test_a_rule_without_alternatives_is_always_used():

@@ -48,6 +48,24 @@ def test_every_published_tensor_comes_back(planned, store):
     assert restored.left_out == ()
 
 
+def test_parameters_that_are_published_alike_may_be_stored_differently():
+    """Layers of one recipe are not of one table where one of them, or one of its pieces, lies otherwise in its file."""
+    files = source(layout(((3,),), tp=2))
+    turned = [
+        array
+        for path, name in [
+            ("mp_rank_00/model_optim_rng.pt", "text.layers.1.qkv.weight"),
+            ("mp_rank_01/model_optim_rng.pt", "text.layers.1.qkv.weight"),
+            ("mp_rank_01/model_optim_rng.pt", "text.layers.2.qkv.weight"),
+            ("mp_rank_00/model_optim_rng.pt", "text.layers.2.norm.weight"),
+        ]
+        for array in [files.files[path]["model"][name]]
+    ]
+    files.store = lambda array: (transposed if any(array is each for each in turned) else contiguous)(array)
+    found = bound(files)
+    assert_same(arrays(restore(found.over_hf, found.parameters).tensors, files), toy.arrays())
+
+
 def forward(**given: object) -> Binding:
     return toy.bound(**given)  # type: ignore[arg-type]
 

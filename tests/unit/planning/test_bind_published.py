@@ -121,3 +121,17 @@ def test_a_vocabulary_of_other_rows_is_bound_with_these_and_its_head_is_not_fill
     tied = model_of("toy", toy.content(), known, toy.config(tie_word_embeddings=True), "/hf")
     given = replace(published(headless), rows=rows, tied=True, bound=True)
     assert bind_published(given, options, tied, "/source") == ()
+
+
+def test_adapters_alone_are_checked_and_what_lies_beside_them_is_not():
+    content = {**toy.content(), "adapters": "only", "ignore": []}
+    content["rules"]["text"]["mlp"] = content["rules"]["text"]["mlp"][0]["one_of"]["dense"]
+    known = model_of("toy", content, toy_facts.reference(), toy.config(), "/hf")
+    up = "model.layers.0.mlp.up"
+    shapes = {f"{up}.lora_A.default.weight": (4, toy.HIDDEN), f"{up}.lora_B.default.weight": (toy.MLP, 4)}
+    assert bound({**shapes, EMBEDDING: (1,)}, known) == ()
+    assert "has shape [13, 4], expected [12, 'any']" in refused(
+        {**shapes, f"{up}.lora_B.default.weight": (13, 4)}, known
+    )
+    del shapes[f"{up}.lora_B.default.weight"]
+    assert f"source tensor {up}.lora_B.default.weight is missing" in refused(shapes, known)

@@ -11,6 +11,7 @@ import pytest
 from distconv.formats.dcp.index import DcpIndex
 from distconv.formats.dcp.source import DcpFacts
 from distconv.formats.model import Reference
+from distconv.models.rules import ANY
 from distconv.models.scaling import Scaling
 from distconv.planning.facts import Facts
 from distconv.tensors.compose import merge_dims
@@ -82,3 +83,17 @@ def test_sizes_are_those_of_the_model_and_not_of_a_trained_checkpoint():
     for known, hidden in ((facts(), toy.HIDDEN), (facts(dcp(), other), 64)):
         assert known.bound_model().sizes.get("hidden") == hidden
     assert facts(model=None, definition={}).bound_model().definition is None
+
+
+def test_the_scaling_of_adapters_goes_with_the_model_to_every_process():
+    scaling = Scaling(alpha=16, rslora=True, where="/dcp/x")
+    assert shared(facts(dcp(), BARE, scaling=scaling)).bound_model().scaling == scaling
+
+
+@pytest.mark.parametrize(("reference", "known"), [(None, False), (BARE, False), (WITH_WEIGHTS, True)])
+def test_the_sizes_of_adapters_are_known_only_from_their_base(reference, known):
+    """Not from the configuration of the adapters, which has none of them."""
+    content = {**toy.content(), "adapters": "only", "ignore": []}
+    found = facts(PUBLISHED if reference is None else dcp(), reference, definition=content).bound_model().definition
+    assert found is not None
+    assert any(dim != ANY for rule in found.rules for source in rule.sources for dim in source.dims) == known

@@ -79,6 +79,11 @@ def test_a_view_of_storage_is_a_box_of_a_tensor(shape, data):
     np.testing.assert_array_equal(evaluate(table, [storage]), array)
 
 
+@pytest.mark.parametrize(("shape", "strides"), [((0, 3), (3, 1)), ((3, 0), (1, 1)), ((2, 0, 4), (4, 4, 1))])
+def test_a_view_without_elements_has_no_copies(shape, strides):
+    assert strided("int64", shape, strides)[1] == zeros("int64", shape)
+
+
 @pytest.mark.parametrize(("shape", "strides"), [((3, 2), (0, 1)), ((3, 2), (1, 1)), ((2, 2), (3, 2))])
 def test_a_view_whose_elements_overlap_or_do_not_line_up_is_refused(shape, strides):
     with pytest.raises(ValueError, match="is no box of a tensor"):

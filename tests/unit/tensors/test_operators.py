@@ -157,6 +157,21 @@ def test_rows_of_sources_that_contradict_those_of_the_parameter_are_refused(name
         operator.source_rows(100, known, [2] * len(operator.sizes), lambda: None)
 
 
+@pytest.mark.parametrize(
+    ("name", "known", "rows"),
+    [
+        ("concat", [4, None], 4),
+        ("concat", [4, 2, None], 5),
+        ("qkv_group", [None, 2, None], 4),
+        ("qzv_group", [4, None], 4),
+    ],
+)
+def test_a_source_for_which_no_rows_are_left_is_refused(name, known, rows):
+    operator = OPERATORS[name]
+    with pytest.raises(ValueError, match=f"rows do not make {rows} rows"):
+        operator.source_rows(rows, known, [2] * len(operator.sizes), lambda: None)
+
+
 @given(SIZES, st.sampled_from([name for name, operator in OPERATORS.items() if operator.sources == 1]))
 def test_properties_of_operators_of_one_source_are_what_they_do(size, name):
     operator = OPERATORS[name]

@@ -46,8 +46,10 @@ def test_a_merge_is_that_of_peft_to_the_bit(shape, of_base, of_factors, scaling,
     assert bytes(data) == bytes(raw(expected))
 
 
-def test_factors_of_different_precision_are_multiplied_in_the_wider_one():
-    b, a = np.full((3, 1), 1 / 3, np.float32), np.full((1, 2), 1 / 3, np.float64)
+@pytest.mark.parametrize("turned", [False, True])
+def test_factors_of_different_precision_are_multiplied_in_the_wider_one(turned):
+    types = (np.float64, np.float32) if turned else (np.float32, np.float64)
+    b, a = (np.full(shape, 1 / 3, kind) for shape, kind in zip(((3, 1), (1, 2)), types, strict=True))
     found = scaled_product(b, a, 3.0)
     assert found.dtype == np.float64
     np.testing.assert_array_equal(found, (b.astype(np.float64) @ a) * 3.0)
@@ -60,3 +62,13 @@ def test_ties_are_rounded_to_even(dtype):
     wide = values if dtype == "float64" else values.astype(np.float32)
     expected = torch.from_numpy(values).to(getattr(torch, dtype))
     assert bytes(as_bytes(wide, dtype)) == bytes(raw(expected))
+
+
+def test_what_is_no_number_stays_none_and_what_is_infinite_stays_so():
+    """Also with bits that rounding would carry into the sign, or cut off so that infinity is left."""
+    bits = np.array([0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0xFF800001, 0x7FBFFFFF], np.uint32)
+    found = np.frombuffer(as_bytes(bits.view(np.float32), "bfloat16"), np.uint16)
+    assert np.isnan(numbers(bytearray(found.tobytes()), "bfloat16", found.shape)).all()
+    assert (found >> 15 == bits >> 31).all()
+    largest = np.array([np.inf, -np.inf, np.finfo(np.float32).max], np.float32)
+    assert np.frombuffer(as_bytes(largest, "bfloat16"), np.uint16).tolist() == [0x7F80, 0xFF80, 0x7F80]

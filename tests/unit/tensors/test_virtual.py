@@ -85,6 +85,11 @@ def test_whole_is_the_operand_of_that_number():
     )
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 0, 3)])
+def test_what_is_empty_has_no_copies(shape):
+    assert whole("uint8", shape).copies == ()
+
+
 def test_zeros_has_no_source():
     assert zeros("int8", [2, 3]) == VirtualTensor("int8", (2, 3), ())
     assert gaps(zeros("int8", [2, 3])) == 6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -19,7 +19,7 @@ from distconv.layout.request import Layout
 from distconv.models.parameters import Unconverted
 from distconv.planning.assign import assign
 from distconv.tensors.dtypes import ITEM_SIZE
-from distconv.tensors.stored import SourceFile, StoredTensor
+from distconv.tensors.stored import Assembled, LowRank, SourceFile, StoredTensor
 from distconv.tensors.virtual import VirtualTensor, chunk, whole
 from distconv.transfer import batches as work
 from distconv.transfer.batches import batches, planned_reads
@@ -159,6 +159,16 @@ def test_planned_reads_of_one_table_over_different_shapes_are_different():
     box = whole("uint8", (3, 2))
     found = Listed({str(width): [entry((3, width), box, width)] for width in (2, 4)})
     assert planned_reads(found, [found.files], 1024) == [3 * 2 + (2 * 4 + 2)]
+
+
+def test_both_factors_of_a_product_are_read():
+    def factor(*shape: int) -> Assembled:
+        (stored,) = entry(shape, whole("uint8", shape), 0).sources
+        return Assembled((stored,), whole("uint8", shape))
+
+    merged = replace(entry((6, 4), whole("uint8", (6, 4)), 0), low_rank=LowRank(factor(6, 2), factor(2, 4), 0.5))
+    found = Listed({"one": [merged, entry((6, 4), whole("uint8", (6, 4)), 1)]})
+    assert planned_reads(found, [found.files], 1024) == [6 * 4 + 6 * 2 + 2 * 4 + 6 * 4]
 
 
 def test_shards_of_one_parameter_are_produced_together():

@@ -180,12 +180,18 @@ def test_a_byte_that_differs_from_zeros_is_found(tmp_path):
         assert transferred([work], compare=True)[1] != set()
 
 
-def test_a_source_that_has_changed_since_it_was_indexed_is_named(tmp_path):
+@pytest.mark.parametrize("size", [50, 143, 145, 300])
+@pytest.mark.parametrize("run_bytes", [1, 64 * 1024])
+def test_a_source_that_has_changed_since_it_was_indexed_is_named(tmp_path, run_bytes, size):
+    """Shorter or longer, and whether it is copied or gathered."""
     (source,) = stored(tmp_path, [numbered((50,))])
     work = work_for(tmp_path, [whole(DTYPE, (50,))], [source])
-    os.truncate(source.file.path, 50)
-    with pytest.raises(
-        JobError, match=f"{source.file.path}: was 144 bytes long when it was indexed, now 50: it is being"
+    os.truncate(source.file.path, size)
+    with (
+        patch.object(lowering, "MIN_RUN_BYTES", run_bytes),
+        pytest.raises(
+            JobError, match=f"{source.file.path}: was 144 bytes long when it was indexed, now {size}: it is being"
+        ),
     ):
         transferred([work])
 

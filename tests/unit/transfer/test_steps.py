@@ -115,6 +115,29 @@ def test_boxes_that_continue_one_another_are_one_run():
     assert lowered([turned], [(6, 10)], 100, run_bytes=30) == [CopyRun(0, 30, 0, 0, 30), CopyRun(0, 0, 0, 30, 30)]
 
 
+def test_runs_of_two_operands_are_two_even_where_their_offsets_continue_each_other():
+    """As where one tensor has the first rows, and another one of its shape those that follow."""
+    first, second = (whole("uint8", (6, 10), operand) for operand in (0, 1))
+    joined = concat([narrow(first, 0, 0, 3), narrow(second, 0, 3, 3)])
+    assert lowered([joined], [(6, 10)] * 2, 100, run_bytes=30) == [
+        CopyRun(0, 0, 0, 0, 30), CopyRun(1, 30, 0, 30, 30)
+    ]  # fmt: skip
+    (gather,) = lowered([joined], [(6, 10)] * 2, 100)
+    assert [(read.operand, read.offset, read.nbytes) for read in gather.reads] == [(0, 0, 30), (1, 30, 30)]
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_a_read_within_another_one_does_not_shorten_it(start):
+    """A replica of all rows beside a shard of some."""
+    tensor = whole("uint8", (6, 10))
+    shards = [tensor, narrow(tensor, 0, start, 2), narrow(tensor, 0, 5, 1)]
+    (gather,) = lowered(shards, [(6, 10)], 200)
+    assert [(read.offset, read.nbytes, len(read.moves)) for read in gather.reads] == [(0, 60, 3)]
+    source = numbered((6, 10))
+    execution = execute([gather], shards, [as_bytes(source, "uint8")], 200)
+    assert execution.shards == [as_bytes(part, "uint8") for part in (source, source[start : start + 2], source[5:])]
+
+
 def test_grouped_qkv_is_copied_in_runs_of_groups():
     hidden, groups, group_rows = 512, 2, 64
     shapes = [(groups * rows * group_rows, hidden) for rows in (4, 1, 1)]

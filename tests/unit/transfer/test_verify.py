@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from distconv.tensors.compose import box_of
 from distconv.tensors.replicas import Replica
 from distconv.tensors.stored import Assembled, SourceFile, StoredTensor
 from distconv.tensors.virtual import whole
+from distconv.transfer import lower as lowering
+from distconv.transfer.batches import planned_reads
 from distconv.transfer.sinks import Counters
 from distconv.transfer.sources import SourceFiles
 from distconv.transfer.verify import Compared, compare_files, comparison
@@ -60,6 +63,19 @@ def differences(plan: MegatronPlan, directory: Path) -> list[str]:
 
 def test_a_result_is_what_its_source_says(plan, tmp_path):
     assert differences(plan, tmp_path) == []
+
+
+@pytest.mark.parametrize("run_bytes", [1, 64 * 1024])
+def test_both_sides_of_what_is_compared_are_counted_and_what_is_done_once(plan, tmp_path, run_bytes):
+    portions: list[int] = []
+    counters = Counters(portions.append)
+    form = MegatronFiles(plan.dictionaries)
+    with patch.object(lowering, "MIN_RUN_BYTES", run_bytes):
+        compare_files(plan, plan.files, tmp_path / "release", form, IO, counters, lambda: False)
+        (read,) = planned_reads(plan, [plan.files], IO.buffer_bytes)
+    assert counters.read == read + sum(file.nbytes for file in plan.files)
+    assert sum(portions) == sum(file.nbytes for file in plan.files)
+    assert counters.written == 0
 
 
 def test_one_byte_of_any_tensor_is_seen(plan, tmp_path):

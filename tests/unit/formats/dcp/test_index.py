@@ -102,6 +102,33 @@ def test_tensors_that_are_cut_alike_share_a_table(tmp_path):
     assert (elements(found.tensors["model.t2"]) == A + 2).all()
 
 
+def test_tensors_share_a_table_only_if_all_their_pieces_lie_alike(tmp_path):
+    """Also the pieces after the first: here the last one of some is stored with its dims in another order."""
+    made = Draft()
+    for name, turned in {"a": (), "b": (2,), "c": (0, 2), "d": (2,)}.items():
+        array = A + 100 * (ord(name) - ord("a"))
+        made.shapes[name] = "float32", array.shape
+        for number in range(3):
+            piece, order = array[2 * number : 2 * number + 2], (1, 0) if number in turned else (0, 1)
+            made.add(name, (2 * number, 0), (2, 4), stored(piece, "float32", order), f"__{number}_0.distcp")
+    found = located(made.save(tmp_path))
+    for each in (found, DcpIndex.from_json(json.loads(json.dumps(found.to_json())))):
+        for number, name in enumerate("abcd"):
+            assert (elements(each.tensors[name]) == A + 100 * number).all()
+        assert len({id(each.tensors[name].tensor) for name in "abcd"}) == 3
+
+
+def test_tensors_share_a_table_only_if_their_pieces_are_listed_alike_and_of_one_element_type(tmp_path):
+    made = Draft()
+    made.put("rows", A, "float32", rows(3, 6))
+    made.put("turned", A + 100, "float32", rows(3, 6)[::-1])
+    made.put("narrow", (A + 200).astype(np.uint16), "bfloat16", rows(3, 6))
+    found = located(made.save(tmp_path))
+    for number, (name, dtype) in enumerate({"rows": "float32", "turned": "float32", "narrow": "bfloat16"}.items()):
+        assert found.tensors[name].tensor.dtype == dtype
+        assert (elements(found.tensors[name]) == A + 100 * number).all()
+
+
 def test_only_what_is_wanted_is_looked_at(tmp_path):
     made = draft()
     made.put("optim.a", A, "float32", [(slice(None), slice(None))])
@@ -119,11 +146,16 @@ def test_pieces_without_elements_need_no_place(tmp_path):
     made = draft()
     made.add("model.a", (6, 0), (0, 4), b"", "__3_0.distcp")
     made.unplaced.add(("model.a", (6, 0)))
+    made.add("model.a", (0, 4), (6, 0), b"", "__3_0.distcp")
+    made.unplaced.add(("model.a", (0, 4)))
     made.put("model.empty", A[:0], "float32", [(slice(None), slice(None))])
+    made.put("model.narrow", A[:, :0], "float32", rows(2, 6))
     made.put("model.none", A[:0], "float32", [])
     found = located(made.save(tmp_path))
     assert len(found.tensors["model.a"].sources) == 3
-    assert found.tensors["model.empty"].sources == found.tensors["model.none"].sources == ()
+    for name, shape in {"empty": (0, 4), "none": (0, 4), "narrow": (6, 0)}.items():
+        assert found.tensors[f"model.{name}"].sources == ()
+        assert found.tensors[f"model.{name}"].tensor.shape == shape
 
 
 def test_a_tensor_costs_one_short_read(tmp_path, monkeypatch):
@@ -272,6 +304,17 @@ class TestDamage:
         made = draft()
         del made.boxes["model.a"][1]
         assert "its chunks leave out 8 of the 24 elements of shape [6, 4]" in refused(made, tmp_path)
+
+    def test_gaps_of_a_tensor_that_looks_like_a_sound_one(self, tmp_path):
+        """Of its element type and shape, and with chunks of the same sizes."""
+        made = draft()
+        for name in ("model.less", "model.elsewhere"):
+            made.put(name, A + 1, "float32", rows(3, 6))
+        del made.boxes["model.less"][1]
+        made.boxes["model.elsewhere"][1].offsets = (1, 0)
+        first, second = refused(made, tmp_path).splitlines()
+        assert "tensor model.less: its chunks leave out 8 of the 24 elements of shape [6, 4]" in first
+        assert "tensor model.elsewhere: its chunks overlap" in second
 
     def test_a_chunk_outside_of_the_tensor(self, tmp_path):
         made = draft()

@@ -73,6 +73,17 @@ def test_what_older_versions_of_torch_wrote(tmp_path):
     assert len(found.tensors["model.scalar"].chunks[0].places) == 1
 
 
+def test_a_place_without_offsets_is_that_of_a_tensor_in_one_chunk_alone(tmp_path):
+    """Of several chunks, it is that of none: what is there is not all of each of them."""
+    made = draft().metadata()
+    (scalar, *_), info = zip(*made.state["storage_data"].items(), strict=True)
+    assert scalar.state["fqn"] == "model.a"
+    made.state["storage_data"] = {index("model.a", None): info[0], index("model.scalar", None): info[-1]}
+    found = read(tmp_path, made)
+    assert [chunk.places for chunk in found.tensors["model.a"].chunks] == [(), ()]
+    assert len(found.tensors["model.scalar"].chunks[0].places) == 1
+
+
 def test_what_newer_versions_and_planners_write_besides_is_not_needed(tmp_path):
     made = draft().metadata()
     made.state["version"] = "9.0"

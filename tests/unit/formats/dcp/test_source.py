@@ -20,7 +20,7 @@ from distconv.formats.registry import format_named
 from distconv.layout.shards import cut_recipes
 from distconv.tensors.compose import renumbered
 from distconv.tensors.stored import NamedTensor, SourceFile, StoredTensor
-from distconv.tensors.virtual import concat, whole
+from distconv.tensors.virtual import VirtualTensor, concat, narrow, whole
 from tests import configuration
 from tests.unit import toy, toy_facts, toy_megatron
 from tests.unit.reference import evaluate
@@ -94,6 +94,40 @@ def test_a_binding_over_pieces_is_that_of_the_whole_tensors(data):
     for each in found.parameters:
         assert each.recipe.source_shapes == tuple(part.shape for part in each.sources)
     # Proves that every element of every piece is in one shard, but for those that a recipe says it does not use.
+    cut_recipes((each.recipe for each in found.parameters), layout(tp=2))
+
+
+def test_layers_that_are_cut_alike_may_list_their_pieces_in_another_order():
+    arrays = toy.arrays()
+    pieces = Pieces(arrays, halves)
+    swapped: dict[int, VirtualTensor] = {}
+    for name, tensor in pieces.tensors.items():
+        if ".1." in name and len(tensor.sources) == 2:
+            copies = tuple(replace(copy, operand=1 - copy.operand) for copy in tensor.tensor.copies)
+            table = swapped.setdefault(id(tensor.tensor), replace(tensor.tensor, copies=copies))
+            pieces.tensors[name] = replace(tensor, tensor=table, sources=tensor.sources[::-1])
+    found = over(toy.bound(), pieces.tensors)
+    assert_same(
+        {each.name: pieces.evaluate(each.recipe.tensor, each.sources) for each in found.parameters}, made(arrays)
+    )
+
+
+def test_what_lies_between_the_rows_of_a_piece_is_not_used():
+    """As where a tensor was saved that is the first columns of a wider one."""
+    arrays = toy.arrays()
+    pieces = Pieces(arrays, lambda *_: None)
+    for name, tensor in pieces.tensors.items():
+        (stored,) = tensor.sources
+        *rows, columns = stored.shape
+        wide = np.full((*rows, columns + 3), -1)
+        wide[..., :columns] = arrays[name]
+        pieces.arrays[stored.file.path, stored.offset] = wide
+        table = narrow(whole("bfloat16", wide.shape), len(rows), 0, columns)
+        pieces.tensors[name] = replace(tensor, tensor=table, sources=(replace(stored, shape=wide.shape),))
+    found = over(toy.bound(), pieces.tensors)
+    assert_same(
+        {each.name: pieces.evaluate(each.recipe.tensor, each.sources) for each in found.parameters}, made(arrays)
+    )
     cut_recipes((each.recipe for each in found.parameters), layout(tp=2))
 
 

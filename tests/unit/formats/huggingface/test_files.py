@@ -17,7 +17,7 @@ from distconv.formats.huggingface.plan import HuggingFacePlan, make_huggingface_
 from distconv.formats.huggingface.reference import read_reference
 from distconv.formats.huggingface.safetensors import read_header, safetensors_frame
 from distconv.formats.model import Reference
-from distconv.tensors.stored import NamedTensor, SourceFile, StoredTensor
+from distconv.tensors.stored import NamedTensor, SourceFile, StoredTensor, as_stored
 from distconv.tensors.virtual import permute, whole
 from distconv.transfer.sinks import Counters
 from distconv.transfer.sources import SourceFiles
@@ -160,6 +160,31 @@ def test_the_tensors_of_a_file_are_compared(made, tmp_path, changes: dict[str, A
             stream.seek(offsets[name])
             stream.write(data[stored[name] :][: {"b": 16, "c": 22, "z": 0}[name]])
     assert differences(made, tmp_path / "out") == [f"{TWO}: {line}" for line in expected]
+
+
+def test_a_difference_is_never_one_of_a_tensor_without_elements(tmp_path):
+    """Where another program wrote the file in an order of its own, so that one begins where a tensor with some does."""
+    (tmp_path / "source").write_bytes(bytes(range(8)))
+    file = SourceFile(str(tmp_path / "source"), 8)
+    shapes = {"full": (4,), "none": (0,)}
+    stored = [StoredTensor(name, "bfloat16", shape, file, 0) for name, shape in shapes.items()]
+    bare = Reference(
+        directory=str(tmp_path), config={}, is_adapter=False, index=None, shard_files=None, index_content=None
+    )
+    found = make_huggingface_plan(list(as_stored(stored)), (), (), bare)
+    (tmp_path / "out").mkdir()
+    path = tmp_path / "out" / found.files[0].path
+    frame = safetensors_frame([(name, "bfloat16", shapes[name]) for name in ("none", "full")])
+    write_frame(path, frame)
+    with path.open("r+b") as stream:
+        stream.seek(frame.holes[1])
+        stream.write(bytes([0, 1, 2, 3, 4, 5, 6, 9]))
+    shards = compare_files(
+        found, found.files, path.parent, HuggingFaceFiles(found), IO, Counters(lambda _: None), lambda: False
+    )
+    assert [line for line in shards.differences if "from the source" in line] == [
+        f"{path}: full differs from the source"
+    ]
 
 
 def test_the_files_beside_the_tensors_are_compared(made, tmp_path):

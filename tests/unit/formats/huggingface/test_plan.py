@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from distconv.formats.huggingface.plan import HuggingFacePlan, make_huggingface_plan
 from distconv.formats.model import Reference
 from distconv.tensors.dtypes import ITEM_SIZE
-from distconv.tensors.stored import NamedTensor, SourceFile
+from distconv.tensors.stored import LowRank, NamedTensor, SourceFile
 from distconv.tensors.virtual import whole
 
 INDEX = "model.safetensors.index.json"
@@ -54,6 +54,13 @@ def test_tensors_are_in_the_files_of_the_reference_wide_elements_first():
     assert held(found) == {ONE: ["d", "a", "c"], TWO: ["b"]}
     assert [(file.nbytes, file.order, file.batch) for file in found.files] == [(16, (0,), 0), (4, (1,), 1)]
     assert found.summary() == {"hf": {"tensors": 4, "filled_from_reference": []}}
+
+
+def test_what_is_added_to_a_tensor_goes_with_it_into_its_file():
+    product = LowRank(tensor("b", (2, 1)), tensor("a", (1, 3)), 0.5)
+    found = plan([replace(tensor("merged", (2, 3)), low_rank=product), tensor("plain", (2, 3))])
+    (file,) = found.files
+    assert {entry.name: entry.low_rank for entry in found.entries(file)} == {"merged": product, "plain": None}
 
 
 @given(st.lists(st.tuples(st.sampled_from(["float64", "float32", "bfloat16"]), st.integers(0, 9)), min_size=1))

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from distconv.errors import InputError
 from distconv.formats.frame import write_frame
-from distconv.formats.huggingface.safetensors import read_header, safetensors_frame
+from distconv.formats.huggingface.safetensors import MAX_HEADER_BYTES, read_header, safetensors_frame
 from distconv.runtime.identity import look_at, with_header
 from distconv.tensors.dtypes import ITEM_SIZE, SAFETENSORS_CODE
 from distconv.tensors.stored import StoredTensor
@@ -154,6 +154,15 @@ def test_a_file_truncated_by_one_byte_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     (problem,) = problems(path)
     assert problem.endswith(f"the file at {path.stat().st_size}: truncated")
+
+
+def test_a_header_beyond_the_limit_of_the_library_is_not_read(tmp_path):
+    """Although the file, which is a hole, is large enough for it."""
+    with (tmp_path / "f").open("wb") as stream:
+        stream.write((MAX_HEADER_BYTES + 1).to_bytes(8, "little"))
+        stream.truncate(2 * MAX_HEADER_BYTES)
+    (problem,) = problems(tmp_path / "f")
+    assert "say that a header of 100000001 bytes follows" in problem
 
 
 def test_all_problems_of_a_file_are_reported_together(tmp_path):

@@ -42,6 +42,11 @@ def test_quantised_is_what_has_elements_that_only_quantised_weights_have(dtypes,
     assert is_quantised(tensors(*dtypes)) is expected
 
 
+def test_the_element_type_is_that_of_most_bytes_not_of_most_tensors():
+    large = NamedTensor((), whole("float32", (100,)), "large")
+    assert true_config({"torch_dtype": "bfloat16"}, [*tensors(*["bfloat16"] * 3), large]) == {"torch_dtype": "float32"}
+
+
 @pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
 def test_the_quantisation_goes_with_the_quantised_weights_wherever_it_is_said(key):
     config: dict[str, Any] = {"hidden_size": 8, key: FP8, "text_config": {key: FP8, "deep": {key: FP8, "x": 1}}}

@@ -54,6 +54,17 @@ def test_a_layout_is_found_as_it_was_written(planned):
     assert found(source(planned), as_given(planned)) == planned
 
 
+@pytest.mark.parametrize(
+    "planned", [layout(), layout(((1, 2),), ((2, 0),)), layout(((0, 1), (1, 1)), ((1, 0), (1, 0)))]
+)
+def test_a_layout_is_found_whatever_the_order_of_the_tensors(planned):
+    files = source(planned)
+    for dictionaries in files.files.values():
+        for key, entries in dictionaries.items():
+            dictionaries[key] = dict(reversed(entries.items()))
+    assert found(files) == planned
+
+
 def as_given(planned: CompleteLayout) -> SourceLayout:
     return SourceLayout(
         tp=planned.tp,

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from distconv.formats.megatron.expected import source_shapes
+from distconv.formats.megatron.contents import Contents
+from distconv.formats.megatron.expected import _by_parameters, source_shapes
+from distconv.models.names import Choices
 from distconv.models.rules import Rule, parse_rules
 from distconv.models.sizes import Sizes, SizeSpec
 from distconv.tensors.operators import OPERATORS, RowsUnknownError
 from distconv.tensors.virtual import select, whole
+from tests.unit import toy
+from tests.unit.toy_megatron import bound, layout, source
 
 SIZES = {"heads": 6, "groups": 2, "width": 8, "experts": 4}
 
@@ -172,3 +177,36 @@ def test_a_definition_that_does_not_say_how_many_heads_there_are_is_told_so():
     found = qkv()
     with pytest.raises(RowsUnknownError, match="the number of attention heads as a size named heads"):
         source_shapes(found, (30,), sizes(groups=2))
+
+
+@pytest.mark.parametrize(
+    ("held", "expected"),
+    [
+        ({"required", "other"}, "with"),
+        ({"optional", "other"}, "without"),
+        ({"required", "optional", "other"}, "with"),
+    ],
+)
+def test_optional_parameters_make_no_alternative_incomplete_or_complete(held, expected):
+    def made(choice: str, target: str, *, optional: bool = False) -> Rule:
+        return replace(rule("rename", ["x", 3], target=target), choice=("g", choice), optional=optional)
+
+    rules = [made("with", "required"), made("with", "optional", optional=True), made("without", "other")]
+    contents = Contents(pieces={(target, None, None): {} for target in held}, examples={})
+    choices = Choices(rules, _by_parameters(contents, ()))
+    assert {each.choice[1] for each in rules if each.choice and choices.uses(each, None)} == {expected}
+
+
+def test_layers_of_one_rule_may_be_of_different_sizes():
+    """Where the definition says that they may be of any: the files tell the size of each."""
+    model = toy.content()
+    norm = model["rules"]["text"]["attention"][0]
+    norm["sources"] = [[norm["sources"][0][0], "any"]]
+    shapes = toy.shapes() | {"model.layers.1.norm.weight": (toy.HIDDEN - 3,)}
+    found = bound(source(layout(tp=2), shapes=shapes, model=model), model=model)
+    sizes_of = {
+        each.name: each.recipe.tensor.shape for each in found.parameters.parameters if ".norm.weight" in each.name
+    }
+    assert sizes_of == {
+        f"text.layers.{layer}.norm.weight": shapes[f"model.layers.{layer}.norm.weight"] for layer in range(toy.LAYERS)
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from distconv.formats.megatron.names import LocalKey, Targets
@@ -30,6 +32,13 @@ from tests.unit import toy
 def test_a_name(name, expected):
     targets = Targets(toy.definition().rules)
     assert targets.find(name) == targets.find(name) == expected
+
+
+def test_a_number_that_a_target_has_twice_is_one_number():
+    (rule, *_) = (each for each in toy.definition().rules if each.stage == "layer")
+    targets = Targets([replace(rule, target="text.layers.{layer}.norm_{layer}.weight")])
+    assert targets.find("text.layers.3.norm_3.weight") == LocalKey("text.layers.{layer}.norm_{layer}.weight", 3, None)
+    assert targets.find("text.layers.3.norm_4.weight") is None
 
 
 def test_the_rules_of_a_target_are_its_alternatives():

@@ -10,6 +10,7 @@ import enum
 import io
 import os
 import pickle
+import struct
 import subprocess
 import zipfile
 from collections import OrderedDict
@@ -25,6 +26,7 @@ from hypothesis import strategies as st
 
 from distconv.errors import InputError
 from distconv.formats.torch_zip.archive import ArchivedTensor, read_archive
+from distconv.formats.torch_zip.blobs import stored_within
 from distconv.formats.torch_zip.inert_pickle import Inert
 from distconv.tensors.dtypes import ITEM_SIZE
 from tests.unit.attacks import CALLS
@@ -90,6 +92,7 @@ def test_many_tensors_are_told_apart(tmp_path):
         lambda whole: whole[1, 2],
         lambda whole: whole[:0],
         lambda whole: whole[:1].expand(5, 6),
+        lambda whole: whole[:1, :3],
         lambda whole: whole.reshape(2, 3, 4)[:, 1:, ::2].permute(2, 0, 1),
     ],
 )
@@ -106,7 +109,15 @@ def test_tensors_that_share_a_storage_share_bytes(tmp_path):
 
 
 def test_scalars_and_empty_tensors(tmp_path):
-    content = {"scalar": torch.tensor(3.5), "empty": torch.empty(0, 4), "one": torch.ones(1, 1)}
+    content = {
+        "scalar": torch.tensor(3.5),
+        "one": torch.ones(1, 1),
+        "empty": torch.empty(0, 4),
+        "without columns": torch.empty(3, 0),
+        "between": torch.empty(3, 0, 2),
+        "view": torch.ones(3, 2)[:, 2:],
+        "turned": torch.empty(0, 3).t(),
+    }
     found = saved(tmp_path / "f", content)
     for name, tensor in content.items():
         assert_archived(tmp_path / "f", found[name], tensor)
@@ -334,6 +345,7 @@ def test_the_pickle_of_the_next_tests_is_valid(tmp_path):
         (storage_pickle(), {}, "its storage 0 is missing"),
         (storage_pickle(key="7"), {"data__0": bytes(24)}, "its storage 7 is missing"),
         (storage_pickle(), {"data__0": bytes(24), "byteorder": b"big"}, "written on a big-endian machine"),
+        (storage_pickle(), {"data__0": bytes(24), "byteorder": b"other"}, "written on a big-endian machine"),
         (pickle.dumps([1]), {}, "expected a dictionary at the top, found list"),
         (pickle.dumps({"a": 1})[:-1], {}, "its pickle is damaged"),
         (b"", {}, "its pickle is damaged"),
@@ -385,6 +397,25 @@ def test_a_tensor_outside_its_storage_is_refused_by_the_name_of_the_file(tmp_pat
     with pytest.raises(InputError) as caught:
         read_archive(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("before", [0, 1000])
+@pytest.mark.parametrize("beyond", [0, 1, 999])
+def test_a_storage_that_leaves_its_archive_is_refused(tmp_path, before, beyond):
+    """By however few bytes, and although there may be more in the file before and behind the archive."""
+    data = archive(tmp_path / "f", storage_pickle(), data__0=bytes(24)).read_bytes()
+    entry = data.rindex(b"archive/data/0") - 46
+    (header,) = struct.unpack_from("<I", data, entry + 42)
+    size = len(data) - (header + 30 + len("archive/data/0")) + beyond
+    data = data[: entry + 20] + struct.pack("<II", size, size) + data[entry + 28 :]
+    path = tmp_path / "blobs"
+    path.write_bytes(bytes(before) + data + bytes(2000))
+    with stored_within(path) as read:
+        if not beyond:
+            assert read(before, len(data))["x"].shape == (2, 3)
+            return
+        with pytest.raises(InputError, match="its storage 0 leaves the file"):
+            read(before, len(data))
 
 
 @pytest.mark.parametrize(
