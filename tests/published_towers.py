@@ -6,7 +6,7 @@ Facts about other people's files, written down from the mapping tables. Nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -140,11 +140,25 @@ def gated_mlp(name: str, hidden: int, mlp: int, *, bias: bool = False) -> Iterat
     yield from row(f"{name}.down_proj", hidden, mlp, bias=bias)
 
 
-def qwen2_vision(hidden: int, *, mlp: int, gated: bool, fused: bool = True, prefix: str = "") -> Iterator[Tensor]:
-    """All sizes have 32 layers of width 1280; Qwen2-VL has a plain MLP and norms with bias."""
-    width, merged = 1280, 4 * 1280
-    yield from vision_at(FIRST, whole(f"{prefix}visual.patch_embed.proj", width, 3, 2, 14, 14))
-    for layer in range(32):
+@dataclass(frozen=True)
+class Tower:
+    """Sizes of an encoder; the defaults are those of all published Qwen2-VL, Qwen2.5-VL and Qwen2.5-Omni."""
+
+    layers: int = 32
+    width: int = 1280
+    patch: int = 14
+
+
+QWEN2_TOWER = Tower()
+
+
+def qwen2_vision(
+    hidden: int, *, mlp: int, gated: bool, fused: bool = True, prefix: str = "", tower: Tower = QWEN2_TOWER
+) -> Iterator[Tensor]:
+    """Qwen2-VL has a plain MLP and norms with bias."""
+    width, patch, merged = tower.width, tower.patch, 4 * tower.width
+    yield from vision_at(FIRST, whole(f"{prefix}visual.patch_embed.proj", width, 3, 2, patch, patch))
+    for layer in range(tower.layers):
         here = f"{prefix}visual.blocks.{layer}"
         yield from vision_at(
             layer,
@@ -168,15 +182,15 @@ def qwen2_vision(hidden: int, *, mlp: int, gated: bool, fused: bool = True, pref
     )
 
 
-def omni_audio(output: int) -> Iterator[Tensor]:
-    width, tower = 1280, "thinker.audio_tower"
+def omni_audio(output: int, *, sizes: Tower = QWEN2_TOWER, mlp: int = 5120, bins: int = 128) -> Iterator[Tensor]:
+    width, tower = sizes.width, "thinker.audio_tower"
     yield from audio_at(
         FIRST,
-        whole(f"{tower}.conv1", width, 128, 3, bias=True),
+        whole(f"{tower}.conv1", width, bins, 3, bias=True),
         whole(f"{tower}.conv2", width, width, 3, bias=True),
         whole(f"{tower}.audio_bos_eos_token", 2, output),
     )
-    for layer in range(32):
+    for layer in range(sizes.layers):
         here = f"{tower}.layers.{layer}"
         yield from audio_at(
             layer,
@@ -185,8 +199,8 @@ def omni_audio(output: int) -> Iterator[Tensor]:
             column(f"{here}.self_attn.v_proj", width, width),
             row(f"{here}.self_attn.out_proj", width, width),
             whole(f"{here}.self_attn_layer_norm", width, bias=True),
-            column(f"{here}.fc1", 5120, width),
-            row(f"{here}.fc2", width, 5120),
+            column(f"{here}.fc1", mlp, width),
+            row(f"{here}.fc2", width, mlp),
             whole(f"{here}.final_layer_norm", width, bias=True),
         )
         for missing in audio_at(layer, [(f"{here}.self_attn.k_proj.bias", (width,), EQUAL)]):
@@ -217,14 +231,19 @@ class Qwen3Vision:
     width: int
     mlp: int
     deepstack: tuple[int, ...]
+    patch: int = 16
+    positions: int = 2304
 
 
 SMALL_VISION = Qwen3Vision(24, 1024, 4096, (5, 11, 17))
 LARGE_VISION = Qwen3Vision(27, 1152, 4304, (8, 16, 24))
 
 
-def qwen3_text(size: Text, experts: int | None, expert_mlp: int) -> Iterator[Tensor]:
-    query, key = 128 * size.heads, 128 * size.kv_heads
+def qwen3_text(
+    size: Text, experts: int | None, expert_mlp: int, *, head_dim: int = 128, dense: Collection[int] = ()
+) -> Iterator[Tensor]:
+    """`dense` are the layers without experts."""
+    query, key = head_dim * size.heads, head_dim * size.kv_heads
     text = "model.language_model"
     yield from text_at(FIRST, column(f"{text}.embed_tokens", size.vocabulary, size.hidden, bias=False))
     for layer in range(size.layers):
@@ -235,12 +254,12 @@ def qwen3_text(size: Text, experts: int | None, expert_mlp: int) -> Iterator[Ten
             column(f"{here}.self_attn.k_proj", key, size.hidden, bias=False),
             column(f"{here}.self_attn.v_proj", key, size.hidden, bias=False),
             row(f"{here}.self_attn.o_proj", size.hidden, query, bias=False),
-            whole(f"{here}.self_attn.q_norm", 128),
-            whole(f"{here}.self_attn.k_norm", 128),
+            whole(f"{here}.self_attn.q_norm", head_dim),
+            whole(f"{here}.self_attn.k_norm", head_dim),
             whole(f"{here}.input_layernorm", size.hidden),
             whole(f"{here}.post_attention_layernorm", size.hidden),
         )
-        if experts is None:
+        if experts is None or layer in dense:
             yield from text_at(layer, gated_mlp(f"{here}.mlp", size.hidden, size.mlp))
             continue
         yield from text_at(layer, whole(f"{here}.mlp.gate", experts, size.hidden))
@@ -257,8 +276,8 @@ def qwen3_text(size: Text, experts: int | None, expert_mlp: int) -> Iterator[Ten
 
 def qwen3_vision(vision: Qwen3Vision, hidden: int) -> Iterator[Tensor]:
     width, merged = vision.width, 4 * vision.width
-    yield from vision_at(FIRST, whole("model.visual.patch_embed.proj", width, 3, 2, 16, 16, bias=True))
-    yield from vision_at(FIRST, whole("model.visual.pos_embed", 2304, width))
+    yield from vision_at(FIRST, whole("model.visual.patch_embed.proj", width, 3, 2, *[vision.patch] * 2, bias=True))
+    yield from vision_at(FIRST, whole("model.visual.pos_embed", vision.positions, width))
     for layer in range(vision.layers):
         here = f"model.visual.blocks.{layer}"
         yield from vision_at(
@@ -295,6 +314,8 @@ class InternVision:
     heads: int
     mlp: int
     large: bool
+    patch: int = 14
+    positions: int = 1025
 
 
 VISION_300M = InternVision(24, 1024, 16, 4096, large=False)
@@ -307,8 +328,8 @@ def intern_vision(vision: InternVision, hidden: int) -> Iterator[Tensor]:
     yield from vision_at(
         FIRST,
         [(f"{embeddings}.class_embedding", (1, 1, width), WHOLE)],
-        [(f"{embeddings}.position_embedding", (1, 1025, width), WHOLE)],
-        whole(f"{embeddings}.patch_embedding", width, 3, 14, 14, bias=True),
+        [(f"{embeddings}.position_embedding", (1, vision.positions, width), WHOLE)],
+        whole(f"{embeddings}.patch_embedding", width, 3, *[vision.patch] * 2, bias=True),
     )
     for layer in range(vision.layers):
         here = f"vision_model.encoder.layers.{layer}"
@@ -334,8 +355,8 @@ def intern_vision(vision: InternVision, hidden: int) -> Iterator[Tensor]:
     )
 
 
-def intern_text(size: Text, *, bias: bool) -> Iterator[Tensor]:
-    """Llama, and with a bias of q, k and v Qwen2; ranks share the vocabulary unevenly."""
+def intern_text(size: Text, *, bias: bool, norms: bool = False) -> Iterator[Tensor]:
+    """Llama, with a bias of q, k and v Qwen2, with norms of q and k Qwen3; ranks share the vocabulary unevenly."""
     width = size.hidden // size.heads * size.kv_heads
     text, rows = "language_model", Units(size.vocabulary)
     yield from text_at(FIRST, [(f"{text}.model.embed_tokens.weight", (size.vocabulary, size.hidden), rows)])
@@ -348,6 +369,7 @@ def intern_text(size: Text, *, bias: bool) -> Iterator[Tensor]:
             column(f"{here}.self_attn.v_proj", width, size.hidden, bias=bias),
             row(f"{here}.self_attn.o_proj", size.hidden, size.hidden, bias=False),
             gated_mlp(f"{here}.mlp", size.hidden, size.mlp),
+            *(whole(f"{here}.self_attn.{letter}_norm", size.hidden // size.heads) for letter in "qk" if norms),
             whole(f"{here}.input_layernorm", size.hidden),
             whole(f"{here}.post_attention_layernorm", size.hidden),
         )
@@ -379,6 +401,7 @@ LANGUAGE_MODELS: Mapping[str, Callable[[Text], Iterator[Tensor]]] = {
     "InternLM2ForCausalLM": internlm2_text,
     "LlamaForCausalLM": partial(intern_text, bias=False),
     "Qwen2ForCausalLM": partial(intern_text, bias=True),
+    "Qwen3ForCausalLM": partial(intern_text, bias=False, norms=True),
 }
 
 
@@ -406,15 +429,30 @@ def glm_text(size: Text) -> Iterator[Tensor]:
     yield from text_at(LAST, column("lm_head", size.vocabulary, size.hidden, bias=False))
 
 
-def glm_vision() -> Iterator[Tensor]:
-    width, output, mlp = 1536, 4096, 13696
+@dataclass(frozen=True, kw_only=True)
+class GlmVision:
+    """Sizes of the vision encoder; the defaults are those of the published model."""
+
+    layers: int = 24
+    width: int = 1536
+    output: int = 4096
+    mlp: int = 13696
+    patch: int = 14
+    image: int = 336
+
+
+GLM_VISION = GlmVision()
+
+
+def glm_vision(vision: GlmVision = GLM_VISION) -> Iterator[Tensor]:
+    width, output, mlp, patch = vision.width, vision.output, vision.mlp, vision.patch
     yield from vision_at(
         FIRST,
-        whole("model.visual.patch_embed.proj", width, 3, 2, 14, 14, bias=True),
+        whole("model.visual.patch_embed.proj", width, 3, 2, patch, patch, bias=True),
         whole("model.visual.post_conv_layernorm", width),
-        whole("model.visual.embeddings.position_embedding", (336 // 14) ** 2, width),
+        whole("model.visual.embeddings.position_embedding", (vision.image // patch) ** 2, width),
     )
-    for layer in range(24):
+    for layer in range(vision.layers):
         here = f"model.visual.blocks.{layer}"
         yield from vision_at(
             layer,
@@ -443,7 +481,7 @@ def glm_vision() -> Iterator[Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class DeepSeek:
-    """Sizes of a language model; `correction`: the router has a bias. Those of latent attention are alike in all."""
+    """Sizes of a language model; `correction`: the router has a bias. Defaults are alike in all."""
 
     layers: int
     hidden: int
@@ -457,11 +495,15 @@ class DeepSeek:
     q_rank: int | None = None
     latent: bool = True
     correction: bool = False
+    kv_rank: int = 512
+    rope_dim: int = 64
+    nope_dim: int = 128
+    value_dim: int = 128
 
 
 def deepseek_attention(size: DeepSeek, here: str) -> Iterator[Piece]:
     """Of latent attention q and the latent kv, or their low-rank forms, are in every rank."""
-    query_rows, latent, hidden = size.heads * (128 + 64), 512, size.hidden
+    query_rows, latent, hidden = size.heads * (size.nope_dim + size.rope_dim), size.kv_rank, size.hidden
     if not size.latent:
         for letter in "qkv":
             yield from column(f"{here}.{letter}_proj", hidden, hidden, bias=False)
@@ -473,10 +515,10 @@ def deepseek_attention(size: DeepSeek, here: str) -> Iterator[Piece]:
         yield from whole(f"{here}.q_a_proj", size.q_rank, hidden)
         yield from whole(f"{here}.q_a_layernorm", size.q_rank)
         yield from column(f"{here}.q_b_proj", query_rows, size.q_rank, bias=False)
-    yield from whole(f"{here}.kv_a_proj_with_mqa", latent + 64, hidden)
+    yield from whole(f"{here}.kv_a_proj_with_mqa", latent + size.rope_dim, hidden)
     yield from whole(f"{here}.kv_a_layernorm", latent)
-    yield from column(f"{here}.kv_b_proj", size.heads * (128 + 128), latent, bias=False)
-    yield from row(f"{here}.o_proj", hidden, size.heads * 128, bias=False)
+    yield from column(f"{here}.kv_b_proj", size.heads * (size.nope_dim + size.value_dim), latent, bias=False)
+    yield from row(f"{here}.o_proj", hidden, size.heads * size.value_dim, bias=False)
 
 
 def deepseek_text(size: DeepSeek) -> Iterator[Tensor]:
@@ -506,12 +548,15 @@ def deepseek_text(size: DeepSeek) -> Iterator[Tensor]:
     yield from text_at(LAST, column("language.lm_head", size.vocabulary, hidden, bias=False))
 
 
-def siglip(hidden: int) -> Iterator[Tensor]:
+SIGLIP = Tower(27, 1152, 14)
+
+
+def siglip(hidden: int, *, tower: Tower = SIGLIP, mlp: int = 4304, positions: int = 729) -> Iterator[Tensor]:
     """The vision encoder and the projector of all sizes."""
-    width, mlp = 1152, 4304
-    yield from vision_at(FIRST, whole("vision.patch_embed.proj", width, 3, 14, 14, bias=True))
-    yield from vision_at(FIRST, [("vision.pos_embed", (1, 729, width), WHOLE)])
-    for layer in range(27):
+    width, patch = tower.width, tower.patch
+    yield from vision_at(FIRST, whole("vision.patch_embed.proj", width, 3, patch, patch, bias=True))
+    yield from vision_at(FIRST, [("vision.pos_embed", (1, positions, width), WHOLE)])
+    for layer in range(tower.layers):
         here = f"vision.blocks.{layer}"
         yield from vision_at(
             layer,

@@ -176,7 +176,12 @@ def _apply(
         shapes = tuple(tensor.shape for tensor in present)
         key = (present[0].dtype, shapes, slice_of)
         if key not in recipes:
-            recipes[key] = make_recipe(rule, present[0].dtype, shapes, sizes, slice_of)
+            try:
+                recipes[key] = make_recipe(rule, present[0].dtype, shapes, sizes, slice_of)
+            except InputError as error:
+                found = f"{present[0].file.path}: {named(each.name for each in present)}"
+                applied.wrong += [f"{found}: {problem}" for problem in error.problems]
+                continue
         applied.parameters.append(Parameter(recipes[key], tuple(present), layer, expert))
     return applied
 

@@ -6,7 +6,7 @@ runs an operator.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 
 from distconv.models.adapters import canonical_factor, without_sizes
@@ -63,6 +63,7 @@ class Definition:
     name: str
     model_types: tuple[str, ...]
     variant_of: str | None
+    part_of: str | None
     renamed_prefixes: tuple[tuple[str, str], ...]
     sizes: Mapping[str, SizeSpec]
     lists: Mapping[str, SizeSpec]
@@ -100,11 +101,21 @@ class Definition:
         spec = self.lists.get(name)
         return sizes.count(name) if spec is None else len(sizes.numbers(spec))
 
-    def tied_sources(self) -> tuple[str, str]:
-        """The source names of head and embedding; for definitions with `tied` only."""
+    def tied_sources(self, names: Container[str]) -> tuple[str, str]:
+        """The source names of head and embedding, of the alternative that `names` are of; only if there is `tied`.
+
+        `names` are those of a model's tensors, in the spelling of the rules.
+        """
         assert self.tied is not None
-        head, embedding = (self.rule_for(target).sources[0].name for target in (self.tied.head, self.tied.embedding))
-        return head, embedding
+        heads, embeddings = (
+            {rule.choice and rule.choice[1]: rule.sources[0].name for rule in self.rules if rule.target == target}
+            for target in (self.tied.head, self.tied.embedding)
+        )
+        pairs = [(head, embeddings[each]) for each, head in heads.items() if each in embeddings]
+        if not pairs:
+            # Only one of the two has alternatives.
+            pairs = [(head, embedding) for head in heads.values() for embedding in embeddings.values()]
+        return max(pairs, key=lambda pair: sum(name in names for name in pair))
 
     def rule_for(self, target: str) -> Rule:
         """The rule of a target name."""

@@ -15,8 +15,8 @@ from distconv.models.rules import MODALITIES, TEXT, Rule, parse_rules
 from distconv.models.sizes import SizeSpec
 
 _KEYS = (
-    "model_types", "variant_of", "renamed_prefixes", "sizes", "lists", "modalities", "experts", "adapters", "tied",
-    "layout", "rules", "ignore",
+    "model_types", "variant_of", "part_of", "renamed_prefixes", "sizes", "lists", "modalities", "experts", "adapters",
+    "tied", "layout", "rules", "ignore",
 )  # fmt: skip
 
 
@@ -44,6 +44,8 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
     model_types = parser.names(content, "model_types")
     variant_of = content.get("variant_of")
     parser.expect(variant_of is None or isinstance(variant_of, str), "variant_of", "the name of a model", variant_of)
+    part_of = content.get("part_of")
+    parser.expect(part_of is None or isinstance(part_of, str), "part_of", "a field of config.json", part_of)
     renamed_prefixes = parser.renamed_prefixes(content)
     raise_if(parser.problems)
     if adapters is not None:
@@ -52,6 +54,7 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
         name=name,
         model_types=model_types,
         variant_of=variant_of,
+        part_of=part_of,
         renamed_prefixes=renamed_prefixes,
         sizes={size: spec for size, spec in sizes.items() if spec is not None},
         lists={each: spec for each, spec in lists.items() if spec is not None},

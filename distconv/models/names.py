@@ -73,6 +73,7 @@ class Choices:
                 group, name = rule.choice
                 self._groups.setdefault(group, {}).setdefault(name, []).append(rule)
         self._known: dict[tuple[str, int | None], str | None] = {}
+        self._equals: dict[tuple[str, int | None], list[str]] = {}
 
     def uses(self, rule: Rule, layer: int | None) -> bool:
         """Whether the layer uses the rule's alternative; true for a rule outside of all alternatives."""
@@ -83,7 +84,15 @@ class Choices:
             scores = {each: self._score(rules, layer) for each, rules in self._groups[group].items()}
             best = max(scores, key=lambda each: scores[each])
             self._known[group, layer] = None if rule.may_be_absent and not scores[best][1] else best
+            self._equals[group, layer] = [each for each in scores if scores[each] == scores[best]]
         return self._known[group, layer] == name
+
+    def equals(self, rule: Rule, layer: int | None) -> list[str]:
+        """The names of the rule's alternatives if the layer uses it and others score as high; else none."""
+        if rule.choice is None or not self.uses(rule, layer):
+            return []
+        found = self._equals[rule.choice[0], layer]
+        return found if len(found) > 1 else []
 
     def unclear(self, rule: Rule, layer: int | None) -> list[str]:
         """The names of the rule's alternatives if the layer has no tensor of any of them; else none."""

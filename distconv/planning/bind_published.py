@@ -6,10 +6,10 @@ every tensor is known, complete and of the shape that the configuration says. Wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from distconv.errors import counted, named
+from distconv.errors import counted, named, raise_if
 from distconv.formats.base import Published
 from distconv.formats.model import Model, Reference
 from distconv.formats.select import selection
@@ -43,11 +43,12 @@ def bind_published(published: Published, options: CommonOptions, model: Model, d
     # Of adapters alone, what lies beside them is listed as not converted.
     only = definition.adapters == "only"
     taken = [each for each in published.tensors if not only or factor_of(each.name) is not None]
+    raise_if(list(_doubled(taken, directory)))
     tensors = {each.name: _stored(each, directory) for each in taken}
     reference = model.reference
     if options.fill_from_reference and reference is not None:
         # The head of a tied model is made of its embedding.
-        head = definition.tied_sources()[0] if published.tied else None
+        head = definition.tied_sources(tensors)[0] if published.tied else None
         tensors = {name: each for name, each in _filling(reference, definition) if name != head} | tensors
         directory += f", filled from reference={reference.directory}"
     index = SourceIndex(directory=directory, tensors=tensors)
@@ -60,6 +61,17 @@ def bind_published(published: Published, options: CommonOptions, model: Model, d
         return ()
     what = f"shapes and number of {counted(len(unknown), 'tensor')}"
     return (f"{what} of which model definition {definition.name} knows no more than names: {named(unknown)}",)
+
+
+def _doubled(tensors: Iterable[NamedTensor], directory: str) -> Iterator[str]:
+    """A problem for each name, in the definition's spelling, that several tensors have."""
+    found: dict[str, list[NamedTensor]] = {}
+    for each in tensors:
+        found.setdefault(each.name, []).append(each)
+    for name, doubled in found.items():
+        if len(doubled) > 1:
+            spellings = dict.fromkeys(source.name for each in doubled for source in each.sources)
+            yield f"{directory}: {' and '.join(spellings)} are two spellings of the same tensor {name}; remove one"
 
 
 def _stored(tensor: NamedTensor, directory: str) -> StoredTensor:

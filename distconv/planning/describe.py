@@ -160,9 +160,10 @@ def _parameters(source: Source, model: Model, options: Options) -> int:
     A head that is tied to the embedding is no other parameter.
     """
     definition = model.defined
-    head = definition.tied_sources()[0] if definition.is_tied(model.sizes) else None
-    published = fit_vocabulary(source.published(), options, model).published.tensors
-    return sum(each.tensor.elements for each in published if definition.spelled(each.name) != head)
+    fitted = fit_vocabulary(source.published(), options, model).published.tensors
+    published = {definition.spelled(each.name): each.tensor.elements for each in fitted}
+    head = definition.tied_sources(published)[0] if definition.is_tied(model.sizes) else None
+    return sum(elements for name, elements in published.items() if name != head)
 
 
 def _by_dtype(held: Iterable[Held]) -> dict[str, dict[str, int]]:

@@ -144,3 +144,21 @@ def test_a_thinker_is_known_by_the_names_that_it_has_in_memory(tmp_path):
         assert found["problems"] == []
         held.append(found["tensors"])
     assert held[0] == held[1] != []
+
+
+@pytest.mark.parametrize("name", ["internvl__tp1_pp1", "internvl__internlm2_tp1_pp1", "qwen2_5omni__tp1_pp1"])
+@pytest.mark.parametrize("kept_in", [{}, {"target_format": "dcp"}])
+def test_names_that_a_configuration_does_not_tell_are_not_made_up(name, kept_in, tmp_path):
+    """Those of InternVL's language models, and of the whole that Qwen2.5-Omni's thinker is a part of."""
+    case = load_case(name)
+    source, trained = write_source(tmp_path / "hf", case), tmp_path / "trained"
+    run_here(source=str(source), target=str(trained), **kept_in)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(source / "config.json", bare)
+    job = {"source": str(trained), "reference": str(bare)}
+    with pytest.raises(InputError, match=r"reference=.*bare: config\.json .*model\.safetensors\.index\.json"):
+        run_here(**job, target=str(tmp_path / "back"), target_format="hf")
+    assert not (tmp_path / "back").exists()
+    # Where no published name is needed, nothing is asked.
+    run_here(**job, target=str(tmp_path / "resplit"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,20 @@ def test_a_result_that_appears_while_a_job_runs_is_not_replaced_unasked(tmp_path
     assert outcome.status == 2
     assert "release is already there" in outcome.err
     assert [path.name for path in (tmp_path / "mm").rglob("*")] == ["release", "theirs"]
+
+
+def test_a_rank_whose_others_are_missing_is_no_model_without_text(tmp_path, distconv):
+    """A first stage with the vision encoder alone, whose name says that there are more."""
+    case = load_case("qwen2vl__leading_zero_llm_pp2")
+    source, trained = write_source(tmp_path / "hf", case), tmp_path / "mm"
+    assert distconv(*overrides(case), f"source={source}", f"target={trained}").status == 0
+    shutil.rmtree(trained / "release" / "mp_rank_00_001")
+    (bare := tmp_path / "bare").mkdir()
+    shutil.copy(source / "config.json", bare)
+    job = (f"source={trained}", f"target={tmp_path / 'back'}", "target_format=hf", f"reference={bare}")
+    outcome = distconv(*job)
+    assert outcome.status == 2
+    assert "nothing of the text modality" in outcome.err
+    assert "mp_rank_00_000 is the name of one of several" in outcome.err
+    assert not (tmp_path / "back").exists()
+    assert distconv(*job, "select=[vision]").status == 0

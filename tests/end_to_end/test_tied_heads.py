@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from distconv.errors import InputError
 from tests.checkpoints import describe_result, described, load_case, overrides, write_source
-from tests.here import run_here
+from tests.here import outcome_here, run_here
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch.distributed")
 
@@ -106,6 +106,18 @@ def test_the_user_chooses_between_head_and_embedding(source, target, tied_head, 
     assert tied_head == "write" or described(found[HEAD]) == described(expected)
     # No release of transformers would look at a head beside a flag that says tied.
     assert config["tie_word_embeddings"] is (tied_head == "write")
+
+
+@pytest.mark.parametrize("head", ["equal", "other"])
+@pytest.mark.parametrize("source", ["dcp", "megatron"])
+def test_a_head_beside_a_tie_is_written_where_the_reference_has_one_and_that_is_said(source, head, write, tmp_path):
+    """Readers may take the embedding for it."""
+    model, reference = write("model", head=head), write("reference", head="equal")
+    job = {"source": str(SOURCES[source](model)), "target": str(tmp_path / "result"), "reference": str(reference)}
+    report = outcome_here(**job, target_format="hf").report
+    assert [note for note in report["notes"] if note.startswith("lm_head.weight: is written as the source has it")]
+    found, given = (load_file(each / "model.safetensors") for each in (tmp_path / "result", model))
+    assert described(found) == described(given)
 
 
 def head_in(result: Path) -> Any:

@@ -34,8 +34,8 @@ def with_tied_head(
         return tensors, ()
     if definition is None or sizes is None or not definition.is_tied(sizes):
         raise InputError(f"tied_head={tied_head}: {NOT_TIED}")
-    head, embedding = definition.tied_sources()
     spelled = {definition.spelled(each.name): each for each in tensors}
+    head, embedding = definition.tied_sources(spelled)
     if tied_head == "write":
         if embedding not in spelled:
             raise InputError(f"tied_head=write: source tensor {embedding} is missing: the head is a copy of it")

@@ -155,7 +155,7 @@ class MegatronNamedDcp(_DcpSource):
 
     def published(self) -> Published:
         """The published tensors of the parameters."""
-        return restored(self._bound, self._parameters)
+        return restored(self._bound, self._parameters, self._model)
 
 
 class PublishedDcp(_DcpSource):

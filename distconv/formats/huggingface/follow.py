@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from distconv.errors import counted, named, raise_if
+from distconv.errors import InputError, counted, named, raise_if
 from distconv.formats.base import Published
 from distconv.formats.huggingface.true_config import says_quantised
 from distconv.formats.model import Reference
@@ -28,18 +28,32 @@ FILL = "fill_from_reference=true fills in from there"
 
 @dataclass(frozen=True, kw_only=True)
 class Followed:
-    """Tensors under the reference's names; tensors left out; the names of tensors taken from the reference."""
+    """Tensors under the reference's names; tensors left out; the names of tensors taken from the reference.
+
+    `notes` are sentences for the report.
+    """
 
     tensors: tuple[NamedTensor, ...]
     left_out: tuple[Unconverted, ...]
     filled: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def follow_reference(
     published: Published, definition: Definition, reference: Reference, *, fill: bool, tied_head: str = "auto"
 ) -> Followed:
-    """The published tensors of a source as its reference has them; arguments and errors are those of `follow`."""
-    tied = definition.tied_sources() if published.tied else None
+    """The published tensors of a source as its reference has them; arguments and errors are those of `follow`.
+
+    Raises:
+        InputError: the reference is of a larger model, and names no tensors.
+    """
+    if reference.shard_files is None and definition.part_of is not None and definition.part_of in reference.config:
+        raise InputError(
+            f"reference={reference.directory}: config.json has {definition.part_of}, so it is of a larger model than "
+            f"model definition {definition.name} knows, and names no tensors; give a reference that does: with "
+            "weights, or with model.safetensors.index.json"
+        )
+    tied = definition.tied_sources({each.name for each in published.tensors}) if published.tied else None
     resized = frozenset[str]() if published.rows is None else published_names(definition)
     return follow(
         published.tensors,
@@ -110,6 +124,12 @@ def follow(
     left_out: tuple[Unconverted, ...] = ()
     listed = head in {spelled(name) for name in reference.shard_files or ()}
     kept_head = head if head in given and (tied_head == "keep" or (tied_head == "auto" and listed)) else None
+    notes: tuple[str, ...] = ()
+    if kept_head is not None and tied_head == "auto":
+        notes = (
+            f"{kept_head}: is written as the source has it, as reference={reference.directory} names it, whose "
+            "config.json ties it: readers may take the embedding instead; tied_head=keep unties it",
+        )
     if kept_head is None and embedding in given and head in given:
         copied = replace(given[embedding], name=head)
         written = listed or (reference.shard_files is None and tied_head != "omit")
@@ -156,6 +176,7 @@ def follow(
         tensors=tuple(complete[name] for name in names.values()),
         left_out=left_out,
         filled=tuple(filled),
+        notes=notes,
     )
 
 

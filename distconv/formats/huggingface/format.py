@@ -91,7 +91,8 @@ class HuggingFace(Format[HuggingFaceOptions]):
         if published.rows is not None:
             config = with_vocabulary(config, definition, published.rows)
         left_out = published.left_out + followed.left_out
-        return _planned(make_huggingface_plan(followed.tensors, left_out, followed.filled, reference, config=config))
+        plan = make_huggingface_plan(followed.tensors, left_out, followed.filled, reference, config=config)
+        return _planned(plan, followed.notes)
 
     def target_words(self, report: Mapping[str, Any]) -> list[str]:
         """Tensors and files, and the tensors of the reference among them."""
@@ -102,8 +103,8 @@ class HuggingFace(Format[HuggingFaceOptions]):
         return lines
 
 
-def _planned(plan: HuggingFacePlan) -> PlannedResult:
-    return PlannedResult(plan=plan, files=HuggingFaceFiles(plan), notes=plan.notes)
+def _planned(plan: HuggingFacePlan, notes: tuple[str, ...] = ()) -> PlannedResult:
+    return PlannedResult(plan=plan, files=HuggingFaceFiles(plan), notes=(*notes, *plan.notes))
 
 
 def _plan_adapters(

@@ -19,7 +19,7 @@ from distconv.formats.megatron.expected import expected_checkpoint, unless_absen
 from distconv.formats.megatron.index import MegatronIndex
 from distconv.formats.megatron.names import Targets
 from distconv.formats.megatron.plan import MegatronPlan, expert_owner, make_plan
-from distconv.formats.megatron.ranks import RankGrid
+from distconv.formats.megatron.ranks import RankGrid, check_complete
 from distconv.formats.torch_zip.archive import ArchivedTensor
 from distconv.layout.layout import CompleteLayout, stage_number
 from distconv.layout.request import SourceLayout
@@ -51,7 +51,8 @@ class MegatronBinding:
 
     `parameters` are made from the pieces in the files. `over_hf` are the same parameters, in the same order, made
     from the tensors of the Hugging Face checkpoint, which are in no file: inverted, it says what that checkpoint holds.
-    `replicas` are the other stored copies of pieces; `absent` the reasons why rules have nothing in the files.
+    `replicas` are the other stored copies of pieces; `absent` the reasons why rules have nothing in the files;
+    `unclear` the alternatives of rules of which nothing tells the one that published names are of.
     """
 
     layout: CompleteLayout
@@ -60,6 +61,7 @@ class MegatronBinding:
     replicas: tuple[Replica, ...]
     dropped: tuple[Dropped, ...]
     absent: tuple[str, ...]
+    unclear: tuple[str, ...]
 
 
 def bind_megatron(
@@ -75,10 +77,10 @@ def bind_megatron(
     """Bind the files of a source to a definition; `left_out` gives the reason why a rule is not wanted, if it is not.
 
     `sizes` are those of the reference model, `reference` its tensors, with their shapes where it has weights. The names
-    tell alternatives apart that are the same on the Megatron side; without them, `over_hf` has the first. The shapes
-    tell the rows of sources that are one parameter there; without them, what config.json does not tell is refused.
-    `tied_head`: whether a stored head of a tied model is a copy of the embedding (`auto`), its own (`keep`) or of no
-    interest.
+    tell alternatives apart that are the same on the Megatron side; without them, `over_hf` has the first, and `unclear`
+    says so. The shapes tell the rows of sources that are one parameter there; without them, what config.json does not
+    tell is refused. `tied_head`: whether a stored head of a tied model is a copy of the embedding (`auto`), its own
+    (`keep`) or of no interest.
 
     Raises:
         InputError: a layout that cannot be told or is not as given; every tensor of every file that is missing,
@@ -89,11 +91,16 @@ def bind_megatron(
     raise_if(list(_wrong_types(index, targets)))
     contents = contents_of(index, grid, layout, targets, definition.expert_count(sizes))
     reason = unless_absent(definition, contents, left_out)
+    absent = tuple(
+        dict.fromkeys(why for rule in definition.rules if left_out(rule) is None and (why := reason(rule)) is not None)
+    )
+    if absent:
+        check_complete(index, grid, absent)
     separate_head = TEXT in layout.stages and definition.is_tied(sizes) and layout.keeps_separate_head()
     stored_head = definition.tied is not None and definition.tied.head in contents.examples
     copied_head = separate_head and not (stored_head and tied_head == "keep")
     where = index.directory
-    expected, sizes = expected_checkpoint(
+    expected, sizes, unclear = expected_checkpoint(
         definition, sizes, layout, contents, reason, reference=reference, without_head=copied_head, where=where
     )
     over_hf = bind(definition, sizes, expected, reason)
@@ -123,11 +130,8 @@ def bind_megatron(
             ),
             *(Dropped(name=name, reason="training state; only the model is converted") for name in index.others),
         ),
-        absent=tuple(
-            dict.fromkeys(
-                why for rule in definition.rules if left_out(rule) is None and (why := reason(rule)) is not None
-            )
-        ),
+        absent=absent,
+        unclear=unclear,
     )
 
 

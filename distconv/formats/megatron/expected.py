@@ -58,8 +58,10 @@ def expected_checkpoint(
     reference: Mapping[str, Shape | None],
     without_head: bool,
     where: str,
-) -> tuple[SourceIndex, Sizes]:
-    """The index of the expected checkpoint, and the sizes with the vocabulary of the files.
+) -> tuple[SourceIndex, Sizes, tuple[str, ...]]:
+    """The index of the expected checkpoint, the sizes with the vocabulary of the files, and which names are unclear.
+
+    Names are unclear where alternatives have equal parameters and `reference` names none; the first is taken.
 
     `reference`: the tensors of the reference model, name → shape, `None` without weights. Names distinguish
     alternatives with equal parameters; shapes give the rows of sources that are one parameter. `without_head`: the
@@ -77,7 +79,7 @@ def expected_checkpoint(
         if left_out(rule) is None and not (rule.target == head and without_head):
             expected.add(rule, optional=rule.optional or (tied and rule.target == head))
     raise_if(expected.problems)
-    return SourceIndex(directory=where, tensors=expected.tensors), expected.sizes
+    return SourceIndex(directory=where, tensors=expected.tensors), expected.sizes, tuple(expected.unclear)
 
 
 class _Expected:
@@ -95,6 +97,8 @@ class _Expected:
     ) -> None:
         self.tensors: dict[str, StoredTensor] = {}
         self.problems: list[str] = []
+        # As keys, since they are the same in all layers.
+        self.unclear: dict[str, None] = {}
         self._definition = definition
         self._layout = layout
         self._contents = contents
@@ -128,6 +132,8 @@ class _Expected:
                 continue
             place = (rule.target, layer, expert)
             model = place if place in held else self._contents.examples.get(rule.target, place)
+            if alike := self._choices.equals(rule, layer):
+                self.unclear[f"{rule.where}: {' or '.join(alike)}"] = None
             full = self._contents.full_shape(rule, model, self._layout.tensor_parallel_size(rule.modality))
             names = [filled(source.name, layer, expert, item) for source in rule.sources]
             shapes = self._source_shapes(rule, full, names if asks else ())

@@ -5,7 +5,7 @@ Owns the choice between pipeline and expert parallel rank for names with one num
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distconv.errors import InputError
@@ -48,6 +48,21 @@ def arrange(index: MegatronIndex, targets: Targets, experts: int | None, given: 
         pp_rank, ep_rank = rest or (0, 0)
         files[tp_rank, pp_rank, ep_rank] = file
     return RankGrid(tensor_ranks=tensor_ranks, pp=pp, ep=ep, files=files)
+
+
+def check_complete(index: MegatronIndex, grid: RankGrid, absent: Sequence[str]) -> None:
+    """Check that what is absent from a checkpoint, in words, is not in a directory that is missing.
+
+    Raises:
+        InputError: the names are those of one of several pipeline or expert parallel ranks, and no other is there.
+    """
+    if (grid.pp, grid.ep) == (1, 1) and all(len(file.rank) > 1 for file in index.files):
+        name = rank_directory(index.files[0].rank)
+        raise InputError(
+            f"{index.directory}: {'; '.join(absent)}, and {name} is the name of one of several pipeline or expert "
+            "parallel ranks: the directories of the others are missing; if there are none, say with select=… what to "
+            "convert"
+        )
 
 
 def _is_expert_rank(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from distconv.errors import raise_if
 from distconv.formats.base import Published, Source
 from distconv.formats.megatron.bind import MegatronBinding, bind_megatron
 from distconv.formats.megatron.index import MegatronIndex
@@ -22,6 +23,7 @@ class MegatronSource(Source):
     """The source of a job."""
 
     def __init__(self, options: CommonOptions, index: MegatronIndex, model: Model) -> None:
+        self._model = model
         self._bound = bound(options, index, model, options.source_layout)
         self.replicas = self._bound.replicas
         self.notes = (
@@ -35,7 +37,7 @@ class MegatronSource(Source):
 
     def published(self) -> Published:
         """The published tensors of the parameters."""
-        return restored(self._bound, self.parameters())
+        return restored(self._bound, self.parameters(), self._model)
 
     def summary(self) -> dict[str, Any]:
         """The layout of the files."""
@@ -49,7 +51,18 @@ def bound(options: CommonOptions, index: MegatronIndex, model: Model, given: Sou
     return bind_megatron(model.defined, model.sizes, index, given, selected, shapes, tied_head=options.tied_head)
 
 
-def restored(bound: MegatronBinding, parameters: Binding) -> Published:
-    """The published tensors of bound parameters, with the rows of the vocabulary that the files have."""
+def restored(bound: MegatronBinding, parameters: Binding, model: Model) -> Published:
+    """The published tensors of bound parameters, with the rows of the vocabulary that the files have.
+
+    Raises:
+        InputError: nothing tells which names they have.
+    """
+    raise_if(
+        [
+            f"reference={model.followed.directory}: config.json alone does not tell the published names of {each}; "
+            "give a reference that names its tensors: with weights, or with model.safetensors.index.json"
+            for each in bound.unclear
+        ]
+    )
     restored = restore(bound.over_hf, parameters)
     return Published(tensors=restored.tensors, left_out=restored.left_out, tied=bound.over_hf.tied, bound=True)

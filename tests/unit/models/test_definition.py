@@ -50,3 +50,20 @@ def test_the_number_of_experts_is_that_of_the_configuration():
 def test_a_rule_is_found_by_its_target():
     found = toy.definition()
     assert found.rule_for("text.layers.{layer}.qkv.bias").tensor_parallel == "rows"
+
+
+def test_head_and_embedding_are_those_of_the_alternative_that_is_there():
+    content = toy.content()
+    text = content["rules"]["text"]
+    for section in ("embedding", "head"):
+        (rule,) = [each for each in text[section] if each.get("target") == f"text.{section}.weight"]
+        others = [each for each in text[section] if each is not rule]
+        (source, *dims) = rule["sources"][0]
+        text[section] = [*others, {"one_of": {
+            "one": [rule], "other": [{**rule, "sources": [[f"other.{source}", *dims]]}],
+        }}]  # fmt: skip
+    found = toy.definition(content)
+    head, embedding = toy.definition().tied_sources(())
+    assert found.tied_sources({head, embedding}) == (head, embedding)
+    assert found.tied_sources({f"other.{embedding}"}) == (f"other.{head}", f"other.{embedding}")
+    assert found.tied_sources({f"other.{head}", "else"}) == (f"other.{head}", f"other.{embedding}")

@@ -82,6 +82,7 @@ def test_what_most_models_do_not_need_may_be_left_out():
     assert found.lists == {}
     assert (found.model_types, found.renamed_prefixes, found.tied, found.ignored) == ((), (), None, ())
     assert toy.definition({**toy.content(), "variant_of": "other"}).variant_of == "other"
+    assert toy.definition({**toy.content(), "part_of": "whole"}).part_of == "whole"
 
 
 def test_a_section_may_be_empty():
@@ -218,6 +219,7 @@ def test_a_misspelt_group_is_reported_as_such():
         put(["n_experts"], "experts"),
         put(["only"], "adapters"),
         put(2, "variant_of"),
+        put(["whole"], "part_of"),
         put(2, "model_types"),
         put([["toy"]], "model_types"),
         put(["deep"], "rules", "vision", "deep", 0, "layers"),

@@ -94,6 +94,16 @@ def test_optional_sources_decide_nothing_of_alternatives(stored, expected):
     assert {each.choice[1] for each in alternatives if each.choice and choices.uses(each, None)} == {expected}
 
 
+def test_alternatives_that_score_alike_are_told():
+    alike = Choices(toy.definition().rules, lambda *_: (True, 1))
+    clear = Choices(toy.definition().rules, by_sources(toy.shapes()))
+    dense, experts, plain = rules("mlp.fc")[0], rules("experts")[0], rules("qkv")[0]
+    assert sorted(alike.equals(dense, 0)) == sorted({dense.choice[1], experts.choice[1]})
+    # The one that is used says so, once.
+    assert alike.equals(experts, 0) == []
+    assert [clear.equals(rule, 0) for rule in (dense, experts, plain)] == [[], [], []]
+
+
 def test_a_rule_without_alternatives_is_always_used():
     assert all(Choices(toy.definition().rules, by_sources({})).uses(rule, 0) for rule in rules("qkv"))
 

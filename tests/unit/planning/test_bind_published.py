@@ -72,6 +72,17 @@ def test_what_a_definition_knows_better_is_refused(damage, reference):
     assert says in refused(shapes, model(reference))
 
 
+def test_a_tensor_in_two_spellings_is_refused_with_both():
+    """A source that spells names as the definition does may give one name twice, and a result would have either."""
+    stored = list(as_stored(toy.index().tensors.values()))
+    (other,) = as_stored([replace(toy.index().tensors[EMBEDDING], name=f"model.language_{EMBEDDING}")])
+    given = Published(tensors=(*stored, replace(other, name=EMBEDDING)))
+    with pytest.raises(InputError) as caught:
+        bind_published(given, configuration.job(), model(), "/source")
+    (problem,) = caught.value.problems
+    assert f"{EMBEDDING} and model.language_{EMBEDDING} are two spellings of the same tensor" in problem
+
+
 def test_what_is_filled_in_from_the_reference_is_there():
     known = replace(toy_facts.reference(), index=toy.index())
     shapes = {name: shape for name, shape in toy.shapes().items() if name.startswith("visual.")}

@@ -70,6 +70,22 @@ def test_a_reference_without_shards_is_followed_by_anything():
     assert found == Followed(tensors=tuple(given), left_out=(), filled=())
 
 
+@pytest.mark.parametrize("part_of", [None, "hidden_size", "absent"])
+def test_the_names_of_a_larger_model_are_not_made_up(part_of):
+    bare = Reference(
+        directory="/hf", config=toy.config(), is_adapter=False, index=None, shard_files=None, index_content=None
+    )
+    definition, published = toy.definition({**toy.content(), "part_of": part_of}), Published(tensors=(), bound=True)
+    if part_of != "hidden_size":
+        assert follow_reference(published, definition, bare, fill=False).tensors == ()
+        return
+    with pytest.raises(InputError, match=r"config.json has hidden_size, so it is of a larger model .*index.json"):
+        follow_reference(published, definition, bare, fill=False)
+    # One that names its tensors is followed.
+    named = replace(reference({}), config=toy.config())
+    assert follow_reference(published, definition, named, fill=False).tensors == ()
+
+
 def test_a_tied_head_is_a_copy_where_no_reference_shows_one():
     bare = Reference(directory="/hf", config={}, is_adapter=False, index=None, shard_files=None, index_content=None)
     given = tensors({HEAD: (2, 3), EMBEDDING: (2, 3)})
@@ -141,6 +157,7 @@ def test_the_head_is_where_the_reference_has_it(tied, stored, published):
         # Its own where there is one, else the embedding's very bytes.
         assert head.sources[0].name == (HEAD if stored else EMBEDDING)
         assert (head.sources == embedding.sources) == (not stored)
+        assert [note.partition(":")[0] for note in found.notes] == [HEAD] * (tied and stored)
 
 
 @pytest.mark.parametrize(("stored", "published"), list(product([False, True], repeat=2)))
