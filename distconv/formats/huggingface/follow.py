@@ -126,9 +126,9 @@ def follow(
     kept_head = head if head in given and (tied_head == "keep" or (tied_head == "auto" and listed)) else None
     notes: tuple[str, ...] = ()
     if kept_head is not None and tied_head == "auto":
+        reader = "whose config.json ties it: readers may take the embedding instead; tied_head=keep unties it"
         notes = (
-            f"{kept_head}: is written as the source has it, as reference={reference.directory} names it, whose "
-            "config.json ties it: readers may take the embedding instead; tied_head=keep unties it",
+            f"{kept_head}: is written as the source has it, as reference={reference.directory} names it, {reader}",
         )
     if kept_head is None and embedding in given and head in given:
         copied = replace(given[embedding], name=head)

@@ -70,8 +70,8 @@ def test_both_sides_of_what_is_compared_are_counted_and_what_is_done_once(plan, 
     portions: list[int] = []
     counters = Counters(portions.append)
     form = MegatronFiles(plan.dictionaries)
-    with patch.object(lowering, "MIN_RUN_BYTES", run_bytes):
-        compare_files(plan, plan.files, tmp_path / "release", form, IO, counters, lambda: False)
+    with patch.object(lowering, "MIN_RUN_BYTES", run_bytes), SourceFiles() as sources:
+        compare_files(plan, plan.files, tmp_path / "release", form, IO, counters, sources, lambda: False)
         (read,) = planned_reads(plan, [plan.files], IO.buffer_bytes)
     assert counters.read == read + sum(file.nbytes for file in plan.files)
     assert sum(portions) == sum(file.nbytes for file in plan.files)

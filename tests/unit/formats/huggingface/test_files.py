@@ -179,9 +179,9 @@ def test_a_difference_is_never_one_of_a_tensor_without_elements(tmp_path):
     with path.open("r+b") as stream:
         stream.seek(frame.holes[1])
         stream.write(bytes([0, 1, 2, 3, 4, 5, 6, 9]))
-    shards = compare_files(
-        found, found.files, path.parent, HuggingFaceFiles(found), IO, Counters(lambda _: None), lambda: False
-    )
+    form, counters = HuggingFaceFiles(found), Counters(lambda _: None)
+    with SourceFiles() as sources:
+        shards = compare_files(found, found.files, path.parent, form, IO, counters, sources, lambda: False)
     assert [line for line in shards.differences if "from the source" in line] == [
         f"{path}: full differs from the source"
     ]
