@@ -13,7 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 
@@ -104,7 +104,7 @@ class SourceFiles:
         for held in self._held.values():
             # A thread that hangs in a read keeps its file: its number would become that of another.
             if not held.users:
-                os.close(held.descriptor)
+                _close(held.descriptor)
         self._held.clear()
 
     def _taken(self, file: SourceFile) -> _Held:
@@ -135,7 +135,7 @@ class SourceFiles:
             if what := changes(self._known(file), found):
                 raise SourceChangedError([_sentence(file, what), *self._others(file)])
         except BaseException:
-            os.close(descriptor)
+            _close(descriptor)
             raise
         held = _Held(descriptor, users=1)
         with self._lock:
@@ -165,7 +165,7 @@ class SourceFiles:
             try:
                 what = changes(self._known(file), look_again(file, descriptor))
             finally:
-                os.close(descriptor)
+                _close(descriptor)
         except OSError as error:
             return system_problem(
                 f"{printable(file.path)}: was there when it was indexed, and cannot be read now", error
@@ -185,7 +185,7 @@ class SourceFiles:
         """Close the file that was used longest ago, if there is one that nobody reads; whether there was."""
         for file, held in self._held.items():
             if not held.users:
-                os.close(self._held.pop(file).descriptor)
+                _close(self._held.pop(file).descriptor)
                 return True
         return False
 
@@ -200,6 +200,12 @@ class ByPath:
     def opened(self, path: str) -> AbstractContextManager[int]:
         """As `SourceFiles.opened`."""
         return self.sources.opened(self.files[path])
+
+
+def _close(descriptor: int) -> None:
+    """Close a file that was only read: no error of that can lose anything."""
+    with suppress(OSError):
+        os.close(descriptor)
 
 
 def _half_of_the_descriptors() -> int:

@@ -169,7 +169,7 @@ def test_all_files_that_change_while_a_job_writes_are_named(setting, when, tmp_p
     options, changes = arguments(setting, tmp_path)
     if when == "before":
         # Else copies in the source, which are compared first, would hide it.
-        monkeypatch.setattr(job, "compare_replicas", lambda *_: ([], []))
+        monkeypatch.setattr(job, "compare_replicas", lambda *_: [])
     files = needed(tmp_path)
     monkeypatch.setattr("distconv.errors.LINES_SHOWN", 100)
 
