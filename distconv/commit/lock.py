@@ -81,7 +81,9 @@ class Lock:
         with contextlib.suppress(OSError):
             if _is_at(self._path, self._stream):
                 self._path.unlink()
-        self._stream.close()
+        with contextlib.suppress(OSError):
+            # It is closed then, too, and nothing of worth was to be written.
+            self._stream.close()
 
 
 def take(path: Path, work: str) -> Lock | Holder:

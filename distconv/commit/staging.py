@@ -59,9 +59,9 @@ class Staging:
         """What is true of the target after leaving, in words."""
         result, work = self._target.result, self._work
         if self.committed:
-            rest = f"; {work} is left of what it replaced, action=clean removes it" if work.exists() else ""
+            rest = f"; {work} is left of what it replaced, action=clean removes it" if self._is_work_left() else ""
             return f"{result} is in place and complete{rest}"
-        if not work.exists():
+        if not self._is_work_left():
             return "nothing was left in the target"
         if self._is_untouched():
             return f"{result} is as it was; {work} is left, action=clean removes it"
@@ -164,7 +164,7 @@ class Staging:
         if self.committed and isinstance(error, DistconvError):
             kind = LostError if isinstance(error, LostError) else JobError
             raise kind(f"{error}; {self.account}") from error
-        if self.committed and (error is not None or self._work.exists()):
+        if self.committed and (error is not None or self._is_work_left()):
             self._tell(self.account)
 
     def _told(self, interruption: KeyboardInterrupt) -> KeyboardInterrupt:
@@ -223,6 +223,16 @@ class Staging:
                 swap.take_back(durable=self._durable)
         rest = "" if self._is_untouched() else f"; {self.account}"
         return f"{result}: could not be put in place: {error.strerror}{rest}"
+
+    def _is_work_left(self) -> bool:
+        """Whether the directory of work is there; where the system cannot tell, it may be."""
+        try:
+            os.lstat(self._work)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+        return True
 
     def _is_untouched(self) -> bool:
         """Whether what this job did not commit has left the target as it was."""
