@@ -11,10 +11,12 @@ from distconv.layout.balance import complete_layout
 from distconv.layout.request import Layout
 from distconv.layout.tied_head import resolve_head
 from distconv.models.parameters import Binding
-from distconv.models.vocabulary import resize_vocabulary
+from distconv.models.sizes import Sizes
+from distconv.models.vocabulary import SIZE_NAME, resize_vocabulary, with_rows_of
 from tests.unit import toy
 from tests.unit.reference import evaluate
 
+NAMES = ("model.embed.weight", "lm_head.weight")
 OF_VOCABULARY = ["text.embedding.weight", "text.head.weight"]
 
 
@@ -75,3 +77,18 @@ def test_a_new_size_that_does_not_divide_is_named():
         make_plan(binding, layout)
     for problem in caught.value.problems:
         assert "vocab_size=31" in problem
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ((toy.VOCABULARY, toy.VOCABULARY + 2), toy.VOCABULARY + 2),
+        # What is cut is refused where it is bound.
+        ((toy.VOCABULARY - 1, toy.VOCABULARY - 1), toy.VOCABULARY),
+    ],
+)
+def test_a_vocabulary_is_as_large_as_its_largest_tensor_but_never_smaller_than_the_configuration_says(rows, expected):
+    definition = toy.definition()
+    known = Sizes(definition.sizes, toy.config(), "/hf/config.json")
+    shapes = {name: (count, toy.HIDDEN) for name, count in zip(NAMES, rows, strict=True)}
+    assert with_rows_of(shapes, definition, known).get(SIZE_NAME) == expected

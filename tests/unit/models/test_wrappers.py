@@ -9,6 +9,8 @@ from tests.unit import toy
 
 DEFINITION = toy.definition()
 NAMES = sorted(toy.shapes())
+# A name with a module inside that wraps another.
+WRAPPED = next(name for name in NAMES if ".layers." in name).replace(".layers.", ".layers._fsdp_wrapped_module.")
 
 
 def problem(unknown: list[str], missing: list[str] = NAMES) -> str | None:
@@ -48,6 +50,7 @@ def test_modules_inside_names_are_named():
         ([f"ema.{name}" for name in NAMES], []),
         # One of many is by chance.
         (["x.lm_head.weight", "a", "b", "c"], NAMES),
+        ([WRAPPED, "a", "b", "c"], NAMES),
     ],
 )
 def test_names_that_nothing_explains_are_left_as_they_are(unknown, missing):
@@ -62,3 +65,7 @@ def test_the_prefix_is_the_one_that_explains_most():
 
 def test_a_name_without_wrappers_stays():
     assert [unwrapped(name) for name in NAMES] == NAMES
+
+
+def test_a_module_whose_name_ends_like_a_wrapper_stays():
+    assert unwrapped("my_orig_mod.a._orig_mod.b") == "my_orig_mod.a.b"

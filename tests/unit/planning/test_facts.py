@@ -90,6 +90,15 @@ def test_the_scaling_of_adapters_goes_with_the_model_to_every_process():
     assert shared(facts(dcp(), BARE, scaling=scaling)).bound_model().scaling == scaling
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_was_found_of_the_vocabulary_goes_with_the_model_to_every_process(trained):
+    found = replace(shared(facts(dcp(), BARE)), trained_rows=trained)
+    assert found.bound_model().trained_rows is trained
+    assert (
+        replace(found, parsed=found.bound_model(), trained_rows=not trained).bound_model().trained_rows is not trained
+    )
+
+
 @pytest.mark.parametrize(("reference", "known"), [(None, False), (BARE, False), (WITH_WEIGHTS, True)])
 def test_the_sizes_of_adapters_are_known_only_from_their_base(reference, known):
     """Not from the configuration of the adapters, which has none of them."""

@@ -79,6 +79,15 @@ def test_who_is_silent_ends_every_wait(clerk, watch):
         clerk.wait(lambda: False)
 
 
+def test_a_call_that_gets_no_answer_is_a_loss(clerk):
+    answer = threading.Event()
+    try:
+        with pytest.raises(LostError, match=r"^no answer from the other processes in 0\.3 s; "):
+            clerk.ask(lambda: answer.wait(LIMIT))
+    finally:
+        answer.set()
+
+
 def test_whoever_leaves_misses_nobody(clerk, watch):
     watch.hear(1, SILENT)
     clerk.begin_to_beat(lambda: None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -117,12 +118,18 @@ def test_the_identity_of_a_whole_file_is_taken_with_its_content(tmp_path):
     assert file.header.ranges == ((0, 2),)
 
 
-def test_what_is_written_after_the_look_is_another_file(tmp_path, monkeypatch):
-    """Even if it was read already: the identity is older than the content."""
+def test_what_is_written_after_it_was_read_is_another_file(tmp_path, monkeypatch):
+    """The identity is older than the content."""
     path: Path = tmp_path / "config.json"
     path.write_bytes(b"{}")
-    monkeypatch.setattr(
-        "distconv.runtime.identity.look_at", lambda *given: (look_at(*given), os.utime(path, ns=(0, 0)))[0]
-    )
-    _, file = read_whole(path)
+
+    class Stream(FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            content = super().read(size)
+            os.utime(path, ns=(0, 0))
+            return content
+
+    monkeypatch.setattr("distconv.runtime.identity.open_file", Stream)
+    content, file = read_whole(path)
+    assert content == b"{}"
     assert changes(file, look_at(path)) != []
