@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
@@ -268,6 +269,35 @@ def test_a_file_that_is_being_read_is_not_closed(tmp_path):
         for number in (1, 2):
             assert read(sources, files[number])[0] == number
         assert os.pread(first, 1, 0) == b"\0"
+
+
+def test_a_file_that_a_thread_hangs_in_stays_open_at_the_end(tmp_path):
+    """Else its number would be that of another file, into which the thread reads when it goes on."""
+    hanging, other = written(tmp_path / "hanging"), written(tmp_path / "other")
+    before = open_descriptors()
+    sources = SourceFiles()
+    with sources:
+        read(sources, other)
+        reading = sources.opened(hanging)
+        descriptor = reading.__enter__()
+    assert open_descriptors() == before + 1
+    assert os.pread(descriptor, 64, 0) == bytes(range(64))
+    reading.__exit__(None, None, None)
+    os.close(descriptor)
+
+
+def test_an_error_of_closing_what_was_read_is_none(tmp_path):
+    first, second = written(tmp_path / "first"), written(tmp_path / "second")
+
+    def failing(descriptor: int) -> None:
+        close(descriptor)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    close = os.close
+    with patch.object(os, "close", failing), SourceFiles(limit=1) as sources:
+        for file in (first, second):
+            assert read(sources, file) == bytes(range(64))
+        sources.check(1)
 
 
 def test_where_the_system_gives_no_more_descriptors_one_is_closed(tmp_path):
