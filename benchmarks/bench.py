@@ -2,7 +2,7 @@
 
     python benchmarks/bench.py                    Qwen2-VL-2B, 4.4 GB
     python benchmarks/bench.py --size-mb 400      a smaller lookalike
-    python benchmarks/bench.py --only back        from Megatron to Hugging Face alone; megatron, dcp, resplit
+    python benchmarks/bench.py --only back        from Megatron to Hugging Face alone; megatron, dcp, resplit, cast
     python benchmarks/bench.py --check-memory     does memory depend on the size of the model?
 
 The cases take turns, and another one begins each round, so that a drift of the machine hits all alike; one round warms
@@ -46,8 +46,10 @@ from measure import CommandError, Measurement, measure
 from synthetic import PRESETS, Qwen2VLDimensions, checkpoint_bytes, lookalike, write_checkpoint
 
 CHECKOUT = HERE.parent
+# What is made of a float32 training state: the same without a cast, and with one.
+KEPT, CAST = "kept", "cast"
 MIB = 2**20
-MAKES = ("megatron", "dcp", "back", "resplit")
+MAKES = ("megatron", "dcp", "back", "resplit", "cast")
 MEMORY_SIZES_MB = (1000, 4000)
 MEMORY_LIMIT_MIB = 100
 MEMORY_GROWTH_MIB = 10  # tables for more tensors; the bytes of the tensors must not show
@@ -276,6 +278,20 @@ def comparisons(
         os.sync()
         print(f"back, and resplit: from {layout}\nto {other}\n")
         yield [copy_case(trained, target), *back], expected
+        remove(trained)
+    if "cast" in only:
+        require_space(work, round(4.5 * read_through(source)))
+        wide = work / "wide"
+        measure(
+            distconv_megatron_case(source, wide, layout, 1, ["dtype=float32", *options]).command, directory=CHECKOUT
+        )
+        os.sync()
+        print(f"cast: a float32 training state, {layout}, as float32 (kept) and as bfloat16 (cast)\n")
+        cast = []
+        for count in arguments.processes:
+            cast.append(distconv_back_case(wide, target, count, options, KEPT))
+            cast.append(distconv_back_case(wide, target, count, ["dtype=bfloat16", *options], CAST))
+        yield [copy_case(wide, target), *cast], {CAST: content_of(source)}
 
 
 def print_tables(cases: Sequence[Case], runs: Mapping[str, Sequence[Run]], baseline: Summary) -> None:
@@ -287,6 +303,17 @@ def print_tables(cases: Sequence[Case], runs: Mapping[str, Sequence[Run]], basel
         first = next(iter(made))
         plain = None if first.startswith("distconv") else made[first]
         print(f"{makes}\n{comparison(made, copy, baseline, plain)}\n", flush=True)
+    print_cast_ratios(cases, summaries)
+
+
+def print_cast_ratios(cases: Sequence[Case], summaries: Mapping[str, Summary]) -> None:
+    """What a cast costs, where there are cases with and without one."""
+    kept, cast = ([summaries[case.name] for case in cases if case.makes == makes] for makes in (KEPT, CAST))
+    for one, other in zip(kept, cast, strict=True):
+        ratio = other.work / sum(other.read) * sum(one.read) / one.work
+        print(f"cast / kept, work per byte read, {len(one.read)} process(es): {ratio:.2f}")
+    if cast:
+        print(flush=True)
 
 
 def check_memory(arguments: argparse.Namespace, work: Path) -> int:
@@ -372,7 +399,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         choices=MAKES,
         default=MAKES,
-        help="what to measure (default: all); resplit: to no tensor parallelism and twice the stages",
+        help="what to measure (default: all); resplit: to no tensor parallelism and twice the stages; "
+        "cast: from float32 to bfloat16",
     )
     parser.add_argument("--work", type=absolute, help="where to make the temporary directory (default: the system's)")
     parser.add_argument("--check-memory", action="store_true", help="measure memory on two sizes instead")

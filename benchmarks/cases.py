@@ -113,9 +113,11 @@ def distconv_dcp_case(source: Path, target: Path, processes: int, overrides: Seq
     return _distconv_case("dcp", source, target, processes, (*options, *overrides))
 
 
-def distconv_back_case(source: Path, target: Path, processes: int, overrides: Sequence[str]) -> Case:
+def distconv_back_case(
+    source: Path, target: Path, processes: int, overrides: Sequence[str], makes: str = "back"
+) -> Case:
     """Distconv on a number of processes, from a Megatron directory of its own to the Hugging Face directory it was."""
-    return _distconv_case("back", source, target, processes, ("target_format=hf", *overrides))
+    return _distconv_case(makes, source, target, processes, ("target_format=hf", *overrides))
 
 
 def distconv_resplit_case(source: Path, target: Path, layout: Layout, processes: int, overrides: Sequence[str]) -> Case:

@@ -112,6 +112,27 @@ class Text(Value[str]):
 
 
 @dataclass(frozen=True)
+class Texts(Value[tuple[str, ...]]):
+    """Lists of texts that are not empty; `what` they are, in words."""
+
+    what: str
+    example: str
+
+    @property
+    def expected(self) -> str:
+        """The list in words."""
+        return f"a list of {self.what}, such as {self.example}"
+
+    def fits(self, value: Any) -> bool:
+        """Whether the value is a list of such texts."""
+        return isinstance(value, (list, tuple)) and all(isinstance(each, str) and each for each in value)
+
+    def held(self, value: Any) -> tuple[str, ...]:
+        """The list as a tuple."""
+        return tuple(value)
+
+
+@dataclass(frozen=True)
 class FilePath(Value[Path]):
     """Paths, of directories or files; nothing in them is expanded."""
 

@@ -13,17 +13,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from distconv.commit.recovery import check_settled, clean, leftovers
+from distconv.commit.recovery import check_settled, leftovers
 from distconv.commit.staging import Staging
 from distconv.commit.target import Target, check_present, check_result, check_target
+from distconv.directories import cleaned, inspected
 from distconv.errors import InputError, LostError
 from distconv.formats.provenance import PROVENANCE_NAME, provenance_bytes
 from distconv.formats.records import OutputFile
 from distconv.formats.registry import Options, format_named, tasks
 from distconv.models.library import Library
 from distconv.observer import Observer, Outcome
+from distconv.options import ERROR
 from distconv.planning.assign import assign
-from distconv.planning.describe import describe
 from distconv.planning.facts import Facts
 from distconv.planning.look import Chosen, look
 from distconv.planning.plan import Planned, plan_job, shares_of
@@ -35,6 +36,7 @@ from distconv.runtime.measurement import peak_resident_bytes
 from distconv.runtime.processes import Processes
 from distconv.tensors.stored import SourceFile
 from distconv.transfer.batches import planned_reads
+from distconv.transfer.overflow import told_overflow
 from distconv.transfer.phases import Phases
 from distconv.transfer.sinks import Counters
 from distconv.transfer.surroundings import compare_surroundings
@@ -54,9 +56,9 @@ def run_job(
     """
     processes.be_patient(options.patience)
     if options.action == "clean":
-        return _cleaned(options, processes)
+        return cleaned(options, processes)
     if options.action == "inspect":
-        return _inspected(options, chosen, library, processes)
+        return inspected(options, chosen, library, processes)
     start = time.monotonic()
     found: Facts | None = None
 
@@ -99,40 +101,6 @@ def _with_trained_rows(
     return replace(kept, padding=planned.padding)
 
 
-def _inspected(options: Options, chosen: Chosen | None, library: Library, processes: Processes) -> Outcome:
-    """The outcome of `action=inspect`: the description of a directory."""
-
-    def description(hand_out: HandOut) -> dict[str, Any]:
-        file = ReportFile(options.report)
-        file.check()
-        file.check_place({"source": options.source})
-        report = describe(options, chosen, library, hand_out)
-        file.write(report)
-        return report
-
-    report = on_first_with_hand_out(processes, description, tasks(), options.io.threads, "reading the headers")
-    return Outcome(report=report)
-
-
-def _cleaned(options: Options, processes: Processes) -> Outcome:
-    """The outcome of `action=clean`: what killed jobs left in a target is removed."""
-
-    def report() -> dict[str, Any]:
-        file = ReportFile(options.report)
-        file.check()
-        file.check_place({"target": options.target})
-        cleaned = clean(options.target)
-        if not (cleaned.removed or cleaned.kept or options.target.is_dir()):
-            raise InputError(f"target={options.target}: no such directory, and no job has left anything beside it")
-        found = {"action": "clean", "target": str(options.target), **cleaned.summary()}
-        file.write(found)
-        return found
-
-    found = on_first(processes, report)
-    stayed = [f"{each['path']}: could not be removed" for each in found["kept"] if not each["running"]]
-    return Outcome(report=found, differences=[*found["notes"], *stayed] if stayed else [], notes=found["notes"])
-
-
 class _Job:
     """A planned job: its target, its report, and this process's share of the files, with counters."""
 
@@ -148,6 +116,7 @@ class _Job:
         self._report = plan_report(options, planned, facts, self._target.result)
         self._files: Sequence[OutputFile] = assign(planned.plan.files, processes.size)[processes.rank]
         self._phases = phases
+        self._remarks: list[str] = []
 
     def plan(self) -> Outcome:
         """The outcome of `action=plan`: the report with reads and memory of the planned processes."""
@@ -216,7 +185,7 @@ class _Job:
         if not found.differences:
             on_first(self._processes, lambda: self._report_file.write(self._report))
         _LOG.info("%s of %s is done", self._options.action, self._target.result)
-        return Outcome(report=self._report, differences=found.differences, notes=found.notes)
+        return Outcome(report=self._report, differences=found.differences, notes=[*self._remarks, *found.notes])
 
     def _compare_replicas(self) -> list[str]:
         """The differences among tensors that the source stores several times."""
@@ -261,6 +230,7 @@ class _Job:
                     processes.alarmed,
                 ),
             )
+            self._tell_overflow()
             self._phases.check_sources(io.threads)
             on_first(processes, commit, "putting the result in place")
         except LostError as error:
@@ -271,6 +241,13 @@ class _Job:
             # Finishing a result can need more memory than writing its files.
             measured[0]["peak_bytes"] = peak_resident_bytes()
         return measured
+
+    def _tell_overflow(self) -> None:
+        """Report numbers that a cast has made infinite, or refuse them."""
+        allowed = self._options.dtype_overflow != ERROR
+        self._report["casts"]["overflowed"], notes = told_overflow(self._phases.overflowed, allowed=allowed)
+        self._report["notes"] += notes
+        self._remarks += notes
 
     def _beside(self) -> Mapping[str, bytes | SourceFile]:
         """The files beside the tensors: those of the format, and the provenance of a result that is an iteration."""
@@ -291,6 +268,7 @@ class _Job:
                 compare_files(plan, self._files, result, form, io, self._phases.counters, self._phases.sources, alarmed)
             ),
         )
+        self._tell_overflow()
         beside, target = self._beside, self._target
         around = on_first(
             self._processes, lambda: asdict(compare_surroundings(plan, form, beside(), self._phases.sources, target))

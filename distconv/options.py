@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from distconv.fields import Choice, FilePath, Group, Integer, Record, Text, Truth, Value, option, options_of
+from distconv.fields import Choice, FilePath, Group, Integer, Record, Text, Texts, Truth, Value, option, options_of
 from distconv.layout.request import Layout, SourceLayout
 from distconv.models.rules import MODALITIES, TEXT
 
@@ -21,6 +21,9 @@ _DIRECTORY = FilePath("DIR")
 _SIZE = Integer(2**24)
 _LAST_ITERATION = 10**12 - 1
 _ITERATION = re.compile(r"[1-9][0-9]{0,11}")
+# Values of `dtype` that name no type, and of `dtype_overflow`.
+KEEP, REFERENCE = "keep", "reference"
+ERROR = "error"
 # The required paths of the actions that do not need both.
 _NEEDED: dict[str, tuple[str, ...]] = {"models": (), "inspect": ("source",), "clean": ("target",)}
 
@@ -135,6 +138,31 @@ class CommonOptions(Record):
         "auto",
         "head of a tied model",
     )
+    dtype: str = option(
+        Choice(
+            {
+                KEEP: "as stored",
+                REFERENCE: "each tensor that of its reference",
+                "bfloat16": "",
+                "float16": "",
+                "float32": "",
+            }
+        ),
+        KEEP,
+        "element type of the tensors of the result; where a type is named, what the model definition or the reference "
+        "keeps in float32 stays so",
+    )
+    keep_dtype: Sequence[str] | None = option(
+        Texts("patterns of tensor names", "['*.A_log']"),
+        None,
+        "with `dtype`: patterns of the names, published or of the result, of tensors that stay as they are stored",
+        unset="none",
+    )
+    dtype_overflow: str = option(
+        Choice({ERROR: "", "allow": "they become infinite, and are counted"}),
+        ERROR,
+        "with `dtype`: numbers that are too large for float16",
+    )
     vocab_size: int | None = option(
         _SIZE,
         None,
@@ -175,5 +203,8 @@ class CommonOptions(Record):
             yield "processes: goes with action=plan; otherwise the launcher says how many processes run"
         if self.tensors and self.action != "inspect" and "action" not in wrong:
             yield "tensors: goes with action=inspect"
+        given = {"keep_dtype": self.keep_dtype is not None, "dtype_overflow": self.dtype_overflow != ERROR}
+        if self.dtype == KEEP and "dtype" not in wrong:
+            yield from (f"{key}: goes with dtype, which says what is cast" for key, value in given.items() if value)
         if self.text_source is not None and self.select is not None and TEXT not in self.select:
             yield f"text_source={self.text_source}: select={list(self.select)} leaves out the text"

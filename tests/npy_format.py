@@ -30,6 +30,7 @@ from distconv.formats.base import (
     Takes,
     evidence_of_files,
 )
+from distconv.formats.element_types import CAST_OPTIONS, ElementTypes
 from distconv.formats.frame import Frame
 from distconv.formats.iterations import RELEASE
 from distconv.formats.model import Model
@@ -58,7 +59,7 @@ class Npy(Format[CommonOptions]):
     noun = "npy"
     title = "a directory of npy files"
     words = "one `.npy` file per tensor, under published names"
-    takes = Takes(source=frozenset({"reference"}))
+    takes = Takes(source=frozenset({"reference"}), target=dict.fromkeys(CAST_OPTIONS, ""))
 
     def evidence(self, directory: Path) -> Evidence:
         """Files of this kind in it."""
@@ -82,11 +83,12 @@ class Npy(Format[CommonOptions]):
         """Always."""
         return True
 
-    def plan(self, options: CommonOptions, source: Source, model: Model) -> PlannedResult:  # noqa: ARG002
+    def plan(self, options: CommonOptions, source: Source, model: Model) -> PlannedResult:
         """A file for each tensor that the source gives."""
-        published = source.published()
-        plan = NpyPlan({each.name + _SUFFIX: each for each in published.tensors}, published.left_out)
-        return PlannedResult(plan=plan, files=NpyFiles())
+        published, types = source.published(), ElementTypes(options, model)
+        tensors = types.of_tensors(published.tensors)
+        plan = NpyPlan({each.name + _SUFFIX: each for each in tensors}, published.left_out)
+        return PlannedResult(plan=plan, files=NpyFiles(), casts=types.casts())
 
     def target_words(self, report: Mapping[str, Any]) -> list[str]:
         """The number of files."""

@@ -125,6 +125,14 @@ def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
         f"target   {result}",
         *format_named(report["target_format"]).target_words(report),
     ]
+    lines += [
+        f"cast     {each['from']} to {each['to']}: {counted(each['tensors'], 'tensor')}, {binary(each['bytes'])}"
+        for each in report["casts"]["cast"]
+    ]
+    lines += [
+        f"kept     {counted(len(each['names']), 'tensor')} as stored: {each['reason']}: {named(each['names'], 2)}"
+        for each in report["casts"]["kept"]
+    ]
     reasons: dict[str, list[str]] = {}
     for each in report["not_converted"]:
         reasons.setdefault(each["reason"], []).append(each["name"])

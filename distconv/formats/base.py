@@ -13,6 +13,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from distconv.formats.element_types import Casts
 from distconv.formats.frame import Frame
 from distconv.formats.iterations import iterations_in
 from distconv.formats.model import Model
@@ -202,11 +203,12 @@ class FileFormat(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedResult:
-    """The plan of a result, the format of its files, and sentences about the result for the report."""
+    """The plan of a result, the format of its files, sentences about the result for the report, and what is cast."""
 
     plan: Plan
     files: FileFormat
     notes: tuple[str, ...] = ()
+    casts: Casts = field(default_factory=Casts)
 
 
 def evidence_of_files(directory: Path, *patterns: str) -> Evidence:

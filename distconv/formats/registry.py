@@ -16,11 +16,13 @@ from distconv.fields import Choice, Record, option
 from distconv.formats.base import Format
 from distconv.formats.dcp.format import Dcp
 from distconv.formats.dcp.options import DcpOptions
+from distconv.formats.element_types import CAST_OPTIONS
 from distconv.formats.foreign import foreign_problem
 from distconv.formats.huggingface.format import HuggingFace
 from distconv.formats.huggingface.options import HuggingFaceOptions
 from distconv.formats.megatron.format import Megatron
 from distconv.formats.model import MODEL_CONFIG
+from distconv.options import KEEP, REFERENCE
 from distconv.runtime.hand_out import Task
 
 
@@ -94,7 +96,12 @@ def source_contradictions(options: Options, source: Format[Options]) -> Iterator
         if reading and source not in reading:
             yield f"{key}: goes with a {_nouns(reading)} source; {found}"
     if source is target and not target.holds_iterations:
-        yield f"target_format={target.name}: {found} already"
+        if options.dtype in (KEEP, REFERENCE):
+            advice = "; dtype=bfloat16, say, makes another of it" if "dtype" in target.takes.target else ""
+            yield f"target_format={target.name}: {found} already{advice}"
+        for key in options.given():
+            if key in target.takes.target and key not in CAST_OPTIONS:
+                yield f"{key}: goes with a source in another format; {found}"
 
 
 def _takes(target: Format[Options], key: str, options: Options) -> bool:

@@ -14,7 +14,7 @@ from math import prod
 
 from distconv.errors import InputError, counted, named, raise_if
 from distconv.models.adapters import named_adapters_problem
-from distconv.models.definition import FLOATING, Definition
+from distconv.models.definition import Definition
 from distconv.models.names import (
     Choices,
     Explanations,
@@ -30,6 +30,7 @@ from distconv.models.parameters import Binding, Parameter, Recipe, Unconverted, 
 from distconv.models.rules import ANY, Rule
 from distconv.models.sizes import Sizes
 from distconv.models.wrappers import wrapping_problem
+from distconv.tensors.dtypes import FLOATING
 from distconv.tensors.operators import OPERATORS
 from distconv.tensors.stored import SourceIndex, StoredTensor
 from distconv.tensors.virtual import select, whole

@@ -14,7 +14,6 @@ from distconv.models.rules import Rule
 from distconv.models.sizes import Sizes, SizeSpec
 
 PROJECTOR = "projector"
-FLOATING = ("float64", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +39,14 @@ class Ignored:
     names: str
     reason: str
     layers: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Published tensors that a cast to a type of the user's must not round: a name pattern with `*`, and the reason."""
+
+    names: str
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +80,7 @@ class Definition:
     tied: Tied | None
     rules: tuple[Rule, ...]
     ignored: tuple[Ignored, ...]
+    kept: tuple[Kept, ...]
     restrictions: tuple[Restriction, ...]
 
     def is_tied(self, sizes: Sizes) -> bool:

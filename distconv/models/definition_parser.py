@@ -10,13 +10,13 @@ from typing import Any
 
 from distconv.errors import InputError, raise_if, unknown_keys
 from distconv.models.adapters import ADAPTERS, rules_of_adapters, rules_with_adapters
-from distconv.models.definition import Definition, Ignored, Restriction, Tied
+from distconv.models.definition import Definition, Ignored, Kept, Restriction, Tied
 from distconv.models.rules import MODALITIES, TEXT, Rule, parse_rules
 from distconv.models.sizes import SizeSpec
 
 _KEYS = (
     "model_types", "variant_of", "part_of", "renamed_prefixes", "sizes", "lists", "modalities", "experts", "adapters",
-    "tied", "layout", "rules", "ignore",
+    "tied", "layout", "rules", "ignore", "keep_dtype",
 )  # fmt: skip
 
 
@@ -40,6 +40,7 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
     parser.expect(adapters in (None, *ADAPTERS), "adapters", f"one of {', '.join(ADAPTERS)}", adapters)
     tied = parser.tied(content) if adapters != "only" else None
     ignored = parser.ignored(content, sizes)
+    kept = parser.kept(content)
     restrictions = parser.restrictions(content, modalities, {*sizes, *lists})
     model_types = parser.names(content, "model_types")
     variant_of = content.get("variant_of")
@@ -64,6 +65,7 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
         tied=tied,
         rules=tuple(rules),
         ignored=ignored,
+        kept=kept,
         restrictions=restrictions,
     )
 
@@ -223,6 +225,18 @@ class _Parser:
             else:
                 self.expect(False, f"{at}.layers", "the names of two sizes, first layer and count", layers)
         return tuple(ignored)
+
+    def kept(self, content: Mapping[str, Any]) -> tuple[Kept, ...]:
+        kept = []
+        for number, entry in enumerate(self.entries(content, "keep_dtype", "keep_dtype")):
+            at = f"keep_dtype[{number}]"
+            if not isinstance(entry, Mapping) or not _are_text([entry.get("names"), entry.get("reason")]):
+                self.expect(False, at, "{names: …, reason: …}", entry)
+                continue
+            for problem in unknown_keys(entry, ("names", "reason")):
+                self.complain(at, problem)
+            kept.append(Kept(names=entry["names"], reason=entry["reason"]))
+        return tuple(kept)
 
     def restrictions(
         self, content: Mapping[str, Any], modalities: Collection[str], counts: Collection[str]

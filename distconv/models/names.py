@@ -32,6 +32,11 @@ def by_spelling(names: Iterable[str], spelled: Callable[[str], str], where: str)
     return found, problems
 
 
+def matching(names: str) -> re.Pattern[str]:
+    """The expression of a pattern of names, in which `*` stands for any characters."""
+    return re.compile(re.escape(names).replace(r"\*", ".*"))
+
+
 def layers_of(rule: Rule, definition: Definition, sizes: Sizes, count: int) -> Iterable[tuple[int | None, int | None]]:
     """Pairs of item and layer of the parameters of a rule, whose modality has `count` layers.
 
@@ -180,7 +185,7 @@ def layer_count(
 
 def _ignored(entry: Ignored, sizes: Sizes) -> re.Pattern[str]:
     """The pattern of the names that an entry of `ignored` leaves out."""
-    pattern = re.escape(entry.names).replace(r"\*", ".*")
+    pattern = matching(entry.names).pattern
     if entry.layers is not None:
         first, count = (sizes.count(size) for size in entry.layers)
         numbers = "|".join(str(layer) for layer in range(first, first + count))

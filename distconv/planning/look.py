@@ -73,6 +73,9 @@ def facts_of(
         config, directory = opened.config, str(opened.directory)
         if not opened.adapters:
             model.recognise(config, directory, needed=needed)
+        if form is format_named(options.target_format) and not form.holds_iterations:
+            # The same in another element type.
+            reference = read_reference(options.source, "source")
     else:
         record = read_provenance(opened.directory, seen)
         reference = _reference(options, record.reference, opened.directory)

@@ -6,10 +6,11 @@ Owns the combination of a source in one format with a result in another. Reads n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from distconv.formats.base import FileFormat, Published, Source
+from distconv.formats.element_types import Casts
 from distconv.formats.records import Plan
 from distconv.formats.registry import Options, format_named
 from distconv.layout.partition import balanced_ranges
@@ -26,6 +27,7 @@ class Planned:
 
     `not_checked`: in words, what of the source nothing is known of that it could be compared with; `notes`: sentences
     about source and result; `padding`: what the plan takes for equal; where it is not, the plan is another one.
+    `casts`: what is cast.
     """
 
     source: Source
@@ -34,6 +36,7 @@ class Planned:
     notes: tuple[str, ...]
     not_checked: tuple[str, ...] = ()
     padding: tuple[Replica, ...] = ()
+    casts: Casts = field(default_factory=Casts)
 
     @property
     def replicas(self) -> tuple[Replica, ...]:
@@ -60,7 +63,13 @@ def plan_job(options: Options, facts: Facts) -> Planned:
     target = format_named(options.target_format)
     if not target.is_published(options):
         result = target.plan(options, source, model)
-        return Planned(source=source, plan=result.plan, files=result.files, notes=(*notes, *result.notes))
+        return Planned(
+            source=source,
+            plan=result.plan,
+            files=result.files,
+            notes=(*notes, *result.notes),
+            casts=result.casts,
+        )
     fitted = fit_vocabulary(source.published(), options, model)
     result = target.plan(options, _Fitted(source, fitted.published), model)
     return Planned(
@@ -70,6 +79,7 @@ def plan_job(options: Options, facts: Facts) -> Planned:
         not_checked=bind_published(fitted.published, options, model, facts.source.directory),
         notes=(*notes, *fitted.notes, *result.notes),
         padding=fitted.padding,
+        casts=result.casts,
     )
 
 

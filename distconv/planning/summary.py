@@ -35,6 +35,7 @@ def plan_report(options: Options, planned: Planned, facts: Facts, result: Path) 
         "model": facts.model,
         "iteration": within.name or None,
         **plan.summary(),
+        "casts": planned.casts.summary(),
         "files": [{"path": (within / file.path).as_posix(), "bytes": file.nbytes} for file in plan.files],
         "not_converted": [
             {

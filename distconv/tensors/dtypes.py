@@ -1,4 +1,4 @@
-"""Element types under torch's names: their sizes in bytes, and their codes in safetensors headers."""
+"""Element types under torch's names: their sizes in bytes, their codes in safetensors headers, those of weights."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ ITEM_SIZE: Mapping[str, int] = MappingProxyType(
         "bool": 1,
     }
 )
+
+# The types of weights that are not quantised: those between which elements can be cast.
+FLOATING = ("float64", "float32", "float16", "bfloat16")
 
 # https://github.com/huggingface/safetensors, README "Format" and safetensors/src/tensor.rs
 SAFETENSORS_CODE: Mapping[str, str] = MappingProxyType(

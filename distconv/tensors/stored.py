@@ -95,6 +95,10 @@ class StoredTensor:
         """Size in bytes."""
         return prod(self.shape) * ITEM_SIZE[self.dtype]
 
+    def stored_bytes(self, nbytes: int, dtype: str) -> int:
+        """The bytes in the file that become `nbytes` bytes of elements of type `dtype`."""
+        return nbytes // ITEM_SIZE[dtype] * ITEM_SIZE[self.dtype]
+
 
 def position(sources: Sequence[StoredTensor]) -> tuple[str, int]:
     """The sort key of a tensor by its first source: path and offset in bytes. In this order, reads are sequential.
@@ -108,6 +112,7 @@ def position(sources: Sequence[StoredTensor]) -> tuple[str, int]:
 class Assembled:
     """A tensor assembled from stored tensors: operand `i` of the table `tensor` is `sources[i]`.
 
+    Where the element type of the table is another than that of a source, its elements are cast as they are moved.
     Tensors with equal tables share one table, as an object, so that anything derived from a table is derived once.
     """
 

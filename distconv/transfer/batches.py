@@ -38,7 +38,15 @@ class Batch:
         return [
             Work(
                 group[0][1].sources,
-                tuple(Shard(entry.tensor, paths[file], offsets[file, entry.key, entry.name]) for file, entry in group),
+                tuple(
+                    Shard(
+                        entry.tensor,
+                        paths[file],
+                        offsets[file, entry.key, entry.name],
+                        f"{file.path}: {entry.title}",
+                    )
+                    for file, entry in group
+                ),
                 group[0][1].low_rank,
             )
             for group in self.together()
@@ -57,14 +65,17 @@ def planned_reads(plan: Plan, shares: Iterable[Sequence[OutputFile]], buffer_byt
     Tables that processes share are lowered once. They are identified by `id`, as `plan` keeps them alive and their hash
     would cover every copy.
     """
-    known: dict[tuple[tuple[int, ...], tuple[Index, ...]], int] = {}
+    known: dict[tuple[tuple[int, ...], tuple[tuple[str, Index], ...]], int] = {}
 
     def of_group(group: Sequence[tuple[OutputFile, Entry]]) -> int:
         tensors = [entry.tensor for _, entry in group]
-        shapes = tuple(source.shape for source in group[0][1].sources)
-        key = tuple(map(id, tensors)), shapes
+        sources = group[0][1].sources
+        key = tuple(map(id, tensors)), tuple((source.dtype, source.shape) for source in sources)
         if key not in known:
-            known[key] = bytes_read(list(lower(tensors, shapes, buffer_bytes)))
+            shapes, types = [source.shape for source in sources], [source.dtype for source in sources]
+            steps = list(lower(tensors, shapes, buffer_bytes, types))
+            dtype = tensors[0].dtype
+            known[key] = bytes_read(steps, lambda operand, nbytes: sources[operand].stored_bytes(nbytes, dtype))
         low_rank = group[0][1].low_rank
         return known[key] + (0 if low_rank is None else low_rank.nbytes)
 

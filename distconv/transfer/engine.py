@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,17 +20,20 @@ from distconv.tensors.values import as_bytes, numbers, scaled_product
 from distconv.tensors.virtual import VirtualTensor, narrow
 from distconv.transfer.files import read_into
 from distconv.transfer.lower import lower
+from distconv.transfer.moves import Moving
 from distconv.transfer.sinks import Counters, MemorySink, Sink
 from distconv.transfer.sources import SourceFiles
-from distconv.transfer.steps import CopyRun, Gather, Move
+from distconv.transfer.steps import CopyRun, Gather
 
 _ALARM_SECONDS = 0.5
 # How long a thread may take to stop, where nobody waits for it for ever.
 _FAREWELL_SECONDS = 5
 # The largest in-kernel copy in bytes; progress is counted and stops are noticed between two.
 _RUN_PIECE = 32 * 1024 * 1024
-# Rows of a transposition at a time; three times as fast as all at once (measured with 2-byte elements).
-_STRIP = 32
+# Elements are read to where elements of any size may begin.
+_ALIGNMENT = 64
+# Bytes that are read at a time to be cast: they are still in the cache then.
+_CAST_PIECE = 1024 * 1024
 # Elements of a sum that are made at a time, in multiples of so many rows: whatever the size of the buffers, since the
 # order of additions, and with it the last bit, must not depend on an option.
 _SUM_ELEMENTS, _SUM_ROWS = 2**20, 16
@@ -38,18 +41,20 @@ _SUM_ELEMENTS, _SUM_ROWS = 2**20, 16
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A tensor to produce: its table, the path of its file, and the offset of its data in bytes."""
+    """A tensor to produce: its table, the path of its file, the offset of its data in bytes, its name in messages."""
 
     tensor: VirtualTensor
     path: str
     offset: int
+    title: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """Shards of one parameter that are produced together, and the stored tensors that are their operands.
 
-    With `low_rank` there is a single shard of two dims, to which that product is added.
+    The shards are of one element type, to which the elements of operands of another type are cast. With `low_rank`
+    there is a single shard of two dims, to which that product is added.
     """
 
     sources: tuple[StoredTensor, ...]
@@ -131,11 +136,12 @@ class _Engine:
         self._sink = sink
         self._sources = sources
         self._counters = counters
+        self._moving = Moving()
         self._stop = stop
         self._buffer_bytes = buffer_bytes
         # Of numpy, which asks for huge pages: a transposition touches thousands of rows at a time.
         try:
-            self._memory = np.empty(2 * buffer_bytes, np.uint8).data
+            self._memory = np.empty(2 * buffer_bytes + _ALIGNMENT, np.uint8).data
         except MemoryError:
             raise JobError(f"no memory for buffers of 2 x {buffer_bytes:,} bytes; lower io.buffer_mib") from None
 
@@ -143,8 +149,8 @@ class _Engine:
         if work.low_rank is not None:
             self._produce_sum(work, work.low_rank)
             return
-        shapes = [source.shape for source in work.sources]
-        for step in lower([shard.tensor for shard in work.shards], shapes, self._buffer_bytes):
+        shapes, types = [source.shape for source in work.sources], [source.dtype for source in work.sources]
+        for step in lower([shard.tensor for shard in work.shards], shapes, self._buffer_bytes, types):
             if self._stop.is_set():
                 raise StoppedError("stopped because another thread or process failed")
             if isinstance(step, CopyRun):
@@ -156,20 +162,20 @@ class _Engine:
         """Produce the sum of a tensor and a low-rank product in blocks of rows."""
         (shard,) = work.shards
         dtype, (rows, columns) = shard.tensor.dtype, shard.tensor.shape
+        wide = "float64" if any(source.dtype == "float64" for source in work.sources) else "float32"
         b, a = (
             numbers(self._collected(each), each.tensor.dtype, each.tensor.shape) for each in (low_rank.b, low_rank.a)
         )
         count = max(_SUM_ELEMENTS // columns // _SUM_ROWS, 1) * _SUM_ROWS
         for start in range(0, rows, count):
-            block = narrow(shard.tensor, 0, start, min(count, rows - start))
+            block = replace(narrow(shard.tensor, 0, start, min(count, rows - start)), dtype=wide)
             data = self._collected(Assembled(work.sources, block))
             product = scaled_product(b[start : start + count], a, low_rank.scaling)
             with np.errstate(over="ignore", invalid="ignore"):
-                total = numbers(data, dtype, block.shape) + product
-            try:
-                self._sink.put(shard.path, shard.offset + start * columns * ITEM_SIZE[dtype], as_bytes(total, dtype))
-            except OSError as error:
-                raise _failure(f"writing {shard.path}", error) from error
+                total = numbers(data, wide, block.shape) + product
+            rounded, overflow = as_bytes(total, dtype)
+            self._count(shard, overflow)
+            self._put(shard, start * columns * ITEM_SIZE[dtype], rounded)
 
     def _collected(self, wanted: Assembled) -> bytearray:
         """The bytes of an assembled tensor."""
@@ -183,6 +189,9 @@ class _Engine:
 
     def _copy(self, step: CopyRun, work: Work) -> None:
         stored, shard = work.sources[step.operand], work.shards[step.shard]
+        if stored.dtype != shard.tensor.dtype:
+            self._convert(step, stored, shard)
+            return
         self._counters.progress.reach(stored.file.path, shard.path)
         try:
             with self._sources.opened(stored.file) as source:
@@ -201,46 +210,61 @@ class _Engine:
         except OSError as error:
             raise _failure(f"copying {stored.name} from {stored.file.path} to {shard.path}", error) from error
 
+    def _convert(self, step: CopyRun, stored: StoredTensor, shard: Shard) -> None:
+        """Copy a run whose elements are cast."""
+        dtype, half = shard.tensor.dtype, self._buffer_bytes // 8 * 8
+        writing, reading = self._memory[:half], self._memory[half : half + _CAST_PIECE]
+        piece = len(reading) // ITEM_SIZE[stored.dtype] * ITEM_SIZE[dtype]
+        for start in range(0, step.nbytes, half):
+            if self._stop.is_set():
+                raise StoppedError("stopped because another thread or process failed")
+            data = writing[: min(half, step.nbytes - start)]
+            for first in range(0, len(data), piece):
+                part = data[first : first + piece]
+                read = self._read(stored, dtype, step.source_offset + start + first, len(part), reading)
+                self._count(shard, self._moving.run(read, stored.dtype, part, dtype))
+            self._put(shard, step.target_offset + start, data)
+
     def _gather(self, step: Gather, work: Work) -> None:
         nbytes = sum(write.nbytes for write in step.writes)
-        writing, reading = self._memory[:nbytes], self._memory[nbytes:]
+        dtype = work.shards[0].tensor.dtype
+        writing, reading = self._memory[:nbytes], self._memory[-(-nbytes // _ALIGNMENT) * _ALIGNMENT :]
         if step.zero:
             writing[:] = bytes(nbytes)
         for read in step.reads:
             stored = work.sources[read.operand]
-            self._counters.progress.reach(stored.file.path)
-            try:
-                with self._sources.opened(stored.file) as source:
-                    read_into(source, stored.offset + read.offset, reading[: read.nbytes])
-            except OSError as error:
-                raise _failure(f"reading {stored.name} from {stored.file.path}", error) from error
-            self._counters.add(read=read.nbytes)
+            data = self._read(stored, dtype, read.offset, read.nbytes, reading)
             for move in read.moves:
-                _move(move, step.item_size, reading, writing)
+                overflow = self._moving.box(move, data, stored.dtype, writing, dtype)
+                if overflow:
+                    *_, write = (each for each in step.writes if each.buffer_offset <= move.target_offset)
+                    self._count(work.shards[write.shard], overflow)
         for write in step.writes:
-            shard = work.shards[write.shard]
-            self._counters.progress.reach(shard.path)
             data = writing[write.buffer_offset : write.buffer_offset + write.nbytes]
-            try:
-                self._sink.put(shard.path, shard.offset + write.offset, data)
-            except OSError as error:
-                raise _failure(f"writing {shard.path}", error) from error
+            self._put(work.shards[write.shard], write.offset, data)
 
+    def _read(self, stored: StoredTensor, dtype: str, offset: int, nbytes: int, into: memoryview) -> memoryview:
+        """Elements as they are stored, in front of a buffer; `offset` and `nbytes` are of elements of type `dtype`."""
+        data = into[: stored.stored_bytes(nbytes, dtype)]
+        self._counters.progress.reach(stored.file.path)
+        try:
+            with self._sources.opened(stored.file) as source:
+                read_into(source, stored.offset + stored.stored_bytes(offset, dtype), data)
+        except OSError as error:
+            raise _failure(f"reading {stored.name} from {stored.file.path}", error) from error
+        self._counters.add(read=len(data))
+        return data
 
-def _move(move: Move, item_size: int, reading: memoryview, writing: memoryview) -> None:
-    dtype = np.dtype(f"u{item_size}")
-    source = np.ndarray(move.shape, dtype, reading, move.source_offset, move.source_strides)
-    target = np.ndarray(move.shape, dtype, writing, move.target_offset, move.target_strides)
-    # A dim of one element is contiguous along none.
-    dims = [dim for dim, length in enumerate(move.shape) if length > 1]
-    dim = next((dim for dim in dims if move.target_strides[dim] == item_size), None)
-    if dim is None or dim == dims[-1]:
-        target[...] = source
-        return
-    # A transposition goes in strips, so that begun cache lines of the target are finished.
-    for start in range(0, move.shape[dim], _STRIP):
-        strip = (slice(None),) * dim + (slice(start, start + _STRIP),)
-        target[strip] = source[strip]
+    def _put(self, shard: Shard, offset: int, data: memoryview) -> None:
+        self._counters.progress.reach(shard.path)
+        try:
+            self._sink.put(shard.path, shard.offset + offset, data)
+        except OSError as error:
+            raise _failure(f"writing {shard.path}", error) from error
+
+    def _count(self, shard: Shard, overflow: int) -> None:
+        if overflow:
+            self._counters.add_overflow(shard.tensor.dtype, shard.title, overflow)
 
 
 def _failure(doing: str, error: OSError) -> JobError:

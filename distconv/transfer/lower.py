@@ -6,7 +6,8 @@ Owns the choice of steps, and the blocks in which a shard is made:
 - everything else is gathered block by block (`Gather`), shards of one recipe together.
 
 Pure: the steps of a recipe are the same for all layers, and `action=plan` counts the bytes of the very steps that will
-run. The reads and moves of a box are those of `steps`.
+run. The reads and moves of a box are those of `steps`. Sources count as if they were stored in the type that is made of
+them, but for the room that they need in a buffer.
 """
 
 from __future__ import annotations
@@ -29,8 +30,13 @@ MIN_RUN_BYTES = 64 * 1024
 _TURNING = 8
 
 
-def lower(shards: Sequence[VirtualTensor], source_shapes: Sequence[Index], buffer_bytes: int) -> Iterator[Step]:
-    """The steps that produce shards of one recipe; the two buffers of a step are twice `buffer_bytes` together."""
+def lower(
+    shards: Sequence[VirtualTensor], source_shapes: Sequence[Index], buffer_bytes: int, types: Sequence[str] = ()
+) -> Iterator[Step]:
+    """The steps that produce shards of one recipe; the two buffers of a step are twice `buffer_bytes` together.
+
+    `types`: the element types of the sources, where they may be others than that of the shards.
+    """
     gathered: list[int] = []
     for number, shard in enumerate(shards):
         runs = _runs(number, shard, source_shapes)
@@ -41,10 +47,13 @@ def lower(shards: Sequence[VirtualTensor], source_shapes: Sequence[Index], buffe
     if not gathered:
         return
     item_size = ITEM_SIZE[shards[0].dtype]
+    # What is read takes so many times the room of what becomes of it.
+    times = max([ITEM_SIZE[each] // item_size for each in types], default=1) or 1
     reading = buffer_bytes
     if any(_turns(copy) for number in gathered for copy in shards[number].copies):
-        reading = max(buffer_bytes // _TURNING, item_size)
+        reading = max(buffer_bytes // _TURNING, times * item_size)
     room = max((2 * buffer_bytes - reading) // len(gathered), item_size)
+    reading //= times
     blocks = [
         [(number, *block) for block in contiguous_blocks(shards[number].shape, room // item_size)]
         for number in gathered

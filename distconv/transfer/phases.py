@@ -16,12 +16,16 @@ from distconv.runtime.agreement import on_all
 from distconv.runtime.measurement import cpu_seconds, peak_resident_bytes
 from distconv.runtime.processes import Processes
 from distconv.tensors.stored import SourceFile
+from distconv.transfer.overflow import Overflowed
 from distconv.transfer.sinks import Counters
 from distconv.transfer.sources import SourceFiles
 
 
 class Phases:
-    """The phases of a job, as its observer is told of them; `looked_at` gives the files that it was planned with."""
+    """The phases of a job, as its observer is told of them; `looked_at` gives the files that it was planned with.
+
+    `overflowed`: what all processes have counted, up to the last phase, of elements that casts made infinite.
+    """
 
     def __init__(
         self, processes: Processes, observer: Observer, looked_at: Callable[[], Iterable[SourceFile]], planning: float
@@ -31,6 +35,7 @@ class Phases:
         self._seconds = {"planning": planning}
         self.counters = Counters(observer.advance, processes.progress)
         self.sources = SourceFiles(looked_at)
+        self.overflowed: Sequence[Overflowed] = ()
 
     def run(
         self,
@@ -66,10 +71,12 @@ class Phases:
                 "seconds": self._seconds,
                 "cpu_seconds": {"transfer": cpu_seconds() - cpu},
                 "peak_bytes": peak_resident_bytes(),
+                "overflowed": self.counters.overflowed,
             }
 
         try:
             _, outcomes = on_all(self._processes, begun, told, what)
+            self.overflowed = [each.pop("overflowed") for each in outcomes]
             return [each.pop("value") for each in outcomes], outcomes
         finally:
             self._observer.end()

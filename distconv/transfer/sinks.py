@@ -39,13 +39,15 @@ class Readable(Protocol):
 class Counters:
     """The bytes really read and written by this process; `on_progress` gets the size of every finished portion.
 
-    `progress` is that which other processes watch: every count is a step.
+    `progress` is that which other processes watch: every count is a step. `overflowed`: element type → tensor → the
+    number of finite elements that a cast has made infinite.
     """
 
     def __init__(self, on_progress: Callable[[int], None], progress: Progress | None = None) -> None:
         self.progress = progress or Progress()
         self.read = 0
         self.written = 0
+        self.overflowed: dict[str, dict[str, int]] = {}
         self._lock = threading.Lock()
         self._on_progress = on_progress
 
@@ -57,6 +59,12 @@ class Counters:
             if done:
                 self._on_progress(done)
         self.progress.step()
+
+    def add_overflow(self, dtype: str, tensor: str, elements: int) -> None:
+        """Count elements of a tensor that are infinite after a cast to `dtype`, and were not before."""
+        with self._lock:
+            found = self.overflowed.setdefault(dtype, {})
+            found[tensor] = found.get(tensor, 0) + elements
 
 
 class WriteSink:

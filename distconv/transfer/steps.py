@@ -4,13 +4,13 @@ Owns the merging that makes requests few, large and sequential: adjacent dims ar
 gaps is one extent (`extents`), and extents that overlap or nearly touch are one read (`merged`). So column slices of a
 row-major matrix are read as whole row blocks (data sieving), and shards produced together share their reads.
 
-Pure: byte offsets are relative to the start of an operand or of a shard. Never chooses the steps of a shard, which
-`lower` does.
+Pure: byte offsets are relative to the start of an operand or of a shard, and count operands as if they were stored in
+the element type of the shard; `moves` knows better. Never chooses the steps of a shard, which `lower` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -76,9 +76,13 @@ class Gather:
 Step = CopyRun | Gather
 
 
-def bytes_read(steps: Sequence[Step]) -> int:
-    """Bytes that the steps read from the source."""
-    return sum(step.nbytes if isinstance(step, CopyRun) else sum(read.nbytes for read in step.reads) for step in steps)
+def bytes_read(steps: Sequence[Step], stored: Callable[[int, int], int] = lambda _, nbytes: nbytes) -> int:
+    """Bytes that the steps read from the source.
+
+    `stored` maps the number of an operand, and bytes of elements that are made of it, to the bytes that are read.
+    """
+    reads = (read for step in steps for read in ([step] if isinstance(step, CopyRun) else step.reads))
+    return sum(stored(read.operand, read.nbytes) for read in reads)
 
 
 @dataclass(frozen=True, slots=True)

@@ -345,7 +345,8 @@ DCPS = {
 ORIGINAL: Mapping[str, str | None] = {"source": "hf", "reference": None}
 OPTIONS = {
     "Hugging Face to Hugging Face": Refusal(
-        options=ORIGINAL, says=["target_format=hf: source=hf is a Hugging Face directory already"]
+        options=ORIGINAL,
+        says=["target_format=hf: source=hf is a Hugging Face directory already; dtype=bfloat16, say, makes another"],
     ),
     "a reference for what needs none": Refusal(
         options={**ORIGINAL, "reference": "moe_hf", "target_format": "megatron"},

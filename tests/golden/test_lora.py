@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from distconv.errors import InputError
 from distconv.models.adapter_config import AdapterConfig
 from distconv.tensors.values import as_bytes, numbers
-from tests.checkpoints import load_case, overrides, write_source
+from tests.checkpoints import hashes, load_case, overrides, write_source
 from tests.here import run_here
 
 ALPHA = 24
@@ -123,6 +123,31 @@ def test_adapters_are_merged_into_their_base_in_float32_and_cast_once(trained, b
     assert touched
     assert (tmp_path / "merged" / "config.json").read_bytes() == (base / "config.json").read_bytes()
     back(trained, base, tmp_path / "merged", *options, "action=verify")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "reference"])
+def test_a_merge_into_another_type_is_rounded_once_to_that(dtype, trained, base, tmp_path):
+    """Adapters are cast, too, but not before they have been multiplied."""
+    options = (f"lora_alpha={ALPHA}", "merge_lora=true")
+    back(trained, base, tmp_path / "plain", *options)
+    back(trained, base, tmp_path / "cast", *options, f"dtype={dtype}", "dtype_overflow=allow")
+
+    plain, cast, before = weights(tmp_path / "plain"), weights(tmp_path / "cast"), weights(base)
+    assert cast.keys() == plain.keys()
+    touched = 0
+    for name, tensor in cast.items():
+        assert tensor.dtype == (before[name].dtype if dtype == "reference" else getattr(torch, dtype))
+        merged = not torch.equal(plain[name].view(torch.uint8), before[name].view(torch.uint8))
+        touched += merged
+        if dtype == "float32" and merged:
+            # Of more places than what was rounded to bfloat16, and the same after that.
+            assert not torch.equal(tensor.bfloat16().float().nan_to_num(), tensor.nan_to_num())
+        if dtype == "float32":
+            torch.testing.assert_close(tensor.bfloat16(), plain[name], rtol=0, atol=0, equal_nan=True)
+    assert touched
+    back(trained, base, tmp_path / "cast", *options, f"dtype={dtype}", "dtype_overflow=allow", "action=verify")
+    back(trained, base, tmp_path / "adapters", options[0], "dtype=float32")
+    assert {each.dtype for each in weights(tmp_path / "adapters").values()} == {torch.float32}
 
 
 @pytest.fixture
@@ -309,13 +334,11 @@ def test_base_weights_beside_the_adapters_take_them_up(tmp_path, configured):
         (source / "adapter_config.json").write_text(json.dumps(settings))
     run_here(*overrides(case), source=str(source), target=str(tmp_path / "mm"))
 
-    run_here(
-        "merge_lora=true",
-        *([] if configured else ["lora_alpha=4"]),
-        source=str(tmp_path / "mm"),
-        target=str(tmp_path / "back"),
-        target_format="hf",
-    )
+    options = ["merge_lora=true", *([] if configured else ["lora_alpha=4"]), "target_format=hf"]
+    run_here(*options, source=str(tmp_path / "mm"), target=str(tmp_path / "back"))
+    # The reference has the base weights under other names.
+    run_here(*options, source=str(tmp_path / "mm"), target=str(tmp_path / "same"), dtype="reference")
+    assert hashes(tmp_path / "same") == hashes(tmp_path / "back")
 
     found, before = weights(tmp_path / "back"), weights(source)
     assert found.keys() == {
@@ -372,7 +395,7 @@ def test_numbers_are_cast_as_torch_casts_them(dtype):
     with np.errstate(invalid="ignore"):
         values = bits.view(np.float32).astype(wide)
     with np.errstate(over="ignore", invalid="ignore"):
-        data = as_bytes(values, dtype)
+        data, _ = as_bytes(values, dtype)
     kind = getattr(torch, dtype)
     found = torch.frombuffer(bytearray(data), dtype=kind)
     torch.testing.assert_close(found, torch.from_numpy(values).to(kind), rtol=0, atol=0, equal_nan=True)

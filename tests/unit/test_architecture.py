@@ -26,6 +26,7 @@ ROOMS = [
     {"formats"},
     {"commit"},
     {"transfer", "planning"},
+    {"directories"},
     {"job"},
     {"api"},
     {"cli", "distconv"},
@@ -39,6 +40,7 @@ THIRD_PARTY = {
     "models.definition_file": {"yaml"},
     "runtime.mpi_processes": {"mpi4py"},
     "runtime.store_processes": {"torch"},
+    "tensors.casts": {"numpy"},
     "tensors.values": {"numpy", "torch"},
     "transfer": {"numpy"},
 }

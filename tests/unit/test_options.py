@@ -113,7 +113,8 @@ def test_a_value_is_taken_over(key, value, expected):
 def test_every_choice_is_allowed():
     for key, each in options_of(Options).items():
         for choice in getattr(each.kind, "choices", ()):
-            assert getattr(Options.from_content(content(**{key: choice})), key) == choice
+            # What says how to cast goes with a cast.
+            assert getattr(Options.from_content(content(**{"dtype": "float16", key: choice})), key) == choice
 
 
 def test_another_number_of_processes_goes_with_planning():
@@ -164,6 +165,9 @@ NO_SIZES = [0, -1, 1.5, 2.0, "2", True, [2], {}]
         ("packed_experts", ["drop", None], "one of auto, flatten, keep"),
         ("projector", ["drop", True, None], "one of auto, keep, omit"),
         ("tied_head", ["copy", False, None], "one of auto, write, keep, omit"),
+        ("dtype", ["fp16", "bf16", 16, None], "one of keep, reference, bfloat16, float16, float32"),
+        ("keep_dtype", ["*.A_log", [3], [""], {}, True], "a list of patterns of tensor names, such as ['*.A_log']"),
+        ("dtype_overflow", ["ignore", None], "one of error, allow"),
         ("vocab_size", NO_SIZES, SIZE),
         ("lora_only", ["yes", 1, None], "true or false"),
         (
@@ -180,6 +184,15 @@ def test_a_wrong_value_is_reported_with_its_key_and_what_is_allowed(key, values,
     given = {} if key == "action" else {"action": "plan"}
     for value in values:
         assert problems(**given, **{key: value}) == [f"{key.replace('__', '.')}={shown(value)}: expected {allowed}"]
+
+
+def test_what_says_how_to_cast_goes_with_a_cast():
+    assert problems(keep_dtype=["*.A_log"], dtype_overflow="allow") == [
+        "keep_dtype: goes with dtype, which says what is cast",
+        "dtype_overflow: goes with dtype, which says what is cast",
+    ]
+    given = Options.from_content(content(keep_dtype=["*.A_log"], dtype_overflow="allow", dtype="float16"))
+    assert (given.dtype, given.keep_dtype, given.dtype_overflow) == ("float16", ("*.A_log",), "allow")
 
 
 @pytest.mark.parametrize("key", ["source", "target"])

@@ -30,6 +30,7 @@ from distconv.formats.dcp.metadata import METADATA
 from distconv.formats.dcp.options import DcpOptions
 from distconv.formats.dcp.plan import make_dcp_plan
 from distconv.formats.dcp.source import PUBLISHED, DcpFacts, MegatronNamedDcp, PublishedDcp, read_dcp
+from distconv.formats.element_types import CAST_OPTIONS, ElementTypes
 from distconv.formats.huggingface.follow import Followed, follow_reference
 from distconv.formats.iterations import RELEASE, iteration_of
 from distconv.formats.model import Model
@@ -55,6 +56,7 @@ class Dcp(Format[DcpOptions]):
     takes = Takes(
         source=frozenset({"reference", "fill_from_reference"}),
         target={
+            **dict.fromkeys(CAST_OPTIONS, ""),
             "naming": "",
             "packed_experts": "naming=hf",
             "tied_head": "",
@@ -99,12 +101,13 @@ class Dcp(Format[DcpOptions]):
     def plan(self, options: DcpOptions, source: Source, model: Model) -> PlannedResult:
         """The chunks of all tensors, under names with the prefix of the option `name_prefix`."""
         published = self.is_published(options)
-        tensors, left_out = (_published if published else _parameters)(options, source, model)
         prefix = options.name_prefix or ""
+        types = ElementTypes(options, model, prefix)
+        tensors, left_out = (_published if published else _parameters)(options, source, model, types)
         named = [replace(each, name=prefix + each.name) for each in tensors]
         plan = make_dcp_plan(named, left_out, options.naming)
-        notes = () if published else resizing_of(source.parameters(), options.vocab_size)
-        return PlannedResult(plan=plan, files=DcpFiles(plan), notes=notes)
+        notes = tuple(types.notes(tensors)) if published else resizing_of(source.parameters(), options.vocab_size)
+        return PlannedResult(plan=plan, files=DcpFiles(plan), notes=notes, casts=types.casts())
 
     def source_words(self, report: Mapping[str, Any]) -> list[str]:
         """The naming of the source, and its prefix."""
@@ -126,17 +129,17 @@ def _of_unread(opened: DcpDirectory) -> tuple[str, ...]:
     return (f"{opened.directory}: not read: {named(unread)}: {METADATA} names nothing in them",) if unread else ()
 
 
-def _parameters(options: DcpOptions, source: Source, model: Model) -> _Tensors:
+def _parameters(options: DcpOptions, source: Source, model: Model, types: ElementTypes) -> _Tensors:
     binding = resize_vocabulary(source.parameters(), options.vocab_size)
     layout = complete_layout(Layout(), binding, model.defined)
-    binding = resolve_head(binding, model.defined, layout, options.tied_head)
+    binding = types.of_parameters(resolve_head(binding, model.defined, layout, options.tied_head))
     # Whole parameters, but proved as shards are: no element of a source is lost or doubled.
     cut_recipes((each.recipe for each in binding.parameters), layout)
     tensors = [NamedTensor(each.sources, each.recipe.tensor, each.name) for each in binding.parameters]
     return tensors, binding.unconverted
 
 
-def _published(options: DcpOptions, source: Source, model: Model) -> _Tensors:
+def _published(options: DcpOptions, source: Source, model: Model, types: ElementTypes) -> _Tensors:
     published, definition, reference = source.published(), model.definition, model.reference
     followed = Followed(tensors=published.tensors, left_out=(), filled=())
     if reference is not None:
@@ -148,4 +151,4 @@ def _published(options: DcpOptions, source: Source, model: Model) -> _Tensors:
     tensors, head = with_tied_head(followed.tensors, definition, sizes, options.tied_head)
     if options.packed_experts == "flatten" or (options.packed_experts == "auto" and options.name_prefix):
         tensors = flattened(tensors, definition)
-    return tensors, published.left_out + followed.left_out + head
+    return types.of_tensors(tensors), published.left_out + followed.left_out + head

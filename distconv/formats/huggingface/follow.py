@@ -12,7 +12,7 @@ from functools import cache
 
 from distconv.errors import InputError, counted, named, raise_if
 from distconv.formats.base import Published
-from distconv.formats.huggingface.true_config import says_quantised
+from distconv.formats.element_types import says_quantised
 from distconv.formats.model import Reference
 from distconv.layout.tied_head import without_head
 from distconv.models.adapters import belongs_to_adapter, plain_name

@@ -12,6 +12,7 @@ from typing import Any
 
 from distconv.errors import InputError, named
 from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, Takes, refusals_of_whole_tensors
+from distconv.formats.element_types import CAST_OPTIONS, ElementTypes
 from distconv.formats.huggingface.files import HuggingFaceFiles
 from distconv.formats.huggingface.follow import follow_reference
 from distconv.formats.huggingface.options import HuggingFaceOptions
@@ -36,7 +37,8 @@ class HuggingFace(Format[HuggingFaceOptions]):
     words = "Hugging Face directory"
     takes = Takes(
         source=frozenset({"text_source", "projector", "lora_only"}),
-        target={"merge_lora": "", "lora_alpha": "", "fill_from_reference": "", "tied_head": "", "vocab_size": ""},
+        target=dict.fromkeys(CAST_OPTIONS, "")
+        | {"merge_lora": "", "lora_alpha": "", "fill_from_reference": "", "tied_head": "", "vocab_size": ""},
         refusals=refusals_of_whole_tensors(name),
     )
     marks = (MODEL_CONFIG, CONFIG_NAME)
@@ -71,19 +73,25 @@ class HuggingFace(Format[HuggingFaceOptions]):
 
     def plan(self, options: HuggingFaceOptions, source: Source, model: Model) -> PlannedResult:
         """The directory that follows the reference of a source."""
-        published, reference, definition = source.published(), model.followed, model.defined
+        types = ElementTypes(options, model)
+        published, reference = source.published(), model.followed
+        if options.source == Path(reference.directory):
+            # The same directory in another element type.
+            return _planned(make_huggingface_plan(types.of_tensors(published.tensors), (), (), reference), types)
+        definition = model.defined
         if options.tied_head != "auto" and not published.tied:
             raise InputError(f"tied_head={options.tied_head}: {NOT_TIED}")
         if definition.adapters == "only" and not reference.is_adapter:
-            return _planned(_plan_adapters(options, model, reference, published.tensors))
+            return _planned(_plan_adapters(options, model, reference, published.tensors, types), types)
         if options.lora_alpha is not None and not options.merge_lora:
             raise InputError(
                 f"lora_alpha={options.lora_alpha:g}: goes with merge_lora=true, or with adapters whose reference is "
                 f"the base model; nothing of reference={reference.directory} needs it; leave it out"
             )
         if options.merge_lora:
-            tensors, reference = merged_beside(published.tensors, reference, model.scaling, options.lora_alpha)
-            published = replace(published, tensors=tuple(tensors))
+            merged, reference = merged_beside(published.tensors, reference, model.scaling, options.lora_alpha)
+            types = ElementTypes(options, replace(model, reference=reference))
+            published = replace(published, tensors=tuple(merged))
         followed = follow_reference(
             published, definition, reference, fill=options.fill_from_reference, tied_head=options.tied_head
         )
@@ -91,8 +99,9 @@ class HuggingFace(Format[HuggingFaceOptions]):
         if published.rows is not None:
             config = with_vocabulary(config, definition, published.rows)
         left_out = published.left_out + followed.left_out
-        plan = make_huggingface_plan(followed.tensors, left_out, followed.filled, reference, config=config)
-        return _planned(plan, followed.notes)
+        tensors = types.of_tensors(followed.tensors)
+        plan = make_huggingface_plan(tensors, left_out, followed.filled, reference, config=config)
+        return _planned(plan, types, followed.notes)
 
     def target_words(self, report: Mapping[str, Any]) -> list[str]:
         """Tensors and files, and the tensors of the reference among them."""
@@ -103,12 +112,14 @@ class HuggingFace(Format[HuggingFaceOptions]):
         return lines
 
 
-def _planned(plan: HuggingFacePlan, notes: tuple[str, ...] = ()) -> PlannedResult:
-    return PlannedResult(plan=plan, files=HuggingFaceFiles(plan), notes=(*notes, *plan.notes))
+def _planned(plan: HuggingFacePlan, types: ElementTypes, notes: tuple[str, ...] = ()) -> PlannedResult:
+    tensors = [each for held in plan.shard_files.values() for each in held]
+    notes = (*notes, *plan.notes, *types.notes(tensors))
+    return PlannedResult(plan=plan, files=HuggingFaceFiles(plan), notes=notes, casts=types.casts())
 
 
 def _plan_adapters(
-    options: HuggingFaceOptions, model: Model, base: Reference, tensors: Sequence[NamedTensor]
+    options: HuggingFaceOptions, model: Model, base: Reference, tensors: Sequence[NamedTensor], types: ElementTypes
 ) -> HuggingFacePlan:
     """Adapters whose reference is the model that they are for: merged into it, or as PEFT saves them."""
     definition = model.defined
@@ -116,7 +127,7 @@ def _plan_adapters(
     scaling = scaling_of(model.scaling, options.lora_alpha)
     if options.merge_lora:
         merged = merged_into(tensors, definition.spelled, base, scaling)
-        return make_huggingface_plan(merged, left_out, (), base)
+        return make_huggingface_plan(types.of_tensors(merged), left_out, (), base)
     adapter = as_peft(tensors, definition.spelled, base, scaling, definition.name)
     own = replace(base, is_adapter=True, index=None, shard_files=None, index_content=None)
-    return make_huggingface_plan(adapter.tensors, left_out, (), own, {CONFIG_NAME: adapter.config})
+    return make_huggingface_plan(types.of_tensors(adapter.tensors), left_out, (), own, {CONFIG_NAME: adapter.config})

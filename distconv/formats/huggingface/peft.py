@@ -23,9 +23,9 @@ from distconv.models.adapters import (
     plain_name,
     saved_factor,
 )
-from distconv.models.definition import FLOATING
 from distconv.models.parameters import Unconverted
 from distconv.models.scaling import Scaling
+from distconv.tensors.dtypes import FLOATING
 from distconv.tensors.stored import LowRank, NamedTensor, as_stored
 
 Spelled = Callable[[str], str]
@@ -142,16 +142,21 @@ def merged_beside(
     for each in tensors:
         if factor_of(each.name) is not None:
             continue
-        plain = plain_name(each.name)
-        result.append(replace(each, name=plain, low_rank=products.pop(plain.removesuffix(".weight"), None)))
+        name = plain_name(each.name)
+        result.append(replace(each, name=name, low_rank=products.pop(name.removesuffix(".weight"), None)))
     _check(result, products, "the source")
-    shards = reference.shard_files and {
-        plain_name(name.removeprefix(PEFT_PREFIX)): shard
-        for name, shard in reference.shard_files.items()
+    plain = {
+        name: plain_name(name.removeprefix(PEFT_PREFIX))
+        for name in reference.shard_files or ()
         if not belongs_to_adapter(name)
     }
+    shards = reference.shard_files and {plain[name]: reference.shard_files[name] for name in plain}
     content = reference.index_content and {**reference.index_content, "weight_map": shards}
-    return result, replace(reference, shard_files=shards, index=None, index_content=content)
+    index = reference.index
+    if index is not None:
+        stored = {plain[name]: replace(index.tensors[name], name=plain[name]) for name in plain}
+        index = replace(index, tensors=stored)
+    return result, replace(reference, shard_files=shards, index=index, index_content=content)
 
 
 def beside_adapters(tensors: Sequence[NamedTensor], name: str) -> tuple[Unconverted, ...]:

@@ -13,7 +13,8 @@ from types import MappingProxyType
 from typing import Any
 
 from distconv.errors import named
-from distconv.formats.huggingface.true_config import cannot_be_judged, leaves_out, says_quantised, true_config
+from distconv.formats.element_types import says_quantised
+from distconv.formats.huggingface.true_config import cannot_be_judged, leaves_out, true_config
 from distconv.formats.model import MODEL_CONFIG, Reference
 from distconv.formats.records import Entry, OutputFile
 from distconv.models.parameters import Unconverted

@@ -6,22 +6,18 @@ side files go with them. Reads and writes nothing.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
+from distconv.formats.element_types import DTYPE_KEYS, PLAIN, QUANTISATION_KEYS, main_dtype, named_dtypes
 from distconv.models.adapters import CONFIG_NAME, belongs_to_adapter
-from distconv.models.definition import FLOATING, Definition
+from distconv.models.definition import Definition
 from distconv.models.vocabulary import SIZE_NAME
+from distconv.tensors.dtypes import FLOATING
 from distconv.tensors.stored import NamedTensor
 
-# The field of config.json that says the element type, before and since transformers 4.56.
-_DTYPE_KEYS = ("torch_dtype", "dtype")
-# Those that say how weights are quantised, and the files that say it for other programs.
-_QUANTISATION_KEYS = frozenset({"quantization_config", "compression_config"})
+# The files that say how weights are quantised for other programs.
 _QUANTISATION_FILES = frozenset({"hf_quant_config.json", "quantize_config.json", "quant_config.json"})
-# Element types that a model has which is not quantised.
-_PLAIN = frozenset({*FLOATING, "int64", "bool"})
 # Files that say nothing of weights: texts, code and pictures, and the configuration of what comes before a model.
 _OF_NO_WEIGHTS = (
     ".py",
@@ -44,25 +40,16 @@ _KNOWN_PARTS = ("processor", "chat_template", "license", "notice")
 
 def true_config(config: Mapping[str, Any], tensors: Sequence[NamedTensor]) -> Mapping[str, Any]:
     """A configuration as it is true of tensors: the element type of most of them, and no quantisation that is not."""
-    weights = Counter[str]()
-    for tensor in tensors:
-        if tensor.tensor.dtype in FLOATING:
-            weights[tensor.tensor.dtype] += tensor.nbytes
-    said = next(_dtypes(config), None)
-    dtype = max(weights, key=lambda each: weights[each], default=said)
-    if said is not None and said != dtype:
-        config = _with_dtype(config, said, dtype)
+    said = next(named_dtypes(config), None)
+    dtype = main_dtype((each.tensor.dtype, each.nbytes) for each in tensors) or said
+    if said is not None:
+        config = _with_dtype(config, said, dtype, {each.tensor.dtype for each in tensors})
     return config if is_quantised(tensors) else _plain(config)
 
 
 def is_quantised(tensors: Sequence[NamedTensor]) -> bool:
     """Whether some tensors have an element type that quantised weights, and nothing else, have."""
-    return any(each.tensor.dtype not in _PLAIN for each in tensors)
-
-
-def says_quantised(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration says that weights are quantised."""
-    return bool(_plain(config) != config)
+    return any(each.tensor.dtype not in PLAIN for each in tensors)
 
 
 def untied(config: Mapping[str, Any], definition: Definition) -> Mapping[str, Any]:
@@ -99,18 +86,13 @@ def cannot_be_judged(name: str) -> bool:
     return not known and name not in (CONFIG_NAME, "spk_dict.pt")
 
 
-def _dtypes(config: Mapping[str, Any]) -> Iterator[str]:
-    """The element types that a configuration names, the model's before those of its parts, which may have it alone."""
-    yield from (config[key] for key in _DTYPE_KEYS if isinstance(config.get(key), str))
-    for part in config.values():
-        if isinstance(part, Mapping):
-            yield from _dtypes(part)
-
-
-def _with_dtype(value: Any, old: str, new: str | None) -> Any:
+def _with_dtype(value: Any, old: str, new: str | None, held: Container[str]) -> Any:
+    """A configuration, or a part of one, in which types that are `old`, or that no tensor is of, are `new` ones."""
     if isinstance(value, Mapping):
         return {
-            key: new if key in _DTYPE_KEYS and item == old else _with_dtype(item, old, new)
+            key: new
+            if key in DTYPE_KEYS and (item == old or (item in FLOATING and item not in held))
+            else _with_dtype(item, old, new, held)
             for key, item in value.items()
         }
     return value
@@ -119,7 +101,7 @@ def _with_dtype(value: Any, old: str, new: str | None) -> Any:
 def _plain(value: Any) -> Any:
     """A configuration, or a part of one, that says nothing of quantisation."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items() if key not in _QUANTISATION_KEYS}
+        return {key: _plain(item) for key, item in value.items() if key not in QUANTISATION_KEYS}
     return value
 
 

@@ -25,12 +25,13 @@ from distconv.layout.layout import CompleteLayout, stage_number
 from distconv.layout.request import SourceLayout
 from distconv.layout.tied_head import TIED, resolve_head
 from distconv.models.bind import bind, make_recipe
-from distconv.models.definition import FLOATING, Definition
+from distconv.models.definition import Definition
 from distconv.models.names import filled
 from distconv.models.parameters import Binding, Parameter, ParameterKey, Recipe, target_name
 from distconv.models.rules import TEXT, Rule
 from distconv.models.sizes import Sizes
 from distconv.tensors.compose import renumbered, strided, substitute
+from distconv.tensors.dtypes import FLOATING
 from distconv.tensors.operators import OPERATORS
 from distconv.tensors.replicas import Replica
 from distconv.tensors.stored import Assembled, SourceFile, StoredTensor

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, Takes, evidence_of_files
+from distconv.formats.element_types import CAST_OPTIONS, ElementTypes
 from distconv.formats.iterations import iterations_in
 from distconv.formats.megatron.directory import RANK_PREFIX, notes_of_others
 from distconv.formats.megatron.files import MegatronFiles
@@ -36,7 +37,7 @@ class Megatron(Format[CommonOptions]):
     words = "`mp_rank_*` directories, cut by ranks"
     takes = Takes(
         source=frozenset({"reference", "fill_from_reference", "source_layout"}),
-        target={"layout": "", "vocab_size": "", "tied_head": ""},
+        target=dict.fromkeys((*CAST_OPTIONS, "layout", "vocab_size", "tied_head"), ""),
     )
     tasks = (read_rank_file,)
     holds_iterations = True
@@ -80,8 +81,10 @@ class Megatron(Format[CommonOptions]):
             *resizing_of(parameters, options.vocab_size),
             *check_training(layout, options.layout, model.defined, model.sizes),
         )
-        plan = make_plan(resolve_head(binding, model.defined, layout, options.tied_head), layout)
-        return PlannedResult(plan=plan, files=MegatronFiles(plan.dictionaries), notes=notes)
+        types = ElementTypes(options, model)
+        binding = types.of_parameters(resolve_head(binding, model.defined, layout, options.tied_head))
+        plan = make_plan(binding, layout)
+        return PlannedResult(plan=plan, files=MegatronFiles(plan.dictionaries), notes=notes, casts=types.casts())
 
     def source_words(self, report: Mapping[str, Any]) -> list[str]:
         """The detected layout."""

@@ -92,7 +92,22 @@ def test_formats_are_told_apart():
         ),
         ({"name_prefix": "model."}, "dcp", []),
         ({"name_prefix": "model.", "target_format": "dcp"}, "megatron", []),
-        ({"target_format": "hf"}, "hf", ["target_format=hf: source=/hf is a Hugging Face directory already"]),
+        (
+            {"target_format": "hf"},
+            "hf",
+            [
+                (
+                    "target_format=hf: source=/hf is a Hugging Face directory already; dtype=bfloat16, say, makes "
+                    "another of it"
+                )
+            ],
+        ),
+        ({"target_format": "hf", "dtype": "bfloat16", "keep_dtype": ["*.A_log"]}, "hf", []),
+        (
+            {"target_format": "hf", "dtype": "bfloat16", "tied_head": "write"},
+            "hf",
+            ["tied_head: goes with a source in another format; source=/hf is a Hugging Face directory"],
+        ),
         ({"target_format": "dcp"}, "dcp", []),
     ],
 )

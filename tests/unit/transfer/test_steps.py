@@ -216,3 +216,17 @@ def test_reads_of_a_gather_are_ascending_and_do_not_touch_if_they_would_fit_toge
         for one, other in pairwise(reads):
             if one.operand == other.operand and one.offset + one.nbytes >= other.offset:
                 assert other.offset + other.nbytes - one.offset > room
+
+
+@given(programs(dtype="bfloat16"), st.sampled_from(["bfloat16", "float32", "float64"]), st.integers(1, 40), GAP_BYTES)
+def test_what_is_read_as_it_is_stored_fits_the_buffers(program, stored, elements, gap_bytes):
+    """Of whatever type it is, while steps count as if it were of the type that is made."""
+    times = ITEM_SIZE[stored] // ITEM_SIZE["bfloat16"]
+    buffer_bytes = max(elements, len(program.values)) * ITEM_SIZE[stored]
+    shapes = [operand.shape for operand in program.operands]
+    with patch.object(steps, "MAX_GAP_BYTES", gap_bytes):
+        result = list(lower(program.tensors, shapes, buffer_bytes, [stored] * len(shapes)))
+    for step in result:
+        if isinstance(step, Gather):
+            written = sum(write.nbytes for write in step.writes)
+            assert all(written + times * read.nbytes <= 2 * buffer_bytes for read in step.reads)

@@ -185,13 +185,20 @@ def test_the_configuration_says_the_element_type_of_most_bytes(key):
         "vision_config": {key: "float16", "deep": {key: "bfloat16"}},
         "note": "bfloat16",
     }
-    assert config_text(trained, **config) == {
+    made = {
         key: "float32",
         "text_config": {key: "float32", "layers": [{"dtype": "bfloat16"}], "hidden_act": "bfloat16"},
-        "vision_config": {key: "float16", "deep": {key: "float32"}},
+        "vision_config": {key: "float32", "deep": {key: "float32"}},
         "note": "bfloat16",
     }
-    assert config_text([tensor("a", (1,), "float32"), tensor("b", (10,))], **config) is None
+    assert config_text(trained, **config) == made
+    # A part may be of another type, as long as there are tensors of it.
+    half = tensor("d", (1,), "float16")
+    assert config_text([*trained, half], **config) == {
+        **made,
+        "vision_config": {key: "float16", "deep": {key: "float32"}},
+    }
+    assert config_text([tensor("a", (1,), "float32"), tensor("b", (10,)), half], **config) is None
 
 
 def test_a_configuration_that_says_no_element_type_or_is_of_an_adapter_stays():

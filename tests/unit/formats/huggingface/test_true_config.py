@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from distconv.formats.element_types import says_quantised
 from distconv.formats.huggingface.true_config import (
     cannot_be_judged,
     is_quantised,
     leaves_out,
-    says_quantised,
     true_config,
     untied,
 )
@@ -54,6 +54,19 @@ def test_the_quantisation_goes_with_the_quantised_weights_wherever_it_is_said(ke
     assert true_config(config, tensors("bfloat16")) == plain
     assert true_config(config, tensors("bfloat16", "float8_e4m3fn")) == config
     assert (says_quantised(config), says_quantised(plain)) == (True, False)
+
+
+def test_every_part_is_of_the_type_that_most_of_the_result_is_of():
+    config = {"dtype": "float32", "vision_config": {"torch_dtype": "float32", "deep": {"dtype": "float16"}}, "x": 1}
+    made = {"dtype": "bfloat16", "vision_config": {"torch_dtype": "bfloat16", "deep": {"dtype": "bfloat16"}}, "x": 1}
+    assert true_config(config, tensors("bfloat16", "bfloat16")) == made
+    # Of a part that is of another type nothing is known but that there are such tensors.
+    mixed = {**made, "vision_config": {"torch_dtype": "float32"}}
+    assert true_config(mixed, tensors("bfloat16", "bfloat16", "bfloat16", "float32")) == mixed
+    # What says nothing says nothing then; a name of no type of weights is left.
+    assert true_config({"x": 1}, tensors("bfloat16")) == {"x": 1}
+    other = {"dtype": "bfloat16", "audio": {"dtype": "int8"}}
+    assert true_config(other, tensors("bfloat16")) == other
 
 
 @pytest.mark.parametrize("name", LIBRARY.names())

@@ -1,0 +1,62 @@
+"""The actions on one directory that need no plan: describing a checkpoint, and removing what killed jobs left.
+
+Owns which process does them, and their outcomes. Moves no tensor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distconv.commit.recovery import clean
+from distconv.errors import InputError
+from distconv.formats.registry import Options, tasks
+from distconv.models.library import Library
+from distconv.observer import Outcome
+from distconv.planning.describe import describe
+from distconv.planning.look import Chosen
+from distconv.planning.report_file import ReportFile
+from distconv.runtime.agreement import on_first, on_first_with_hand_out
+from distconv.runtime.hand_out import HandOut
+from distconv.runtime.processes import Processes
+
+
+def inspected(options: Options, chosen: Chosen | None, library: Library, processes: Processes) -> Outcome:
+    """The outcome of `action=inspect`: the description of a directory.
+
+    Raises:
+        DistconvError: no such directory, or a report that cannot be written, as the same error on every process.
+    """
+
+    def description(hand_out: HandOut) -> dict[str, Any]:
+        file = ReportFile(options.report)
+        file.check()
+        file.check_place({"source": options.source})
+        report = describe(options, chosen, library, hand_out)
+        file.write(report)
+        return report
+
+    report = on_first_with_hand_out(processes, description, tasks(), options.io.threads, "reading the headers")
+    return Outcome(report=report)
+
+
+def cleaned(options: Options, processes: Processes) -> Outcome:
+    """The outcome of `action=clean`: what killed jobs left in a target is removed; its differences: what stayed.
+
+    Raises:
+        DistconvError: no such directory, or a report that cannot be written, as the same error on every process.
+    """
+
+    def report() -> dict[str, Any]:
+        file = ReportFile(options.report)
+        file.check()
+        file.check_place({"target": options.target})
+        done = clean(options.target)
+        if not (done.removed or done.kept or options.target.is_dir()):
+            raise InputError(f"target={options.target}: no such directory, and no job has left anything beside it")
+        found = {"action": "clean", "target": str(options.target), **done.summary()}
+        file.write(found)
+        return found
+
+    found = on_first(processes, report)
+    stayed = [f"{each['path']}: could not be removed" for each in found["kept"] if not each["running"]]
+    return Outcome(report=found, differences=[*found["notes"], *stayed] if stayed else [], notes=found["notes"])
