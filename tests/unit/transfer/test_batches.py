@@ -161,6 +161,19 @@ def test_planned_reads_of_one_table_over_different_shapes_are_different():
     assert planned_reads(found, [found.files], 1024) == [3 * 2 + (2 * 4 + 2)]
 
 
+def test_planned_reads_of_one_table_over_other_element_types_are_different():
+    """What is cast takes as many bytes as it is stored in."""
+    table = whole("bfloat16", (3, 2))
+    entries = {
+        dtype: [
+            Entry((StoredTensor("w", dtype, (3, 2), SourceFile("/f", 1 << 20), 0),), table, "w", key="", group=dtype)
+        ]
+        for dtype in ("bfloat16", "float32")
+    }
+    found = Listed(entries)
+    assert planned_reads(found, [found.files], 1024) == [3 * 2 * 2 + 3 * 2 * 4]
+
+
 def test_both_factors_of_a_product_are_read():
     def factor(*shape: int) -> Assembled:
         (stored,) = entry(shape, whole("uint8", shape), 0).sources

@@ -17,13 +17,14 @@ from distconv.errors import JobError
 from distconv.formats.records import Entry, OutputFile
 from distconv.tensors.dtypes import FLOATING
 from distconv.tensors.stored import Assembled, LowRank, SourceFile, StoredTensor
-from distconv.tensors.virtual import VirtualTensor, chunk, permute, whole
+from distconv.tensors.virtual import VirtualTensor, chunk, concat, permute, whole
 from distconv.transfer import engine
 from distconv.transfer import lower as lowering
 from distconv.transfer.batches import planned_reads
 from distconv.transfer.engine import Shard, Work, run
 from distconv.transfer.files import OpenFiles
 from distconv.transfer.sinks import CompareSink, Counters, WriteSink
+from distconv.transfer.sources import SourceFiles
 from tests.unit.programs import Program, programs
 from tests.unit.transfer.test_batches import Listed
 
@@ -58,7 +59,7 @@ def work_for(directory: Path, tables: list[VirtualTensor], sources: tuple[Stored
 
 def moved(work: Work, *, buffer_bytes: int = 4096, compare: bool = False) -> tuple[Counters, set[tuple[str, int]]]:
     counters = Counters(lambda _: None)
-    with OpenFiles(os.O_RDONLY) as sources, OpenFiles(os.O_RDONLY if compare else os.O_WRONLY) as targets:
+    with SourceFiles() as sources, OpenFiles(os.O_RDONLY if compare else os.O_WRONLY) as targets:
         sink = CompareSink(targets, counters) if compare else WriteSink(targets, counters)
         run([work], sink, sources, counters, threads=2, buffer_bytes=buffer_bytes, must_stop=lambda: False)
         return counters, sink.different if isinstance(sink, CompareSink) else set()
@@ -101,6 +102,19 @@ def test_any_tensors_are_cast(tmp_path, program: Program, into, types, run_bytes
         assert planned_reads(
             Listed({"file": entries}), [[OutputFile(path="file", nbytes=0, order=(), batch=0)]], buffer_bytes
         ) == [counters.read]
+
+
+@pytest.mark.parametrize("into", FLOATING)
+def test_parts_of_one_read_are_cast_where_they_lie(tmp_path, into):
+    """Parts in another order are read at once, and begin in the middle of what was read."""
+    tensor = torch.arange(24.0).reshape(6, 4)
+    whole_of_it = whole(into, (6, 4))
+    turned = concat(chunk(whole_of_it, 3)[::-1])
+    with patch.object(lowering, "MIN_RUN_BYTES", 64 * 1024):
+        work = work_for(tmp_path, [turned], stored(tmp_path, [tensor]))
+        moved(work)
+    expected = torch.cat(list(reversed(tensor.chunk(3)))).to(getattr(torch, into))
+    assert (tmp_path / "target").read_bytes() == bytes(START) + raw(expected)
 
 
 @pytest.mark.parametrize("run_bytes", [1, 64 * 1024])
