@@ -56,7 +56,7 @@ def single_beside_index(scene: Scene) -> Harm | None:
     if not scene.has_config or scene.source.weight_map is None:
         return None
     scene.source.files[SINGLE] = _other_weights(scene)
-    return Harm(owed=EITHER, what=f"{SINGLE} beside an index", mentions=(SINGLE,))
+    return Harm(owed=REFUSED, what=f"{SINGLE} beside an index", mentions=(SINGLE,))
 
 
 def shard_beside_index(scene: Scene) -> Harm | None:
