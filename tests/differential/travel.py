@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -81,7 +81,7 @@ class Travel:
         if self.unnamed:
             raise oracle.WrongError("the names of the result were made up")
         self._lose(report["not_converted"])
-        self._judge(hop, target, options)
+        self._judge(hop, target, options, report["notes"])
         if self.random.random() < 0.1 and (wrong := verify(self.directory, target, **options)):
             raise oracle.WrongError(f"verify finds {wrong}")
         self.directory, self.format = target, hop.format
@@ -143,13 +143,13 @@ class Travel:
             options["source_layout"] = self.layout
         return convert(self.directory, target, **options)
 
-    def _judge(self, hop: Hop, target: Path, options: dict[str, Any]) -> None:
+    def _judge(self, hop: Hop, target: Path, options: dict[str, Any], notes: Sequence[str]) -> None:
         expected = {name: each for name, each in self.expected.items() if name not in self.lost}
         if hop.format == HF:
             found = self.contents[target] = oracle.read_hf(target)
             if not self._names():
                 found = {self._published(name): each for name, each in found.items()}
-            oracle.check_config(target, found, self.model)
+            oracle.check_config(target, found, self.model, notes)
             oracle.check_named(found, *self._with_head(expected))
         elif hop.format == PUBLISHED_DCP:
             prefix = options.get("name_prefix", "")
