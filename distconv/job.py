@@ -71,8 +71,8 @@ def run_job(
     told = on_first_with_hand_out(processes, found_facts, tasks(), options.io.threads, "reading the headers")
     facts = found or Facts.from_json(told)
     planned, _ = on_all(processes, lambda: plan_job(options, facts), lambda _: None, "planning")
-    phases = Phases(processes, observer, lambda: facts.looked_at, time.monotonic() - start)
-    with phases.sources:
+    phases = Phases(processes, observer, options.io, lambda: facts.looked_at, time.monotonic() - start)
+    with phases.means.sources:
         planned = _with_trained_rows(options, facts, planned, processes, phases)
         _LOG.info("planned %d files from %s", len(planned.plan.files), options.source)
         job = _Job(options, facts, planned, processes, observer, phases)
@@ -86,14 +86,11 @@ def _with_trained_rows(
     if not planned.padding:
         return planned
     share = shares_of(planned.padding, processes.size)[processes.rank]
-    counters, sources = Counters(lambda _: None, processes.progress), phases.sources
-    _, found = on_all(
-        processes,
-        lambda: compare_replicas(share, options.io, counters, sources, processes.alarmed),
-        lambda found: found,
-        "comparing padding of the vocabulary",
-    )
-    phases.counters.add(read=counters.read)
+    # Before there is a plan to tell of, nobody is told of progress.
+    silent = replace(phases.means, counters=Counters(lambda _: None, processes.progress))
+    doing = "comparing padding of the vocabulary"
+    _, found = on_all(processes, lambda: compare_replicas(share, silent), lambda found: found, doing)
+    phases.means.counters.add(read=silent.counters.read)
     if not any(found):
         return planned
     again = replace(facts, trained_rows=True)
@@ -192,25 +189,24 @@ class _Job:
         if not (replicas := self._planned.replicas):
             return []
         share = shares_of(replicas, self._processes.size)[self._processes.rank]
-        io, alarmed = self._options.io, self._processes.alarmed
         values, _ = self._phases.run(
             "comparing copies in the source",
             self._files,
             sum(each.nbytes for each in share),
-            lambda: compare_replicas(share, io, self._phases.counters, self._phases.sources, alarmed),
+            lambda: compare_replicas(share, self._phases.means),
             counted_as="comparing",
         )
         return [line for differences in values for line in differences]
 
     def _write(self, staging: Staging) -> list[Any]:
         """Write and commit the files; the measurements of all processes."""
-        processes, io, target = self._processes, self._options.io, self._target
+        processes, io, target, means = self._processes, self._options.io, self._target, self._phases.means
         plan, form = self._planned.plan, self._planned.files
 
         def commit() -> None:
             check_result(target, overwrite=self._options.overwrite)
             sizes = {path: size for value in values for path, size in value.items()}
-            sizes |= write_beside(staging.path, self._beside(), self._phases.sources, durable=io.fsync)
+            sizes |= write_beside(staging.path, self._beside(), means.sources, durable=io.fsync)
             staging.commit(sizes, durable=io.fsync)
 
         directory = Path(on_first(processes, lambda: str(staging.begin())))
@@ -219,19 +215,10 @@ class _Job:
                 "writing",
                 self._files,
                 sum(file.nbytes for file in self._files),
-                lambda: write_files(
-                    plan,
-                    self._files,
-                    directory,
-                    form,
-                    io,
-                    self._phases.counters,
-                    self._phases.sources,
-                    processes.alarmed,
-                ),
+                lambda: write_files(plan, self._files, directory, form, means),
             )
             self._tell_overflow()
-            self._phases.check_sources(io.threads)
+            self._phases.check_sources()
             on_first(processes, commit, "putting the result in place")
         except LostError as error:
             if processes.rank == 0:
@@ -259,19 +246,17 @@ class _Job:
     def _compare(self) -> tuple[Compared, list[Any]]:
         """The differences between result and plan, and the measurements of all processes."""
         plan, form, result = self._planned.plan, self._planned.files, self._target.result
-        io, alarmed = self._options.io, self._processes.alarmed
+        means = self._phases.means
         values, measured = self._phases.run(
             "comparing",
             self._files,
             sum(file.nbytes for file in self._files),
-            lambda: asdict(
-                compare_files(plan, self._files, result, form, io, self._phases.counters, self._phases.sources, alarmed)
-            ),
+            lambda: asdict(compare_files(plan, self._files, result, form, means)),
         )
         self._tell_overflow()
         beside, target = self._beside, self._target
         around = on_first(
-            self._processes, lambda: asdict(compare_surroundings(plan, form, beside(), self._phases.sources, target))
+            self._processes, lambda: asdict(compare_surroundings(plan, form, beside(), means.sources, target))
         )
-        self._phases.check_sources(io.threads)
+        self._phases.check_sources()
         return together([around, *values]), measured

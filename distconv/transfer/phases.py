@@ -12,10 +12,12 @@ from typing import Any
 
 from distconv.formats.records import OutputFile
 from distconv.observer import Observer
+from distconv.options import InputOutput
 from distconv.runtime.agreement import on_all
 from distconv.runtime.measurement import cpu_seconds, peak_resident_bytes
 from distconv.runtime.processes import Processes
 from distconv.tensors.stored import SourceFile
+from distconv.transfer.means import Means
 from distconv.transfer.overflow import Overflowed
 from distconv.transfer.sinks import Counters
 from distconv.transfer.sources import SourceFiles
@@ -24,17 +26,27 @@ from distconv.transfer.sources import SourceFiles
 class Phases:
     """The phases of a job, as its observer is told of them; `looked_at` gives the files that it was planned with.
 
-    `overflowed`: what all processes have counted, up to the last phase, of elements that casts made infinite.
+    `means`: what this process moves bytes with; `overflowed`: what all processes have counted, up to the last phase, of
+    elements that casts made infinite.
     """
 
     def __init__(
-        self, processes: Processes, observer: Observer, looked_at: Callable[[], Iterable[SourceFile]], planning: float
+        self,
+        processes: Processes,
+        observer: Observer,
+        io: InputOutput,
+        looked_at: Callable[[], Iterable[SourceFile]],
+        planning: float,
     ) -> None:
         """`planning` is the time in seconds that planning took."""
         self._processes, self._observer = processes, observer
         self._seconds = {"planning": planning}
-        self.counters = Counters(observer.advance, processes.progress)
-        self.sources = SourceFiles(looked_at)
+        self.means = Means(
+            io=io,
+            counters=Counters(observer.advance, processes.progress),
+            sources=SourceFiles(looked_at),
+            must_stop=processes.alarmed,
+        )
         self.overflowed: Sequence[Overflowed] = ()
 
     def run(
@@ -62,16 +74,17 @@ class Phases:
 
         def told(value: Any) -> dict[str, Any]:
             self._seconds[counted_as] = time.monotonic() - start
+            counters = self.means.counters
             return {
                 "value": value,
                 "rank": self._processes.rank,
                 "files": [file.path for file in files],
-                "bytes_read": self.counters.read,
-                "bytes_written": self.counters.written,
+                "bytes_read": counters.read,
+                "bytes_written": counters.written,
                 "seconds": self._seconds,
                 "cpu_seconds": {"transfer": cpu_seconds() - cpu},
                 "peak_bytes": peak_resident_bytes(),
-                "overflowed": self.counters.overflowed,
+                "overflowed": counters.overflowed,
             }
 
         try:
@@ -81,10 +94,11 @@ class Phases:
         finally:
             self._observer.end()
 
-    def check_sources(self, threads: int) -> None:
+    def check_sources(self) -> None:
         """Compare again, on every process, what it looked at and what it read: a mix of two sources is no result.
 
         Raises:
             DistconvError: files that have changed, as the same error on every process.
         """
-        on_all(self._processes, lambda: self.sources.check(threads), lambda _: None, "comparing the source again")
+        sources, threads = self.means.sources, self.means.io.threads
+        on_all(self._processes, lambda: sources.check(threads), lambda _: None, "comparing the source again")

@@ -19,17 +19,17 @@ from distconv.errors import InputError, SourceChangedError, system_problem
 from distconv.formats.base import FileFormat, Located, Offsets
 from distconv.formats.frame import first_difference
 from distconv.formats.records import Entry, OutputFile, Plan
-from distconv.options import InputOutput
 from distconv.tensors.compose import substitute
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.replicas import Replica
 from distconv.tensors.stored import Assembled
 from distconv.tensors.virtual import Copy, Index, VirtualTensor, invert, whole
 from distconv.transfer.batches import Batch, batches
-from distconv.transfer.engine import Shard, Work, run
+from distconv.transfer.engine import Shard, Work
 from distconv.transfer.files import OpenFiles
-from distconv.transfer.sinks import CompareSink, Counters, Readable
-from distconv.transfer.sources import ByPath, SourceFiles
+from distconv.transfer.means import Means
+from distconv.transfer.sinks import CompareSink, Readable
+from distconv.transfer.sources import ByPath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +70,7 @@ def compare_files(
     files: Sequence[OutputFile],
     directory: Path,
     form: FileFormat,
-    io: InputOutput,
-    counters: Counters,
-    sources: SourceFiles,
-    must_stop: Callable[[], bool],
+    means: Means,
 ) -> Compared:
     """Compare this process's files, as they are below a directory, with what the plan would write.
 
@@ -92,7 +89,7 @@ def compare_files(
             offsets |= {(file, key, name): offset for (key, name), offset in found.items()}
             checked[file] = tuple(entry for entry in entries if (entry.key, entry.name) in found)
         nbytes = sum(entry.tensor.nbytes for entries in checked.values() for entry in entries)
-        counters.add(done=sum(file.nbytes for file in batch.files) - nbytes)
+        means.counters.add(done=sum(file.nbytes for file in batch.files) - nbytes)
         work = Batch(files=checked).work(paths, offsets)
         # One without elements may begin where another does.
         names = {
@@ -102,7 +99,7 @@ def compare_files(
             if entry.tensor.elements
         }
         with OpenFiles(os.O_RDONLY) as results:
-            differing = _differing(work, names, sources, results, io, counters, must_stop)
+            differing = _differing(work, names, results, means)
         compared.differences.extend(f"{place[0]}: {names[place]} differs from the source" for place in differing)
     return compared
 
@@ -120,9 +117,7 @@ def _offsets(form: FileFormat, path: Path, file: OutputFile, entries: Sequence[E
     return compared.explain(path, at, "what is written today", lambda: form.locate(path, file, entries))
 
 
-def compare_replicas(
-    copies: Sequence[Replica], io: InputOutput, counters: Counters, sources: SourceFiles, must_stop: Callable[[], bool]
-) -> list[str]:
+def compare_replicas(copies: Sequence[Replica], means: Means) -> list[str]:
     """Compare stored copies of the source with what they are copies of; the differences.
 
     Raises:
@@ -135,7 +130,7 @@ def compare_replicas(
     }
     copied = {file.path: file for each in copies for file in (stored.file for stored in each.copy.sources)}
     try:
-        differing = _differing(work, starts, sources, ByPath(sources, copied), io, counters, must_stop)
+        differing = _differing(work, starts, ByPath(means.sources, copied), means)
     except SourceChangedError as error:
         raise InputError(error.problems) from None
     return list(dict.fromkeys(_difference(starts[place]) for place in differing))
@@ -185,17 +180,11 @@ def _run(box: Copy, position: Index, shape: Index, tensor: VirtualTensor) -> tup
 
 
 def _differing(
-    work: Sequence[Work],
-    starts: Iterable[tuple[str, int]],
-    sources: SourceFiles,
-    results: Readable,
-    io: InputOutput,
-    counters: Counters,
-    must_stop: Callable[[], bool],
+    work: Sequence[Work], starts: Iterable[tuple[str, int]], results: Readable, means: Means
 ) -> list[tuple[str, int]]:
     """Those of the starts of tensors (path, offset) from which on what the work makes is not what is there."""
-    sink = CompareSink(results, counters)
-    run(work, sink, sources, counters, threads=io.threads, buffer_bytes=io.buffer_bytes, must_stop=must_stop)
+    sink = CompareSink(results, means.counters)
+    means.produce(work, sink)
     positions = sorted(starts)
     return sorted({positions[bisect_right(positions, place) - 1] for place in sink.different})
 

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from distconv.errors import JobError, system_problem
 from distconv.formats.base import FileFormat
 from distconv.formats.frame import write_frame
 from distconv.formats.records import OutputFile, Plan
-from distconv.options import InputOutput
 from distconv.runtime.durability import synchronise, synchronise_directory
 from distconv.runtime.progress import reached
 from distconv.tensors.stored import SourceFile
 from distconv.transfer.batches import batches
-from distconv.transfer.engine import run
 from distconv.transfer.files import OpenFiles
-from distconv.transfer.sinks import Counters, WriteSink
+from distconv.transfer.means import Means
+from distconv.transfer.sinks import WriteSink
 from distconv.transfer.sources import SourceFiles
 
 
@@ -30,10 +29,7 @@ def write_files(
     files: Sequence[OutputFile],
     directory: Path,
     form: FileFormat,
-    io: InputOutput,
-    counters: Counters,
-    sources: SourceFiles,
-    must_stop: Callable[[], bool],
+    means: Means,
 ) -> dict[str, int]:
     """Write this process's files below an existing directory; their sizes in bytes by path.
 
@@ -58,16 +54,8 @@ def write_files(
             holes = zip(entries, frame.holes, strict=True)
             offsets |= {(file, entry.key, entry.name): hole for entry, hole in holes}
         with OpenFiles(os.O_WRONLY) as targets:
-            run(
-                batch.work(paths, offsets),
-                WriteSink(targets, counters),
-                sources,
-                counters,
-                threads=io.threads,
-                buffer_bytes=io.buffer_bytes,
-                must_stop=must_stop,
-            )
-            if io.fsync:
+            means.produce(batch.work(paths, offsets), WriteSink(targets, means.counters))
+            if means.io.fsync:
                 try:
                     synchronise(targets.items())
                 except OSError as error:

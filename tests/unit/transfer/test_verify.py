@@ -21,6 +21,7 @@ from distconv.tensors.stored import Assembled, SourceFile, StoredTensor
 from distconv.tensors.virtual import whole
 from distconv.transfer import lower as lowering
 from distconv.transfer.batches import planned_reads
+from distconv.transfer.means import Means
 from distconv.transfer.sinks import Counters
 from distconv.transfer.sources import SourceFiles
 from distconv.transfer.verify import Compared, compare_files, comparison
@@ -34,6 +35,10 @@ PATH = "mp_rank_01/model_optim_rng.pt"
 QKV = "text.layers.0.qkv.weight"
 
 
+def means(sources: SourceFiles, counters: Counters) -> Means:
+    return Means(io=IO, counters=counters, sources=sources, must_stop=lambda: False)
+
+
 @pytest.fixture
 def plan(tmp_path: Path) -> MegatronPlan:
     """With a result beside it."""
@@ -42,7 +47,7 @@ def plan(tmp_path: Path) -> MegatronPlan:
     form = MegatronFiles(found.dictionaries)
     with SourceFiles() as sources:
         counters = Counters(lambda _: None)
-        write_files(found, found.files, tmp_path / "release", form, IO, counters, sources, lambda: False)
+        write_files(found, found.files, tmp_path / "release", form, means(sources, counters))
     return found
 
 
@@ -51,7 +56,7 @@ def compared(plan: MegatronPlan, directory: Path) -> Compared:
     counters = Counters(portions.append)
     form = MegatronFiles(plan.dictionaries)
     with SourceFiles() as sources:
-        found = compare_files(plan, plan.files, directory / "release", form, IO, counters, sources, lambda: False)
+        found = compare_files(plan, plan.files, directory / "release", form, means(sources, counters))
     assert counters.written == 0
     assert sum(portions) == sum(file.nbytes for file in plan.files)
     return found
@@ -71,7 +76,7 @@ def test_both_sides_of_what_is_compared_are_counted_and_what_is_done_once(plan, 
     counters = Counters(portions.append)
     form = MegatronFiles(plan.dictionaries)
     with patch.object(lowering, "MIN_RUN_BYTES", run_bytes), SourceFiles() as sources:
-        compare_files(plan, plan.files, tmp_path / "release", form, IO, counters, sources, lambda: False)
+        compare_files(plan, plan.files, tmp_path / "release", form, means(sources, counters))
         (read,) = planned_reads(plan, [plan.files], IO.buffer_bytes)
     assert counters.read == read + sum(file.nbytes for file in plan.files)
     assert sum(portions) == sum(file.nbytes for file in plan.files)

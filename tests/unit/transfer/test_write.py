@@ -18,6 +18,7 @@ from distconv.formats.records import OutputFile
 from distconv.runtime.identity import look_at
 from distconv.tensors.stored import SourceFile
 from distconv.transfer import write as writing
+from distconv.transfer.means import Means
 from distconv.transfer.sinks import Counters
 from distconv.transfer.sources import SourceFiles
 from distconv.transfer.write import write_beside, write_files
@@ -35,7 +36,8 @@ def written(
     files = plan.files if files is None else files
     form, io, must_stop = options["form"], options["io"], options["must_stop"]
     with SourceFiles() as sources:
-        return write_files(plan, files, directory, form, io, counters, sources, must_stop)
+        means = Means(io=io, counters=counters, sources=sources, must_stop=must_stop)
+        return write_files(plan, files, directory, form, means)
 
 
 def beside(directory: Path, files: Mapping[str, bytes | SourceFile], *, durable: bool) -> dict[str, int]:

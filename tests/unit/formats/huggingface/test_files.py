@@ -19,6 +19,7 @@ from distconv.formats.huggingface.safetensors import read_header, safetensors_fr
 from distconv.formats.model import Reference
 from distconv.tensors.stored import NamedTensor, SourceFile, StoredTensor, as_stored
 from distconv.tensors.virtual import permute, whole
+from distconv.transfer.means import Means
 from distconv.transfer.sinks import Counters
 from distconv.transfer.sources import SourceFiles
 from distconv.transfer.surroundings import compare_surroundings
@@ -72,11 +73,15 @@ def made(tmp_path: Path) -> HuggingFacePlan:
     return found
 
 
+def means(sources: SourceFiles) -> Means:
+    return Means(io=IO, counters=Counters(lambda _: None), sources=sources, must_stop=lambda: False)
+
+
 def write(found: HuggingFacePlan, directory: Path) -> dict[str, int]:
     directory.mkdir()
     form = HuggingFaceFiles(found)
     with SourceFiles() as sources:
-        written = write_files(found, found.files, directory, form, IO, Counters(lambda _: None), sources, lambda: False)
+        written = write_files(found, found.files, directory, form, means(sources))
         return written | write_beside(directory, form.beside(), sources, durable=False)
 
 
@@ -84,8 +89,7 @@ def compared(found: HuggingFacePlan, directory: Path) -> Compared:
     form = HuggingFaceFiles(found)
     target = Target(directory=directory, iteration=None)
     with SourceFiles() as sources:
-        counters = Counters(lambda _: None)
-        shards = compare_files(found, found.files, directory, form, IO, counters, sources, lambda: False)
+        shards = compare_files(found, found.files, directory, form, means(sources))
         around = compare_surroundings(found, form, form.beside(), sources, target)
     return together(map(vars, (shards, around)))
 
@@ -179,9 +183,9 @@ def test_a_difference_is_never_one_of_a_tensor_without_elements(tmp_path):
     with path.open("r+b") as stream:
         stream.seek(frame.holes[1])
         stream.write(bytes([0, 1, 2, 3, 4, 5, 6, 9]))
-    form, counters = HuggingFaceFiles(found), Counters(lambda _: None)
+    form = HuggingFaceFiles(found)
     with SourceFiles() as sources:
-        shards = compare_files(found, found.files, path.parent, form, IO, counters, sources, lambda: False)
+        shards = compare_files(found, found.files, path.parent, form, means(sources))
     assert [line for line in shards.differences if "from the source" in line] == [
         f"{path}: full differs from the source"
     ]
