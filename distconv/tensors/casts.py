@@ -91,11 +91,7 @@ class Cast:
 
 def _as_bfloat16(source: NDArray[np.uint32], bits: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """Bits of float32 as those of bfloat16, in `bits`; of NaN something else."""
-    np.right_shift(source, _HIGH, out=bits)
-    np.bitwise_and(bits, _ODD, out=bits)
-    np.add(bits, _HALF, out=bits)
-    np.add(bits, source, out=bits)
-    np.right_shift(bits, _HIGH, out=bits)
+    _round(source, _HIGH, _HALF, bits)
     return bits
 
 
@@ -106,11 +102,7 @@ def _as_float16(
 
     `fits`: none of the numbers becomes infinite.
     """
-    np.right_shift(magnitude, _PLACES, out=bits)
-    np.bitwise_and(bits, _ODD, out=bits)
-    np.add(bits, _REBIASED, out=bits)
-    np.add(bits, magnitude, out=bits)
-    np.right_shift(bits, _PLACES, out=bits)
+    _round(magnitude, _PLACES, _REBIASED, bits)
     if not fits:
         np.minimum(bits, np.uint32(_BITS["float16"][2]), out=bits)
     is_small = magnitude < _NORMAL
@@ -121,6 +113,18 @@ def _as_float16(
     np.bitwise_and(magnitude, _SIGN, out=magnitude)
     np.bitwise_or(magnitude, bits, out=magnitude)
     return magnitude
+
+
+def _round(source: NDArray[np.uint32], places: np.uint32, half: np.uint32, bits: NDArray[np.uint32]) -> None:
+    """Drop so many places of numbers, rounding to nearest and halves to even, in `bits`.
+
+    `half` is a little less than half of what one counts that is kept, plus what else is to be added.
+    """
+    np.right_shift(source, places, out=bits)
+    np.bitwise_and(bits, _ODD, out=bits)
+    np.add(bits, half, out=bits)
+    np.add(bits, source, out=bits)
+    np.right_shift(bits, places, out=bits)
 
 
 def cast_bytes(source: memoryview, dtype: str, target: memoryview, into: str) -> int:
