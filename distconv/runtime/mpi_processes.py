@@ -14,21 +14,18 @@ from itertools import accumulate
 from typing import Any
 
 from distconv.errors import JobError, LauncherError, LostError
-from distconv.runtime.clerk import FAREWELL_SECONDS, Clerk
+from distconv.runtime.clerk import FAREWELL_SECONDS
 from distconv.runtime.processes import PATIENCE, left, packed, unpacked
-from distconv.runtime.progress import Beat, Progress
-from distconv.runtime.watch import Watch
+from distconv.runtime.progress import Beat
+from distconv.runtime.watched_processes import WatchedProcesses
 
 _LOG = logging.getLogger("distconv")
 _ALARM, _ABANDONED, _BEAT = 1, 2, 3
 _SIZE_BYTES = 8
 
 
-class MpiProcesses:
-    """Processes of MPI; `expected` is their number as an MPI launcher says it, if it does.
-
-    Rank 0 watches all others, they watch rank 0.
-    """
+class MpiProcesses(WatchedProcesses):
+    """Processes of MPI; `expected` is their number as an MPI launcher says it, if it does."""
 
     def __init__(self, expected: int | None = None, patience: float = PATIENCE) -> None:
         try:
@@ -39,14 +36,12 @@ class MpiProcesses:
                 f"mpi4py cannot be imported ({reason}): install it for the MPI whose mpirun you use"
             ) from None
         self._mpi = MPI
-        self.rank = MPI.COMM_WORLD.Get_rank()
-        self.size = MPI.COMM_WORLD.Get_size()
-        if expected not in (None, self.size):
+        size = MPI.COMM_WORLD.Get_size()
+        if expected not in (None, size):
             raise LauncherError(
-                f"the MPI launcher started {expected} processes, but mpi4py sees {self.size}: mpi4py belongs to "
+                f"the MPI launcher started {expected} processes, but mpi4py sees {size}: mpi4py belongs to "
                 "another MPI than the launcher; install mpi4py for the MPI whose mpirun you use"
             )
-        self.progress = Progress()
         self._world = MPI.COMM_WORLD.Dup()
         # Of its own, because a process that is interrupted leaves in the middle of something.
         self._leaving = self._world.Dup()
@@ -54,19 +49,12 @@ class MpiProcesses:
         self._unfinished: list[Any] = []
         self._alarmed = False
         self._abandoned: str | None = None
-        self._published: Beat | None = None
         self._beats: dict[int, Any] = {}
-        watched = (each for each in range(self.size) if each != self.rank and 0 in (each, self.rank))
-        self._watch = Watch(watched, patience)
         threads = MPI.Query_thread() >= MPI.THREAD_SERIALIZED
         if not threads:
             _LOG.warning("MPI was initialised for one thread only: no process is missed, however long it is silent")
-        self._clerk = Clerk(self.progress, self._watch, self._broken, thread=threads)
+        super().__init__(MPI.COMM_WORLD.Get_rank(), size, patience, thread=threads)
         self._clerk.begin_to_beat(self._beat)
-
-    def be_patient(self, seconds: float) -> None:
-        """Bear silence for so many seconds."""
-        self._watch.patience = seconds
 
     def end_if_stuck(self, tell: Callable[[str], None]) -> None:
         """MPI ends the others."""
@@ -128,18 +116,6 @@ class MpiProcesses:
             self._mpi.Request.Waitall([*self._requests, *self._beats.values()])
             self._leaving.Free()
             self._world.Free()
-
-    def abandon(self, reason: str) -> None:
-        """Send every other process a message that it looks for while it waits."""
-        self._clerk.leave()
-        try:
-            self._say_that_it_leaves(reason)
-        finally:
-            self._clerk.stop()
-
-    def has_to_tell(self) -> bool:
-        """Lower ranks that have told have abandoned the job."""
-        return self._clerk.is_first_to_tell(self.rank, self._is_abandoned)
 
     def desert(self, reason: str) -> None:
         """End all processes: those that are lost could not take part in ending MPI."""

@@ -15,10 +15,10 @@ from functools import partial
 from typing import Any
 
 from distconv.errors import JobError, LauncherError, LostError
-from distconv.runtime.clerk import FAREWELL_SECONDS, Clerk
+from distconv.runtime.clerk import FAREWELL_SECONDS
 from distconv.runtime.processes import PATIENCE, left, packed, unpacked
-from distconv.runtime.progress import Beat, Progress
-from distconv.runtime.watch import Watch
+from distconv.runtime.progress import Beat
+from distconv.runtime.watched_processes import WatchedProcesses
 
 # How long torch may wait for the store; whether that is too long, the clerk decides.
 _FOR_EVER = timedelta(days=7)
@@ -27,18 +27,13 @@ _PAUSE_SECONDS = 0.1
 _GONE = b"gone"
 
 
-class StoreProcesses:
-    """Processes with a store, which rank 0 or the launcher hosts. Rank 0 watches all others, they watch rank 0."""
+class StoreProcesses(WatchedProcesses):
+    """Processes with a store, which rank 0 or the launcher hosts."""
 
     def __init__(self, rank: int, size: int, patience: float = PATIENCE) -> None:
-        self.rank = rank
-        self.size = size
-        self.progress = Progress()
+        super().__init__(rank, size, patience)
         self._number = 0
-        self._watch = Watch((each for each in range(size) if each != rank and 0 in (each, rank)), patience)
         self._seen: set[int] = set()
-        self._published: Beat | None = None
-        self._clerk = Clerk(self.progress, self._watch, self._broken)
         # Before the thread needs it: an import that is interrupted there would be of no use to anybody.
         from torch.distributed.rendezvous import rendezvous  # noqa: PLC0415 - only where torchrun started the job
 
@@ -86,21 +81,16 @@ class StoreProcesses:
     def _opened(self) -> Any:
         return next(self._rendezvous("env://", self.rank, self.size, timeout=_FOR_EVER))[0]
 
-    def be_patient(self, seconds: float) -> None:
-        """Bear silence for so many seconds."""
-        self._watch.patience = seconds
-
     def end_if_stuck(self, tell: Callable[[str], None]) -> None:
         """The launcher ends the others."""
 
         def end(sentence: str) -> None:
             self._clerk.wait_for_turn(self.rank)
-            abandoned = f"{self._prefix}/abandoned"
             # The store may be what is lost.
             with suppress(RuntimeError):
-                if self._is_set(abandoned):
+                if self._is_abandoned():
                     os._exit(JobError.exit_status)
-                self._store.set(abandoned, packed(left(self.rank, sentence)))
+                self._store.set(self._abandoned, packed(left(self.rank, sentence)))
             tell(sentence)
             os._exit(JobError.exit_status)
 
@@ -144,18 +134,6 @@ class StoreProcesses:
             self._clerk.wait(lambda: self._count_gone(0) >= self.size, patience)
         self._clerk.stop()
 
-    def abandon(self, reason: str) -> None:
-        """Set a key that the others look for while they wait, and be gone."""
-        self._clerk.leave()
-        try:
-            self._say_that_it_leaves(reason)
-        finally:
-            self._clerk.stop()
-
-    def has_to_tell(self) -> bool:
-        """Lower ranks that have told have abandoned the job."""
-        return self._clerk.is_first_to_tell(self.rank, partial(self._is_set, f"{self._prefix}/abandoned"))
-
     def desert(self, reason: str) -> None:
         """Abandon the job; rank 0 may host the store, so it waits a while for the others to hear of it."""
         self._clerk.leave()
@@ -168,7 +146,7 @@ class StoreProcesses:
         self._clerk.stop()
 
     def _say_that_it_leaves(self, reason: str) -> None:
-        self._set(f"{self._prefix}/abandoned", packed(left(self.rank, reason)))
+        self._set(self._abandoned, packed(left(self.rank, reason)))
         self.raise_alarm()
         self._set(f"{self._prefix}/spoken", b"1")
         self._clerk.ask(self._go)
@@ -178,14 +156,18 @@ class StoreProcesses:
 
     def _get(self, key: str) -> Any:
         # Not `get`, which waits inside of torch for a key that is not there.
-        abandoned = f"{self._prefix}/abandoned"
-        self._clerk.wait(lambda: self._is_set(key) or self._is_set(abandoned))
+        self._clerk.wait(lambda: self._is_set(key) or self._is_abandoned())
         if not self._clerk.ask(partial(self._is_set, key)):
-            raise JobError(unpacked(self._clerk.ask(partial(self._store.get, abandoned))))
+            raise JobError(unpacked(self._clerk.ask(partial(self._store.get, self._abandoned))))
         return unpacked(self._clerk.ask(partial(self._store.get, key)))
 
     def _set(self, key: str, value: bytes) -> None:
         self._clerk.ask(partial(self._store.set, key, value))
+
+    @property
+    def _abandoned(self) -> str:
+        """The key under which a process says that it leaves."""
+        return f"{self._prefix}/abandoned"
 
     def _next(self) -> str:
         self._number += 1
@@ -195,6 +177,9 @@ class StoreProcesses:
 
     def _is_set(self, key: str) -> bool:
         return bool(self._store.check([key]))
+
+    def _is_abandoned(self) -> bool:
+        return self._is_set(self._abandoned)
 
     def _count_gone(self, more: int) -> int:
         return int(self._store.add(f"{self._prefix}/gone", more))
