@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from distconv.fields import Choice, FilePath, Group, Integer, Record, Text, Texts, Truth, Value, option, options_of
+from distconv.fields import Group, Record, option, options_of
+from distconv.kinds import Choice, FilePath, Integer, Text, Texts, Truth, Value
 from distconv.layout.request import Layout, SourceLayout
 from distconv.models.rules import MODALITIES, TEXT
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from distconv.errors import shown
-from distconv.fields import ByName, Choice, Group, Option, Record, Text, options_of
+from distconv.fields import ByName, Group, Option, Record, options_of
 from distconv.formats.registry import Options
+from distconv.kinds import Choice, Text
 
 # Consecutive options with the same words, by key.
 _Row = Mapping[str, Option[Any]]

@@ -11,8 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from distconv.fields import FilePath, options_of
+from distconv.fields import options_of
 from distconv.formats.registry import Options
+from distconv.kinds import FilePath
 
 # A value in Hydra's quotes; a quote inside has an odd number of backslashes before it.
 _QUOTED = re.compile(r"""(["'])(?:(?!\1)[^\\]|\\.)*\1""", re.DOTALL)

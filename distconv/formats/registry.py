@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distconv.errors import named
-from distconv.fields import Choice, Record, option
+from distconv.fields import Record, option
 from distconv.formats.base import Format
 from distconv.formats.dcp.format import Dcp
 from distconv.formats.dcp.options import DcpOptions
@@ -22,6 +22,7 @@ from distconv.formats.huggingface.format import HuggingFace
 from distconv.formats.huggingface.options import HuggingFaceOptions
 from distconv.formats.megatron.format import Megatron
 from distconv.formats.model import MODEL_CONFIG
+from distconv.kinds import Choice
 from distconv.options import KEEP, REFERENCE
 from distconv.runtime.hand_out import Task
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from distconv.fields import ByName, Choice, Integer, Record, Truth, Value, option
+from distconv.fields import ByName, Record, option
+from distconv.kinds import Choice, Integer, Truth, Value
 from distconv.layout.layout import PLACEMENTS, StageRows
 from distconv.models.rules import MODALITIES
 

@@ -10,20 +10,8 @@ from typing import ClassVar
 import pytest
 
 from distconv.errors import InputError, shown
-from distconv.fields import (
-    ByName,
-    Choice,
-    FilePath,
-    Group,
-    Integer,
-    Number,
-    Record,
-    Text,
-    Truth,
-    keys_of,
-    option,
-    options_of,
-)
+from distconv.fields import ByName, Group, Record, keys_of, option, options_of
+from distconv.kinds import Choice, FilePath, Integer, Number, Text, Truth
 
 FRUIT = {"apple": "", "pear": "in autumn"}
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distconv.fields import Choice, Text, option
+from distconv.fields import option
+from distconv.kinds import Choice, Text
 from distconv.options import CommonOptions
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distconv.fields import Number, Truth, option
+from distconv.fields import option
+from distconv.kinds import Number, Truth
 from distconv.options import CommonOptions
 
 

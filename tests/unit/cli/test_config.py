@@ -13,9 +13,10 @@ import yaml
 
 from distconv.cli import config
 from distconv.cli.config import config_text, help_text, readme_table, rewrite
-from distconv.fields import Integer, keys_of, option
+from distconv.fields import keys_of, option
 from distconv.formats import registry
 from distconv.formats.registry import Options
+from distconv.kinds import Integer
 
 CHECKOUT = Path(__file__).parents[3]
 

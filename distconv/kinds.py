@@ -1,0 +1,166 @@
+"""The kinds of single option values: what fits, what is expected in words, and the type that records hold.
+
+Owns the message about a value of another kind, with its dotted key. Knows no option.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from distconv.errors import InputError, shown
+
+T = TypeVar("T")
+
+
+class Kind(ABC, Generic[T]):
+    """A kind of option values; `example` stands for a value in the help, such as DIR, unless the default does."""
+
+    example: str = ""
+
+    @abstractmethod
+    def read(self, key: str, value: Any) -> T:
+        """Check the value of option `key` and convert it to the type in records.
+
+        Raises:
+            InputError: a value of another kind; the message has the dotted key, the value, and the expected kind.
+        """
+
+
+class Value(Kind[T]):
+    """A kind of single values."""
+
+    @property
+    @abstractmethod
+    def expected(self) -> str:
+        """The expected values in words, after "expected"."""
+
+    @abstractmethod
+    def fits(self, value: Any) -> bool:
+        """Whether a value is of this kind."""
+
+    def held(self, value: Any) -> T:
+        """Convert a value of this kind to the type in records."""
+        return value  # type: ignore[no-any-return]  # unless a subclass says otherwise, T is the type of what fits
+
+    def read(self, key: str, value: Any) -> T:
+        """Check and convert a value."""
+        if not self.fits(value):
+            raise InputError(f"{key}={shown(value)}: expected {self.expected}")
+        return self.held(value)
+
+
+@dataclass(frozen=True)
+class Truth(Value[bool]):
+    """True or false."""
+
+    expected = "true or false"
+
+    def fits(self, value: Any) -> bool:
+        """Whether the value is true or false."""
+        return isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class Integer(Value[int]):
+    """Integers in a range."""
+
+    largest: int
+    smallest: int = 1
+    example = "N"
+
+    @property
+    def expected(self) -> str:
+        """The range in words."""
+        return f"an integer from {self.smallest} to {self.largest}"
+
+    def fits(self, value: Any) -> bool:
+        """Whether the value is an integer in the range."""
+        return type(value) is int and self.smallest <= value <= self.largest
+
+
+@dataclass(frozen=True)
+class Number(Value[float]):
+    """Positive numbers."""
+
+    expected = "a positive number"
+    example = "N"
+
+    def fits(self, value: Any) -> bool:
+        """Whether the value is a positive, finite number."""
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
+
+
+@dataclass(frozen=True)
+class Text(Value[str]):
+    """Any text."""
+
+    example: str
+    expected = "text; the empty text is written ''"
+
+    def fits(self, value: Any) -> bool:
+        """Whether the value is text."""
+        return isinstance(value, str)
+
+
+@dataclass(frozen=True)
+class Texts(Value[tuple[str, ...]]):
+    """Lists of texts that are not empty; `what` they are, in words."""
+
+    what: str
+    example: str
+
+    @property
+    def expected(self) -> str:
+        """The list in words."""
+        return f"a list of {self.what}, such as {self.example}"
+
+    def fits(self, value: Any) -> bool:
+        """Whether the value is a list of such texts."""
+        return isinstance(value, (list, tuple)) and all(isinstance(each, str) and each for each in value)
+
+    def held(self, value: Any) -> tuple[str, ...]:
+        """The list as a tuple."""
+        return tuple(value)
+
+
+@dataclass(frozen=True)
+class FilePath(Value[Path]):
+    """Paths, of directories or files; nothing in them is expanded."""
+
+    example: str
+    expected = "a path"
+
+    def fits(self, value: Any) -> bool:
+        """Whether the value is a path, or the text of one."""
+        return isinstance(value, (str, os.PathLike)) and value != ""
+
+    def held(self, value: Any) -> Path:
+        """The value as a path."""
+        return Path(value)
+
+
+@dataclass(frozen=True)
+class Choice(Value[str]):
+    """One of several names; `words`: name → words about it, empty for none, or a function that returns them."""
+
+    words: Mapping[str, str] | Callable[[], Mapping[str, str]]
+
+    @property
+    def choices(self) -> Mapping[str, str]:
+        """Name → words about it."""
+        return self.words() if callable(self.words) else self.words
+
+    @property
+    def expected(self) -> str:
+        """The names in words."""
+        return f"one of {', '.join(self.choices)}"
+
+    def fits(self, value: Any) -> bool:
+        """Whether the value is one of the names."""
+        return isinstance(value, str) and value in self.choices
