@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,6 +14,7 @@ from distconv.job import run_job
 from distconv.models.library import Library
 from distconv.observer import Observer, Outcome
 from distconv.runtime.processes import SingleProcess
+from tests.checkpoints import load_case, write_source
 from tests.configuration import content
 
 LIBRARY = Library.of_package()
@@ -31,6 +33,14 @@ def run_here(*options: str, **changes: Any) -> None:
     outcome = outcome_here(*options, **changes)
     if outcome.differences:
         raise JobError("\n".join(outcome.differences))
+
+
+def in_every_format(directory: Path) -> Path:
+    """The directory, with a small model in it: published (hf), of Megatron ranks (mm), and a DCP (dcp)."""
+    published = str(write_source(directory / "hf", load_case("qwen2vl__tp1_pp1")))
+    run_here(source=published, target=str(directory / "mm"))
+    run_here(source=published, target=str(directory / "dcp"), target_format="dcp")
+    return directory
 
 
 def changed(options: Iterable[str]) -> dict[str, Any]:

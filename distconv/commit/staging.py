@@ -162,8 +162,8 @@ class Staging:
         if isinstance(error, KeyboardInterrupt):
             raise self._told(error) from error
         if self.committed and isinstance(error, DistconvError):
-            kind = LostError if isinstance(error, LostError) else JobError
-            raise kind(f"{error}; {self.account}") from error
+            failure = LostError if isinstance(error, LostError) else JobError
+            raise failure(f"{error}; {self.account}") from error
         if self.committed and (error is not None or self._is_work_left()):
             self._tell(self.account)
 

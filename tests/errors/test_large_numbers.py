@@ -22,7 +22,7 @@ from distconv import inspect, plan
 from distconv.errors import InputError
 from distconv.layout.request import Layout
 from tests.checkpoints import load_case, write_header, write_source
-from tests.here import run_here
+from tests.here import in_every_format
 
 DIGITS = 5000
 LARGEST_DOUBLE = int(sys.float_info.max)
@@ -37,10 +37,7 @@ PLACES = 20
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A published model, what it becomes for training, and adapters."""
-    found = tmp_path_factory.mktemp("made")
-    hf = str(write_source(found / "hf", load_case("qwen2vl__tp1_pp1")))
-    run_here(source=hf, target=str(found / "mm"))
-    run_here(source=hf, target=str(found / "dcp"), target_format="dcp")
+    found = in_every_format(tmp_path_factory.mktemp("made"))
     write_source(found / "peft", load_case("qwen2_5vl__lora_pp1"))
     return found
 

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from distconv.errors import DistconvError
-from tests.checkpoints import hashes, load_case, write_source
-from tests.here import run_here
+from tests.checkpoints import hashes
+from tests.here import in_every_format, run_here
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.ESTALE, errno.EACCES)
 # How many calls of one kind fail, one in each run of a job; all of them where there are fewer.
@@ -126,11 +126,7 @@ JOBS = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("made")
-    hf = str(write_source(found / "hf", load_case("qwen2vl__tp1_pp1")))
-    run_here(source=hf, target=str(found / "mm"))
-    run_here(source=hf, target=str(found / "dcp"), target_format="dcp")
-    return found
+    return in_every_format(tmp_path_factory.mktemp("made"))
 
 
 @pytest.mark.parametrize("name", JOBS)

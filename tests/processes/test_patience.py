@@ -36,17 +36,22 @@ def check_given_up(outcome, rank, *fragments):
     check_message(outcome, f"distconv: rank {rank} on ", f"no progress in {PATIENCE} s", *fragments)
 
 
-@pytest.mark.parametrize("launcher", [torchrun, mpirun, srun])
-def test_the_first_process_is_stopped(launcher, world):
+def stopped_while_writing(launcher, world, rank, meanwhile=lambda: None):
+    """How a job ends, soon, when a rank is stopped while rank 1 is held; `meanwhile` is done until then."""
     world.hold(1)
     with Job(launcher(2, *world.arguments(), own=world.own), world.directory) as job:
         job.until(world.staging, "a staging directory")
         time.sleep(KNOWN)
-        job.send(signal.SIGSTOP, 0)
+        job.send(signal.SIGSTOP, rank)
         stopped = time.monotonic()
-        outcome = job.end(world.release)
-
+        outcome = job.end(meanwhile)
     assert time.monotonic() - stopped < PATIENCE + SOON + KILLED, outcome.err
+    return outcome
+
+
+@pytest.mark.parametrize("launcher", [torchrun, mpirun, srun])
+def test_the_first_process_is_stopped(launcher, world):
+    outcome = stopped_while_writing(launcher, world, 0, world.release)
     check_given_up(outcome, 0)
     assert world.results() == []
     # Nobody but the first process removes what is begun.
@@ -55,15 +60,7 @@ def test_the_first_process_is_stopped(launcher, world):
 
 @LAUNCHERS
 def test_another_process_is_stopped(launcher, world):
-    world.hold(1)
-    with Job(launcher(2, *world.arguments(), own=world.own), world.directory) as job:
-        job.until(world.staging, "a staging directory")
-        time.sleep(KNOWN)
-        job.send(signal.SIGSTOP, 1)
-        stopped = time.monotonic()
-        outcome = job.end()
-
-    assert time.monotonic() - stopped < PATIENCE + SOON + KILLED, outcome.err
+    outcome = stopped_while_writing(launcher, world, 1)
     check_given_up(outcome, 1, "last seen writing", f"hf/{SHARD}")
     assert not world.target.exists()
 
