@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from distconv.errors import counted, named, raise_if
@@ -21,7 +22,7 @@ from distconv.models.parameters import Binding, Parameter, Recipe
 from distconv.models.rules import Rule
 from distconv.options import KEEP, REFERENCE, CommonOptions
 from distconv.tensors.dtypes import FLOATING, ITEM_SIZE
-from distconv.tensors.stored import NamedTensor
+from distconv.tensors.stored import NamedTensor, StoredTensor
 from distconv.tensors.virtual import VirtualTensor
 from distconv.words import binary
 
@@ -80,10 +81,6 @@ class ElementTypes:
         kept = () if model.definition is None else model.definition.kept
         self._not_rounded = [(matching(each.names), each.reason) for each in kept]
         self._reference = model.reference
-        index = None if model.reference is None else model.reference.index
-        weights = [] if index is None else list(index.tensors.values())
-        self._of_reference = {self._spelled(each.name): each.dtype for each in weights}
-        self._main = main_dtype((each.dtype, each.nbytes) for each in weights)
         self._cast: dict[tuple[str, str], tuple[int, int]] = {}
         self._kept: dict[str, list[str]] = {}
         self._quantised: dict[str, list[str]] = {}
@@ -92,6 +89,24 @@ class ElementTypes:
         self._tables: dict[tuple[int, str], tuple[VirtualTensor, VirtualTensor]] = {}
         if self._dtype == REFERENCE:
             raise_if([problem] if (problem := self._untold()) else [])
+
+    @cached_property
+    def _of_reference(self) -> Mapping[str, str]:
+        """The types of the reference's weights by the definition's names.
+
+        Found on demand: a job without a cast needs none, and spelling all names takes time.
+        """
+        return {self._spelled(each.name): each.dtype for each in self._weights}
+
+    @cached_property
+    def _main(self) -> str | None:
+        """The type of most of the reference's weights."""
+        return main_dtype((each.dtype, each.nbytes) for each in self._weights)
+
+    @property
+    def _weights(self) -> Iterable[StoredTensor]:
+        index = None if self._reference is None else self._reference.index
+        return () if index is None else index.tensors.values()
 
     def of_tensors(self, tensors: Sequence[NamedTensor]) -> tuple[NamedTensor, ...]:
         """Tensors under published names, each of the type that it has in the result.
