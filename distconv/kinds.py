@@ -6,15 +6,24 @@ Owns the message about a value of another kind, with its dotted key. Knows no op
 from __future__ import annotations
 
 import os
+import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from distconv.errors import InputError, shown
 
+_UNITS = {
+    "": 1,
+    "B": 1,
+    **{f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)},
+    **{f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", 1)},
+}
+_SIZE = re.compile(rf"(?P<number>[0-9]{{1,15}}(?:\.[0-9]{{1,15}})?) ?(?P<unit>{'|'.join(_UNITS)})", re.IGNORECASE)
 T = TypeVar("T")
 
 
@@ -94,6 +103,28 @@ class Number(Value[float]):
     def fits(self, value: Any) -> bool:
         """Whether the value is a positive, finite number."""
         return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
+
+
+@dataclass(frozen=True)
+class Bytes(Value[int]):
+    """Sizes in bytes: a positive integer, or a text of a positive number and a decimal or binary unit."""
+
+    expected = "a positive size in bytes, such as 5GB, 500MB or 2GiB"
+    example = "5GB"
+
+    def fits(self, value: Any) -> bool:
+        """Whether the value is a size of at least one byte."""
+        if isinstance(value, str):
+            return _SIZE.fullmatch(value) is not None and self.held(value) > 0
+        return type(value) is int and value > 0
+
+    def held(self, value: Any) -> int:
+        """The size in bytes, rounded down."""
+        if isinstance(value, int):
+            return value
+        match = _SIZE.fullmatch(value)
+        assert match is not None
+        return int(Decimal(match["number"]) * _UNITS[match["unit"].upper()])
 
 
 @dataclass(frozen=True)

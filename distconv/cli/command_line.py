@@ -23,7 +23,13 @@ from omegaconf import DictConfig, OmegaConf
 from distconv.cli.config import help_text
 from distconv.cli.rejections import in_own_words
 from distconv.cli.show import lose_reader
-from distconv.cli.values import literal, with_expanded_paths, with_literal_path
+from distconv.cli.values import (
+    literal,
+    with_expanded_paths,
+    with_group_as_value,
+    with_literal_path,
+    without_wrapping,
+)
 from distconv.errors import InputError
 from distconv.formats.registry import Options
 from distconv.models.library import Library
@@ -86,6 +92,7 @@ def _arrange_words(stack: contextlib.ExitStack) -> Sequence[str]:
         words.append(f"hydra.sweep.dir={literal(stack.enter_context(tempfile.TemporaryDirectory()))}")
     else:
         overrides = [with_literal_path(word) for word in overrides]
+    overrides = [with_group_as_value(word) for word in overrides]
     if found.help:
         words.append(f"hydra.help.template={literal(help_text().replace('$', '$$'))}")
     sys.argv[1:] = [*words, *overrides]
@@ -94,7 +101,7 @@ def _arrange_words(stack: contextlib.ExitStack) -> Sequence[str]:
 
 def _parsed(content: DictConfig) -> tuple[Options, tuple[str, Mapping[str, Any]] | None]:
     """The options, and name and content of the chosen model definition, `None` without one."""
-    plain = with_expanded_paths(_plain(content))
+    plain = with_expanded_paths(without_wrapping(_plain(content)))
     model = plain.pop("model", None)
     if model is None:
         return Options.from_content(plain), None

@@ -1,7 +1,7 @@
-"""Literal paths on the command line, although the grammars of Hydra and OmegaConf parse its values.
+"""Literal values on the command line, although the grammars of Hydra and OmegaConf parse them.
 
-Owns the quoting for both grammars, and the expansion of `~` and `$VAR`. Never decides which options are paths: their
-kinds do.
+Owns the quoting of paths for both grammars, the values that Hydra would take for files, and the expansion of `~` and
+`$VAR`. Never decides which options are paths: their kinds do.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from distconv.kinds import FilePath
 
 # A value in Hydra's quotes; a quote inside has an odd number of backslashes before it.
 _QUOTED = re.compile(r"""(["'])(?:(?!\1)[^\\]|\\.)*\1""", re.DOTALL)
+# Options whose keys are those of folders beside `config.yaml`, and the key under which their values pass Hydra.
+_FOLDERS = ("dialect",)
+_NAME = "name"
 # OmegaConf's mark of a missing value, which cannot be quoted.
 _MISSING = "???"
 
@@ -47,6 +50,25 @@ def with_literal_path(word: str) -> str:
     if key.lstrip("+") not in _paths() or value in ("", "null") or _QUOTED.fullmatch(value):
         return word
     return f"{key}={literal(value)}"
+
+
+def with_group_as_value(word: str) -> str:
+    """A word of the command line, with the value of an option wrapped whose key is a folder of configurations, too.
+
+    Hydra would take the value for a file to compose; a mapping is a value even to it. Lists of values, as for
+    `--multirun`, are wrapped one by one. `without_wrapping` takes the values out again.
+    """
+    key, equals, value = word.partition("=")
+    if key not in _FOLDERS or not equals or value == "null":
+        return word
+    values = [value] if _QUOTED.fullmatch(value) else value.split(",")
+    return f"{key}={','.join(f'{{{_NAME}:{each}}}' for each in values)}"
+
+
+def without_wrapping(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a configuration with the values that `with_group_as_value` has wrapped."""
+    wrapped = {key: content[key] for key in _FOLDERS if isinstance(content.get(key), Mapping)}
+    return {**content, **{key: value[_NAME] for key, value in wrapped.items() if value.keys() == {_NAME}}}
 
 
 def with_expanded_paths(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,6 +60,7 @@ def refusals_of_whole_tensors(name: str) -> Mapping[str, str]:
 class Published:
     """Tensors under published names, in a definition's spelling; what has no place among them; whether head is tied.
 
+    Experts may be in any form that a release publishes them in (`models.experts`); who needs one asks for it.
     `bound`: they were restored from parameters, so the definition has been applied to them. `rows`: the rows of the
     vocabulary, where they are others than the configuration of the model says.
     """
@@ -109,6 +110,7 @@ class Opened:
     holds adapters alone, and `config` is their configuration. `read` maps the model to the facts of the source, and
     raises `InputError` for files that are damaged or not of this model. `held` lists the tensors in the files, whatever
     the model; `summary` has further facts of the files as plain data, `notes` sentences about what is not read.
+    `names_suffice`: it may be read without a model definition, though it has no configuration.
     """
 
     directory: Path
@@ -119,6 +121,7 @@ class Opened:
     config: Mapping[str, Any] | None = None
     adapters: bool = False
     notes: tuple[str, ...] = ()
+    names_suffice: bool = False
 
 
 class Source(ABC):
@@ -230,6 +233,7 @@ class Format(ABC, Generic[_Options_contra]):
 
     `name`: the value of `target_format`. `noun` and `title`: for messages ("DCP", "a Megatron checkpoint"). `words`:
     the description of a result in the help. `tasks`: the functions that reading hands out to processes.
+    `needs_config`: a result needs the configuration of the model, also where its tensors keep their names.
     `holds_iterations`: a result is an iteration in the target directory, with a tracker and its provenance; otherwise
     it is the target directory itself, and an existing result has at least one of the files `marks`.
     """
@@ -240,6 +244,7 @@ class Format(ABC, Generic[_Options_contra]):
     words: str
     takes: Takes = Takes()
     tasks: tuple[Task, ...] = ()
+    needs_config: bool = True
     holds_iterations: bool = False
     marks: tuple[str, ...] = ()
 

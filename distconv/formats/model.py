@@ -12,6 +12,7 @@ from typing import Any
 from distconv.models.definition import Definition
 from distconv.models.scaling import Scaling
 from distconv.models.sizes import Sizes
+from distconv.models.spellings import Spellings
 from distconv.tensors.stored import SourceFile, SourceIndex
 
 MODEL_CONFIG = "config.json"
@@ -84,8 +85,8 @@ class Model:
     """The definition of a model, `None` if tensors keep their names, and its reference, `None` if it has none.
 
     `config` is the configuration of the model: the source's own, or the reference's; `config_path` names its file.
-    `scaling` is that of its adapters, `None` where nothing says it. `trained_rows`: training has trained rows of the
-    vocabulary beyond those of the configuration.
+    `scaling` is that of its adapters, `None` where nothing says it; `spellings` are those of its published tensors.
+    `trained_rows`: training has trained rows of the vocabulary beyond those of the configuration.
     """
 
     definition: Definition | None
@@ -93,7 +94,12 @@ class Model:
     config: Mapping[str, Any]
     config_path: str
     scaling: Scaling | None = None
+    spellings: Spellings = field(default_factory=Spellings)
     trained_rows: bool = False
+
+    def spelled(self, name: str) -> str:
+        """A published name in the spelling of the definition, where there is one."""
+        return name if self.definition is None else self.definition.spelled(name)
 
     @property
     def defined(self) -> Definition:

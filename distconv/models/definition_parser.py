@@ -15,8 +15,8 @@ from distconv.models.rules import MODALITIES, TEXT, Rule, parse_rules
 from distconv.models.sizes import SizeSpec
 
 _KEYS = (
-    "model_types", "variant_of", "part_of", "renamed_prefixes", "sizes", "lists", "modalities", "experts", "adapters",
-    "tied", "layout", "rules", "ignore", "keep_dtype",
+    "model_types", "unless", "variant_of", "part_of", "renamed_prefixes", "sizes", "lists", "modalities", "experts",
+    "adapters", "tied", "layout", "rules", "ignore", "keep_dtype",
 )  # fmt: skip
 
 
@@ -43,6 +43,8 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
     kept = parser.kept(content)
     restrictions = parser.restrictions(content, modalities, {*sizes, *lists})
     model_types = parser.names(content, "model_types")
+    # Who chooses a definition looks at it.
+    parser.names(content, "unless")
     variant_of = content.get("variant_of")
     parser.expect(variant_of is None or isinstance(variant_of, str), "variant_of", "the name of a model", variant_of)
     part_of = content.get("part_of")

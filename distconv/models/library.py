@@ -1,8 +1,8 @@
-"""The library of model definitions: their files, their heads, and their contents with everything inherited.
+"""The library of model definitions and dialects: their files, and their contents with everything inherited.
 
-A head is what chooses a definition: its `model_types`, the family it is a variant of, its use of adapters. Owns the
-search for files and the merging along `defaults`, which equals Hydra's. Never parses a definition beyond its head, and
-refuses contents that only a composition by Hydra can tell.
+A head is what chooses a definition: its `model_types`, the fields that exclude a model, the family that it is a
+variant of, its use of adapters. Owns the search for files and the merging along `defaults`, which equals Hydra's. Never
+parses a definition beyond its head, and refuses contents that only a composition by Hydra can tell.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ Head = Mapping[str, Any]
 
 
 class Library:
-    """The model definitions in the `model` folders of several roots, by name; the first root with a name has priority.
+    """The model definitions in the `model` folders of several roots, by name, and the dialects in `dialect` folders.
+
+    The first root with a name of a definition has priority.
 
     Files are read on demand, and once. A definition that Hydra places by a header `# @package`, or by `defaults` that
     are more than names, has a name, an empty head and no content.
@@ -53,7 +55,7 @@ class Library:
         return sorted(self._files)
 
     def heads(self) -> dict[str, Head]:
-        """The heads of all definitions by name: `model_types`, `variant_of`, `adapters`, as far as given.
+        """The heads of all definitions by name: `model_types`, `unless`, `variant_of`, `adapters`, as far as given.
 
         Raises:
             InputError: every definition that cannot be read.
@@ -95,11 +97,36 @@ class Library:
                 )
         return _merged(lineage)
 
+    def dialects(self) -> dict[str, Mapping[str, Any]]:
+        """The files of all dialects by name, as mappings of their `path` and their `content`.
+
+        Raises:
+            InputError: every file that cannot be read, that inherits, or that has the name of another.
+        """
+        found: dict[str, Mapping[str, Any]] = {}
+        problems = []
+        for name, (first, *others) in sorted(self._in_folder("dialect").items()):
+            problems += [f"{other}: has the name of the dialect {first}; give it another one" for other in others]
+            try:
+                file = read_definition(first)
+            except InputError as error:
+                problems += error.problems
+                continue
+            if reason := file.placed or file.interpolated or (file.parents != (SELF,) and "defaults"):
+                problems.append(f"{file.path}: {reason}: a dialect is a file by itself; spell it out")
+            found[name] = {"path": file.path, "content": file.content}
+        raise_if(problems)
+        return found
+
     @cached_property
     def _files(self) -> Mapping[str, list[Traversable]]:
         """The files of definitions by name, in the order of roots."""
+        return self._in_folder("model")
+
+    def _in_folder(self, folder: str) -> dict[str, list[Traversable]]:
+        """The YAML files in the folders of a name, by their own names, in the order of roots."""
         found: dict[str, list[Traversable]] = {}
-        for group in (root.joinpath("model") for root in self._roots):
+        for group in (root.joinpath(folder) for root in self._roots):
             try:
                 for file in group.iterdir() if group.is_dir() else ():
                     if file.name.endswith(".yaml") and file.is_file():
@@ -169,7 +196,7 @@ def _are_names(value: object) -> bool:
 
 
 # The keys of a head, and the checks of their values.
-_HEAD = {"model_types": _are_names, "variant_of": _is_text, "adapters": _is_text}
+_HEAD = {"model_types": _are_names, "unless": _are_names, "variant_of": _is_text, "adapters": _is_text}
 
 
 def _placed(lineage: Iterable[DefinitionFile]) -> bool:

@@ -163,7 +163,7 @@ class Sizes:
             InputError: one of them is something else, or all are missing without a default.
         """
         for path in spec.path:
-            if (value := self._field(path)) is not None and not isinstance(value, bool):
+            if (value := field_of(self._config, path)) is not None and not isinstance(value, bool):
                 raise InputError(f"{self._where}: {path}: expected true or false, found {value!r}")
         return bool(self._find("flag", spec)[0])
 
@@ -209,7 +209,7 @@ class Sizes:
 
     def _find(self, name: str, spec: SizeSpec) -> tuple[Any, str]:
         for path in spec.path:
-            if (value := self._field(path)) is not None:
+            if (value := field_of(self._config, path)) is not None:
                 return value, path
         if spec.default is None:
             raise InputError(
@@ -217,8 +217,10 @@ class Sizes:
             )
         return spec.default, f"the default of {spec.path[0]}"
 
-    def _field(self, path: str) -> Any:
-        value: Any = self._config
-        for part in path.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        return value
+
+def field_of(config: Mapping[str, Any], path: str) -> Any:
+    """The value of a field of a configuration by its dotted path; `None` where there is none."""
+    value: Any = config
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value

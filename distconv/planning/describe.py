@@ -112,16 +112,13 @@ def _of_model(
         "model_type": (config or {}).get("model_type"),
         "reference": None if facts.reference is None else facts.reference.directory,
     }
-    if facts.model is None:
-        return found | {
-            "notes": [
-                f"not compared with a model: {_nameless(opened, found['model_type'])}; name one with +model=NAME"
-            ],
-            "parameters": sum(prod(each.shape) for each in held),
-            "resembles": _resembling(held, library),
-        }
     try:
         model = facts.bound_model()
+        if facts.model is None:
+            what = f"not compared with a model: {_nameless(opened, found['model_type'])}; name one with +model=NAME"
+            found |= {"notes": [what], "resembles": _resembling(held, library)}
+            by_names = not opened.adapters and (opened.config is not None or opened.names_suffice)
+            return found | (_of_names(form.source(options, facts.source, model), what) if by_names else _of_held(held))
         return found | _of_source(form.source(options, facts.source, model), model, options)
     except InputError as error:
         return found | {"problems": error.problems}
@@ -152,6 +149,17 @@ def _of_source(source: Source, model: Model, options: Options) -> dict[str, Any]
         parameters = None
         notes += [f"not as it was published: {problem}" for problem in error.problems]
     return {**source.summary(), "parameters": parameters, "notes": notes}
+
+
+def _of_names(source: Source, note: str) -> dict[str, Any]:
+    """What a source tells whose tensors have published names, of a model that no definition is for."""
+    parameters = sum(each.tensor.elements for each in source.published().tensors)
+    return {**source.summary(), "parameters": parameters, "notes": [note, *source.notes]}
+
+
+def _of_held(held: Iterable[Held]) -> dict[str, Any]:
+    """What the files of any source tell."""
+    return {"parameters": sum(prod(each.shape) for each in held)}
 
 
 def _parameters(source: Source, model: Model, options: Options) -> int:

@@ -16,6 +16,7 @@ from distconv.formats.provenance import Provenance, provenance_of
 from distconv.formats.registry import format_named
 from distconv.models.definition_parser import parse_definition
 from distconv.models.scaling import Scaling
+from distconv.models.spellings import Spellings
 from distconv.options import CommonOptions
 from distconv.tensors.stored import SourceFile
 
@@ -25,10 +26,11 @@ class Facts:
     """A source with its format, its model, and the iteration of the result.
 
     `model` is the name of the model definition and `definition` its content, where there is one; `reference` is `None`
-    for a source that describes itself; `scaling` is that of adapters, where it is known. `described_by`: files that say
-    something of the source beside its own and those of the reference. `trained_rows`: rows of the vocabulary beyond
-    those of the reference are known to be no padding. `notes` are sentences about what lies in the source and is not
-    read. `parsed` is the model that rank 0 needed to read the source; it is not shared.
+    for a source that describes itself; `scaling` is that of adapters, where it is known; `dialects` are the files of
+    dialects, as `Library.dialects`. `described_by`: files that say something of the source beside its own and those of
+    the reference. `trained_rows`: rows of the vocabulary beyond those of the reference are known to be no padding.
+    `notes` are sentences about what lies in the source and is not read. `parsed` is the model that rank 0 needed to
+    read the source; it is not shared.
     """
 
     kind: str
@@ -38,6 +40,7 @@ class Facts:
     definition: Mapping[str, Any]
     iteration: str
     scaling: Scaling | None = None
+    dialects: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     described_by: tuple[SourceFile, ...] = ()
     trained_rows: bool = False
     notes: tuple[str, ...] = ()
@@ -62,8 +65,9 @@ class Facts:
     def provenance(self, options: CommonOptions) -> Provenance:
         """The record of a result that is made from the source."""
         read = self.directories(options)
-        # A model made from two directories has neither as its reference.
-        reference = read.get("reference", None if "text_source" in read else read["source"])
+        # A model made from two directories has neither as its reference, and one that nothing describes has none.
+        alone = "text_source" not in read and self.source.config is not None
+        reference = read.get("reference", read["source"] if alone else None)
         return provenance_of(self.model, reference, self.scaling)
 
     def bound_model(self) -> Model:
@@ -75,10 +79,9 @@ class Facts:
         if self.parsed is not None:
             return replace(self.parsed, trained_rows=self.trained_rows)
         reference = self.reference
-        config = self.source.config if reference is None else reference.config
-        assert config is not None
+        config = (self.source.config or {}) if reference is None else reference.config
         directory = self.source.directory if reference is None else reference.directory
-        model = model_of(self.model, self.definition, reference, config, directory)
+        model = model_of(self.model, self.definition, reference, config, directory, self.dialects)
         return replace(model, scaling=self.scaling, trained_rows=self.trained_rows)
 
     def to_json(self) -> dict[str, Any]:
@@ -106,12 +109,17 @@ class Facts:
 
 
 def model_of(
-    name: str | None, content: Mapping[str, Any], reference: Reference | None, config: Mapping[str, Any], directory: str
+    name: str | None,
+    content: Mapping[str, Any],
+    reference: Reference | None,
+    config: Mapping[str, Any],
+    directory: str,
+    dialects: Mapping[str, Mapping[str, Any]],
 ) -> Model:
     """The model with a definition, given by name and content, and the configuration in `directory`.
 
     Raises:
-        InputError: every problem of the definition.
+        InputError: every problem of the definition, or of a dialect.
     """
     definition = None
     if name is not None:
@@ -119,4 +127,11 @@ def model_of(
         if reference is None or reference.is_adapter:
             # The sizes of adapters are in the configuration of their base model.
             definition = definition.without_base()
-    return Model(definition=definition, reference=reference, config=config, config_path=f"{directory}/{MODEL_CONFIG}")
+    path = f"{directory}/{MODEL_CONFIG}"
+    return Model(
+        definition=definition,
+        reference=reference,
+        config=config,
+        config_path=path,
+        spellings=Spellings.parse(dialects, config, path),
+    )

@@ -31,6 +31,7 @@ from distconv.formats.registry import (
 from distconv.models.adapters import CONFIG_NAME
 from distconv.models.library import Library, head_of
 from distconv.models.scaling import Scaling
+from distconv.models.sizes import field_of
 from distconv.planning.facts import Facts, model_of
 from distconv.runtime.hand_out import HandOut, here
 from distconv.tensors.stored import SourceFile
@@ -54,36 +55,50 @@ def look(options: Options, chosen: Chosen | None, library: Library, hand_out: Ha
     raise_if(list(source_contradictions(options, form)))
     adapters = chosen is not None and chosen[1].get("adapters") == "only"
     opened = form.open(options, adapters=adapters, hand_out=hand_out)
-    needed = opened.config is None or not format_named(options.target_format).is_published(options)
-    return facts_of(options, form, opened, chosen, library, needed=needed)
+    target = format_named(options.target_format)
+    needed = not target.is_published(options) or (opened.config is None and not opened.names_suffice)
+    by_names = not needed and not target.needs_config
+    return facts_of(options, form, opened, chosen, library, needed=needed, by_names=by_names)
 
 
 def facts_of(
-    options: Options, form: Format[Options], opened: Opened, chosen: Chosen | None, library: Library, *, needed: bool
+    options: Options,
+    form: Format[Options],
+    opened: Opened,
+    chosen: Chosen | None,
+    library: Library,
+    *,
+    needed: bool,
+    by_names: bool = False,
 ) -> Facts:
-    """The facts of an opened source, with its model; `needed`: a model that no definition is for is refused.
+    """The facts of an opened source, with its model.
+
+    `needed`: a model that no definition is for is refused; `by_names`: nothing need say what model it is, if neither
+    source nor user do.
 
     Raises:
         InputError: no definition, or another than the source is of; files that are damaged.
     """
     model = _Choice(library, chosen, opened)
     seen: list[SourceFile] = []
-    reference, record = None, Provenance()
-    if opened.config is not None:
-        config, directory = opened.config, str(opened.directory)
-        if not opened.adapters:
+    reference = None
+    record = read_provenance(opened.directory, seen) if opened.config is None else Provenance()
+    known = options.reference is not None or record.reference is not None or chosen is not None
+    if opened.config is not None or (by_names and not known):
+        config, directory = opened.config or {}, str(opened.directory)
+        if not opened.adapters and opened.config is not None:
             model.recognise(config, directory, needed=needed)
         if form is format_named(options.target_format) and not form.holds_iterations:
             # The same in another element type.
             reference = read_reference(options.source, "source")
     else:
-        record = read_provenance(opened.directory, seen)
         reference = _reference(options, record.reference, opened.directory)
         config, directory = reference.config, reference.directory
         model.remember(record)
         model.recognise(config, directory, needed=needed, is_adapter=reference.is_adapter)
     name, content = model.chosen or (None, {})
-    parsed = model_of(name, content, reference, config, directory)
+    dialects = library.dialects()
+    parsed = model_of(name, content, reference, config, directory, dialects)
     scaling = _scaling(parsed, opened, record, seen)
     chosen_here = chosen_iteration(options.source, opened.directory) if options.iteration is None else ()
     parsed = replace(parsed, scaling=scaling)
@@ -95,6 +110,7 @@ def facts_of(
         definition=content,
         iteration=opened.iteration,
         scaling=scaling,
+        dialects=dialects,
         described_by=tuple(seen),
         notes=(*chosen_here, *opened.notes),
         parsed=parsed,
@@ -202,7 +218,15 @@ def _recognised(config: Mapping[str, Any], directory: str, library: Library, *, 
             known.update(dict.fromkeys(head.get("model_types") or (), name))
     model_type = config.get("model_type")
     if isinstance(model_type, str) and model_type in known:
-        return known[model_type], library.content(known[model_type])
+        name = known[model_type]
+        excluded = [path for path in heads[name].get("unless") or () if field_of(config, path) is not None]
+        if not excluded:
+            return name, library.content(name)
+        if needed:
+            raise InputError(
+                f"{where}: has {', '.join(excluded)}: {name} is for models without, and no other is for it"
+            )
+        return None
     if not needed:
         return None
     if model_type is None:

@@ -80,6 +80,10 @@ class SourceFile:
         )
 
 
+# The file of tensors that are expected, or assembled, and in no file.
+NOWHERE = SourceFile("", 0)
+
+
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A contiguous tensor in a file: `offset` is the position in bytes of its first element in the file."""

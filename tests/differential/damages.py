@@ -56,11 +56,12 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class Harm:
-    """What was done, and what is owed."""
+    """What was done, and what is owed; of `turned`, packed experts, results may have either of two layouts."""
 
     owed: str
     what: str
     mentions: tuple[str, ...] = ()
+    turned: frozenset[str] = frozenset()
 
 
 def short(name: str) -> str:
@@ -238,17 +239,17 @@ def head_beside_a_tie(scene: Scene) -> Harm | None:
 
 
 def experts_as_in_memory(scene: Scene) -> Harm | None:
-    """Packed experts as transformers 5 holds them, output dim before input dim, under the published names."""
+    """Packed experts as transformers 5 holds them, output dim before input dim, under the published names.
+
+    Shapes tell, since gate and up together and down cannot both be square.
+    """
     packed = [each for each in scene.source.stored if each.name.endswith(("gate_up_proj", "experts.down_proj"))]
     packed = [each for each in packed if each.tensor.ndim == 3]
     if not packed:
         return None
-    square = all(each.tensor.shape[1] == each.tensor.shape[2] for each in packed)
     for each in packed:
         each.tensor = each.tensor.transpose(1, 2).contiguous()
-    return _named(
-        RIGHT if square else REFUSED, "packed experts transposed", "experts.gate_up_proj", "experts.down_proj"
-    )
+    return Harm(owed=RIGHT, what="packed experts transposed", turned=frozenset(each.name for each in packed))
 
 
 TENSOR_DAMAGES: Mapping[str, Callable[[Scene], Harm | None]] = {

@@ -90,6 +90,7 @@ def _run(random: Random, room: Path, record: Record) -> None:
             reference.config = source.config
     late = harm is None and random.random() < 0.85
     travel = Travel.begin(random, room, model, start, source, reference)
+    travel.turned = frozenset() if harm is None else harm.turned
     for number, hop in enumerate(route):
         if late and travel.format == MEGATRON:
             harm, late = _damage_trained(random, travel.directory, record), False

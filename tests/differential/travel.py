@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -25,6 +25,7 @@ class Travel:
     `references` are the directories that a way back may be given, by kind; `remembered` is the one that the provenance
     names; `contents` the tensors of directories that hold some. `unnamed`: the last conversion had nothing that tells
     the names of its result. `lost` are names that were left out with a word. `padded`: rows of zeros were put in.
+    Packed experts that are `turned` may come in either layout.
     """
 
     random: Random
@@ -40,6 +41,7 @@ class Travel:
     prefix: str = ""
     unnamed: bool = False
     padded: bool = False
+    turned: frozenset[str] = frozenset()
     lost: set[str] = field(default_factory=set)
 
     @classmethod
@@ -150,19 +152,27 @@ class Travel:
             if not self._names():
                 found = {self._published(name): each for name, each in found.items()}
             oracle.check_config(target, found, self.model, notes)
-            oracle.check_named(found, *self._with_head(expected))
+            oracle.check_named(found, *self._with_head(self._turned_as(found, expected)))
         elif hop.format == PUBLISHED_DCP:
             prefix = options.get("name_prefix", "")
             found = {
                 self._published(name.removeprefix(prefix)): each
                 for name, each in oracle.read_parameters(target).items()
             }
-            oracle.check_named(found, *self._with_head(_matrices(expected) if prefix else expected))
+            expected = self._turned_as(found, expected, _matrices if prefix else dict)
+            oracle.check_named(found, *self._with_head(expected))
         else:
             modules: Iterable[Tensors] = (
                 oracle.read_megatron(target) if hop.format == MEGATRON else [oracle.read_parameters(target)]
             )
             oracle.check_elements(modules, expected, padded=self.padded or self.model.padded != NOTHING)
+
+    def _turned_as(self, found: Tensors, expected: Tensors, shaped: Callable[[Tensors], Tensors] = dict) -> Tensors:
+        """The expected tensors, shaped, with packed experts in the one of their layouts that they are found in."""
+        other = shaped({name: expected[name].transpose(1, 2) for name in self.turned & expected.keys()})
+        return shaped(expected) | {
+            name: each for name, each in other.items() if name in found and same(found[name], each)
+        }
 
     def _with_head(self, expected: Tensors) -> tuple[Tensors, set[str]]:
         """The tensors of a published result, and those that it may lack: a tied head is stored or not."""

@@ -49,7 +49,7 @@ def sources(tmp_path_factory):
         pytest.param(
             "dcp",
             ["target_format=hf"],
-            ["found    hf names with the prefix model.module.", "hf       142 tensors in 5 files"],
+            ["found    hf names with the prefix model.module., dialect published", "hf       142 tensors in 5 files"],
             id="DCP to Hugging Face",
         ),
     ],

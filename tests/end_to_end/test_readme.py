@@ -16,7 +16,7 @@ import pytest
 import yaml
 from safetensors import safe_open
 
-from tests.checkpoints import load_case, overrides, write_safetensors, write_source
+from tests.checkpoints import describe_dcp, load_case, overrides, write_safetensors, write_source
 from tests.here import run_here
 from tests.readme import README, blocks, commands, write_qwen2vl
 
@@ -117,9 +117,45 @@ def test_requirements_are_installed():
         assert [name for line in would_install for name in line.split() if not name.startswith("distconv-")] == [], plan
 
 
+def test_example_dialect_converts(tmp_path, distconv):
+    """The example is put where the text says, and a model of that type goes there and back."""
+    example, _ = blocks("yaml")
+    dialects = tmp_path / "my_models" / "dialect"
+    dialects.mkdir(parents=True)
+    (dialects / "mine.yaml").write_text(example)
+    shapes = {"model.embed_tokens.weight": [8, 6], "mtp.layers.0.weight": [3]}
+    for expert in range(2):
+        for part, shape in (("w1", [5, 6]), ("w3", [5, 6]), ("w2", [6, 5])):
+            shapes[f"model.layers.0.mixture.experts.{expert}.{part}.weight"] = shape
+    source = tmp_path / "source"
+    source.mkdir()
+    config = {"model_type": "my_moe", "num_experts": 2, "hidden_size": 6, "moe_intermediate_size": 5}
+    (source / "config.json").write_text(json.dumps(config))
+    written = {name: ("float32", shape, os.urandom(4 * prod(shape))) for name, shape in shapes.items()}
+    write_safetensors(source / "model.safetensors", written)
+    arguments = ["--config-dir", tmp_path / "my_models", f"source={source}", f"target={tmp_path / 'dcp'}"]
+    outcome = distconv(*arguments, "target_format=dcp", "naming=hf", "dialect=mine")
+    assert outcome.status == 0, outcome.err
+    assert "1 tensor: not trained: mtp.layers.0.weight" in outcome.out
+    found = {
+        name: each[1]
+        for name, each in describe_dcp(tmp_path / "dcp" / "release").items()
+        if name != "checkpoint_version"
+    }
+    assert found == {
+        "model.net.model.embed_tokens.weight": [8, 6],
+        "model.net.model.blocks.0.moe.experts.gate_up_proj": [2, 6, 10],
+        "model.net.model.blocks.0.moe.experts.down_proj": [2, 5, 6],
+    }
+    arguments = ["--config-dir", tmp_path / "my_models", f"source={tmp_path / 'dcp'}", f"target={tmp_path / 'out'}"]
+    outcome = distconv(*arguments, "target_format=hf", "fill_from_reference=true")
+    assert outcome.status == 0, outcome.err
+    assert tensors(tmp_path / "out") == tensors(source)
+
+
 def test_example_definition_converts(tmp_path, distconv):
     """The example is put where the text says, and converts a checkpoint of that architecture."""
-    (example,) = blocks("yaml")
+    _, example = blocks("yaml")
     definitions = tmp_path / "my_models" / "model"
     definitions.mkdir(parents=True)
     (definitions / "minicpm.yaml").write_text(example)

@@ -388,6 +388,20 @@ DCPS = {
     "packed experts under Megatron names": Refusal(
         options={**DCP, "packed_experts": "keep"}, says=["packed_experts: goes with target_format=dcp and naming=hf"]
     ),
+    "a dialect that is not there": Refusal(
+        options={**PUBLISHED, "dialect": "transformers"},
+        says=["dialect=transformers: no such dialect; the nearest is transformers5", "mm_fsdp2, mm_wrapped"],
+    ),
+    "a dialect of Megatron names": Refusal(
+        options={**DCP, "dialect": "mm_fsdp2"}, says=["dialect: goes with target_format=dcp and naming=hf"]
+    ),
+    "a dialect of a source that has none": Refusal(
+        options={**PUBLISHED, "source_dialect": "mm_fsdp2"},
+        says=["source_dialect: goes with a DCP source; source=hf is a Hugging Face directory"],
+    ),
+    "a size of shards for what has none": Refusal(
+        options={**PUBLISHED, "shard_size": "5GB"}, says=["shard_size: goes with target_format=hf"]
+    ),
     "another vocabulary where there is none": Refusal(
         options={"vocab_size": "128", "select": "[vision]"},
         says=["vocab_size=128: nothing that is converted has a vocabulary"],

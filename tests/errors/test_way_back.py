@@ -330,6 +330,9 @@ DCPS = {
     "a prefix that is empty, and should not be": Refusal(
         options={"name_prefix": "''"}, says=["name_prefix=", "expected name_prefix=model.module."]
     ),
+    "a dialect that is not there": Refusal(
+        options={"source_dialect": "verl"}, says=["source_dialect=verl: no such dialect; known: published, mm_fsdp2"]
+    ),
     "another model": Refusal(
         options={"reference": "moe_hf", "+model": "qwen3vl_moe"},
         says=["reference=moe_hf: does not name 141 tensors of the source", "is it the model that training began with?"],
@@ -366,6 +369,12 @@ OPTIONS = {
     "a layout for a Hugging Face directory": Refusal(
         options={"layout.tp": "2", "layout.pp": "2"},
         says=["layout.tp: target_format=hf holds whole tensors; leave it out", "layout.pp: "],
+    ),
+    "a dialect for a Hugging Face directory": Refusal(
+        options={"dialect": "mm_fsdp2"}, says=["dialect: goes with target_format=dcp and naming=hf"]
+    ),
+    "a size of shards that is none": Refusal(
+        options={"shard_size": "5PB"}, says=["shard_size=5PB: expected a positive size in bytes, such as 5GB"]
     ),
     "names for a Hugging Face directory": Refusal(
         options={"naming": "hf"}, says=["naming: goes with target_format=dcp"]

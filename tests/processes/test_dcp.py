@@ -76,12 +76,31 @@ def test_same_bytes(launcher, count, options, large, expected, tmp_path):
     assert sum(share["bytes_read"] for share in shares) < stored
 
 
+def test_same_bytes_in_another_dialect_there_and_back(tmp_path):
+    """Experts are packed, renamed and unpacked by any number of processes alike."""
+    source = write_source(tmp_path / "hf", load_case("qwen3vl_moe__tp1_pp1"))
+    there = (f"source={source}", *DCP, "naming=hf", "dialect=mm_wrapped")
+    back = ("source=dcp-2", "target_format=hf", "io.fsync=false", "shard_size=20KB")
+    for launcher in (single, lambda *words: torchrun(2, *words)):
+        number = 1 if launcher is single else 2
+        outcome = run(launcher(*there, f"target=dcp-{number}"), tmp_path)
+        assert outcome.status == 0, outcome.err
+    for launcher in (single, lambda *words: torchrun(3, *words)):
+        number = 1 if launcher is single else 3
+        outcome = run(launcher(*back, f"target=out-{number}"), tmp_path)
+        assert outcome.status == 0, outcome.err
+    assert hashes(tmp_path / "dcp-1") == hashes(tmp_path / "dcp-2")
+    assert hashes(tmp_path / "out-1") == hashes(tmp_path / "out-3")
+    assert len(list((tmp_path / "out-1").glob("*.safetensors"))) > 3
+
+
 @pytest.fixture
 def world(tmp_path):
     """Rank 0 writes one file, rank 1 two; nothing is read but the shard that each rank sees in its own way."""
     case = load_case(CASE)
-    # Of no definition, so that a shard may be of any size.
+    # Of no definition and of no size that the configuration says, so that a shard may be of any.
     config("model_type", "unheard_of")(case)
+    config("vocab_size", None)(case)
     write_source(tmp_path / "hf", case)
     made = World(tmp_path, f"hf/{SHARD}", "mm", *PUBLISHED)
     for rank in made.own:

@@ -32,7 +32,8 @@ def world(tmp_path):
 
 
 def check_given_up(outcome, rank, *fragments):
-    assert outcome.status == 1, outcome.err
+    # mpirun kills the stopped process when another one aborts, and at times adds that signal to the status.
+    assert outcome.status in (1, 1 | signal.SIGKILL), outcome.err
     check_message(outcome, f"distconv: rank {rank} on ", f"no progress in {PATIENCE} s", *fragments)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from distconv.errors import InputError, shown
 from distconv.fields import ByName, Group, Record, keys_of, option, options_of
-from distconv.kinds import Choice, FilePath, Integer, Number, Text, Truth
+from distconv.kinds import Bytes, Choice, FilePath, Integer, Number, Text, Truth
 
 FRUIT = {"apple": "", "pear": "in autumn"}
 
@@ -126,3 +126,19 @@ def test_every_key_that_can_be_given_is_listed_in_order():
         "place", "exact", "share", "name", "fruit", "inner.size", "inner.sizes.a", "inner.sizes.b",
     ]  # fmt: skip
     assert list(options_of(Inner)) == ["size", "sizes"]
+
+
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [("5GB", 5 * 10**9), ("500MB", 5 * 10**8), ("2GiB", 2**31), ("1.5 kib", 1536), ("12", 12), ("7B", 7), (3, 3)],
+)
+def test_a_size_in_bytes_has_a_decimal_or_a_binary_unit(value, size):
+    assert Bytes().read("size", value) == size
+
+
+@pytest.mark.parametrize(
+    "value", ["", "GB", "5 G B", "-5GB", "0", "0.1B", "5PB", "1e9", 0, -1, 1.5, True, None, "5GB\n"]
+)
+def test_anything_else_is_no_size(value):
+    with pytest.raises(InputError, match="expected a positive size in bytes, such as 5GB, 500MB or 2GiB"):
+        Bytes().read("size", value)

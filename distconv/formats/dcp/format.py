@@ -25,20 +25,22 @@ from distconv.formats.base import (
 from distconv.formats.dcp.chunks import locate_chunks
 from distconv.formats.dcp.files import DcpFiles
 from distconv.formats.dcp.index import DcpDirectory, open_dcp
-from distconv.formats.dcp.live_model import flattened, with_tied_head
+from distconv.formats.dcp.live_model import held_tensors, packed, with_tied_head
 from distconv.formats.dcp.metadata import METADATA
 from distconv.formats.dcp.options import DcpOptions
-from distconv.formats.dcp.plan import make_dcp_plan
+from distconv.formats.dcp.plan import Names, make_dcp_plan
 from distconv.formats.dcp.source import PUBLISHED, DcpFacts, MegatronNamedDcp, PublishedDcp, read_dcp
 from distconv.formats.element_types import CAST_OPTIONS, ElementTypes
-from distconv.formats.huggingface.follow import Followed, follow_reference
+from distconv.formats.huggingface.follow import Followed, follow_reference, tie_of
 from distconv.formats.iterations import RELEASE, iteration_of
 from distconv.formats.model import Model
 from distconv.layout.balance import complete_layout
 from distconv.layout.request import Layout
 from distconv.layout.shards import cut_recipes
 from distconv.layout.tied_head import resolve_head
+from distconv.models.language_model import is_tied
 from distconv.models.parameters import Unconverted
+from distconv.models.spellings import dialect_words
 from distconv.models.vocabulary import resize_vocabulary, resizing_of
 from distconv.runtime.hand_out import HandOut
 from distconv.tensors.stored import NamedTensor
@@ -54,11 +56,12 @@ class Dcp(Format[DcpOptions]):
     title = "a torch.distributed.checkpoint"
     words = "torch.distributed.checkpoint: whole tensors, no `layout`"
     takes = Takes(
-        source=frozenset({"reference", "fill_from_reference"}),
+        source=frozenset({"reference", "fill_from_reference", "source_dialect"}),
         target={
             **dict.fromkeys(CAST_OPTIONS, ""),
             "naming": "",
             "packed_experts": "naming=hf",
+            "dialect": "naming=hf",
             "tied_head": "",
             "vocab_size": "",
             "fill_from_reference": "naming=hf",
@@ -67,6 +70,7 @@ class Dcp(Format[DcpOptions]):
         refusals=refusals_of_whole_tensors(name),
     )
     tasks = (locate_chunks,)
+    needs_config = False
     holds_iterations = True
 
     def evidence(self, directory: Path) -> Evidence:
@@ -81,8 +85,9 @@ class Dcp(Format[DcpOptions]):
         return Opened(
             directory=opened.directory,
             iteration=iteration_of(opened.directory.resolve()) or RELEASE,
-            read=partial(read_dcp, opened, prefix, hand_out),
+            read=partial(read_dcp, opened, prefix, options.source_dialect, hand_out),
             held=opened.held,
+            names_suffice=True,
             notes=_of_unread(opened),
         )
 
@@ -100,27 +105,34 @@ class Dcp(Format[DcpOptions]):
 
     def plan(self, options: DcpOptions, source: Source, model: Model) -> PlannedResult:
         """The chunks of all tensors, under names with the prefix of the option `name_prefix`."""
-        published = self.is_published(options)
-        prefix = options.name_prefix or ""
-        types = ElementTypes(options, model, prefix)
-        tensors, left_out = (_published if published else _parameters)(options, source, model, types)
-        named = [replace(each, name=prefix + each.name) for each in tensors]
-        plan = make_dcp_plan(named, left_out, options.naming)
-        notes = tuple(types.notes(tensors)) if published else resizing_of(source.parameters(), options.vocab_size)
+        if self.is_published(options):
+            dialect, _ = model.spellings.chosen(options.dialect, "dialect")
+            prefix = dialect.prefix if options.name_prefix is None else options.name_prefix
+            names = Names(naming=PUBLISHED, dialect=dialect.name, prefix=prefix)
+            types = ElementTypes(options, model, prefix)
+            tensors, left_out = _published(options, source, model, names, types)
+            notes = (*model.spellings.notes(dialect.name), *types.notes(tensors))
+        else:
+            names = Names(naming=options.naming, prefix=options.name_prefix or "")
+            types = ElementTypes(options, model, names.prefix)
+            tensors, left_out = _parameters(options, source, model, types)
+            tensors = [replace(each, name=names.prefix + each.name) for each in tensors]
+            notes = resizing_of(source.parameters(), options.vocab_size)
+        plan = make_dcp_plan(tensors, left_out, names)
         return PlannedResult(plan=plan, files=DcpFiles(plan), notes=notes, casts=types.casts())
 
     def source_words(self, report: Mapping[str, Any]) -> list[str]:
-        """The naming of the source, and its prefix."""
+        """The naming of the source, its prefix, and its dialect."""
         names = report["source_names"]
         prefix = f" with the prefix {names['prefix']}" if names["prefix"] else ""
-        return [f"found    {names['naming']} names{prefix}"]
+        return [f"found    {names['naming']} names{prefix}{dialect_words(names)}"]
 
     def target_words(self, report: Mapping[str, Any]) -> list[str]:
         """Tensors and chunks, and one name as an example."""
         dcp = report[self.name]
-        return [
-            f"dcp      {dcp['tensors']} tensors in {dcp['chunks']} chunks, {dcp['naming']} names: {dcp['example']} …"
-        ]
+        names = f"{dcp['naming']} names" + (f" with the prefix {dcp['prefix']}" if dcp["prefix"] else "")
+        names += f", dialect {dcp['dialect']}" if dcp["dialect"] else ""
+        return [f"dcp      {dcp['tensors']} tensors in {dcp['chunks']} chunks, {names}: {dcp['example']} …"]
 
 
 def _of_unread(opened: DcpDirectory) -> tuple[str, ...]:
@@ -139,16 +151,20 @@ def _parameters(options: DcpOptions, source: Source, model: Model, types: Elemen
     return tensors, binding.unconverted
 
 
-def _published(options: DcpOptions, source: Source, model: Model, types: ElementTypes) -> _Tensors:
-    published, definition, reference = source.published(), model.definition, model.reference
+def _published(options: DcpOptions, source: Source, model: Model, names: Names, types: ElementTypes) -> _Tensors:
+    published, reference = source.published(), model.reference
+    dialect, holding = model.spellings.chosen(options.dialect, "dialect")
     followed = Followed(tensors=published.tensors, left_out=(), filled=())
     if reference is not None:
-        if model.defined.adapters == "only" and not reference.is_adapter:
+        adapters = model.definition is not None and model.definition.adapters == "only"
+        if adapters and not reference.is_adapter:
             raise InputError("naming=hf: adapters alone need reference=DIR with an adapter_config.json")
         fill, tied_head = options.fill_from_reference, options.tied_head
-        followed = follow_reference(published, model.defined, reference, fill=fill, tied_head=tied_head)
-    sizes = None if definition is None else model.sizes
-    tensors, head = with_tied_head(followed.tensors, definition, sizes, options.tied_head)
-    if options.packed_experts == "flatten" or (options.packed_experts == "auto" and options.name_prefix):
-        tensors = flattened(tensors, definition)
-    return types.of_tensors(tensors), published.left_out + followed.left_out + head
+        followed = follow_reference(published, model, fill=fill, tied_head=tied_head)
+    tie = tie_of(followed.tensors, model)
+    # A model whose configuration does not say that its head is tied may have none.
+    writes = dialect.writes_head and (model.definition is not None or is_tied(model.config) is True)
+    tensors, head = with_tied_head(followed.tensors, tie, options.tied_head, writes=writes)
+    tensors = packed(types.of_tensors(tensors), model, dialect, holding, options.packed_experts, names.prefix)
+    held, not_held = held_tensors(tensors, model, holding, names.prefix)
+    return held, published.left_out + followed.left_out + head + not_held

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from distconv.errors import InputError
-from distconv.formats.model import Reference
+from distconv.formats.model import Model, Reference
 from distconv.models.adapters import saved_factor
 from distconv.models.definition import Definition
+from distconv.models.language_model import embeddings
 from distconv.models.names import experts_of, filled
 from distconv.models.rules import Rule
 from distconv.models.sizes import Sizes
@@ -30,6 +31,19 @@ def known_tensors(definition: Definition, reference: Reference) -> set[str]:
         for source in rule.sources
     }
     return {spelling for name in names for spelling in _spellings(definition, name)}
+
+
+def known_published(model: Model) -> set[str]:
+    """The published names that a model has, experts in all forms; few of them where there is no more to know.
+
+    Without a definition and without the names of a reference, they are the names that an embedding may have.
+    """
+    definition, reference = model.definition, model.reference
+    if definition is not None:
+        names = known_tensors(definition, model.followed)
+    else:
+        names = set((reference and reference.shard_files) or embeddings())
+    return model.spellings.alternatives(names)
 
 
 def known_parameters(definition: Definition, reference: Reference) -> set[str]:

@@ -46,13 +46,22 @@ class ChunkFile(OutputFile):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Names:
+    """The names of a DCP: `naming`, published or Megatron-side; of published ones their dialect; the prefix of all."""
+
+    naming: str
+    dialect: str | None = None
+    prefix: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DcpPlan:
-    """The files of a DCP, and the chunks of every file by its number; `naming`: published or Megatron-side names."""
+    """The files of a DCP, and the chunks of every file by its number."""
 
     files: tuple[ChunkFile, ...]
     chunks_of_files: tuple[tuple[Chunk, ...], ...]
     unconverted: tuple[Unconverted, ...]
-    naming: str
+    names: Names
 
     def entries(self, file: OutputFile) -> Iterator[Entry]:
         """The chunks of a file."""
@@ -68,11 +77,13 @@ class DcpPlan:
         return list({chunk.key: chunk.whole for chunks in self.chunks_of_files for chunk in chunks}.values())
 
     def summary(self) -> dict[str, Any]:
-        """The numbers of tensors and chunks, and the naming with one example."""
+        """The numbers of tensors and chunks, and the names with one example."""
         tensors = self.tensors()
         return {
             "dcp": {
-                "naming": self.naming,
+                "naming": self.names.naming,
+                "dialect": self.names.dialect,
+                "prefix": self.names.prefix,
                 "example": tensors[0].name if tensors else None,
                 "tensors": len(tensors),
                 "chunks": sum(map(len, self.chunks_of_files)),
@@ -80,7 +91,7 @@ class DcpPlan:
         }
 
 
-def make_dcp_plan(tensors: Iterable[NamedTensor], unconverted: tuple[Unconverted, ...], naming: str) -> DcpPlan:
+def make_dcp_plan(tensors: Iterable[NamedTensor], unconverted: tuple[Unconverted, ...], names: Names) -> DcpPlan:
     """Plan tensors in the order of their sources in storage.
 
     Raises:
@@ -104,7 +115,7 @@ def make_dcp_plan(tensors: Iterable[NamedTensor], unconverted: tuple[Unconverted
         ChunkFile(path=f"__{number}_0.distcp", nbytes=nbytes, order=(number,), batch=number)
         for number, nbytes in enumerate(loads)
     )
-    return DcpPlan(files=files, chunks_of_files=tuple(map(tuple, contents)), unconverted=unconverted, naming=naming)
+    return DcpPlan(files=files, chunks_of_files=tuple(map(tuple, contents)), unconverted=unconverted, names=names)
 
 
 def _chunks(tensors: Iterable[NamedTensor]) -> Iterator[Chunk]:

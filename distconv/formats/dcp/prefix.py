@@ -5,11 +5,19 @@ Owns the matching of names in a checkpoint with names of a model definition. Pur
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 
 from distconv.errors import InputError, named, raise_if
 from distconv.models.wrappers import unwrapped
+
+# What training programs keep beside the model, and the state of optimizers, also below an outer key.
+_TRAINING = re.compile(
+    r"(?:optim|optimizers?|\w*scheduler|rng\w*|rerun\w*|\w*_state|dataloader\w*)\."
+    r"|(?:.*\.)?(?:optim|optimizers?)\.(?:state|param_groups)\."
+    r"|.*\.(?:exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer)$"
+)
 
 
 def find_prefix(found: Collection[str], known: Collection[str], given: str | None = None) -> str:
@@ -23,7 +31,7 @@ def find_prefix(found: Collection[str], known: Collection[str], given: str | Non
         InputError: no name is known under any prefix, or under the given one; the checkpoint holds the model twice.
     """
     matches = _matches(found, set(known))
-    best = max(matches, key=lambda prefix: (len(matches[prefix]), -len(prefix)), default=None)
+    best = _best(matches)
     if given is not None:
         if (clean := unwrapped(given)) not in matches:
             hint = (
@@ -73,6 +81,44 @@ def names_under(found: Collection[str], prefix: str) -> Mapping[str, str]:
 def is_under_prefix(name: str, known: set[str]) -> bool:
     """Whether a name of a checkpoint is one of the known names, under any prefix."""
     return bool(_matches([name], known))
+
+
+def count_known(found: Collection[str], known: Collection[str], given: str | None = None) -> int:
+    """How many names of a checkpoint are known under a given prefix, or that under which most of them are."""
+    matches = _matches(found, set(known))
+    best = _best(matches) if given is None else unwrapped(given)
+    return 0 if best is None else len(matches.get(best, ()))
+
+
+def common_prefix(found: Collection[str], given: str | None = None) -> str:
+    """The longest prefix of whole segments that all names of a model have in common, where nothing else is known.
+
+    Raises:
+        InputError: no name begins with a `given` prefix, which is taken instead.
+    """
+    if given is not None:
+        if not any(unwrapped(name).startswith(unwrapped(given)) for name in found):
+            raise InputError(
+                f"name_prefix={_shown(given)}: no tensor has a name that begins so; the source holds "
+                f"{named(sorted(found), 3)}"
+            )
+        return unwrapped(given)
+    segments = [unwrapped(name).split(".")[:-1] for name in found if not of_training(name)]
+    common: list[str] = []
+    for column in zip(*segments, strict=False):
+        if len(set(column)) > 1 or column[0].isdecimal():
+            break
+        common.append(column[0])
+    return "".join(f"{each}." for each in common)
+
+
+def of_training(name: str) -> bool:
+    """Whether a name is that of the state of training, not of the model."""
+    return _TRAINING.match(name) is not None
+
+
+def _best(matches: Mapping[str, Collection[str]]) -> str | None:
+    return max(matches, key=lambda prefix: (len(matches[prefix]), -len(prefix)), default=None)
 
 
 def _matches(found: Collection[str], known: set[str]) -> dict[str, set[str]]:

@@ -5,17 +5,27 @@ Owns the choice between the two, by the names of the definition and its referenc
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
-from math import prod
 from typing import Any
 
-from distconv.errors import raise_if
+from distconv.errors import InputError, named, raise_if
 from distconv.formats.base import Published, Source
 from distconv.formats.dcp.index import DcpDirectory, DcpIndex, locate
-from distconv.formats.dcp.known_names import known_parameters, known_tensors
-from distconv.formats.dcp.prefix import find_prefix, is_under_prefix, names_under
+from distconv.formats.dcp.known_names import known_parameters, known_published
+from distconv.formats.dcp.live_model import split_by_definition
+from distconv.formats.dcp.options import DcpOptions
+from distconv.formats.dcp.plan import MODEL_KEY
+from distconv.formats.dcp.prefix import (
+    common_prefix,
+    count_known,
+    find_prefix,
+    is_under_prefix,
+    names_under,
+    of_training,
+)
 from distconv.formats.iterations import RELEASE, VERSION_KEY
 from distconv.formats.megatron.bind import MegatronBinding
 from distconv.formats.megatron.index import MegatronIndex, RankFile
@@ -25,23 +35,31 @@ from distconv.formats.select import check_taken_whole, selection
 from distconv.formats.torch_zip.archive import ArchivedTensor
 from distconv.layout.request import SourceLayout
 from distconv.models.bind import bind
-from distconv.models.names import by_spelling, pattern_of
-from distconv.models.parameters import Binding, Parameter, Recipe
+from distconv.models.dialect import PUBLISHED as AS_PUBLISHED
+from distconv.models.dialect import Holding
+from distconv.models.experts import Layer, as_published
+from distconv.models.names import by_spelling
+from distconv.models.over import as_index, over
+from distconv.models.packing import Form
+from distconv.models.parameters import Binding
+from distconv.models.spellings import forms_in_words
 from distconv.models.vocabulary import with_rows_of
-from distconv.options import CommonOptions
+from distconv.models.wrappers import unwrapped
 from distconv.runtime.hand_out import HandOut
-from distconv.tensors.compose import renumbered, split_dim, substitute
-from distconv.tensors.stored import NamedTensor, SourceFile, SourceIndex, StoredTensor
+from distconv.tensors.stored import SourceFile
 
 PUBLISHED, MEGATRON = "hf", "megatron"
+# A module that every Megatron-side decoder has, and no published model.
+_MEGATRON = re.compile(r"\.self_attention\.linear_(?:qkv|q_proj|kv_up_proj)\.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DcpFacts:
     """The tensors of a model, named without their `prefix`; `naming`: published or Megatron-side.
 
-    `others`: descriptions of the entries that are no tensors of the model; `copies`: of those that have names of its
-    tensors, under another prefix.
+    Published names are as published, whatever they are in the checkpoint: `dialect` is the first one with those names.
+    `is_guess`: nothing told the prefix but what all names have in common. `others`: descriptions of the entries that
+    are no tensors of the model; `copies`: of those that have names of its tensors, under another prefix.
     """
 
     index: DcpIndex
@@ -49,6 +67,8 @@ class DcpFacts:
     prefix: str
     others: tuple[str, ...]
     copies: tuple[str, ...] = ()
+    dialect: str = AS_PUBLISHED
+    is_guess: bool = False
 
     @property
     def directory(self) -> str:
@@ -76,29 +96,84 @@ class DcpFacts:
         return DcpFacts(**{**data, "index": DcpIndex.from_json(data["index"]), **lists})
 
 
-def read_dcp(opened: DcpDirectory, given: str | None, hand_out: HandOut, model: Model) -> DcpFacts:
+def read_dcp(opened: DcpDirectory, given: str | None, dialect: str | None, hand_out: HandOut, model: Model) -> DcpFacts:
     """Locate the tensors of a model, whose names have the `given` prefix, or else a recognised one.
 
+    `dialect`: the one that the names are in; `None`: recognised.
+
     Raises:
-        InputError: no names of the model; chunks that are not at the positions in the metadata.
+        InputError: no names of the model; names that are not those of the dialect; chunks that are not at the positions
+            in the metadata.
     """
-    tensors = known_tensors(model.defined, model.followed)
-    parameters = known_parameters(model.defined, model.followed)
     found = opened.metadata.tensors
-    prefix = find_prefix(found, tensors | parameters, given)
-    names = names_under(found, prefix)
-    wanted = {full: bare for bare, full in names.items()}
+    known = known_published(model)
+    parameters = set() if model.definition is None else known_parameters(model.definition, model.followed)
+    if model.definition is None and (own := [name for name in found if _MEGATRON.search(name)]):
+        raise InputError(
+            f"the source holds names of Megatron-side parameters, such as {named(own, 2)}: they need a model "
+            f"definition, and none is for model_type {model.config.get('model_type')!r}; name one with +model=NAME"
+        )
+    naming, holding = _naming(found, known, given, dialect, model)
+    held = {holding.held(name) for name in known}
+    has_names = model.reference is not None and model.reference.shard_files is not None
+    # Without names to compare with, any prefix that is given may be right.
+    is_open = model.definition is None and not has_names and (given is not None or not count_known(found, held))
+    prefix = common_prefix(found, given) if is_open else find_prefix(found, held | parameters, given)
+    names = {bare: full for bare, full in names_under(found, prefix).items() if bare in held or not of_training(full)}
+    wanted = {full: holding.published(bare) for bare, full in names.items()}
+    _check_exchange(wanted, {full: bare for bare, full in names.items()}, holding, naming)
     located = locate(opened, wanted.__contains__, hand_out)
-    naming = PUBLISHED if len(tensors & names.keys()) >= len(parameters & names.keys()) else MEGATRON
-    known = tensors | parameters
-    copies = {name for name in found.keys() - wanted.keys() if is_under_prefix(name, known)}
-    others = {*opened.metadata.others, *(found.keys() - wanted.keys())} - {VERSION_KEY} - copies
+    is_published = len(held & names.keys()) >= len(parameters & names.keys())
+    beside = found.keys() - wanted.keys()
+    copies = {name for name in beside if is_under_prefix(name, held | parameters)}
+    others = {*opened.metadata.others, *beside} - {VERSION_KEY} - copies
+    if not is_published:
+        raise_if([] if dialect is None else [f"source_dialect={dialect}: {opened.directory} has Megatron-side names"])
+        wanted = {full: bare for bare, full in names.items()}
     return DcpFacts(
         index=located.renamed(wanted),
-        naming=naming,
+        naming=PUBLISHED if is_published else MEGATRON,
         prefix=prefix,
         others=_summarised(sorted(others)),
         copies=_summarised(sorted(copies)),
+        dialect=naming,
+        is_guess=is_open and given is None,
+    )
+
+
+def _naming(
+    found: Collection[str], known: set[str], prefix: str | None, dialect: str | None, model: Model
+) -> tuple[str, Holding]:
+    """The dialect whose names a checkpoint has: the given one, or the one under which most names are known.
+
+    Of those under which as many are, it is the one that the other names tell. `prefix`: the given one.
+    """
+    if dialect is not None:
+        return dialect, model.spellings.chosen(dialect, "source_dialect")[1]
+    namings = list(model.spellings.namings())
+    if len(namings) == 1:
+        return namings[0]
+    held = {name: {holding.held(each) for each in known} for name, holding in namings}
+    counts = {name: count_known(found, held[name], prefix) for name, _ in namings}
+    best = [each for each in namings if counts[each[0]] == max(counts.values())]
+    for name, holding in best:
+        if counts[name]:
+            known_prefix = find_prefix(found, held[name], prefix)
+        else:
+            known_prefix = common_prefix(found) if prefix is None else unwrapped(prefix)
+        bare = (each for each, full in names_under(found, known_prefix).items() if not of_training(full))
+        if holding.is_told_by(bare):
+            return name, holding
+    return best[0]
+
+
+def _check_exchange(wanted: Mapping[str, str], bare: Mapping[str, str], holding: Holding, naming: str) -> None:
+    """Raise `InputError` for names that would not be the same after going back and forth, or that become one."""
+    astray = [full for full, name in wanted.items() if holding.held(name) != bare[full]]
+    twice = [name for name, count in Counter(wanted.values()).items() if count > 1]
+    raise_if(
+        [f"{full}: the dialect {naming} has no such name; give another source_dialect" for full in astray]
+        + [f"{name}: two tensors of the source would have this name; give another source_dialect" for name in twice]
     )
 
 
@@ -112,7 +187,7 @@ def _summarised(names: Collection[str]) -> tuple[str, ...]:
 
 
 class _DcpSource(Source):
-    def __init__(self, options: CommonOptions, facts: DcpFacts, model: Model) -> None:
+    def __init__(self, options: DcpOptions, facts: DcpFacts, model: Model) -> None:
         self._options, self._facts, self._model = options, facts, model
         under = f"under the prefix {facts.prefix}" if facts.prefix else "without a prefix"
         self.notes: tuple[str, ...] = (
@@ -126,13 +201,14 @@ class _DcpSource(Source):
 
     def summary(self) -> dict[str, Any]:
         """The names of the tensors."""
-        return {"source_names": {"naming": self._facts.naming, "prefix": self._facts.prefix}}
+        names: dict[str, Any] = {"naming": self._facts.naming, "prefix": self._facts.prefix}
+        return {"source_names": {**names, "dialect": None, "experts": []}}
 
 
 class MegatronNamedDcp(_DcpSource):
     """A DCP with Megatron-side names, as a Megatron source of one rank with whole parameters."""
 
-    def __init__(self, options: CommonOptions, facts: DcpFacts, model: Model) -> None:
+    def __init__(self, options: DcpOptions, facts: DcpFacts, model: Model) -> None:
         super().__init__(options, facts, model)
         tensors = {
             ("model", each.name): ArchivedTensor.contiguous(each.tensor.dtype, each.tensor.shape, 0)
@@ -161,82 +237,48 @@ class MegatronNamedDcp(_DcpSource):
 class PublishedDcp(_DcpSource):
     """Tensors under published names, as FSDP2 training saves them."""
 
-    def __init__(self, options: CommonOptions, facts: DcpFacts, model: Model) -> None:
+    def __init__(self, options: DcpOptions, facts: DcpFacts, model: Model) -> None:
         super().__init__(options, facts, model)
-        definition, sizes = model.defined, model.sizes
-        packed = pattern_of(rule for rule in definition.rules if rule.packs_experts)
-        count = definition.expert_count(sizes)
-
-        def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
-            """Whether packed experts are held as a matrix; where it does not divide, binding says what is wrong."""
-            fits = count is not None and len(shape) == 2 and count and not shape[0] % count
-            return bool(fits and packed.fullmatch(definition.spelled(name)))
-
-        # Packed experts have three dims, also if training held them as a matrix.
-        experts = cache(lambda tensor: split_dim(tensor, 0, count or 0))
-        self._tensors = {
-            name: replace(each, tensor=experts(each.tensor)) if is_matrix(name, each.tensor.shape) else each
-            for name, each in facts.index.tensors.items()
-        }
+        given = options.source_dialect
+        spellings, tensors = model.spellings, facts.index.tensors
+        experts = spellings.experts
+        if given is not None:
+            _, holding = spellings.chosen(given, "source_dialect")
+            experts = experts.given(given, holding.experts if given != AS_PUBLISHED else None)
+        names, problems = by_spelling(tensors, model.spelled, facts.index.directory)
+        raise_if(problems)
+        self._forms = experts.forms({name: tensors[own].tensor.shape for name, own in names.items()})
+        # Packed experts have three dims, also if training held them as matrices.
+        unpacked = experts.respelled([replace(tensors[own], name=name) for name, own in names.items()], _deep)
+        self._tensors = {each.name: each for each in split_by_definition(unpacked, model)}
+        if facts.is_guess:
+            what = f"prefix {facts.prefix or 'none'}: all names have it in common, and nothing else tells it"
+            self.notes += (f"{what}; if it is another, give it with name_prefix=",)
 
     def published(self) -> Published:
         """The tensors over their chunks."""
         check_taken_whole(self._options)
-        definition = self._model.defined
-        names, problems = by_spelling(self._tensors, definition.spelled, self._facts.index.directory)
-        raise_if(problems)
-        tensors = (replace(self._tensors[own], name=name) for name, own in names.items())
-        return Published(tensors=tuple(tensors), tied=definition.is_tied(self._model.sizes))
+        definition = self._model.definition
+        tied = definition is not None and definition.is_tied(self._model.sizes)
+        return Published(tensors=tuple(self._tensors.values()), tied=tied)
 
     def parameters(self) -> Binding:
         """The parameters that the rules of the definition make from the tensors."""
         definition = self._model.defined
-        directory = SourceFile(self._facts.index.directory, 0)
-        stored = {
-            name: StoredTensor(name, each.tensor.dtype, each.tensor.shape, _first_file(each, directory), 0)
-            for name, each in self._tensors.items()
-        }
-        index = SourceIndex(directory=self._facts.index.directory, tensors=stored)
-        selected = selection(self._options, definition)
-        shapes = {definition.spelled(name): each.shape for name, each in stored.items()}
-        sizes = with_rows_of(shapes, definition, self._model.sizes)
-        return over(bind(definition, sizes, index, selected), self._tensors)
+        tensors = self._model.spellings.experts.respelled(list(self._tensors.values()), as_published)
+        index = as_index(tensors, self._facts.index.directory)
+        sizes = with_rows_of({each.name: each.tensor.shape for each in tensors}, definition, self._model.sizes)
+        binding = bind(definition, sizes, index, selection(self._options, definition))
+        return over(binding, {each.name: each for each in tensors})
+
+    def summary(self) -> dict[str, Any]:
+        """The names of the tensors, their dialect, and how experts are packed."""
+        names, spellings = super().summary()["source_names"], self._model.spellings
+        # The first segment is the key of the model in what training saves, not a prefix of its names.
+        prefix = self._facts.prefix.removeprefix(f"{MODEL_KEY}.")
+        label = spellings.label(self._facts.dialect, prefix, self._forms)
+        return {"source_names": {**names, "dialect": label, "experts": forms_in_words(self._forms)}}
 
 
-def over(binding: Binding, assembled: Mapping[str, NamedTensor]) -> Binding:
-    """The binding with the stored tensors of its parameters replaced by the assembled tensors of their names."""
-    recipes: dict[tuple[object, ...], Recipe] = {}
-    parameters = []
-    for each in binding.parameters:
-        tensors = [assembled[source.name] for source in each.sources]
-        # By the identity of the tables, which are few: their hash would cover every copy.
-        key = (each.recipe, *((id(tensor.tensor), *(part.shape for part in tensor.sources)) for tensor in tensors))
-        if key not in recipes:
-            recipes[key] = _over(each.recipe, tensors)
-        stored = tuple(source for tensor in tensors for source in tensor.sources)
-        parameters.append(Parameter(recipes[key], stored, each.layer, each.expert))
-    unconverted = tuple(
-        replace(each, tensor=replace(each.tensor, file=_first_file(assembled[each.tensor.name], each.tensor.file)))
-        for each in binding.unconverted
-    )
-    return replace(binding, parameters=tuple(parameters), unconverted=unconverted)
-
-
-def _first_file(tensor: NamedTensor, otherwise: SourceFile) -> SourceFile:
-    """The file of the first source of a tensor; another one for a tensor without elements."""
-    return tensor.sources[0].file if tensor.sources else otherwise
-
-
-def _over(recipe: Recipe, tensors: list[NamedTensor]) -> Recipe:
-    tables, count = [], 0
-    for each in tensors:
-        tables.append(renumbered(each.tensor, count))
-        count += len(each.sources)
-    shapes = tuple(source.shape for each in tensors for source in each.sources)
-    between = sum(map(prod, shapes)) - sum(each.tensor.elements for each in tensors)
-    return replace(
-        recipe,
-        tensor=substitute(recipe.tensor, tables),
-        source_shapes=shapes,
-        unused=recipe.unused + between,
-    )
+def _deep(_: Layer, form: Form) -> Form:
+    return form if form is None else replace(form, flattened=False)

@@ -13,10 +13,12 @@ from functools import cache
 from distconv.errors import InputError, counted, named, raise_if
 from distconv.formats.base import Published
 from distconv.formats.element_types import says_quantised
-from distconv.formats.model import Reference
+from distconv.formats.model import Model, Reference
 from distconv.layout.tied_head import without_head
 from distconv.models.adapters import belongs_to_adapter, plain_name
 from distconv.models.definition import Definition
+from distconv.models.experts import as_published
+from distconv.models.language_model import head_and_embedding, is_tied
 from distconv.models.names import Explanations, pattern_of
 from distconv.models.parameters import Unconverted
 from distconv.models.vocabulary import published_names
@@ -39,32 +41,73 @@ class Followed:
     notes: tuple[str, ...] = ()
 
 
-def follow_reference(
-    published: Published, definition: Definition, reference: Reference, *, fill: bool, tied_head: str = "auto"
-) -> Followed:
-    """The published tensors of a source as its reference has them; arguments and errors are those of `follow`.
+def follow_reference(published: Published, model: Model, *, fill: bool, tied_head: str = "auto") -> Followed:
+    """The published tensors of a source as the reference has them, its experts packed as there.
+
+    `fill` and `tied_head` are those of `follow`.
 
     Raises:
-        InputError: the reference is of a larger model, and names no tensors.
+        InputError: as `follow`; the reference is of a larger model, and names no tensors; experts that are not
+            complete, or in no known layout.
     """
+    definition, reference, experts = model.definition, model.followed, model.spellings.experts
+    if definition is not None:
+        _check_part(definition, reference)
+    spelled = _spelling(model, reference)
+    forms = experts.forms({spelled(name): shape for name, shape in reference.shapes.items()})
+    # Without names to follow, it is published as the family is.
+    unknown = as_published if reference.shard_files is None else lambda _, form: form
+    tensors = experts.respelled(published.tensors, lambda layer, form: forms.get(layer, unknown(layer, form)))
+    return follow(
+        tensors,
+        spelled,
+        reference,
+        tied=tie_of(published.tensors, model),
+        fill=fill,
+        tied_head=tied_head,
+        resized=frozenset() if definition is None or published.rows is None else published_names(definition),
+        remedy=(lambda _: FILL) if definition is None else _remedies(tensors, definition, reference),
+    )
+
+
+def _check_part(definition: Definition, reference: Reference) -> None:
+    """Raise `InputError` for a reference of a larger model than the definition knows that names no tensors."""
     if reference.shard_files is None and definition.part_of is not None and definition.part_of in reference.config:
         raise InputError(
             f"reference={reference.directory}: config.json has {definition.part_of}, so it is of a larger model than "
             f"model definition {definition.name} knows, and names no tensors; give a reference that does: with "
             "weights, or with model.safetensors.index.json"
         )
-    tied = definition.tied_sources({each.name for each in published.tensors}) if published.tied else None
-    resized = frozenset[str]() if published.rows is None else published_names(definition)
-    return follow(
-        published.tensors,
-        definition.spelled,
-        reference,
-        tied=tied,
-        fill=fill,
-        tied_head=tied_head,
-        resized=resized,
-        remedy=_remedies(published.tensors, definition, reference),
-    )
+
+
+def _spelling(model: Model, reference: Reference) -> Callable[[str], str]:
+    """The function from names of the reference to those of the source."""
+    if model.definition is not None:
+        return model.definition.spelled
+    _, holding = model.spellings.naming_of(reference.shard_files or ())
+    return holding.published
+
+
+def tie_of(tensors: Sequence[NamedTensor], model: Model) -> tuple[str, str] | None:
+    """The names of the head and the embedding that it is tied to among published tensors; nothing if it is not.
+
+    Without a definition, and where the configuration does not say whether it is, it is where the reference names the
+    embedding alone.
+    """
+    definition = model.definition
+    if definition is not None:
+        if definition.adapters == "only" or not definition.is_tied(model.sizes):
+            return None
+        names = {definition.spelled(each.name): each.name for each in tensors}
+        head, embedding = definition.tied_sources(names)
+        return names.get(head, head), names.get(embedding, embedding)
+    found = head_and_embedding({each.name for each in tensors})
+    says = is_tied(model.config)
+    if found is None or says is False:
+        return None
+    listed = (model.reference and model.reference.shard_files) or {}
+    by_names = found[1] in listed and found[0] not in listed
+    return found if says or by_names else None
 
 
 def _remedies(tensors: Sequence[NamedTensor], definition: Definition, reference: Reference) -> Callable[[str], str]:

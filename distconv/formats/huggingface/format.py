@@ -14,7 +14,7 @@ from distconv.errors import InputError, named
 from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, Takes, refusals_of_whole_tensors
 from distconv.formats.element_types import CAST_OPTIONS, ElementTypes
 from distconv.formats.huggingface.files import HuggingFaceFiles
-from distconv.formats.huggingface.follow import follow_reference
+from distconv.formats.huggingface.follow import follow_reference, tie_of
 from distconv.formats.huggingface.options import HuggingFaceOptions
 from distconv.formats.huggingface.peft import as_peft, beside_adapters, merged_beside, merged_into, scaling_of
 from distconv.formats.huggingface.plan import HuggingFacePlan, make_huggingface_plan
@@ -24,6 +24,7 @@ from distconv.formats.iterations import RELEASE
 from distconv.formats.model import MODEL_CONFIG, Model, Reference
 from distconv.layout.tied_head import NOT_TIED
 from distconv.models.adapters import CONFIG_NAME
+from distconv.models.spellings import dialect_words
 from distconv.runtime.hand_out import HandOut
 from distconv.tensors.stored import NamedTensor
 
@@ -38,7 +39,14 @@ class HuggingFace(Format[HuggingFaceOptions]):
     takes = Takes(
         source=frozenset({"text_source", "projector", "lora_only"}),
         target=dict.fromkeys(CAST_OPTIONS, "")
-        | {"merge_lora": "", "lora_alpha": "", "fill_from_reference": "", "tied_head": "", "vocab_size": ""},
+        | {
+            "shard_size": "",
+            "merge_lora": "",
+            "lora_alpha": "",
+            "fill_from_reference": "",
+            "tied_head": "",
+            "vocab_size": "",
+        },
         refusals=refusals_of_whole_tensors(name),
     )
     marks = (MODEL_CONFIG, CONFIG_NAME)
@@ -74,14 +82,14 @@ class HuggingFace(Format[HuggingFaceOptions]):
     def plan(self, options: HuggingFaceOptions, source: Source, model: Model) -> PlannedResult:
         """The directory that follows the reference of a source."""
         types = ElementTypes(options, model)
-        published, reference = source.published(), model.followed
+        published, reference, definition = source.published(), model.followed, model.definition
         if options.source == Path(reference.directory):
-            # The same directory in another element type.
-            return _planned(make_huggingface_plan(types.of_tensors(published.tensors), (), (), reference), types)
-        definition = model.defined
-        if options.tied_head != "auto" and not published.tied:
+            # The same directory in another element type, or in other shards.
+            tensors = types.of_tensors(published.tensors)
+            return _planned(make_huggingface_plan(tensors, (), (), reference, shard_bytes=options.shard_size), types)
+        if options.tied_head != "auto" and tie_of(published.tensors, model) is None:
             raise InputError(f"tied_head={options.tied_head}: {NOT_TIED}")
-        if definition.adapters == "only" and not reference.is_adapter:
+        if definition is not None and definition.adapters == "only" and not reference.is_adapter:
             return _planned(_plan_adapters(options, model, reference, published.tensors, types), types)
         if options.lora_alpha is not None and not options.merge_lora:
             raise InputError(
@@ -93,15 +101,29 @@ class HuggingFace(Format[HuggingFaceOptions]):
             types = ElementTypes(options, replace(model, reference=reference))
             published = replace(published, tensors=tuple(merged))
         followed = follow_reference(
-            published, definition, reference, fill=options.fill_from_reference, tied_head=options.tied_head
+            published,
+            replace(model, reference=reference),
+            fill=options.fill_from_reference,
+            tied_head=options.tied_head,
         )
         config = untied(reference.config, definition) if options.tied_head == "keep" else reference.config
         if published.rows is not None:
-            config = with_vocabulary(config, definition, published.rows)
+            config = with_vocabulary(config, model.defined, published.rows)
         left_out = published.left_out + followed.left_out
-        tensors = types.of_tensors(followed.tensors)
-        plan = make_huggingface_plan(tensors, left_out, followed.filled, reference, config=config)
+        plan = make_huggingface_plan(
+            types.of_tensors(followed.tensors),
+            left_out,
+            followed.filled,
+            reference,
+            config=config,
+            shard_bytes=options.shard_size,
+        )
         return _planned(plan, types, followed.notes)
+
+    def source_words(self, report: Mapping[str, Any]) -> list[str]:
+        """How experts are packed, and the dialect that this is of."""
+        names = report["source_names"]
+        return [f"found    published names{dialect_words(names)}"] if names else []
 
     def target_words(self, report: Mapping[str, Any]) -> list[str]:
         """Tensors and files, and the tensors of the reference among them."""
@@ -127,7 +149,9 @@ def _plan_adapters(
     scaling = scaling_of(model.scaling, options.lora_alpha)
     if options.merge_lora:
         merged = merged_into(tensors, definition.spelled, base, scaling)
-        return make_huggingface_plan(types.of_tensors(merged), left_out, (), base)
+        return make_huggingface_plan(types.of_tensors(merged), left_out, (), base, shard_bytes=options.shard_size)
     adapter = as_peft(tensors, definition.spelled, base, scaling, definition.name)
     own = replace(base, is_adapter=True, index=None, shard_files=None, index_content=None)
-    return make_huggingface_plan(types.of_tensors(adapter.tensors), left_out, (), own, {CONFIG_NAME: adapter.config})
+    texts = {CONFIG_NAME: adapter.config}
+    typed = types.of_tensors(adapter.tensors)
+    return make_huggingface_plan(typed, left_out, (), own, texts, shard_bytes=options.shard_size)

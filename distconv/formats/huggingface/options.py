@@ -5,14 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distconv.fields import option
-from distconv.kinds import Number, Truth
+from distconv.kinds import Bytes, Number, Truth
 from distconv.options import CommonOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class HuggingFaceOptions(CommonOptions):
-    """The options of adapters in a Hugging Face result."""
+    """The options of a Hugging Face result: its shards, and adapters in it."""
 
+    shard_size: int | None = option(
+        Bytes(),
+        None,
+        "with `target_format=hf`: the size up to which tensors share a file, such as `5GB`, `500MB` or `2GiB`",
+        unset="the files of the reference; 5GB where it names none",
+    )
     merge_lora: bool = option(
         Truth(),
         False,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from distconv.errors import named
+from distconv.errors import InputError, named
 from distconv.formats.element_types import says_quantised
 from distconv.formats.huggingface.true_config import cannot_be_judged, leaves_out, true_config
 from distconv.formats.model import MODEL_CONFIG, Reference
@@ -63,15 +63,25 @@ def make_huggingface_plan(
     texts: Mapping[str, str] = MappingProxyType({}),
     *,
     config: Mapping[str, Any] | None = None,
+    shard_bytes: int | None = None,
 ) -> HuggingFacePlan:
-    """The plan for tensors in the files of the reference; in numbered ones of its own size where it names none.
+    """The plan for tensors in the files of the reference; in numbered ones where it names none.
 
     `config` is the configuration of the model, where the reference's is not true of it. With `texts`, other files by
-    name, nothing else is copied from the reference.
+    name, nothing else is copied from the reference. `shard_bytes`: the size of numbered files, for a result that is not
+    to have the files of the reference.
+
+    Raises:
+        InputError: adapters would be in several files, which PEFT does not read.
     """
     shard_of = reference.shard_files
-    if shard_of is None:
-        shard_of = _own_shards(tensors, _stem(reference))
+    if shard_of is None or shard_bytes is not None:
+        shard_of = _own_shards(tensors, _stem(reference), shard_bytes or _SHARD_BYTES)
+        if reference.is_adapter and len(set(shard_of.values())) > 1:
+            total = sum(each.nbytes for each in tensors)
+            raise InputError(
+                f"shard_size={shard_bytes}: PEFT reads adapters from a single file, of {total} bytes; leave it out"
+            )
     # A head that the reference does not have goes into its last file.
     shard_of = {**dict.fromkeys((each.name for each in tensors), max(shard_of.values(), default="")), **shard_of}
     shards: dict[str, list[NamedTensor]] = {}
@@ -86,7 +96,7 @@ def make_huggingface_plan(
         path: tuple(sorted(held, key=lambda each: (-ITEM_SIZE[each.tensor.dtype], each.name)))
         for path, held in shards.items()
     }
-    index = _index(tensors, shard_of, reference)
+    index = None if shard_bytes is not None and len(files) < 2 else _index(tensors, shard_of, reference)
     name = f"{_stem(reference)}.safetensors.index.json"
     texts, copied_from = dict(texts), None if texts else reference.directory
     config = reference.config if config is None else config
@@ -117,11 +127,11 @@ def _stem(reference: Reference) -> str:
     return "adapter_model" if reference.is_adapter else "model"
 
 
-def _own_shards(tensors: Sequence[NamedTensor], stem: str) -> dict[str, str]:
+def _own_shards(tensors: Sequence[NamedTensor], stem: str, nbytes: int) -> dict[str, str]:
     numbers = {}
     number, load = 0, 0
     for tensor in tensors:
-        if load and load + tensor.nbytes > _SHARD_BYTES:
+        if load and load + tensor.nbytes > nbytes:
             number, load = number + 1, 0
         numbers[tensor.name] = number
         load += tensor.nbytes

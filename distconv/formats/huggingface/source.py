@@ -5,8 +5,8 @@ Owns the combination of directories: of a model, of adapters alone, and of a sep
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,13 @@ from distconv.models.adapter_config import AdapterConfig
 from distconv.models.adapters import CONFIG_NAME, belongs_to_adapter, factor_of
 from distconv.models.bind import bind
 from distconv.models.definition import Definition
+from distconv.models.dialect import PUBLISHED, Holding
+from distconv.models.experts import as_published
+from distconv.models.over import as_index, over
 from distconv.models.parameters import Binding
 from distconv.models.rules import TEXT, Rule
 from distconv.models.sizes import Sizes
+from distconv.models.spellings import forms_in_words
 from distconv.options import CommonOptions
 from distconv.tensors.stored import SourceFile, SourceIndex, as_stored
 
@@ -181,14 +185,18 @@ class HuggingFaceSource(Source):
         self.notes = tuple(note for each in read for note in each.notes())
         if model.definition is not None and model.scaling is not None:
             self.notes += scaling_notes(model.scaling, model.definition.spelled, facts.model.index)
+        self._dialect, self._holding = PUBLISHED, Holding()
+        if model.definition is None:
+            self._dialect, self._holding = model.spellings.naming_of(facts.model.index.tensors.keys())
 
     def published(self) -> Published:
-        """The tensors as they are."""
+        """The tensors under published names, packed as they are."""
         check_taken_whole(self._options)
         stored = self._facts.model.index.tensors
         if self._model.definition is not None and self._model.definition.adapters == "only":
             self._check_adapters({name: each.shape for name, each in stored.items() if factor_of(name)}, ())
-        return Published(tensors=tuple(as_stored(stored.values())))
+        published = self._holding.published
+        return Published(tensors=tuple(replace(each, name=published(each.name)) for each in as_stored(stored.values())))
 
     def parameters(self) -> Binding:
         """The parameters that the rules of the definition make."""
@@ -203,14 +211,38 @@ class HuggingFaceSource(Source):
         def from_text(rule: Rule) -> str | None:
             return selected(rule) if rule.modality == TEXT else "text_source: only its language model is converted"
 
-        binding = bind(definition, source.sizes(definition), source.index, from_source)
+        binding = self._bound(definition, source, from_source)
         if text is not None:
-            binding = binding.and_text_from(bind(definition, text.sizes(definition), text.index, from_text))
+            binding = binding.and_text_from(self._bound(definition, text, from_text))
         if binding.adapters:
             shapes = {stored.name: stored.shape for each in binding.parameters for stored in each.sources}
             left_out = [each.tensor.name for each in binding.unconverted]
             self._check_adapters(shapes, left_out)
         return binding
+
+    def _bound(self, definition: Definition, checkpoint: Checkpoint, left_out: Callable[[Rule], str | None]) -> Binding:
+        """A checkpoint bound to the definition, its experts as they are published, whatever saved it."""
+        index, sizes = checkpoint.index, checkpoint.sizes(definition)
+        experts = self._model.spellings.experts
+        if not experts.layers(index.tensors):
+            return bind(definition, sizes, index, left_out)
+        tensors = experts.respelled(list(as_stored(index.tensors.values())), as_published)
+        if all(each.name in index.tensors and each.sources == (index.tensors[each.name],) for each in tensors) and (
+            all(each.tensor.shape == index.tensors[each.name].shape for each in tensors)
+        ):
+            return bind(definition, sizes, index, left_out)
+        found = bind(definition, sizes, as_index(tensors, index.directory), left_out)
+        return over(found, {each.name: each for each in tensors})
+
+    def summary(self) -> dict[str, Any]:
+        """How experts are packed, of a model that has some."""
+        spellings, published = self._model.spellings, self._holding.published
+        stored = self._facts.model.index.tensors
+        forms = spellings.experts.forms({published(name): each.shape for name, each in stored.items()})
+        if not forms and self._dialect == PUBLISHED:
+            return {}
+        names = {"naming": "hf", "prefix": "", "dialect": spellings.label(self._dialect, "", forms)}
+        return {"source_names": {**names, "experts": forms_in_words(forms)}}
 
     def _check_adapters(self, shapes: Mapping[str, tuple[int, ...]], left_out: Sequence[str]) -> None:
         """Raise `InputError` if the configuration contradicts the factors; what is left out on purpose has names."""

@@ -12,6 +12,7 @@ from typing import Any
 from distconv.formats.element_types import DTYPE_KEYS, PLAIN, QUANTISATION_KEYS, main_dtype, named_dtypes
 from distconv.models.adapters import CONFIG_NAME, belongs_to_adapter
 from distconv.models.definition import Definition
+from distconv.models.language_model import tie_paths
 from distconv.models.vocabulary import SIZE_NAME
 from distconv.tensors.dtypes import FLOATING
 from distconv.tensors.stored import NamedTensor
@@ -52,9 +53,12 @@ def is_quantised(tensors: Sequence[NamedTensor]) -> bool:
     return any(each.tensor.dtype not in PLAIN for each in tensors)
 
 
-def untied(config: Mapping[str, Any], definition: Definition) -> Mapping[str, Any]:
+def untied(config: Mapping[str, Any], definition: Definition | None) -> Mapping[str, Any]:
     """The configuration of a model that is the same but for a head of its own, whichever release reads it."""
-    paths = () if definition.tied is None else definition.tied.flag_of_transformers_5.path
+    if definition is None:
+        paths: tuple[str, ...] = tie_paths(config)
+    else:
+        paths = () if definition.tied is None else definition.tied.flag_of_transformers_5.path
     for path in paths:
         config = _with_field(config, path.split("."), value=False)
     return config

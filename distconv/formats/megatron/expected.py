@@ -18,13 +18,11 @@ from distconv.models.rules import ANY, TEXT, Rule
 from distconv.models.sizes import Sizes
 from distconv.models.vocabulary import SIZE_NAME, has_vocabulary
 from distconv.tensors.operators import OPERATORS, Rows, RowsUnknownError
-from distconv.tensors.stored import SourceFile, SourceIndex, StoredTensor
+from distconv.tensors.stored import NOWHERE, SourceIndex, StoredTensor
 
 Shape = tuple[int, ...]
 LeftOut = Callable[[Rule], str | None]
 
-# The file of expected tensors, which are in no file.
-NOWHERE = SourceFile("", 0)
 # The name, in definitions, of the size that is the number of attention heads of a language model.
 _HEADS = "heads"
 

@@ -150,7 +150,11 @@ def read_megatron(directory: Path, iteration: str | None, hand_out: HandOut = he
         for rank, path in zip(ranks.paths, paths, strict=True)
     )
     if not any(file.tensors for file in files):
-        raise InputError(f"{ranks.directory}: no file holds a tensor of a model")
+        found = named(path.parent.name for path in ranks.paths.values())
+        raise InputError(
+            f"{ranks.directory}: no file holds a tensor of a model: {found}; if they are of pipeline stages without "
+            "layers, the directories of the others are missing"
+        )
     return MegatronIndex(
         directory=str(ranks.directory),
         iteration=ranks.iteration or next(map(str, iterations.values()), RELEASE),

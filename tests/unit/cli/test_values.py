@@ -10,7 +10,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from distconv.cli.values import literal, with_expanded_paths, with_literal_path
+from distconv.cli.values import (
+    literal,
+    with_expanded_paths,
+    with_group_as_value,
+    with_literal_path,
+    without_wrapping,
+)
 
 PARSER = OverridesParser.create()
 
@@ -74,3 +80,28 @@ def test_a_home_and_variables_are_replaced_in_paths_alone(monkeypatch):
     expected = {**content, "source": "/home/me/hf", "target": "/data/x/mm/data/x"}
     assert with_expanded_paths(content) == expected
     assert with_expanded_paths({"source": "a/~/$NOT_SET/${not set}"}) == {"source": "a/~/$NOT_SET/${not set}"}
+
+
+@pytest.mark.parametrize(
+    ("word", "arranged"),
+    [
+        ("dialect=mm_fsdp2", "dialect={name:mm_fsdp2}"),
+        ("dialect='a,b'", "dialect={name:'a,b'}"),
+        ("dialect=a,b", "dialect={name:a},{name:b}"),
+        ("dialect=null", "dialect=null"),
+        ("source_dialect=mm_fsdp2", "source_dialect=mm_fsdp2"),
+        ("dialect", "dialect"),
+    ],
+)
+def test_a_value_that_hydra_would_take_for_a_file_passes_as_a_mapping(word, arranged):
+    assert with_group_as_value(word) == arranged
+
+
+def test_and_is_taken_out_again():
+    assert without_wrapping({"dialect": {"name": "x"}, "layout": {"name": "y"}}) == {
+        "dialect": "x",
+        "layout": {"name": "y"},
+    }
+    assert without_wrapping({"dialect": "x"}) == {"dialect": "x"}
+    # What the user has written so is not an option of this program.
+    assert without_wrapping({"dialect": {"nom": "x"}}) == {"dialect": {"nom": "x"}}

@@ -257,3 +257,43 @@ def test_a_file_is_read_once_and_only_if_it_is_needed(tmp_path, monkeypatch):
     found.content("b")
     found.content("c")
     assert read == ["b.yaml", "a.yaml", "c.yaml"]
+
+
+def dialects(root: Path, **contents: str) -> Path:
+    (root / "dialect").mkdir(parents=True)
+    for name, content in contents.items():
+        (root / "dialect" / f"{name}.yaml").write_text(content)
+    return root
+
+
+def test_dialects_lie_beside_the_definitions(tmp_path):
+    own = dialects(tmp_path / "own", mine="prefix: a.\n")
+    found = Library([own, dialects(tmp_path / "other", yours="prefix: b.\n")]).dialects()
+    assert {name: each["content"] for name, each in found.items()} == {
+        "mine": {"prefix": "a."},
+        "yours": {"prefix": "b."},
+    }
+    assert found["mine"]["path"] == str(own / "dialect" / "mine.yaml")
+    assert Library.of_package(own).dialects().keys() > Library.of_package().dialects().keys()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("defaults: [mm_fsdp2]\n", "defaults: a dialect is a file by itself"),
+        ("# @package _global_\nprefix: a.\n", "'# @package': a dialect is a file by itself"),
+        ("prefix: ${source}\n", "line 1: '${source}': a dialect is a file by itself"),
+        ("prefix: [\n", "not valid YAML"),
+    ],
+)
+def test_a_dialect_that_cannot_be_read_alone_is_refused(content, says, tmp_path):
+    with pytest.raises(InputError) as caught:
+        Library([dialects(tmp_path, mine=content)]).dialects()
+    assert "mine.yaml: " in str(caught.value)
+    assert says in str(caught.value)
+
+
+def test_two_dialects_of_one_name_are_refused(tmp_path):
+    own = dialects(tmp_path / "own", mm_fsdp2="prefix: a.\n")
+    with pytest.raises(InputError, match=r"has the name of the dialect .*mm_fsdp2\.yaml; give it another one"):
+        Library.of_package(own).dialects()

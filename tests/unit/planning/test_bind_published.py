@@ -26,7 +26,7 @@ def published(shapes: Mapping[str, tuple[int, ...]]) -> Published:
 
 
 def model(reference: Reference | None = None, *, name: str | None = "toy") -> Model:
-    return model_of(name, toy.content(), reference, toy.config(), "/hf")
+    return model_of(name, toy.content(), reference, toy.config(), "/hf", {})
 
 
 def bound(shapes: Mapping[str, tuple[int, ...]], known: Model | None = None, **options: Any) -> tuple[str, ...]:
@@ -118,6 +118,37 @@ def test_tensors_that_a_definition_only_names_are_said_to_be_unchecked_unless_a_
     assert bound(shapes, model(replace(toy_facts.reference(), index=toy.index(shapes)))) == ()
 
 
+def test_what_no_rule_knows_is_taken_where_the_reference_has_it_in_names_and_shapes():
+    shapes = {**toy.shapes(), "model.odd.weight": (2,)}
+    (said,) = bound(shapes, model(replace(toy_facts.reference(), index=toy.index(shapes))))
+    assert said == (
+        "1 tensor that model definition toy does not know; names and shapes are those of the reference: "
+        "model.odd.weight"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"lm_head.weight": (31, 16)}, "lm_head.weight has shape [31, 16], but /hf/config.json says vocab_size 30"),
+        ({"model.embed_tokens.weight": (30, 15)}, "and hidden_size 16"),
+        (
+            {"model.layers.3.mlp.weight": (1,)},
+            "model.layers.3: has tensors, but /hf/config.json says num_hidden_layers 3",
+        ),
+    ],
+)
+def test_without_a_definition_the_configuration_is_believed_all_the_same(changed, says):
+    shapes = {"model.embed_tokens.weight": (30, 16), "lm_head.weight": (30, 16)}
+    shapes |= {f"model.layers.{layer}.mlp.weight": (2, 2) for layer in range(3)}
+    assert len(bound(shapes, model(name=None))) == 1
+    assert says in refused({**shapes, **changed}, model(name=None))
+    del shapes["model.layers.1.mlp.weight"]
+    assert "model.layers.1: has no tensor, but /hf/config.json says num_hidden_layers 3" in refused(
+        shapes, model(name=None)
+    )
+
+
 def test_a_vocabulary_of_other_rows_is_bound_with_these_and_its_head_is_not_filled_in():
     rows = toy.VOCABULARY + 2
     shapes = toy.shapes()
@@ -129,7 +160,7 @@ def test_a_vocabulary_of_other_rows_is_bound_with_these_and_its_head_is_not_fill
     assert f"has shape [{rows}, " in refused(shapes, model(known))
     # A tied model's head is a copy of its embedding.
     headless = {name: shape for name, shape in shapes.items() if name != "lm_head.weight"}
-    tied = model_of("toy", toy.content(), known, toy.config(tie_word_embeddings=True), "/hf")
+    tied = model_of("toy", toy.content(), known, toy.config(tie_word_embeddings=True), "/hf", {})
     given = replace(published(headless), rows=rows, tied=True, bound=True)
     assert bind_published(given, options, tied, "/source") == ()
 
@@ -137,7 +168,7 @@ def test_a_vocabulary_of_other_rows_is_bound_with_these_and_its_head_is_not_fill
 def test_adapters_alone_are_checked_and_what_lies_beside_them_is_not():
     content = {**toy.content(), "adapters": "only", "ignore": []}
     content["rules"]["text"]["mlp"] = content["rules"]["text"]["mlp"][0]["one_of"]["dense"]
-    known = model_of("toy", content, toy_facts.reference(), toy.config(), "/hf")
+    known = model_of("toy", content, toy_facts.reference(), toy.config(), "/hf", {})
     up = "model.layers.0.mlp.up"
     shapes = {f"{up}.lora_A.default.weight": (4, toy.HIDDEN), f"{up}.lora_B.default.weight": (toy.MLP, 4)}
     assert bound({**shapes, EMBEDDING: (1,)}, known) == ()

@@ -39,7 +39,7 @@ def fitted(
 ) -> Fitted:
     """Of a model whose configuration `says` a number of rows; `own`: it is that of the source."""
     reference = None if own else toy_facts.reference(vocab_size=says)
-    model = model_of(name, toy.content(), reference, toy.config(vocab_size=says), "/hf")
+    model = model_of(name, toy.content(), reference, toy.config(vocab_size=says), "/hf", {})
     return fit_vocabulary(found, configuration.job(**given), replace(model, trained_rows=trained))
 
 

@@ -25,7 +25,7 @@ DEFINITIONS = {
     "nameless": {**toy.content(), "model_types": []},
     "one": {**toy.content(), "model_types": ["model_one", "model_uno"]},
     "one_variant": {**toy.content(), "model_types": ["model_one"], "variant_of": "one"},
-    "two": {**toy.content(), "model_types": ["model_two"]},
+    "two": {**toy.content(), "model_types": ["model_two"], "unless": ["text_config.num_experts", "moe"]},
 }
 
 
@@ -100,6 +100,19 @@ def test_a_separate_language_model_is_looked_at_too(tmp_path):
 def test_a_model_that_cannot_be_chosen_is_refused(tmp_path, config, chosen, message):
     found = refused(job(checkpoint(tmp_path / "hf", **config)), chosen)
     assert found.startswith(f"{tmp_path}/hf/config.json: {message}")
+
+
+def test_a_model_with_a_field_that_a_definition_excludes_is_of_no_definition(tmp_path):
+    config = {"model_type": "model_two", "text_config": {"num_experts": 8}}
+    source = checkpoint(tmp_path / "hf", **config)
+    assert refused(job(source)) == (
+        f"{tmp_path}/hf/config.json: has text_config.num_experts: two is for models without, and no other is for it"
+    )
+    published = replace(job(source), target_format="dcp", naming="hf", layout=Layout())
+    assert looked(published).model is None
+    assert looked(job(checkpoint(tmp_path / "dense", model_type="model_two", text_config={}))).model == "two"
+    # Who names it has it.
+    assert looked(job(source), "two").model == "two"
 
 
 @pytest.mark.parametrize("chosen", ["one", "one_variant", "nameless"])

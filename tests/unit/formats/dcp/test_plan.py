@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from distconv.errors import JobError
 from distconv.formats.dcp import plan as dcp_plan
-from distconv.formats.dcp.plan import Chunk, DcpPlan, make_dcp_plan
+from distconv.formats.dcp.plan import Chunk, DcpPlan, Names, make_dcp_plan
 from distconv.planning.assign import assign
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import NamedTensor, SourceFile, StoredTensor, position
@@ -49,7 +49,7 @@ def checkpoints(draw: st.DrawFn) -> list[NamedTensor]:
 
 
 def plan(tensors: list[NamedTensor]) -> DcpPlan:
-    return make_dcp_plan(tensors, (), "hf")
+    return make_dcp_plan(tensors, (), Names(naming="hf", dialect="mine", prefix="model."))
 
 
 def chunks(found: DcpPlan) -> list[Chunk]:
@@ -169,5 +169,6 @@ def test_two_tensors_of_one_name_are_refused():
 
 def test_the_summary_counts_and_shows_a_name():
     tensors = [as_it_is(stored("large", "uint8", (10, 16))), as_it_is(stored("small", "uint8", (), offset=160))]
-    assert plan(tensors).summary() == {"dcp": {"naming": "hf", "example": "large", "tensors": 2, "chunks": 4}}
-    assert plan([]).summary() == {"dcp": {"naming": "hf", "example": None, "tensors": 0, "chunks": 0}}
+    names = {"naming": "hf", "dialect": "mine", "prefix": "model."}
+    assert plan(tensors).summary() == {"dcp": {**names, "example": "large", "tensors": 2, "chunks": 4}}
+    assert plan([]).summary() == {"dcp": {**names, "example": None, "tensors": 0, "chunks": 0}}

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distconv.errors import InputError
-from distconv.formats.dcp.prefix import find_prefix, names_under, unwrapped
+from distconv.formats.dcp.prefix import (
+    common_prefix,
+    count_known,
+    find_prefix,
+    names_under,
+    of_training,
+    unwrapped,
+)
 
 OLD = {f"model.layers.{n}.{part}.weight" for n in range(4) for part in ("q", "k", "mlp.down")}
 VISUAL = {f"visual.blocks.{n}.weight" for n in range(3)}
@@ -100,3 +107,49 @@ def test_names_under_a_prefix_lead_back_to_the_checkpoint():
 def test_names_that_become_one_are_refused():
     with pytest.raises(InputError, match=r"model\.a and model\._orig_mod\.a are one name"):
         names_under(["model.a", "model._orig_mod.a"], "model.")
+
+
+def test_how_many_names_are_known_under_the_best_prefix():
+    assert count_known({"a.x", "a.y", "b.x", "z"}, {"x", "y"}) == 2
+    assert count_known({"z"}, {"x"}) == 0
+    assert count_known({"a.x", "a.y", "b.x"}, {"x", "y"}, "b.") == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "prefix"),
+    [
+        (["app.model.embed.w", "app.model.layers.0.w", "app.model.head.w"], "app.model."),
+        (["model.a", "model._orig_mod.b.w", "optim.state.a.exp_avg", "optimizer.state.a.step"], "model."),
+        (["app.model.a.w", "app.model.b.w", "app.optim.state.a.w.exp_avg"], "app.model."),
+        (["embed.w", "layers.0.w"], ""),
+        # What is a number is a part of a model.
+        (["model.0.w", "model.0.b"], "model."),
+        (["w"], ""),
+        ([], ""),
+    ],
+)
+def test_where_nothing_is_known_the_prefix_is_what_all_names_have_in_common(names, prefix):
+    assert common_prefix(names) == prefix
+
+
+def test_a_given_prefix_is_believed_where_nothing_is_known_if_some_name_begins_so():
+    names = ["app.model.a", "app.model.b"]
+    assert common_prefix(names, "app.") == "app."
+    with pytest.raises(
+        InputError, match=r"name_prefix=ap\.x: no tensor has a name that begins so; the source holds app"
+    ):
+        common_prefix(names, "ap.x")
+
+
+def test_the_state_of_training_is_no_model():
+    training = [
+        "optimizer.state.a",
+        "optim.a",
+        "lr_scheduler.b",
+        "rng_state.c",
+        "rerun_state_machine.d",
+        "train_state.e",
+    ]
+    below = ["app.optim.state.a.step", "app.optimizer.param_groups.a.lr", "x.a.weight.exp_avg", "x.a.momentum_buffer"]
+    assert all(map(of_training, training + below))
+    assert not any(map(of_training, ["model.optimizer.a", "optical.w", "rope.w", "state.w", "model.rng_state.w"]))

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from distconv.formats.dcp import plan as dcp_plan
 from distconv.formats.dcp.blobs import Span, blob_frames, spans_of
 from distconv.formats.dcp.metadata import read_metadata
-from distconv.formats.dcp.plan import Chunk, DcpPlan, make_dcp_plan
+from distconv.formats.dcp.plan import Chunk, DcpPlan, Names, make_dcp_plan
 from distconv.formats.dcp.write_metadata import metadata_bytes
 from distconv.formats.frame import joined_frames, write_frame
 from distconv.tensors.dtypes import ITEM_SIZE
@@ -51,7 +51,7 @@ def plans(draw: st.DrawFn) -> DcpPlan:
 def plan_of(forms: dict[str, tuple[str, tuple[int, ...]]]) -> DcpPlan:
     file = SourceFile("/hf/model.safetensors", 1 << 20)
     stored = [StoredTensor(name, *form, file, number) for number, (name, form) in enumerate(forms.items())]
-    return make_dcp_plan(as_stored(stored), (), "hf")
+    return make_dcp_plan(as_stored(stored), (), Names(naming="hf"))
 
 
 def write(directory: Path, plan: DcpPlan) -> Spans:
@@ -191,13 +191,13 @@ def test_torch_is_not_needed(tmp_path):
     code = """
 import pathlib, sys
 from distconv.formats.dcp.files import DcpFiles
-from distconv.formats.dcp.plan import make_dcp_plan
+from distconv.formats.dcp.plan import Names, make_dcp_plan
 from distconv.formats.frame import write_frame
 from distconv.tensors.stored import NamedTensor
 from distconv.tensors.virtual import whole
 from distconv.transfer.sources import SourceFiles
 from distconv.transfer.write import write_beside
-plan = make_dcp_plan([NamedTensor((), whole("float32", (3, 2)), "a")], (), "hf")
+plan = make_dcp_plan([NamedTensor((), whole("float32", (3, 2)), "a")], (), Names(naming="hf"))
 form, (file,) = DcpFiles(plan), plan.files
 write_frame(pathlib.Path(file.path), form.frame(file, list(plan.entries(file))))
 write_beside(pathlib.Path(), form.beside(), SourceFiles(), durable=False)

@@ -11,7 +11,8 @@ import pytest
 from distconv.errors import InputError
 from distconv.formats.base import Published
 from distconv.formats.huggingface.follow import FILL, Followed, follow, follow_reference
-from distconv.formats.model import Reference
+from distconv.formats.model import Model, Reference
+from distconv.models.definition import Definition
 from distconv.tensors.stored import NamedTensor, SourceFile, StoredTensor
 from distconv.tensors.virtual import whole
 from tests.unit import toy
@@ -37,6 +38,10 @@ def reference(shapes: Shapes, *, weights: bool = True) -> Reference:
         shard_files=dict.fromkeys(shapes, "model.safetensors"),
         index_content=None,
     )
+
+
+def model(definition: Definition, known: Reference) -> Model:
+    return Model(definition=definition, reference=known, config=known.config, config_path="/hf/config.json")
 
 
 def spelled(name: str) -> str:
@@ -77,13 +82,13 @@ def test_the_names_of_a_larger_model_are_not_made_up(part_of):
     )
     definition, published = toy.definition({**toy.content(), "part_of": part_of}), Published(tensors=(), bound=True)
     if part_of != "hidden_size":
-        assert follow_reference(published, definition, bare, fill=False).tensors == ()
+        assert follow_reference(published, model(definition, bare), fill=False).tensors == ()
         return
     with pytest.raises(InputError, match=r"config.json has hidden_size, so it is of a larger model .*index.json"):
-        follow_reference(published, definition, bare, fill=False)
+        follow_reference(published, model(definition, bare), fill=False)
     # One that names its tensors is followed.
     named = replace(reference({}), config=toy.config())
-    assert follow_reference(published, definition, named, fill=False).tensors == ()
+    assert follow_reference(published, model(definition, named), fill=False).tensors == ()
 
 
 def test_a_tied_head_is_a_copy_where_no_reference_shows_one():
@@ -222,7 +227,7 @@ def lacking(source: Shapes, known: Reference, **config: object) -> list[str]:
     """What is said of the toy model where its reference has more."""
     known = replace(known, config={**toy.config(), **config})
     with pytest.raises(InputError) as caught:
-        follow_reference(Published(tensors=tuple(tensors(source))), toy.definition(), known, fill=False)
+        follow_reference(Published(tensors=tuple(tensors(source))), model(toy.definition(), known), fill=False)
     return caught.value.problems
 
 
@@ -266,11 +271,11 @@ def test_a_vocabulary_of_other_rows_may_differ_from_the_reference_in_these_alone
     for name in (EMBEDDING, HEAD):
         shapes[name] = (rows, shapes[name][1])
     published = Published(tensors=tuple(tensors(shapes)), rows=rows)
-    found = follow_reference(published, toy.definition(), known, fill=False)
+    found = follow_reference(published, model(toy.definition(), known), fill=False)
     assert {each.name: each.tensor.shape for each in found.tensors} == shapes
     for changed in (
         replace(published, rows=None),
         replace(published, tensors=tuple(tensors({**shapes, HEAD: (rows, 3)}))),
     ):
         with pytest.raises(InputError, match=r"lm_head\.weight: is "):
-            follow_reference(changed, toy.definition(), known, fill=False)
+            follow_reference(changed, model(toy.definition(), known), fill=False)

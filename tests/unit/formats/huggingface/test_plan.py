@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distconv.errors import InputError
 from distconv.formats.huggingface.plan import HuggingFacePlan, make_huggingface_plan
 from distconv.formats.model import Reference
 from distconv.tensors.dtypes import ITEM_SIZE
@@ -221,3 +222,37 @@ def test_a_nested_element_type_is_made_true_where_the_top_says_none():
         "model_type": "x",
         "text_config": {"dtype": "float32"},
     }
+
+
+def test_a_size_of_shards_that_is_asked_for_replaces_those_of_the_reference():
+    tensors = [tensor(name, (4,)) for name in ("a", "b", "c", "large")] + [tensor("d", (100,)), tensor("e")]
+    shards = dict.fromkeys((each.name for each in tensors), ONE)
+    known = reference(shards, index_of(shards, 228, total_parameters=114))
+    found = make_huggingface_plan(tensors, (), (), known, shard_bytes=16)
+    assert held(found) == {
+        "model-00001-of-00004.safetensors": ["a", "b"],
+        "model-00002-of-00004.safetensors": ["c", "large"],
+        "model-00003-of-00004.safetensors": ["d"],
+        "model-00004-of-00004.safetensors": ["e"],
+    }
+    index = json.loads(found.texts[INDEX])
+    assert index["metadata"] == {"total_size": 236, "total_parameters": 114}
+    assert set(index["weight_map"].values()) == {file.path for file in found.files}
+
+
+def test_one_file_needs_no_index_also_where_the_reference_has_one():
+    shards = {"a": ONE, "b": TWO}
+    known = reference(shards, index_of(shards, 8))
+    found = make_huggingface_plan([tensor("a"), tensor("b")], (), (), known, shard_bytes=10**9)
+    assert held(found) == {"model.safetensors": ["a", "b"]}
+    assert INDEX not in {**found.copied, **found.texts}
+
+
+def test_adapters_are_one_file_since_peft_reads_no_other():
+    known = replace(BARE, is_adapter=True)
+    tensors = [tensor("a"), tensor("b")]
+    assert held(make_huggingface_plan(tensors, (), (), known, shard_bytes=8)) == {
+        "adapter_model.safetensors": ["a", "b"]
+    }
+    with pytest.raises(InputError, match="shard_size=4: PEFT reads adapters from a single file, of 8 bytes"):
+        make_huggingface_plan(tensors, (), (), known, shard_bytes=4)

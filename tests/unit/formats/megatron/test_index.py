@@ -181,6 +181,8 @@ def test_all_files_that_cannot_be_used_are_named(reading):
 
 
 def test_files_without_a_tensor_are_no_checkpoint(reading, tmp_path):
-    assert refused(reading, {"model": {"_extra_state": None}}) == [
-        f"{tmp_path}/release: no file holds a tensor of a model"
-    ]
+    (problem,) = refused(reading, {"model": {"_extra_state": None}})
+    assert problem == (
+        f"{tmp_path}/release: no file holds a tensor of a model: mp_rank_00; if they are of pipeline stages without "
+        "layers, the directories of the others are missing"
+    )
