@@ -9,13 +9,13 @@ is stored. Casts nothing: a table whose type is another than that of its sources
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from distconv.errors import counted, named, raise_if
+from distconv.errors import InputError, counted, named, raise_if
+from distconv.formats.config_dtypes import PLAIN, main_dtype, named_dtypes, says_quantised
 from distconv.formats.model import Model
 from distconv.models.names import filled, layers_of, matching
 from distconv.models.parameters import Binding, Parameter, Recipe
@@ -26,11 +26,6 @@ from distconv.tensors.stored import NamedTensor, StoredTensor
 from distconv.tensors.virtual import VirtualTensor
 from distconv.words import binary
 
-# The field of config.json that says the element type, before and since transformers 4.56.
-DTYPE_KEYS = ("torch_dtype", "dtype")
-# Those that say how weights are quantised, and the element types that a model has which is not.
-QUANTISATION_KEYS = frozenset({"quantization_config", "compression_config"})
-PLAIN = frozenset({*FLOATING, "int64", "bool"})
 # The options that a format takes for its results if it applies `ElementTypes`.
 CAST_OPTIONS = ("dtype", "keep_dtype", "dtype_overflow")
 _ADVICE = "give dtype=bfloat16, float16 or float32"
@@ -84,6 +79,7 @@ class ElementTypes:
         self._cast: dict[tuple[str, str], tuple[int, int]] = {}
         self._kept: dict[str, list[str]] = {}
         self._quantised: dict[str, list[str]] = {}
+        self._not_kept: dict[str, list[str]] = {}
         self._unknown: list[str] = []
         # By the identity of the tables, which are few: their hash would cover every copy.
         self._tables: dict[tuple[int, str], tuple[VirtualTensor, VirtualTensor]] = {}
@@ -92,16 +88,16 @@ class ElementTypes:
 
     @cached_property
     def _of_reference(self) -> Mapping[str, str]:
-        """The types of the reference's weights by the definition's names.
+        """The types of the reference's weights by the definition's names; without those that are quantised.
 
         Found on demand: a job without a cast needs none, and spelling all names takes time.
         """
-        return {self._spelled(each.name): each.dtype for each in self._weights}
+        return {self._spelled(each.name): each.dtype for each in self._weights if each.quantised is None}
 
     @cached_property
     def _main(self) -> str | None:
         """The type of most of the reference's weights."""
-        return main_dtype((each.dtype, each.nbytes) for each in self._weights)
+        return main_dtype((each.dtype, each.nbytes) for each in self._weights if each.quantised is None)
 
     @property
     def _weights(self) -> Iterable[StoredTensor]:
@@ -115,10 +111,11 @@ class ElementTypes:
             InputError: every tensor that is quantised, or whose type nothing tells; patterns that match no tensor.
         """
         if self._dtype == KEEP:
+            self._check_plain((each.name, each.sources) for each in tensors)
             return tuple(tensors)
         typed = []
         for each in tensors:
-            dtype = self._of(each.name, [each.name], each.tensor)
+            dtype = self._of(each.name, [each.name], each.tensor, each.sources)
             typed.append(replace(each, tensor=self._retyped(each.tensor, dtype)))
         self._check(each.name for each in tensors)
         return tuple(typed)
@@ -126,6 +123,7 @@ class ElementTypes:
     def of_parameters(self, binding: Binding) -> Binding:
         """Parameters, each of the type that it has in the result; `of_tensors` tells the errors."""
         if self._dtype == KEEP:
+            self._check_plain((each.name, each.sources) for each in binding.parameters)
             return binding
         # Recipes are one object for each that is given, too.
         recipes: dict[tuple[Recipe, str], Recipe] = {}
@@ -136,7 +134,7 @@ class ElementTypes:
             if recipe.rule not in items:
                 items[recipe.rule] = self._items(recipe.rule, binding)
             published = _published(each, items[recipe.rule].get(each.layer))
-            dtype = self._of(each.name, published, recipe.tensor)
+            dtype = self._of(each.name, published, recipe.tensor, each.sources)
             if dtype != recipe.tensor.dtype and (recipe, dtype) not in recipes:
                 recipes[recipe, dtype] = replace(recipe, tensor=replace(recipe.tensor, dtype=dtype))
             typed.append(replace(each, recipe=recipes.get((recipe, dtype), recipe)))
@@ -158,20 +156,23 @@ class ElementTypes:
         if expected not in FLOATING or found in (None, expected):
             return
         size = binary(sum(each.nbytes for each in tensors))
-        is_plain = PLAIN.issuperset(self._of_reference.values())
+        is_plain = not reference.quantised and PLAIN.issuperset(self._of_reference.values())
         option = REFERENCE if is_plain and not self._untold() else expected
         yield (
             f"the result is {found}, {size}, as the source; {reference.directory} is {expected}: dtype={option} makes "
             "it so"
         )
 
-    def _of(self, name: str, published: Sequence[str], tensor: VirtualTensor) -> str:
+    def _of(self, name: str, published: Sequence[str], tensor: VirtualTensor, sources: Sequence[StoredTensor]) -> str:
         """The type of a tensor of the result, by its name and the published ones of what it is made of."""
         found = tensor.dtype
+        quantised = next((each for each in sources if each.quantised is not None), None)
         names = [self._prefix + name, name, *published, *map(self._spelled, published)]
         patterns = [each for each, expression in self._patterns.items() if any(map(expression.fullmatch, names))]
         if patterns:
             self._unmatched.difference_update(patterns)
+            if quantised is not None:
+                self._not_kept.setdefault(patterns[0], []).append(name)
             self._kept.setdefault(f"keep_dtype={patterns[0]}", []).append(name)
             return found
         if found not in FLOATING:
@@ -182,12 +183,14 @@ class ElementTypes:
             dtype = self._as_in_reference(name, published) or found
         else:
             dtype = self._dtype
-            if dtype not in _WIDER[found] and (reason := self._reason_to_keep(names)) is not None:
+            rounds = quantised is None and dtype not in _WIDER[found]
+            if rounds and (reason := self._reason_to_keep(names)) is not None:
                 self._kept.setdefault(reason, []).append(name)
                 return found
-        if dtype != found:
-            tensors, nbytes = self._cast.get((found, dtype), (0, 0))
-            self._cast[found, dtype] = tensors + 1, nbytes + tensor.elements * ITEM_SIZE[dtype]
+        if dtype != found or quantised is not None:
+            old = found if quantised is None else quantised.stored_as
+            tensors, nbytes = self._cast.get((old, dtype), (0, 0))
+            self._cast[old, dtype] = tensors + 1, nbytes + tensor.elements * ITEM_SIZE[dtype]
         return dtype
 
     def _retyped(self, tensor: VirtualTensor, dtype: str) -> VirtualTensor:
@@ -240,11 +243,24 @@ class ElementTypes:
         layers = layers_of(rule, self._model.defined, self._model.sizes, binding.layers[rule.modality])
         return {layer: item for item, layer in layers}
 
+    def _check_plain(self, tensors: Iterable[tuple[str, Sequence[StoredTensor]]]) -> None:
+        """Raise `InputError` for tensors that have no type to keep, as those of a quantised reference."""
+        if wrong := [name for name, sources in tensors if any(each.quantised is not None for each in sources)]:
+            raise InputError(
+                f"dtype={KEEP}: {counted(len(wrong), 'tensor')} quantised, and the result is not: {named(wrong)}; "
+                f"{_ADVICE}"
+            )
+
     def _check(self, names: Iterable[str]) -> None:
         at = f"dtype={self._dtype}"
         problems = [
             f"{at}: {counted(len(wrong), 'tensor')} of {dtype}, which has no meaning without scales: {named(wrong)}"
             for dtype, wrong in self._quantised.items()
+        ]
+        problems += [
+            f"keep_dtype={pattern}: {counted(len(wrong), 'tensor')} that are quantised, and are not with {at}: "
+            f"{named(wrong)}"
+            for pattern, wrong in self._not_kept.items()
         ]
         if self._unknown:
             problems.append(
@@ -257,29 +273,6 @@ class ElementTypes:
             for pattern in sorted(self._unmatched)
         ]
         raise_if(problems)
-
-
-def says_quantised(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration, or a part of it, says that weights are quantised."""
-    parts = (part for part in config.values() if isinstance(part, Mapping))
-    return not QUANTISATION_KEYS.isdisjoint(config) or any(map(says_quantised, parts))
-
-
-def named_dtypes(config: Mapping[str, Any]) -> Iterator[str]:
-    """The element types that a configuration names, the model's before those of its parts, which may have it alone."""
-    yield from (config[key] for key in DTYPE_KEYS if isinstance(config.get(key), str))
-    for part in config.values():
-        if isinstance(part, Mapping):
-            yield from named_dtypes(part)
-
-
-def main_dtype(sizes: Iterable[tuple[str, int]]) -> str | None:
-    """The floating type that most bytes are of, given types and sizes of tensors; `None` without any."""
-    nbytes = Counter[str]()
-    for dtype, size in sizes:
-        if dtype in FLOATING:
-            nbytes[dtype] += size
-    return max(nbytes, key=lambda each: nbytes[each], default=None)
 
 
 def _published(parameter: Parameter, item: int | None) -> list[str]:

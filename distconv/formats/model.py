@@ -26,7 +26,8 @@ class Reference:
     `shards`: the file of each tensor by name, `None` where neither weights nor an index tell. `index_content`: the
     parsed content of its index file. `side_files`: the files that are no weights, by path below the directory.
     `described_by`: the files of `config` and of the index; `index_file`: the latter. `notes`: what is in the directory
-    and not used, in sentences for the report.
+    and not used, in sentences for the report. `quantised`: so are weights, and of what a result has instead neither
+    sizes nor files are known.
     """
 
     directory: str
@@ -39,6 +40,7 @@ class Reference:
     described_by: tuple[SourceFile, ...] = ()
     index_file: SourceFile | None = None
     notes: tuple[str, ...] = ()
+    quantised: bool = False
 
     @property
     def looked_at(self) -> Iterator[SourceFile]:
@@ -50,7 +52,7 @@ class Reference:
     def shapes(self) -> dict[str, tuple[int, ...] | None]:
         """Tensor name → shape; `None` for a tensor that only the index file names."""
         stored = {} if self.index is None else self.index.tensors
-        return {name: stored[name].shape if name in stored else None for name in self.shard_files or ()}
+        return {name: stored[name].published_shape if name in stored else None for name in self.shard_files or ()}
 
     def sizes(self, definition: Definition) -> Sizes:
         """The sizes of a definition, from the configuration of the reference."""

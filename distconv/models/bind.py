@@ -197,8 +197,8 @@ def _quantised(rules: list[Rule], stored: Mapping[str, StoredTensor]) -> Mapping
 def _of_quantised(found: Iterable[StoredTensor], where: str) -> Iterator[str]:
     if described := named((f"{each.name} is {each.dtype}" for each in found), 3):
         yield (
-            f"{where}: {described}, expected one of {', '.join(FLOATING)}; quantised checkpoints cannot be converted, "
-            "only what they were made of"
+            f"{where}: {described}, expected one of {', '.join(FLOATING)}; of quantised weights, config.json must say "
+            "how they are, and dtype=bfloat16, float16 or float32 what to make of them"
         )
 
 

@@ -13,6 +13,7 @@ ITEM_SIZE: Mapping[str, int] = MappingProxyType(
         "bfloat16": 2,
         "float8_e4m3fn": 1,
         "float8_e5m2": 1,
+        "float8_e8m0fnu": 1,
         "int64": 8,
         "int32": 4,
         "int16": 2,
@@ -25,6 +26,9 @@ ITEM_SIZE: Mapping[str, int] = MappingProxyType(
 # The types of weights that are not quantised: those between which elements can be cast.
 FLOATING = ("float64", "float32", "float16", "bfloat16")
 
+# The types of scales that are an exponent of one byte alone.
+SCALE_BYTES = ("uint8", "float8_e8m0fnu")
+
 # https://github.com/huggingface/safetensors, README "Format" and safetensors/src/tensor.rs
 SAFETENSORS_CODE: Mapping[str, str] = MappingProxyType(
     {
@@ -34,6 +38,7 @@ SAFETENSORS_CODE: Mapping[str, str] = MappingProxyType(
         "BF16": "bfloat16",
         "F8_E4M3": "float8_e4m3fn",
         "F8_E5M2": "float8_e5m2",
+        "F8_E8M0": "float8_e8m0fnu",
         "I64": "int64",
         "I32": "int32",
         "I16": "int16",

@@ -10,11 +10,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from math import prod
 from typing import Any
 
 from distconv.tensors.dtypes import ITEM_SIZE
-from distconv.tensors.virtual import VirtualTensor, whole
+from distconv.tensors.virtual import VirtualTensor, permute, whole
 
 # A way out of the directory, and what no file system has in a name: half of a surrogate pair is no character.
 _NO_FILE_NAME = re.compile(r"\.{0,2}|.*[/\\\0\ud800-\udfff].*", re.DOTALL)
@@ -85,23 +86,83 @@ NOWHERE = SourceFile("", 0)
 
 
 @dataclass(frozen=True, slots=True)
+class Quantised:
+    """How the elements of a tensor are stored: as codes of some `bits`, and scales of blocks of rows and columns.
+
+    `code`: the kind of codes, a name that `tensors.quantised` knows; rows are whole `words` of so many bytes. `turned`:
+    what is published for it, where it is not quantised, has the last two dims exchanged.
+    """
+
+    code: str
+    bits: int
+    words: int
+    block: tuple[int, int]
+    scales: StoredTensor
+    turned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A contiguous tensor in a file: `offset` is the position in bytes of its first element in the file."""
+    """A contiguous tensor in a file: `offset` is the position in bytes of its first element in the file.
+
+    One that is `quantised` counts as a tensor of `dtype`, and its codes are at that position.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     file: SourceFile
     offset: int
+    quantised: Quantised | None = None
 
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
         return prod(self.shape) * ITEM_SIZE[self.dtype]
 
+    @property
+    def is_turned(self) -> bool:
+        """Whether what is published has the last two dims exchanged."""
+        return self.quantised is not None and self.quantised.turned
+
+    @property
+    def published_shape(self) -> tuple[int, ...]:
+        """The shape of what is published."""
+        return (*self.shape[:-2], self.shape[-1], self.shape[-2]) if self.is_turned else self.shape
+
+    @property
+    def row_bytes(self) -> int:
+        """The bytes in the file from one row, of all elements along the last dim, to the next."""
+        if self.quantised is None:
+            return self.shape[-1] * ITEM_SIZE[self.dtype]
+        return -(-self.shape[-1] * self.quantised.bits // (8 * self.quantised.words)) * self.quantised.words
+
+    @property
+    def stored_as(self) -> str:
+        """The element type, or the kind of codes, in the file."""
+        return self.dtype if self.quantised is None else self.quantised.code
+
     def stored_bytes(self, nbytes: int, dtype: str) -> int:
-        """The bytes in the file that become `nbytes` bytes of elements of type `dtype`."""
-        return nbytes // ITEM_SIZE[dtype] * ITEM_SIZE[self.dtype]
+        """The bytes in the file that become `nbytes` bytes of elements of type `dtype`; without scales."""
+        elements = nbytes // ITEM_SIZE[dtype]
+        return elements * ITEM_SIZE[self.dtype] if self.quantised is None else elements * self.quantised.bits // 8
+
+    def to_json(self, numbers: Mapping[SourceFile, int]) -> list[Any]:
+        """Plain data for sharing with other processes, with the numbers of files; `from_json` reads it."""
+        data = [self.name, self.dtype, self.shape, numbers[self.file], self.offset]
+        how = self.quantised
+        if how is not None:
+            data.append([how.code, how.bits, how.words, how.block, how.scales.to_json(numbers), how.turned])
+        return data
+
+    @staticmethod
+    def from_json(data: Sequence[Any], files: Sequence[SourceFile]) -> StoredTensor:
+        """The tensor in the data of `to_json`, of files by their numbers."""
+        name, dtype, shape, file, offset, *rest = data
+        how = None
+        for code, bits, words, (rows, columns), scales, turned in rest:
+            how = Quantised(code, bits, words, (rows, columns), StoredTensor.from_json(scales, files), turned)
+        return StoredTensor(name, dtype, tuple(shape), files[file], offset, how)
 
 
 def position(sources: Sequence[StoredTensor]) -> tuple[str, int]:
@@ -152,9 +213,15 @@ class NamedTensor(Assembled):
 
 
 def as_stored(stored: Iterable[StoredTensor]) -> Iterator[NamedTensor]:
-    """Stored tensors as assembled ones under their own names; those of one element type and shape share a table."""
-    table = cache(whole)
-    return (NamedTensor((each,), table(each.dtype, each.shape), each.name) for each in stored)
+    """Stored tensors as they are published, under their own names; those of one type and shape share a table."""
+
+    @cache
+    def table(dtype: str, shape: tuple[int, ...], *, turned: bool) -> VirtualTensor:
+        tensor = whole(dtype, shape)
+        dims = range(len(shape))
+        return permute(tensor, (*dims[:-2], dims[-1], dims[-2])) if turned else tensor
+
+    return (NamedTensor((each,), table(each.dtype, each.shape, turned=each.is_turned), each.name) for each in stored)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +234,8 @@ class SourceIndex:
     @property
     def files(self) -> Iterable[SourceFile]:
         """The files that hold the tensors."""
-        return {tensor.file: None for tensor in self.tensors.values()}
+        scales = (each.quantised.scales for each in self.tensors.values() if each.quantised is not None)
+        return {each.file: None for each in chain(self.tensors.values(), scales)}
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for sharing with other processes; `from_json` reads it."""
@@ -175,18 +243,12 @@ class SourceIndex:
         return {
             "directory": self.directory,
             "files": [file.to_json() for file in numbers],
-            "tensors": [
-                [tensor.name, tensor.dtype, tensor.shape, numbers[tensor.file], tensor.offset]
-                for tensor in self.tensors.values()
-            ],
+            "tensors": [tensor.to_json(numbers) for tensor in self.tensors.values()],
         }
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> SourceIndex:
         """The index that `to_json` described."""
         files = [SourceFile.from_json(each) for each in data["files"]]
-        tensors = {
-            name: StoredTensor(name, dtype, tuple(shape), files[file], offset)
-            for name, dtype, shape, file, offset in data["tensors"]
-        }
-        return SourceIndex(directory=data["directory"], tensors=tensors)
+        tensors = (StoredTensor.from_json(each, files) for each in data["tensors"])
+        return SourceIndex(directory=data["directory"], tensors={each.name: each for each in tensors})

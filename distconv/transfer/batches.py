@@ -65,12 +65,12 @@ def planned_reads(plan: Plan, shares: Iterable[Sequence[OutputFile]], buffer_byt
     Tables that processes share are lowered once. They are identified by `id`, as `plan` keeps them alive and their hash
     would cover every copy.
     """
-    known: dict[tuple[tuple[int, ...], tuple[tuple[str, Index], ...]], int] = {}
+    known: dict[tuple[tuple[int, ...], tuple[tuple[str, str, Index], ...]], int] = {}
 
     def of_group(group: Sequence[tuple[OutputFile, Entry]]) -> int:
         tensors = [entry.tensor for _, entry in group]
         sources = group[0][1].sources
-        key = tuple(map(id, tensors)), tuple((source.dtype, source.shape) for source in sources)
+        key = tuple(map(id, tensors)), tuple((source.dtype, source.stored_as, source.shape) for source in sources)
         if key not in known:
             shapes, types = [source.shape for source in sources], [source.dtype for source in sources]
             steps = list(lower(tensors, shapes, buffer_bytes, types))

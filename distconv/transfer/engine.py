@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from distconv.errors import JobError, LostError, StoppedError, system_problem
+from distconv.errors import JobError, LostError, StoppedError
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import Assembled, LowRank, StoredTensor, position
 from distconv.tensors.values import as_bytes, numbers, scaled_product
 from distconv.tensors.virtual import VirtualTensor, narrow
-from distconv.transfer.files import read_into
 from distconv.transfer.lower import lower
 from distconv.transfer.moves import Moving
+from distconv.transfer.reading import Reader, failure
 from distconv.transfer.sinks import Counters, MemorySink, Sink
 from distconv.transfer.sources import SourceFiles
 from distconv.transfer.steps import CopyRun, Gather
@@ -137,6 +137,7 @@ class _Engine:
         self._sources = sources
         self._counters = counters
         self._moving = Moving()
+        self._reader = Reader(sources, counters)
         self._stop = stop
         self._buffer_bytes = buffer_bytes
         # Of numpy, which asks for huge pages: a transposition touches thousands of rows at a time.
@@ -189,7 +190,7 @@ class _Engine:
 
     def _copy(self, step: CopyRun, work: Work) -> None:
         stored, shard = work.sources[step.operand], work.shards[step.shard]
-        if stored.dtype != shard.tensor.dtype:
+        if stored.dtype != shard.tensor.dtype or stored.quantised is not None:
             self._convert(step, stored, shard)
             return
         self._counters.progress.reach(stored.file.path, shard.path)
@@ -208,10 +209,10 @@ class _Engine:
                         self._memory,
                     )
         except OSError as error:
-            raise _failure(f"copying {stored.name} from {stored.file.path} to {shard.path}", error) from error
+            raise failure(f"copying {stored.name} from {stored.file.path} to {shard.path}", error) from error
 
     def _convert(self, step: CopyRun, stored: StoredTensor, shard: Shard) -> None:
-        """Copy a run whose elements are cast."""
+        """Copy a run whose elements are dequantised or cast."""
         dtype, half = shard.tensor.dtype, self._buffer_bytes // 8 * 8
         writing, reading = self._memory[:half], self._memory[half : half + _CAST_PIECE]
         piece = len(reading) // ITEM_SIZE[stored.dtype] * ITEM_SIZE[dtype]
@@ -221,7 +222,7 @@ class _Engine:
             data = writing[: min(half, step.nbytes - start)]
             for first in range(0, len(data), piece):
                 part = data[first : first + piece]
-                read = self._read(stored, dtype, step.source_offset + start + first, len(part), reading)
+                read = self._reader.read(stored, dtype, step.source_offset + start + first, len(part), reading)
                 self._count(shard, self._moving.run(read, stored.dtype, part, dtype))
             self._put(shard, step.target_offset + start, data)
 
@@ -233,7 +234,7 @@ class _Engine:
             writing[:] = bytes(nbytes)
         for read in step.reads:
             stored = work.sources[read.operand]
-            data = self._read(stored, dtype, read.offset, read.nbytes, reading)
+            data = self._reader.read(stored, dtype, read.offset, read.nbytes, reading)
             for move in read.moves:
                 overflow = self._moving.box(move, data, stored.dtype, writing, dtype)
                 if overflow:
@@ -243,29 +244,13 @@ class _Engine:
             data = writing[write.buffer_offset : write.buffer_offset + write.nbytes]
             self._put(work.shards[write.shard], write.offset, data)
 
-    def _read(self, stored: StoredTensor, dtype: str, offset: int, nbytes: int, into: memoryview) -> memoryview:
-        """Elements as they are stored, in front of a buffer; `offset` and `nbytes` are of elements of type `dtype`."""
-        data = into[: stored.stored_bytes(nbytes, dtype)]
-        self._counters.progress.reach(stored.file.path)
-        try:
-            with self._sources.opened(stored.file) as source:
-                read_into(source, stored.offset + stored.stored_bytes(offset, dtype), data)
-        except OSError as error:
-            raise _failure(f"reading {stored.name} from {stored.file.path}", error) from error
-        self._counters.add(read=len(data))
-        return data
-
     def _put(self, shard: Shard, offset: int, data: memoryview) -> None:
         self._counters.progress.reach(shard.path)
         try:
             self._sink.put(shard.path, shard.offset + offset, data)
         except OSError as error:
-            raise _failure(f"writing {shard.path}", error) from error
+            raise failure(f"writing {shard.path}", error) from error
 
     def _count(self, shard: Shard, overflow: int) -> None:
         if overflow:
             self._counters.add_overflow(shard.tensor.dtype, shard.title, overflow)
-
-
-def _failure(doing: str, error: OSError) -> JobError:
-    return JobError(system_problem(doing, error))

@@ -213,7 +213,7 @@ SOURCES = {
     ),
     "quantised weights with their scales": Refusal(
         model=[typed("*_proj.weight", "float8_e4m3fn"), with_tensors("model.layers.0.mlp.up_proj.weight_scale_inv")],
-        says=["proj.weight is float8_e4m3fn", "quantised checkpoints cannot be converted"],
+        says=["proj.weight is float8_e4m3fn", "of quantised weights, config.json must say how they are"],
         never=["no rule"],
     ),
     "one tensor in two spellings": Refusal(

@@ -12,7 +12,7 @@ from functools import cache
 
 from distconv.errors import InputError, counted, named, raise_if
 from distconv.formats.base import Published
-from distconv.formats.element_types import says_quantised
+from distconv.formats.config_dtypes import says_quantised
 from distconv.formats.model import Model, Reference
 from distconv.layout.tied_head import without_head
 from distconv.models.adapters import belongs_to_adapter, plain_name
@@ -232,8 +232,8 @@ def _fillers(names: Sequence[str], reference: Reference) -> Mapping[str, NamedTe
 def _shape_problems(found: Mapping[str, NamedTensor], reference: Reference, resized: Container[str]) -> list[str]:
     stored = {} if reference.index is None else reference.index.tensors
     return [
-        f"{name}: is {list(tensor.tensor.shape)} in the source, {list(stored[name].shape)} in "
+        f"{name}: is {list(tensor.tensor.shape)} in the source, {list(stored[name].published_shape)} in "
         f"reference={reference.directory}"
         for name, tensor in found.items()
-        if name in stored and stored[name].shape[name in resized :] != tensor.tensor.shape[name in resized :]
+        if name in stored and stored[name].published_shape[name in resized :] != tensor.tensor.shape[name in resized :]
     ]

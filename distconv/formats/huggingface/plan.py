@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from distconv.errors import InputError, named
-from distconv.formats.element_types import says_quantised
+from distconv.formats.config_dtypes import says_quantised
 from distconv.formats.huggingface.true_config import cannot_be_judged, leaves_out, true_config
 from distconv.formats.model import MODEL_CONFIG, Reference
 from distconv.formats.records import Entry, OutputFile
@@ -69,13 +69,14 @@ def make_huggingface_plan(
 
     `config` is the configuration of the model, where the reference's is not true of it. With `texts`, other files by
     name, nothing else is copied from the reference. `shard_bytes`: the size of numbered files, for a result that is not
-    to have the files of the reference.
+    to have the files of the reference. Those of a quantised one are none of a result.
 
     Raises:
         InputError: adapters would be in several files, which PEFT does not read.
     """
     shard_of = reference.shard_files
-    if shard_of is None or shard_bytes is not None:
+    numbered = shard_bytes is not None or reference.quantised
+    if shard_of is None or numbered:
         shard_of = _own_shards(tensors, _stem(reference), shard_bytes or _SHARD_BYTES)
         if reference.is_adapter and len(set(shard_of.values())) > 1:
             total = sum(each.nbytes for each in tensors)
@@ -96,7 +97,7 @@ def make_huggingface_plan(
         path: tuple(sorted(held, key=lambda each: (-ITEM_SIZE[each.tensor.dtype], each.name)))
         for path, held in shards.items()
     }
-    index = None if shard_bytes is not None and len(files) < 2 else _index(tensors, shard_of, reference)
+    index = None if numbered and len(files) < 2 else _index(tensors, shard_of, reference)
     name = f"{_stem(reference)}.safetensors.index.json"
     texts, copied_from = dict(texts), None if texts else reference.directory
     config = reference.config if config is None else config

@@ -20,6 +20,8 @@ from distconv.formats.huggingface.directory import (
     read_weight_map,
     unread_weights,
 )
+from distconv.formats.huggingface.quantisation import lifted, lifted_names
+from distconv.formats.huggingface.schemes import Scheme, scheme_in
 from distconv.formats.iterations import TRACKER_NAME
 from distconv.formats.jsonfile import read_object
 from distconv.formats.model import MODEL_CONFIG, Reference
@@ -34,8 +36,10 @@ _WEIGHTS = frozenset(
 _INDEX_SUFFIX = ".index.json"
 
 
-def read_reference(directory: Path, key: str) -> Reference:
+def read_reference(directory: Path, key: str, *, dequantised: bool = True) -> Reference:
     """Read the reference in the directory of option `key`; its weights may be missing.
+
+    `dequantised`: quantised weights of a known scheme are one tensor each, as in the model that they were made of.
 
     Raises:
         InputError: no Hugging Face directory, or a damaged one.
@@ -64,6 +68,10 @@ def read_reference(directory: Path, key: str) -> Reference:
                 notes = (f"{key}={directory}: of its weights nothing but the index is used: {error.problems[0]}",)
         elif adapter or any(map(_is_weight, directory.iterdir())):
             raise
+    scheme = _scheme(config, directory) if dequantised else None
+    if scheme is not None:
+        index = index and lifted(index, scheme)
+        shard_files = shard_files and lifted_names(shard_files, scheme)
     content = read_object(index_file, "the shards of the result", seen) if index_file is not None else None
     with reading(directory):
         beside = {name: look_at(directory / name) for name in side_files(directory)}
@@ -78,7 +86,16 @@ def read_reference(directory: Path, key: str) -> Reference:
         described_by=tuple(seen),
         side_files=beside,
         notes=notes,
+        quantised=scheme is not None,
     )
+
+
+def _scheme(config: Mapping[str, object], directory: Path) -> Scheme | None:
+    """The scheme that a reference is quantised in, if it is known."""
+    try:
+        return scheme_in(config, f"{directory}/{MODEL_CONFIG}")
+    except InputError:
+        return None
 
 
 def _as_safetensors(file: str) -> str:

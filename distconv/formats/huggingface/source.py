@@ -15,6 +15,8 @@ from distconv.formats.base import Held, Published, Source
 from distconv.formats.foreign import foreign_problem
 from distconv.formats.huggingface.directory import check_directory, read_directory, unread_weights
 from distconv.formats.huggingface.peft_config import scaling_notes
+from distconv.formats.huggingface.quantisation import lifted, undecided, words_of
+from distconv.formats.huggingface.schemes import scheme_in
 from distconv.formats.jsonfile import read_object
 from distconv.formats.model import MODEL_CONFIG, Model
 from distconv.formats.select import check_taken_whole, selection
@@ -30,6 +32,7 @@ from distconv.models.rules import TEXT, Rule
 from distconv.models.sizes import Sizes
 from distconv.models.spellings import forms_in_words
 from distconv.options import CommonOptions
+from distconv.tensors.dtypes import FLOATING
 from distconv.tensors.stored import SourceFile, SourceIndex, as_stored
 
 
@@ -38,13 +41,15 @@ class Checkpoint:
     """The tensors of one directory, and the parsed content of its `config.json` or `adapter_config.json`.
 
     `described_by`: that file, and the index file if there is one; `unread`: the names of files in the directory that
-    look like weights of a model, or of an adapter, and are not read.
+    look like weights of a model, or of an adapter, and are not read. `quantised`: how its weights are, in a
+    sentence, where `index` has one tensor instead of the pieces of each.
     """
 
     index: SourceIndex
     config: Mapping[str, Any]
     described_by: tuple[SourceFile, ...] = ()
     unread: tuple[str, ...] = ()
+    quantised: str = ""
 
     def sizes(self, definition: Definition) -> Sizes:
         """The sizes of a definition, by the configuration in the directory."""
@@ -57,6 +62,7 @@ class Checkpoint:
             "config": self.config,
             "described_by": [file.to_json() for file in self.described_by],
             "unread": self.unread,
+            "quantised": self.quantised,
         }
 
     @staticmethod
@@ -67,10 +73,13 @@ class Checkpoint:
             config=data["config"],
             described_by=tuple(map(SourceFile.from_json, data["described_by"])),
             unread=tuple(data["unread"]),
+            quantised=data["quantised"],
         )
 
     def notes(self) -> Iterator[str]:
         """What lies in the directory and is not read, in sentences."""
+        if self.quantised:
+            yield self.quantised
         stem = CONFIG_NAME.partition("_")[0]
         adapter = [name for name in self.unread if name.startswith(stem)]
         others = [name for name in self.unread if name not in adapter]
@@ -139,8 +148,11 @@ def open_model(options: CommonOptions) -> HuggingFaceFacts:
     text = options.text_source
     if text is not None and text.resolve() == options.source.resolve():
         raise InputError(f"text_source={text}: is the same directory as source; leave it out")
-    model = _checkpoint(options.source, "source")
-    return HuggingFaceFacts(model=model, text=None if text is None else _checkpoint(text, "text_source"))
+    plain = options.dtype in FLOATING
+    model = _checkpoint(options.source, "source", dequantised=plain)
+    return HuggingFaceFacts(
+        model=model, text=None if text is None else _checkpoint(text, "text_source", dequantised=plain)
+    )
 
 
 def open_adapters(options: CommonOptions) -> HuggingFaceFacts:
@@ -159,7 +171,7 @@ def open_adapters(options: CommonOptions) -> HuggingFaceFacts:
     return HuggingFaceFacts(model=checkpoint, text=None)
 
 
-def _checkpoint(directory: Path, key: str) -> Checkpoint:
+def _checkpoint(directory: Path, key: str, *, dequantised: bool) -> Checkpoint:
     check_directory(directory, key)
     if not (directory / MODEL_CONFIG).exists() and (directory / CONFIG_NAME).exists():
         raise InputError(
@@ -173,7 +185,11 @@ def _checkpoint(directory: Path, key: str) -> Checkpoint:
     unread = unread_weights(directory, index)
     if (directory / CONFIG_NAME).exists() and not any(belongs_to_adapter(name) for name in index.tensors):
         unread = (CONFIG_NAME, *unread)
-    return Checkpoint(index=index, config=config, described_by=tuple(seen), unread=unread)
+    words = ""
+    if dequantised and (scheme := scheme_in(config, f"{directory}/{MODEL_CONFIG}")) is not None:
+        pieces, index = index, lifted(index, scheme)
+        words = words_of(index, pieces, scheme)
+    return Checkpoint(index=index, config=config, described_by=tuple(seen), unread=unread, quantised=words)
 
 
 class HuggingFaceSource(Source):
@@ -192,6 +208,8 @@ class HuggingFaceSource(Source):
     def published(self) -> Published:
         """The tensors under published names, packed as they are."""
         check_taken_whole(self._options)
+        if self._model.reference is None:
+            self._check_plain()
         stored = self._facts.model.index.tensors
         if self._model.definition is not None and self._model.definition.adapters == "only":
             self._check_adapters({name: each.shape for name, each in stored.items() if factor_of(name)}, ())
@@ -201,6 +219,7 @@ class HuggingFaceSource(Source):
     def parameters(self) -> Binding:
         """The parameters that the rules of the definition make."""
         definition, source, text = self._model.defined, self._facts.model, self._facts.text
+        self._check_plain()
         selected = selection(self._options, definition)
 
         def from_source(rule: Rule) -> str | None:
@@ -228,17 +247,23 @@ class HuggingFaceSource(Source):
             return bind(definition, sizes, index, left_out)
         tensors = experts.respelled(list(as_stored(index.tensors.values())), as_published)
         if all(each.name in index.tensors and each.sources == (index.tensors[each.name],) for each in tensors) and (
-            all(each.tensor.shape == index.tensors[each.name].shape for each in tensors)
+            all(each.tensor.shape == each.sources[0].shape and not each.sources[0].is_turned for each in tensors)
         ):
             return bind(definition, sizes, index, left_out)
         found = bind(definition, sizes, as_index(tensors, index.directory), left_out)
         return over(found, {each.name: each for each in tensors})
 
+    def _check_plain(self) -> None:
+        """Raise `InputError` for weights that are quantised: nothing else is made of them than copies."""
+        read = [each for each in (self._facts.model, self._facts.text) if each is not None and not each.quantised]
+        asked = (undecided(each.index, each.config, f"{each.index.directory}/{MODEL_CONFIG}") for each in read)
+        raise_if([each for each in asked if each is not None])
+
     def summary(self) -> dict[str, Any]:
         """How experts are packed, of a model that has some."""
         spellings, published = self._model.spellings, self._holding.published
         stored = self._facts.model.index.tensors
-        forms = spellings.experts.forms({published(name): each.shape for name, each in stored.items()})
+        forms = spellings.experts.forms({published(name): each.published_shape for name, each in stored.items()})
         if not forms and self._dialect == PUBLISHED:
             return {}
         names = {"naming": "hf", "prefix": "", "dialect": spellings.label(self._dialect, "", forms)}

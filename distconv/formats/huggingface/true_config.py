@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from distconv.formats.element_types import DTYPE_KEYS, PLAIN, QUANTISATION_KEYS, main_dtype, named_dtypes
+from distconv.formats.config_dtypes import DTYPE_KEYS, PLAIN, QUANTISATION_KEYS, main_dtype, named_dtypes
 from distconv.models.adapters import CONFIG_NAME, belongs_to_adapter
 from distconv.models.definition import Definition
 from distconv.models.language_model import tie_paths

@@ -244,7 +244,8 @@ def test_an_element_type_of_quantised_weights_is_refused(dtype):
     (problem,) = problems(dtypes={"model.norm.weight": dtype})
     assert problem == (
         f"/hf: model.norm.weight is {dtype}, expected one of float64, float32, float16, bfloat16; "
-        "quantised checkpoints cannot be converted, only what they were made of"
+        "of quantised weights, config.json must say how they are, and dtype=bfloat16, float16 or float32 what to make "
+        "of them"
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from distconv.formats.element_types import says_quantised
+from distconv.formats.config_dtypes import says_quantised
 from distconv.formats.huggingface.true_config import (
     cannot_be_judged,
     is_quantised,
