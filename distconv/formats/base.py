@@ -43,12 +43,14 @@ class Takes:
 
     `target` maps an option to its condition, as `KEY=VALUE`, empty for none. `refusals`: the reason in words why an
     option does not apply to a result in the format, by option; without one, messages name the formats that take it.
+    `again`: those with which a source in the same format is converted, besides element types.
     """
 
     source: frozenset[str] = frozenset()
     target: Mapping[str, str] = field(default_factory=dict)
     either: frozenset[str] = frozenset()
     refusals: Mapping[str, str] = field(default_factory=dict)
+    again: frozenset[str] = frozenset()
 
 
 def refusals_of_whole_tensors(name: str) -> Mapping[str, str]:

@@ -97,11 +97,12 @@ def source_contradictions(options: Options, source: Format[Options]) -> Iterator
         if reading and source not in reading:
             yield f"{key}: goes with a {_nouns(reading)} source; {found}"
     if source is target and not target.holds_iterations:
-        if options.dtype in (KEEP, REFERENCE):
+        again = target.takes.again
+        if options.dtype in (KEEP, REFERENCE) and again.isdisjoint(options.given()):
             advice = "; dtype=bfloat16, say, makes another of it" if "dtype" in target.takes.target else ""
             yield f"target_format={target.name}: {found} already{advice}"
         for key in options.given():
-            if key in target.takes.target and key not in CAST_OPTIONS:
+            if key in target.takes.target and key not in again and key not in CAST_OPTIONS:
                 yield f"{key}: goes with a source in another format; {found}"
 
 

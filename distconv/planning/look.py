@@ -34,7 +34,6 @@ from distconv.models.scaling import Scaling
 from distconv.models.sizes import field_of
 from distconv.planning.facts import Facts, model_of
 from distconv.runtime.hand_out import HandOut, here
-from distconv.tensors.dtypes import FLOATING
 from distconv.tensors.stored import SourceFile
 
 # Name and content of a model definition.
@@ -91,7 +90,7 @@ def facts_of(
             model.recognise(config, directory, needed=needed)
         if form is format_named(options.target_format) and not form.holds_iterations:
             # The same in another element type.
-            reference = read_reference(options.source, "source", dequantised=options.dtype in FLOATING)
+            reference = read_reference(options.source, "source")
     else:
         reference = _reference(options, record.reference, opened.directory)
         config, directory = reference.config, reference.directory

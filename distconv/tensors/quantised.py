@@ -186,9 +186,3 @@ def _pairs(code: str) -> NDArray[np.uint64]:
     """The two numbers in each byte, as they follow each other in memory: one look-up for both."""
     of_half = _HALVES[code]
     return np.array([(of_half(bits & 15), of_half(bits >> 4)) for bits in range(256)], np.float32).view(np.uint64)[:, 0]
-
-
-def scale_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
-    """The shape of the scales of a tensor, by the rows and columns of its blocks, of which the last may be cut off."""
-    *outer, rows, columns = shape
-    return (*outer, -(-rows // block[0]), -(-columns // block[1]))

@@ -101,6 +101,12 @@ class Quantised:
     turned: bool = False
 
 
+def scale_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
+    """The shape of the scales of a tensor, by the rows and columns of its blocks, of which the last may be cut off."""
+    *outer, rows, columns = shape
+    return (*outer, -(-rows // block[0]), -(-columns // block[1]))
+
+
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A contiguous tensor in a file: `offset` is the position in bytes of its first element in the file.

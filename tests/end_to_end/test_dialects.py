@@ -202,6 +202,17 @@ def test_shards_have_the_size_that_is_asked_for(tmp_path, distconv):
     assert distconv(*arguments, "shard_size=none").status == 2
 
 
+def test_a_published_model_goes_into_other_shards(tmp_path, distconv):
+    source = published(tmp_path / "hf")
+    arguments = [f"source={source}", f"target={tmp_path / 'out'}", "target_format=hf", "shard_size=1KB"]
+    outcome = distconv(*arguments)
+    assert outcome.status == 0, outcome.err
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert len(files) > 1
+    assert_same({name: each for path in files for name, each in load_file(path).items()}, mixtral())
+    assert distconv(*arguments, "action=verify").status == 0
+
+
 @pytest.mark.parametrize("tie", [True, None])
 def test_a_tied_head_is_compared_before_it_is_left_out(tie, tmp_path, distconv):
     tensors = mixtral()

@@ -18,6 +18,7 @@ from distconv.errors import InputError
 from distconv.models.adapter_config import AdapterConfig
 from distconv.tensors.values import as_bytes, numbers
 from tests.checkpoints import hashes, load_case, overrides, write_source
+from tests.end_to_end.test_quantised import written
 from tests.here import run_here
 
 ALPHA = 24
@@ -123,6 +124,32 @@ def test_adapters_are_merged_into_their_base_in_float32_and_cast_once(trained, b
     assert touched
     assert (tmp_path / "merged" / "config.json").read_bytes() == (base / "config.json").read_bytes()
     back(trained, base, tmp_path / "merged", *options, "action=verify")
+
+
+def test_adapters_are_merged_into_what_a_quantised_base_stands_for(trained, tmp_path):
+    """In float32, from which one rounding goes to the type that is asked for."""
+    quantised, plain = written(load_case("qwen2_5vl__canonical_pp1"), "fp8", tmp_path / "fp8")
+    options = (f"lora_alpha={ALPHA}", "merge_lora=true")
+    with pytest.raises(InputError, match=r"dtype=keep: .* quantised, and the result is not"):
+        back(trained, quantised, tmp_path / "merged", *options)
+    back(trained, quantised, tmp_path / "merged", *options, "dtype=bfloat16")
+
+    before, merged, adapters = weights(plain), weights(tmp_path / "merged"), weights(tmp_path / "peft")
+    assert merged.keys() == before.keys()
+    touched = {
+        name.removeprefix("base_model.model.").replace(".lora_A.", ".") for name in adapters if ".lora_A." in name
+    }
+    for name, tensor in merged.items():
+        assert tensor.dtype == torch.bfloat16
+        if name not in touched:
+            assert torch.equal(tensor.view(torch.uint8), before[name].view(torch.uint8))
+            continue
+        a, b = (
+            adapters[f"base_model.model.{name.removesuffix('weight')}lora_{factor}.weight"].float() for factor in "AB"
+        )
+        expected = before[name].float() + ALPHA / len(a) * (b @ a)
+        # The base is not rounded before it is added to.
+        torch.testing.assert_close(tensor, expected.to(torch.bfloat16), rtol=1e-2, atol=1e-2, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "reference"])

@@ -42,6 +42,7 @@ THIRD_PARTY = {
     "runtime.mpi_processes": {"mpi4py"},
     "runtime.store_processes": {"torch"},
     "tensors.casts": {"numpy"},
+    "tensors.quantised": {"numpy"},
     "tensors.values": {"numpy", "torch"},
     "transfer": {"numpy"},
 }

@@ -47,6 +47,7 @@ class HuggingFace(Format[HuggingFaceOptions]):
             "tied_head": "",
             "vocab_size": "",
         },
+        again=frozenset({"shard_size"}),
         refusals=refusals_of_whole_tensors(name),
     )
     marks = (MODEL_CONFIG, CONFIG_NAME)

@@ -17,8 +17,7 @@ from distconv.errors import InputError, counted, named, raise_if, reading
 from distconv.formats.huggingface.schemes import OF_ACTIVATIONS, Scheme, scheme_in
 from distconv.runtime.regular_files import open_file
 from distconv.tensors.dtypes import ITEM_SIZE
-from distconv.tensors.quantised import scale_shape
-from distconv.tensors.stored import Quantised, SourceFile, SourceIndex, StoredTensor
+from distconv.tensors.stored import Quantised, SourceFile, SourceIndex, StoredTensor, scale_shape
 
 # Files of small tensors that are read at a time: network file systems answer one request in a millisecond.
 _THREADS = 16

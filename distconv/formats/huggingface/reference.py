@@ -36,10 +36,10 @@ _WEIGHTS = frozenset(
 _INDEX_SUFFIX = ".index.json"
 
 
-def read_reference(directory: Path, key: str, *, dequantised: bool = True) -> Reference:
+def read_reference(directory: Path, key: str) -> Reference:
     """Read the reference in the directory of option `key`; its weights may be missing.
 
-    `dequantised`: quantised weights of a known scheme are one tensor each, as in the model that they were made of.
+    Quantised weights of a known scheme are one tensor each, as in the model that they were made of.
 
     Raises:
         InputError: no Hugging Face directory, or a damaged one.
@@ -68,7 +68,7 @@ def read_reference(directory: Path, key: str, *, dequantised: bool = True) -> Re
                 notes = (f"{key}={directory}: of its weights nothing but the index is used: {error.problems[0]}",)
         elif adapter or any(map(_is_weight, directory.iterdir())):
             raise
-    scheme = _scheme(config, directory) if dequantised else None
+    scheme = _scheme(config, directory)
     if scheme is not None:
         index = index and lifted(index, scheme)
         shard_files = shard_files and lifted_names(shard_files, scheme)

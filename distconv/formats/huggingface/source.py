@@ -208,8 +208,7 @@ class HuggingFaceSource(Source):
     def published(self) -> Published:
         """The tensors under published names, packed as they are."""
         check_taken_whole(self._options)
-        if self._model.reference is None:
-            self._check_plain()
+        self._check_plain()
         stored = self._facts.model.index.tensors
         if self._model.definition is not None and self._model.definition.adapters == "only":
             self._check_adapters({name: each.shape for name, each in stored.items() if factor_of(name)}, ())

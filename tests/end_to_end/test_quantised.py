@@ -1,0 +1,248 @@
+"""A quantised source becomes what the same conversion makes of the model that its formulas say, file by file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distconv.errors import InputError
+from tests.checkpoints import hashes, load_case, overrides, tensor_bytes, write_safetensors
+from tests.here import changed, outcome_here
+from tests.quantised import (
+    MXFP4,
+    Piece,
+    as_bfloat16,
+    fp8,
+    from_bfloat16,
+    int4,
+    of_fp8,
+    of_int4,
+    of_mxfp4,
+    write_quantised,
+)
+
+DENSE, EXPERTS = "qwen2vl__tp2_pp2", "qwen3vl_moe__ep2"
+PLAIN = {"dtype": "bfloat16"}
+PUBLISHED = {"target_format": "dcp", "naming": "hf"}
+Quantise = Callable[[str, list[int]], tuple[dict[str, Piece], np.ndarray]]
+
+
+def numbers(name: str, shape: list[int]) -> np.ndarray:
+    """float32 from about 1/256 to 1, of both signs."""
+    bits = np.frombuffer(tensor_bytes(name, "int32", shape), np.uint32)
+    return ((bits & 0x83FFFFFF) | 0x3C000000).view(np.float32).reshape(shape)
+
+
+def as_fp8(name: str, shape: list[int]) -> tuple[dict[str, Piece], np.ndarray]:
+    codes = np.frombuffer(tensor_bytes(name, "uint8", shape), np.uint8).reshape(shape).copy()
+    codes[codes & 0x7F == 0x7F] ^= 1
+    *outer, rows, columns = shape
+    of_scales = [*outer, -(-rows // 5), -(-columns // 3)]
+    scales = numbers(f"{name}.scale", of_scales)
+    pieces = {
+        name: ("float8_e4m3fn", shape, codes.tobytes()),
+        f"{name}_scale_inv": ("float32", of_scales, scales.tobytes()),
+    }
+    return pieces, as_bfloat16(of_fp8(codes, scales, (5, 3)))
+
+
+def as_int4(name: str, shape: list[int]) -> tuple[dict[str, Piece], np.ndarray]:
+    rows, columns = shape
+    words = [rows, -(-columns // 8)]
+    of_scales = [rows, -(-columns // 4)]
+    packed = np.frombuffer(tensor_bytes(name, "int32", words), np.int32).reshape(words)
+    scales = as_bfloat16(numbers(f"{name}.scale", of_scales))
+    pieces = {
+        f"{name}_packed": ("int32", words, packed.tobytes()),
+        f"{name}_scale": ("bfloat16", of_scales, scales.tobytes()),
+        f"{name}_shape": ("int64", [2], np.array(shape, np.int64).tobytes()),
+    }
+    return pieces, as_bfloat16(of_int4(packed, from_bfloat16(scales), columns, 4))
+
+
+SCHEMES: Mapping[str, tuple[Quantise, dict[str, Any]]] = {"fp8": (as_fp8, fp8([5, 3])), "int4": (as_int4, int4(4))}
+
+
+def written(case: Mapping[str, Any], scheme: str, directory: Path) -> tuple[Path, Path]:
+    """A model whose language layers are quantised, and the same that it stands for."""
+    quantise, said = SCHEMES[scheme]
+    held: dict[str, Piece] = {}
+    plain: dict[str, Piece] = {}
+    for name, (dtype, shape, _) in case["source_tensors"].items():
+        experts = name.endswith(("gate_up_proj", "experts.down_proj")) and scheme == "fp8"
+        if (
+            "layers." in name
+            and "visual" not in name
+            and (experts or (name.endswith("proj.weight") and len(shape) == 2))
+        ):
+            pieces, values = quantise(name, shape)
+            held |= pieces
+            plain[name] = ("bfloat16", shape, values.tobytes())
+        else:
+            # No NaN, which a cast changes.
+            data = bytearray(tensor_bytes(name, dtype, shape))
+            data[1::2] = bytes(byte & 0xBF for byte in data[1::2])
+            held[name] = plain[name] = (dtype, shape, bytes(data))
+    config = case["hf_config"]
+    write_quantised(directory / "quantised", held, said, config)
+    (directory / "plain").mkdir()
+    write_safetensors(directory / "plain" / "model.safetensors", plain)
+    (directory / "plain" / "config.json").write_text(json.dumps({"torch_dtype": "bfloat16", **config}))
+    return directory / "quantised", directory / "plain"
+
+
+def convert(source: Path, target: Path, **options: Any) -> Any:
+    outcome = outcome_here(source=str(source), target=str(target), **options)
+    assert not outcome.differences, outcome.differences
+    return outcome.report
+
+
+def weights(directory: Path) -> dict[str, str]:
+    return {
+        name: digest
+        for name, digest in hashes(directory).items()
+        if not name.endswith(("distconv.json", "config.json"))
+    }
+
+
+@pytest.mark.parametrize("options", [{}, {"target_format": "hf"}, {"target_format": "dcp"}, PUBLISHED])
+@pytest.mark.parametrize(("name", "scheme"), [(DENSE, "fp8"), (DENSE, "int4"), (EXPERTS, "fp8")])
+def test_it_becomes_what_the_model_that_it_stands_for_becomes(name, scheme, options, tmp_path):
+    case = load_case(name)
+    source, plain = written(case, scheme, tmp_path)
+    given = {**options, **PLAIN, "io__buffer_mib": 1}
+    if not options:
+        given |= changed(overrides(case)[1:])
+    report = convert(source, tmp_path / "found", **given)
+    convert(plain, tmp_path / "expected", **given)
+
+    assert weights(tmp_path / "found") == weights(tmp_path / "expected")
+    assert {each["from"] for each in report["casts"]["cast"]} == {{"fp8": "float8_e4m3fn"}.get(scheme, scheme)}
+    assert any("quantised: " in note for note in report["notes"])
+    verified = outcome_here(source=str(source), target=str(tmp_path / "found"), action="verify", **given)
+    assert not verified.differences
+    if options.get("target_format") == "hf":
+        config = json.loads((tmp_path / "found" / "config.json").read_text())
+        assert config == {"torch_dtype": "bfloat16", **case["hf_config"]}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_it_becomes_any_type_that_is_asked_for(dtype, tmp_path):
+    """float32 is what the formula says, before it is rounded; float16 is rounded from that once."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    pieces, rounded = as_fp8(name, [7, 8])
+    source = write_quantised(tmp_path / "source", pieces, fp8([5, 3]))
+    convert(source, tmp_path / "found", target_format="hf", dtype=dtype)
+    codes = np.frombuffer(pieces[name][2], np.uint8).reshape(7, 8)
+    scales = np.frombuffer(pieces[f"{name}_scale_inv"][2], np.float32).reshape(2, 3)
+    exact = of_fp8(codes, scales, (5, 3))
+    data = (tmp_path / "found" / "model.safetensors").read_bytes()
+    assert data.endswith(exact.astype(dtype).tobytes())
+    assert np.array_equal(as_bfloat16(exact), rounded)
+
+
+def test_experts_of_gpt_oss_are_packed_as_in_training(tmp_path):
+    """In memory they are as published where they are not quantised: input before output, gate and up alternating."""
+    config = {"model_type": "gpt_oss", "num_local_experts": 2, "hidden_size": 32, "intermediate_size": 64,
+              "num_hidden_layers": 1, "vocab_size": 4, "tie_word_embeddings": False}  # fmt: skip
+    module = "model.layers.0.mlp.experts"
+    held: dict[str, Piece] = {"model.embed_tokens.weight": ("bfloat16", [4, 32], bytes(256))}
+    expected = {}
+    for part, rows, columns in (("gate_up_proj", 128, 32), ("down_proj", 32, 64)):
+        blocks = np.frombuffer(tensor_bytes(part, "uint8", [2, rows, columns // 32, 16]), np.uint8)
+        blocks = blocks.reshape(2, rows, columns // 32, 16)
+        scales = np.full(blocks.shape[:3], 127, np.uint8)
+        held[f"{module}.{part}_blocks"] = ("uint8", list(blocks.shape), blocks.tobytes())
+        held[f"{module}.{part}_scales"] = ("uint8", list(scales.shape), scales.tobytes())
+        held[f"{module}.{part}_bias"] = ("bfloat16", [2, rows], bytes(4 * rows))
+        expected[part] = as_bfloat16(of_mxfp4(blocks, scales))
+    source = write_quantised(tmp_path / "source", held, MXFP4, config)
+    report = convert(source, tmp_path / "dcp", **PUBLISHED, **PLAIN, dialect="transformers5")
+    assert report["source_names"]["experts"] == ["[E, h, 2I], gate and up alternating"]
+    convert(tmp_path / "dcp", tmp_path / "hf", target_format="hf", reference=str(source))
+
+    data = (tmp_path / "hf" / "model.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    assert not any(name.endswith(("_blocks", "_scales")) for name in header)
+    for part, values in expected.items():
+        entry = header[f"{module}.{part}"]
+        begin, end = (8 + length + each for each in entry["data_offsets"])
+        assert (entry["dtype"], entry["shape"], data[begin:end]) == ("BF16", list(values.shape), values.tobytes())
+    assert "quantization_config" not in json.loads((tmp_path / "hf" / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"target_format": "dcp"}, PUBLISHED, {"target_format": "hf", "shard_size": "10KB"}]
+)
+def test_without_a_type_the_message_says_what_to_give(options, tmp_path):
+    source, _ = written(load_case(DENSE), "int4", tmp_path)
+    with pytest.raises(InputError, match="int4 in groups of 4; give dtype=bfloat16, float16 or float32"):
+        convert(source, tmp_path / "target", **options)
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_quantised_tensor_is_nothing_to_keep(tmp_path):
+    source, _ = written(load_case(DENSE), "fp8", tmp_path)
+    with pytest.raises(InputError, match=r"keep_dtype=\*up_proj\*: 6 tensors that are quantised") as caught:
+        convert(source, tmp_path / "target", target_format="hf", **PLAIN, keep_dtype=["*up_proj*"])
+    assert "up_proj.weight" in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("weights_there", [True, False], ids=["weights", "index alone"])
+def test_a_quantised_reference_is_followed_as_the_model_that_it_was_made_of(scheme, weights_there, tmp_path):
+    source, plain = written(load_case(DENSE), scheme, tmp_path)
+    convert(plain, tmp_path / "mm")
+    if not weights_there:
+        data = (source / "model.safetensors").read_bytes()
+        names = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        names.pop("__metadata__")
+        index = {"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
+        (source / "model.safetensors.index.json").write_text(json.dumps(index))
+        (source / "model.safetensors").unlink()
+    for fill in (False, True) if weights_there else (False,):
+        target = tmp_path / f"hf{fill}"
+        convert(tmp_path / "mm", target, target_format="hf", reference=str(source), fill_from_reference=fill)
+        assert hashes(target)["model.safetensors"] == hashes(plain)["model.safetensors"] or same(target, plain)
+        assert "quantization_config" not in json.loads((target / "config.json").read_text())
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two files hold the same tensors, in any order."""
+
+    def tensors(path: Path) -> dict[str, tuple[str, bytes]]:
+        data = (path / "model.safetensors").read_bytes()
+        start = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:start])
+        header.pop("__metadata__", None)
+        return {
+            name: (each["dtype"], data[start + each["data_offsets"][0] : start + each["data_offsets"][1]])
+            for name, each in header.items()
+        }
+
+    return tensors(one) == tensors(other)
+
+
+def test_a_quantised_reference_tells_no_types(tmp_path):
+    source, plain = written(load_case(DENSE), "fp8", tmp_path)
+    convert(plain, tmp_path / "mm")
+    with pytest.raises(InputError, match=r"dtype=reference: .* that the reference does not have, or only quantised"):
+        convert(tmp_path / "mm", tmp_path / "hf", target_format="hf", reference=str(source), dtype="reference")
+
+
+def test_what_only_a_quantised_reference_has_is_filled_in_dequantised(tmp_path):
+    """A part that was not trained: of a type that is asked for, and not without."""
+    case = load_case(DENSE)
+    source, plain = written(case, "fp8", tmp_path)
+    convert(plain, tmp_path / "mm", select=["vision"])
+    given = {"target_format": "hf", "reference": str(source), "fill_from_reference": True}
+    with pytest.raises(InputError, match=r"dtype=keep: .* quantised, and the result is not"):
+        convert(tmp_path / "mm", tmp_path / "hf", **given)
+    convert(tmp_path / "mm", tmp_path / "hf", **given, **PLAIN)
+    assert same(tmp_path / "hf", plain)
