@@ -2,7 +2,7 @@
 
     python benchmarks/bench.py                    Qwen2-VL-2B, 4.4 GB
     python benchmarks/bench.py --size-mb 400      a smaller lookalike
-    python benchmarks/bench.py --only back        from Megatron to Hugging Face alone; megatron, dcp, resplit, cast
+    python benchmarks/bench.py --only back        from Megatron to Hugging Face alone; megatron, dcp, resplit, cast, fp8
     python benchmarks/bench.py --check-memory     does memory depend on the size of the model?
 
 The cases take turns, and another one begins each round, so that a drift of the machine hits all alike; one round warms
@@ -43,13 +43,16 @@ from cases import (
     plain_case,
 )
 from measure import CommandError, Measurement, measure
+from quantised import write_fp8_twin
 from synthetic import PRESETS, Qwen2VLDimensions, checkpoint_bytes, lookalike, write_checkpoint
 
 CHECKOUT = HERE.parent
 # What is made of a float32 training state: the same without a cast, and with one.
 KEPT, CAST = "kept", "cast"
+# What is made of bfloat16 weights, and of the same in fp8.
+PLAIN, FP8 = "plain", "fp8"
 MIB = 2**20
-MAKES = ("megatron", "dcp", "back", "resplit", "cast")
+MAKES = ("megatron", "dcp", "back", "resplit", "cast", "fp8")
 MEMORY_SIZES_MB = (1000, 4000)
 MEMORY_LIMIT_MIB = 100
 MEMORY_GROWTH_MIB = 10  # tables for more tensors; the bytes of the tensors must not show
@@ -292,6 +295,19 @@ def comparisons(
             cast.append(distconv_back_case(wide, target, count, options, KEPT))
             cast.append(distconv_back_case(wide, target, count, ["dtype=bfloat16", *options], CAST))
         yield [copy_case(wide, target), *cast], {CAST: content_of(source)}
+        remove(wide)
+    if "fp8" in only:
+        require_space(work, round(2.5 * read_through(source)))
+        codes = work / "fp8"
+        write_fp8_twin(source, codes)
+        os.sync()
+        print(f"fp8: {layout}, of bfloat16 (plain) and of fp8 in blocks (fp8), both made bfloat16\n")
+        quantised = []
+        for count in arguments.processes:
+            quantised.append(distconv_megatron_case(source, target, layout, count, options, PLAIN))
+            given = ["dtype=bfloat16", *options]
+            quantised.append(distconv_megatron_case(codes, target, layout, count, given, FP8))
+        yield [copy_case(source, target), *quantised], {}
 
 
 def print_tables(cases: Sequence[Case], runs: Mapping[str, Sequence[Run]], baseline: Summary) -> None:
@@ -303,16 +319,17 @@ def print_tables(cases: Sequence[Case], runs: Mapping[str, Sequence[Run]], basel
         first = next(iter(made))
         plain = None if first.startswith("distconv") else made[first]
         print(f"{makes}\n{comparison(made, copy, baseline, plain)}\n", flush=True)
-    print_cast_ratios(cases, summaries)
+    for one, other, counted in ((KEPT, CAST, "read"), (PLAIN, FP8, "written")):
+        print_ratios(cases, summaries, one, other, counted)
 
 
-def print_cast_ratios(cases: Sequence[Case], summaries: Mapping[str, Summary]) -> None:
-    """What a cast costs, where there are cases with and without one."""
-    kept, cast = ([summaries[case.name] for case in cases if case.makes == makes] for makes in (KEPT, CAST))
-    for one, other in zip(kept, cast, strict=True):
-        ratio = other.work / sum(other.read) * sum(one.read) / one.work
-        print(f"cast / kept, work per byte read, {len(one.read)} process(es): {ratio:.2f}")
-    if cast:
+def print_ratios(cases: Sequence[Case], summaries: Mapping[str, Summary], one: str, other: str, counted: str) -> None:
+    """What a computation costs for each byte, where there are cases with and without it."""
+    without, computed = ([summaries[case.name] for case in cases if case.makes == makes] for makes in (one, other))
+    for plain, made in zip(without, computed, strict=True):
+        ratio = made.work / sum(getattr(made, counted)) * sum(getattr(plain, counted)) / plain.work
+        print(f"{other} / {one}, work per byte {counted}, {len(plain.read)} process(es): {ratio:.2f}")
+    if computed:
         print(flush=True)
 
 
@@ -400,7 +417,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=MAKES,
         default=MAKES,
         help="what to measure (default: all); resplit: to no tensor parallelism and twice the stages; "
-        "cast: from float32 to bfloat16",
+        "cast: from float32 to bfloat16; fp8: from fp8 in blocks to bfloat16",
     )
     parser.add_argument("--work", type=absolute, help="where to make the temporary directory (default: the system's)")
     parser.add_argument("--check-memory", action="store_true", help="measure memory on two sizes instead")

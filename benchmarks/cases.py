@@ -101,10 +101,10 @@ def printed_seconds(output: str, done: str) -> float:
 
 
 def distconv_megatron_case(
-    source: Path, target: Path, layout: Layout, processes: int, overrides: Sequence[str]
+    source: Path, target: Path, layout: Layout, processes: int, overrides: Sequence[str], makes: str = "megatron"
 ) -> Case:
     """Distconv on a number of processes, to a Megatron directory."""
-    return _distconv_case("megatron", source, target, processes, (*layout.options, *overrides))
+    return _distconv_case(makes, source, target, processes, (*layout.options, *overrides))
 
 
 def distconv_dcp_case(source: Path, target: Path, processes: int, overrides: Sequence[str]) -> Case:

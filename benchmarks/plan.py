@@ -1,6 +1,7 @@
 """Measure planning of the largest models for many processes, from headers alone.
 
-    python benchmarks/plan.py                       Qwen3-VL-235B-A22B, and DeepSeek-V3 with a vision encoder, 671B
+    python benchmarks/plan.py                       Qwen3-VL-235B-A22B, and DeepSeek-V3 with a vision encoder, 671B;
+                                                    and as Kimi-K2, 1T with experts in int4
     python benchmarks/plan.py --models deepseekvl2  one of them
     python benchmarks/plan.py --processes 64        for another number of processes
 
@@ -29,6 +30,7 @@ from largest import (
     FRACTIONS,
     HERE,
     MODELS,
+    QUANTISED,
     TP,
     Costs,
     Published,
@@ -101,7 +103,7 @@ def measure_here(directory: Path, model: str, processes: int, *, balance: bool) 
         parameters=len(plan.binding.parameters),
         read=planned_reads(plan, shares, job.io.buffer_bytes) if balance else [],
         written=[sum(file.nbytes for file in share) for share in shares],
-        source_bytes=sum(tensor.nbytes for tensor in index.tensors.values()),
+        source_bytes=sum(each.stored_bytes(each.nbytes, each.dtype) for each in index.tensors.values()),
     )
 
 
@@ -114,7 +116,9 @@ def whole_command(directory: Path, model: str, processes: int) -> str:
 
 def overrides(directory: Path, model: str) -> list[str]:
     """The options that name the source, the definition and the layout."""
-    return [f"+model={model}", f"source={directory}", "target=unused", *layout_options(PP)]
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    dtype = ["dtype=bfloat16"] if "quantization_config" in config else []
+    return [f"+model={model}", f"source={directory}", "target=unused", *layout_options(PP), *dtype]
 
 
 def costs_table(costs: Sequence[tuple[str, int, Forward]]) -> str:
@@ -188,7 +192,7 @@ def compare(arguments: argparse.Namespace, work: Path) -> int:
     commands: list[str] = []
     for model in arguments.models:
         for divisor in FRACTIONS:
-            published = MODELS[model](divisor)
+            published = {**MODELS, **QUANTISED}[model](divisor)
             directory = work / f"{model}-{divisor}"
             write_files(directory, published)
             print(f"{published.name}, layers / {divisor}", file=sys.stderr, flush=True)
@@ -221,7 +225,7 @@ def layers_of(published: Published) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = command_line("Measure planning of the largest models, from headers alone.")
+    parser = command_line("Measure planning of the largest models, from headers alone.", {**MODELS, **QUANTISED})
     parser.add_argument("--processes", type=int, default=TP * PP * EP, help=f"to plan for (default {TP * PP * EP})")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)

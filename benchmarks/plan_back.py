@@ -178,7 +178,7 @@ def verdict(costs: Mapping[tuple[str, int], Back]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = command_line("Measure planning of the way back of the largest models.")
+    parser = command_line("Measure planning of the way back of the largest models.", MODELS)
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--make", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)

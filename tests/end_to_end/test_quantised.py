@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from distconv.errors import InputError
+from distconv.tensors import quantised as arithmetic
 from tests.checkpoints import hashes, load_case, overrides, tensor_bytes, write_safetensors
 from tests.here import changed, outcome_here
 from tests.quantised import (
@@ -246,3 +247,42 @@ def test_what_only_a_quantised_reference_has_is_filled_in_dequantised(tmp_path):
         convert(tmp_path / "mm", tmp_path / "hf", **given)
     convert(tmp_path / "mm", tmp_path / "hf", **given, **PLAIN)
     assert same(tmp_path / "hf", plain)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_tensors_of_many_boxes_are_read_where_their_codes_and_scales_are(scheme, tmp_path, monkeypatch):
+    """Long runs of elements that are stored as the type that is asked for, too, though they are no copies."""
+    monkeypatch.setattr(arithmetic, "BOX_ELEMENTS", 1000)
+    quantise, said = SCHEMES[scheme]
+    held: dict[str, Piece] = {}
+    plain: dict[str, Piece] = {}
+    for name in ("model.a.weight", "model.b.weight"):
+        pieces, values = quantise(name, [190, 180])
+        held |= pieces
+        plain[name] = ("bfloat16", [190, 180], values.tobytes())
+    source = write_quantised(tmp_path / "source", held, said)
+    write_quantised(tmp_path / "plain", plain, {})
+    convert(source, tmp_path / "found", target_format="hf", **PLAIN)
+    assert same(tmp_path / "found", tmp_path / "plain")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"w_shape": ("int64", [2], np.array([4, 9], np.int64).tobytes())}, r"w_shape says \[4, 9\]: not that of int4"),
+        ({"w_shape": ("int64", [2], np.array([3, 8], np.int64).tobytes())}, r"w_shape says \[3, 8\]: not that of int4"),
+        ({"w_shape": ("int64", [2], np.array([-4, 8], np.int64).tobytes())}, "not that of int4"),
+        ({"w_shape": ("float32", [2], bytes(8))}, r"w_shape is float32 \[2\], expected 2 integers"),
+        (
+            {"w_zero_point": ("int32", [1, 2], bytes(8))},
+            "has w_zero_point beside it, which int4 in groups of 4 does not",
+        ),
+        ({"w_g_idx": ("int32", [8], bytes(32))}, "has w_g_idx beside it"),
+    ],
+)
+def test_int4_that_contradicts_itself_is_refused(change, expected, tmp_path):
+    pieces, _ = as_int4("w", [4, 8])
+    source = write_quantised(tmp_path / "source", {**pieces, **change}, int4(4))
+    with pytest.raises(InputError, match=expected):
+        convert(source, tmp_path / "target", target_format="hf", **PLAIN)
+    assert not (tmp_path / "target").exists()

@@ -170,5 +170,5 @@ def _read_shapes(group: tuple[SourceFile, list[tuple[str, StoredTensor]]]) -> li
             stream.seek(each.offset)
             size = ITEM_SIZE[each.dtype]
             data = stream.read(2 * size)
-            found.append((base, tuple(int.from_bytes(data[at : at + size], "little") for at in (0, size))))
+            found.append((base, tuple(int.from_bytes(data[at : at + size], "little", signed=True) for at in (0, size))))
     return found
