@@ -22,6 +22,7 @@ $(READY): pyproject.toml $(wildcard tests/clients/requirements*.txt)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[mpi,test]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement tests/clients/requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/clients/requirements-no-deps.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/side --requirement tests/clients/requirements-side.txt
 	touch $@
 
 demo: $(READY)  ## Convert a checkpoint made on the spot, on four processes, and prove the result

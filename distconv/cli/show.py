@@ -116,7 +116,7 @@ def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
     """The plan for a person: model and layout, stages, tensors left out, and with `full` files and processes."""
     result = report["target"] + (f"/{report['iteration']}" if report["iteration"] else "")
     lines = [
-        f"model    {report['model'] or 'any; every tensor is written as it is'}",
+        f"model    {report['model'] or 'any: by published names, without a definition'}",
         *(f"unchecked: {each}" for each in report["not_checked"]),
         f"source   {report['source']}",
         *([f"text     {report['text_source']}"] if report["text_source"] else []),

@@ -49,14 +49,13 @@ def resolve_head(binding: Binding, definition: Definition, layout: CompleteLayou
     embedding = next(each for each in others if each.recipe.rule.target == definition.tied.embedding)
     original = Assembled(embedding.sources, embedding.recipe.tensor)
     left_out = tuple(
-        dropped
-        for each in stored
-        for dropped in without_head(
+        without_head(
             Assembled(each.sources, each.recipe.tensor),
             original,
             tied_head,
             "tied: the head is written as a copy of the embedding",
         )
+        for each in stored
     )
     binding = replace(binding, parameters=others, unconverted=binding.unconverted + left_out)
     if tied_head == "omit":
@@ -65,27 +64,21 @@ def resolve_head(binding: Binding, definition: Definition, layout: CompleteLayou
     return replace(binding, parameters=(*binding.parameters, Parameter(recipe, embedding.sources)))
 
 
-def without_head(head: Assembled, embedding: Assembled, tied_head: str, reason: str) -> tuple[Unconverted, ...]:
+def without_head(head: Assembled, embedding: Assembled, tied_head: str, reason: str) -> Unconverted:
     """A stored head that is left out: for a reason that needs it to equal the embedding, or as `tied_head` says.
+
+    However many parts it is stored in, it is one tensor, in the file of the first.
 
     Raises:
         InputError: it cannot be equal, since it has another shape or element type.
     """
-    if tied_head in ("omit", "write"):
-        return tuple(Unconverted(tensor=each, reason=f"tied_head={tied_head}") for each in head.sources)
     one, other = head.tensor, embedding.tensor
+    whole = replace(head.sources[0], shape=one.shape)
+    if tied_head in ("omit", "write"):
+        return Unconverted(tensor=whole, reason=f"tied_head={tied_head}")
     if (one.dtype, one.shape) != (other.dtype, other.shape):
-        stored, first = head.sources[0], embedding.sources[0]
         raise InputError(
-            f"{stored.file.path}: {stored.name} is {one.dtype} {list(one.shape)}, {first.name} is {other.dtype} "
-            f"{list(other.shape)}, {TIED}"
+            f"{whole.file.path}: {whole.name} is {one.dtype} {list(one.shape)}, {embedding.sources[0].name} is "
+            f"{other.dtype} {list(other.shape)}, {TIED}"
         )
-    replicas = tuple(replicas_of(embedding, head, TIED))
-    return tuple(
-        Unconverted(
-            tensor=each,
-            reason=reason,
-            replicas=tuple(replica for replica in replicas if replica.copy.sources[0] is each),
-        )
-        for each in head.sources
-    )
+    return Unconverted(tensor=whole, reason=reason, replicas=tuple(replicas_of(embedding, head, TIED)))

@@ -3,7 +3,7 @@
     python published_client.py JOBS.json
 
 JOBS.json is a list of `{"checkpoint": DIRECTORY, "inputs": FILE, "output": FILE}`. For each, the checkpoint is loaded
-by the class that its `config.json` names, in the element type that it says, and `output` gets
+by the class that its `config.json` names, in the element type that it says, or the job's `dtype`, and `output` gets
 
     unfit     names of keys that are missing, unexpected or mismatched, after which of these they are
     state     the model's state dict
@@ -25,18 +25,21 @@ import transformers
 
 def main(jobs: Path) -> None:
     for job in json.loads(jobs.read_text()):
-        torch.save(load(Path(job["checkpoint"]), job["inputs"]), job["output"])
+        torch.save(load(Path(job["checkpoint"]), job["inputs"], job.get("dtype", "auto")), job["output"])
 
 
-def load(checkpoint: Path, inputs: str) -> dict[str, Any]:
+def load(checkpoint: Path, inputs: str, dtype: str) -> dict[str, Any]:
     config = json.loads((checkpoint / "config.json").read_text())
     # some classes write it among what is said of the text
     (name,) = (config if "architectures" in config else config["text_config"])["architectures"]
     of_class = getattr(transformers, name)
-    model = of_class.from_pretrained(checkpoint, dtype="auto").eval()
+    model = of_class.from_pretrained(checkpoint, dtype=dtype).eval()
+    if dtype != "auto":
+        # some classes have a part in what its own configuration says
+        model = model.to(getattr(torch, dtype))
     # asked of the base class, because not every class passes the answer on
     loading = transformers.PreTrainedModel.from_pretrained.__func__
-    _, info = loading(of_class, checkpoint, dtype="auto", output_loading_info=True)
+    _, info = loading(of_class, checkpoint, dtype=dtype, output_loading_info=True)
     # of a model that also speaks, the part that understands
     understanding = getattr(model, "thinker", model)
     with torch.inference_mode():

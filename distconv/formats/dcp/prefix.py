@@ -32,6 +32,7 @@ def find_prefix(found: Collection[str], known: Collection[str], given: str | Non
     """
     matches = _matches(found, set(known))
     best = _best(matches)
+    shown = sorted(name for name in found if not of_training(name)) or sorted(found)
     if given is not None:
         if (clean := unwrapped(given)) not in matches:
             hint = (
@@ -39,12 +40,12 @@ def find_prefix(found: Collection[str], known: Collection[str], given: str | Non
             )
             raise InputError(
                 f"name_prefix={_shown(given)}: no tensor of the model has a name that begins so; the source holds "
-                f"{named(sorted(found), 3)}{hint}"
+                f"{named(shown, 3)}{hint}"
             )
         return clean
     if best is None:
         raise InputError(
-            f"the source holds no tensor of this model under any prefix: it holds {named(sorted(found), 3)}, expected "
+            f"the source holds no tensor of this model under any prefix: it holds {named(shown, 3)}, expected "
             f"names such as {named(sorted(known), 3)}; choose another +model, or give name_prefix="
         )
     rivals = [

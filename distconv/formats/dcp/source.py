@@ -148,13 +148,15 @@ def _naming(
 
     Of those under which as many are, it is the one that the other names tell. `prefix`: the given one.
     """
-    if dialect is not None:
-        return dialect, model.spellings.chosen(dialect, "source_dialect")[1]
     namings = list(model.spellings.namings())
-    if len(namings) == 1:
+    if dialect is None and len(namings) == 1:
         return namings[0]
     held = {name: {holding.held(each) for each in known} for name, holding in namings}
     counts = {name: count_known(found, held[name], prefix) for name, _ in namings}
+    if dialect is not None:
+        holding = model.spellings.chosen(dialect, "source_dialect")[1]
+        _check_given(dialect, count_known(found, {holding.held(each) for each in known}, prefix), counts, model)
+        return dialect, holding
     best = [each for each in namings if counts[each[0]] == max(counts.values())]
     for name, holding in best:
         if counts[name]:
@@ -165,6 +167,17 @@ def _naming(
         if holding.is_told_by(bare):
             return name, holding
     return best[0]
+
+
+def _check_given(dialect: str, count: int, counts: Mapping[str, int], model: Model) -> None:
+    """Raise `InputError` for a dialect in which fewer names are the reference's, if it names any, than in another."""
+    most = max(counts, key=lambda name: counts[name])
+    if model.reference is not None and model.reference.shard_files is not None and counts[most] > count:
+        raise InputError(
+            f"source_dialect={dialect}: then {count or 'none'} of the names in the source are those of "
+            f"reference={model.reference.directory}, but {counts[most]} with the names of {most}; leave "
+            "source_dialect out"
+        )
 
 
 def _check_exchange(wanted: Mapping[str, str], bare: Mapping[str, str], holding: Holding, naming: str) -> None:

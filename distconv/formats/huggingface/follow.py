@@ -26,6 +26,8 @@ from distconv.tensors.stored import NamedTensor, as_stored
 
 # The advice about a part that the source does not hold at all.
 FILL = "fill_from_reference=true fills in from there"
+# The advice about what cannot be filled in.
+COMPLETE = "is the source complete, and this the model that training began with?"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +137,7 @@ def _remedies(tensors: Sequence[NamedTensor], definition: Definition, reference:
             return "they are adapters: give the model without them"
         if not explain.fits(spelled) and says_quantised(reference.config):
             return "it is quantised, and they go with its own weights: give the model as it was before"
-        return "is the source complete, and this the model that training began with?"
+        return COMPLETE
 
     return remedy
 
@@ -177,7 +179,7 @@ def follow(
         copied = replace(given[embedding], name=head)
         written = listed or (reference.shard_files is None and tied_head != "omit")
         reason = "written as a copy of the embedding" if written else "the reference has no head of its own"
-        left_out = without_head(given.pop(head), copied, tied_head, f"tied: {reason}")
+        left_out = (without_head(given.pop(head), copied, tied_head, f"tied: {reason}"),)
         given |= {head: copied} if written else {}
     if reference.shard_files is None:
         return Followed(tensors=tuple(given.values()), left_out=left_out, filled=())
@@ -206,7 +208,9 @@ def follow(
     lacking = [name for name in absent if name not in filled]
     by_remedy: dict[str, list[str]] = {}
     for name in lacking:
-        by_remedy.setdefault("it has no weights to fill in from" if fill else remedy(name), []).append(name)
+        advice = "it has no weights to fill in from" if fill else remedy(name)
+        # What has other tensors as well is no part of the model, which could be completed.
+        by_remedy.setdefault(COMPLETE if others and advice == FILL else advice, []).append(name)
     for advice, those in by_remedy.items():
         problems.append(
             f"reference={reference.directory}: names {counted(len(those), 'tensor')} that the source does not have: "

@@ -12,10 +12,12 @@ from distconv.errors import InputError
 from distconv.formats.megatron.plan import make_plan
 from distconv.layout.balance import complete_layout
 from distconv.layout.request import Layout
-from distconv.layout.tied_head import resolve_head
+from distconv.layout.tied_head import resolve_head, without_head
 from distconv.models.bind import bind
 from distconv.models.parameters import Binding
 from distconv.models.sizes import Sizes
+from distconv.tensors.stored import Assembled, SourceFile, StoredTensor
+from distconv.tensors.virtual import concat, whole
 from tests.unit import toy
 from tests.unit.reference import evaluate
 
@@ -195,3 +197,15 @@ def test_the_copy_is_on_the_last_stage_cut_like_a_head():
     ]
     for (tp_rank, _, _), array in found.items():
         np.testing.assert_array_equal(array, np.split(source, 2)[tp_rank])
+
+
+@pytest.mark.parametrize("tied_head", ["auto", "omit"])
+def test_a_head_that_is_stored_in_parts_is_left_out_as_one(tied_head):
+    file = SourceFile("/dcp/0.distcp", 1 << 20)
+    parts = tuple(StoredTensor("lm_head.weight", "bfloat16", (3, 2), file, 12 * number) for number in range(2))
+    head = Assembled(parts, concat([whole("bfloat16", (3, 2), number) for number in range(2)]))
+    embedding = StoredTensor("embed.weight", "bfloat16", (6, 2), file, 24)
+    found = without_head(head, Assembled((embedding,), whole("bfloat16", (6, 2))), tied_head, "tied")
+    assert (found.tensor.name, found.tensor.shape, found.tensor.nbytes) == ("lm_head.weight", (6, 2), 24)
+    compared = {replica.copy.sources[0] for replica in found.replicas}
+    assert compared == (set(parts) if tied_head == "auto" else set())

@@ -69,7 +69,7 @@ def test_another_model_is_no_match():
     with pytest.raises(
         InputError, match=r"no tensor of this model under any prefix: it holds net.conv.weight, expected"
     ):
-        find_prefix({"net.conv.weight"}, KNOWN)
+        find_prefix({"net.conv.weight", "optimizer.state.net.conv.weight.exp_avg"}, KNOWN)
     with pytest.raises(InputError, match="no tensor of this model"):
         find_prefix([], KNOWN)
 

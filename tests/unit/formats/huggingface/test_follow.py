@@ -10,7 +10,7 @@ import pytest
 
 from distconv.errors import InputError
 from distconv.formats.base import Published
-from distconv.formats.huggingface.follow import FILL, Followed, follow, follow_reference
+from distconv.formats.huggingface.follow import COMPLETE, FILL, Followed, follow, follow_reference
 from distconv.formats.model import Model, Reference
 from distconv.models.definition import Definition
 from distconv.tensors.stored import NamedTensor, SourceFile, StoredTensor
@@ -103,6 +103,9 @@ def test_a_tied_head_is_a_copy_where_no_reference_shows_one():
 def test_what_only_one_of_the_two_has_is_named_both_ways_at_once():
     assert refused({"a": (1,), "x": (1,), "y": (1,)}, reference({"a": (1,), "b": (1,)})) == [
         "reference=/hf: does not name 2 tensors of the source: x, y; is it the model that training began with?",
+        f"reference=/hf: names 1 tensor that the source does not have: b; {COMPLETE}",
+    ]
+    assert refused({"a": (1,)}, reference({"a": (1,), "b": (1,)})) == [
         "reference=/hf: names 1 tensor that the source does not have: b; fill_from_reference=true fills in from there",
     ]
 
