@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 from distconv.errors import InputError, counted
 from distconv.formats.base import Format, Held, Opened, Source
+from distconv.formats.config_dtypes import says_quantised
 from distconv.formats.huggingface.directory import check_directory
 from distconv.formats.iterations import iterations_in
 from distconv.formats.model import Model
@@ -76,6 +78,13 @@ def describe(options: Options, chosen: Chosen | None, library: Library, hand_out
         "tensors": [[each.file, each.name, each.dtype, list(each.shape)] for each in held],
         **opened.summary,
     }
+    if opened.config is not None and says_quantised(opened.config):
+        try:
+            # What it is of is told by what it stands for, in whatever type.
+            options = replace(options, dtype="bfloat16")
+            opened = _opened(form, options, hand_out)
+        except InputError as error:
+            return report | {"problems": error.problems}
     return report | _of_model(options, form, opened, held, chosen, library)
 
 

@@ -200,7 +200,7 @@ def quantised(directory: Path) -> None:
         (configured(num_hidden_layers=9), {"model": "qwen2vl", "parameters": None}, "model.layers.6."),
         (configured(model_type="qwen9"), {"model": None, "parameters": PARAMETERS}, "no definition is for model_type"),
         (configured(model_type=None), {"model": None, "parameters": PARAMETERS}, "has no model_type; name one with"),
-        (quantised, {"model": "qwen2vl", "parameters": None}, "of quantised weights, config.json must say how"),
+        (quantised, {"model": None, "parameters": None}, "no way to dequantise this is known"),
         (
             lambda path: (path / "model.safetensors.index.json").write_text("[]"),
             {"bytes": None},

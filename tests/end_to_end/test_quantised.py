@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distconv import inspect
 from distconv.errors import InputError
 from distconv.tensors import quantised as arithmetic
 from tests.checkpoints import hashes, load_case, overrides, tensor_bytes, write_safetensors
@@ -247,6 +248,16 @@ def test_what_only_a_quantised_reference_has_is_filled_in_dequantised(tmp_path):
         convert(tmp_path / "mm", tmp_path / "hf", **given)
     convert(tmp_path / "mm", tmp_path / "hf", **given, **PLAIN)
     assert same(tmp_path / "hf", plain)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_inspecting_one_tells_what_it_stands_for(scheme, tmp_path):
+    source, plain = written(load_case(DENSE), scheme, tmp_path)
+    found, expected = inspect(source), inspect(plain)
+    assert found["problems"] == []
+    assert (found["model"], found["parameters"]) == (expected["model"], expected["parameters"])
+    assert found["dtypes"] != expected["dtypes"]
+    assert any("quantised: " in note for note in found["notes"])
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
