@@ -63,7 +63,8 @@ class ElementTypes:
     """The element types of the result of a job, whose names get a `prefix` later.
 
     Raises:
-        InputError: `dtype=reference` where no reference tells types.
+        InputError: `dtype=reference` where no reference tells types; something of a quantised one is to be filled in,
+            and no type says what to make of it.
     """
 
     def __init__(self, options: CommonOptions, model: Model, prefix: str = "") -> None:
@@ -85,6 +86,11 @@ class ElementTypes:
         self._tables: dict[tuple[int, str], tuple[VirtualTensor, VirtualTensor]] = {}
         if self._dtype == REFERENCE:
             raise_if([problem] if (problem := self._untold()) else [])
+        elif self._dtype == KEEP and options.fill_from_reference and self._reference and self._reference.quantised:
+            raise InputError(
+                f"fill_from_reference=true: reference={self._reference.directory} is quantised, and the result is not; "
+                f"{_ADVICE}"
+            )
 
     @cached_property
     def _of_reference(self) -> Mapping[str, str]:

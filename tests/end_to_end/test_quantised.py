@@ -210,7 +210,8 @@ def test_a_quantised_reference_is_followed_as_the_model_that_it_was_made_of(sche
         (source / "model.safetensors").unlink()
     for fill in (False, True) if weights_there else (False,):
         target = tmp_path / f"hf{fill}"
-        convert(tmp_path / "mm", target, target_format="hf", reference=str(source), fill_from_reference=fill)
+        given = {**PLAIN, "fill_from_reference": True} if fill else {}
+        convert(tmp_path / "mm", target, target_format="hf", reference=str(source), **given)
         assert hashes(target)["model.safetensors"] == hashes(plain)["model.safetensors"] or same(target, plain)
         assert "quantization_config" not in json.loads((target / "config.json").read_text())
 
@@ -244,7 +245,7 @@ def test_what_only_a_quantised_reference_has_is_filled_in_dequantised(tmp_path):
     source, plain = written(case, "fp8", tmp_path)
     convert(plain, tmp_path / "mm", select=["vision"])
     given = {"target_format": "hf", "reference": str(source), "fill_from_reference": True}
-    with pytest.raises(InputError, match=r"dtype=keep: .* quantised, and the result is not"):
+    with pytest.raises(InputError, match=r"fill_from_reference=true: .* quantised, and the result is not; give dtype"):
         convert(tmp_path / "mm", tmp_path / "hf", **given)
     convert(tmp_path / "mm", tmp_path / "hf", **given, **PLAIN)
     assert same(tmp_path / "hf", plain)
