@@ -1,8 +1,8 @@
 """Quantised weights: the codes of their elements, the scales of blocks of them, and the numbers that both stand for.
 
 Owns the arithmetic, and which bytes of codes and of scales a range of elements needs. A number is its code's, times the
-scale of its block, in float32; a tensor whose elements count as another type has them rounded to that once. Reads
-nothing, and knows no configuration: where tensors are quantised so, a format says.
+scale of its block, in float32, rounded once where numbers are of another type. Reads nothing, and knows no
+configuration: where tensors are quantised so, a format says.
 
 Sources: the formats' own libraries, whose results are equal for whole blocks (transformers, compressed-tensors); a
 block that the tensor cuts off begins where the configured size says.
@@ -89,10 +89,10 @@ class Dequantise:
         self._numbers = np.empty(BOX_ELEMENTS, np.float32)
 
     def __call__(self, stored: StoredTensor, box: Box, codes: memoryview, scales: memoryview, made: memoryview) -> None:
-        """Write the elements of a box, of the type that the tensor counts as, into the bytes `made`."""
+        """Write the elements of a box, of the type that the tensor is read as, into the bytes `made`."""
         quantised = stored.quantised
         assert quantised is not None
-        in_place = stored.dtype == "float32"
+        in_place = quantised.numbers == "float32"
         flat = np.frombuffer(made, np.float32) if in_place else self._numbers[: box.rows * box.columns]
         numbers = flat.reshape(box.rows, box.columns)
         _decode(quantised.code, np.frombuffer(codes, np.uint8).reshape(box.rows, -1), box.column, numbers)
@@ -101,9 +101,8 @@ class Dequantise:
             for each in _scales(factors, quantised.scales.dtype, self._cast):
                 _scale(stored, box, each, numbers)
         if not in_place:
-            self._cast(
-                flat.view(np.uint32), "float32", np.frombuffer(made, f"u{ITEM_SIZE[stored.dtype]}"), stored.dtype
-            )
+            target = np.frombuffer(made, f"u{ITEM_SIZE[quantised.numbers]}")
+            self._cast(flat.view(np.uint32), "float32", target, quantised.numbers)
 
 
 def _scale_row(stored: StoredTensor, row: int) -> int:

@@ -89,8 +89,9 @@ NOWHERE = SourceFile("", 0)
 class Quantised:
     """How the elements of a tensor are stored: as codes of some `bits`, and scales of blocks of rows and columns.
 
-    `code`: the kind of codes, a name that `tensors.quantised` knows; rows are whole `words` of so many bytes. `turned`:
-    what is published for it, where it is not quantised, has the last two dims exchanged.
+    `code`: the kind of codes, a name that `tensors.quantised` knows; rows are whole `words` of so many bytes.
+    `numbers`: the type that they are computed in, and rounded to. `turned`: what is published for it, where it is not
+    quantised, has the last two dims exchanged.
     """
 
     code: str
@@ -98,6 +99,7 @@ class Quantised:
     words: int
     block: tuple[int, int]
     scales: StoredTensor
+    numbers: str
     turned: bool = False
 
 
@@ -111,7 +113,8 @@ def scale_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ..
 class StoredTensor:
     """A contiguous tensor in a file: `offset` is the position in bytes of its first element in the file.
 
-    One that is `quantised` counts as a tensor of `dtype`, and its codes are at that position.
+    One that is `quantised` counts as a tensor of `dtype`, as the plain ones of its model; its codes are at that
+    position.
     """
 
     name: str
@@ -144,6 +147,11 @@ class StoredTensor:
         return -(-self.shape[-1] * self.quantised.bits // (8 * self.quantised.words)) * self.quantised.words
 
     @property
+    def read_as(self) -> str:
+        """The element type of what is read of it."""
+        return self.dtype if self.quantised is None else self.quantised.numbers
+
+    @property
     def stored_as(self) -> str:
         """The element type, or the kind of codes, in the file."""
         return self.dtype if self.quantised is None else self.quantised.code
@@ -158,7 +166,8 @@ class StoredTensor:
         data = [self.name, self.dtype, self.shape, numbers[self.file], self.offset]
         how = self.quantised
         if how is not None:
-            data.append([how.code, how.bits, how.words, how.block, how.scales.to_json(numbers), how.turned])
+            scales = how.scales.to_json(numbers)
+            data.append([how.code, how.bits, how.words, how.block, scales, how.numbers, how.turned])
         return data
 
     @staticmethod
@@ -166,8 +175,8 @@ class StoredTensor:
         """The tensor in the data of `to_json`, of files by their numbers."""
         name, dtype, shape, file, offset, *rest = data
         how = None
-        for code, bits, words, (rows, columns), scales, turned in rest:
-            how = Quantised(code, bits, words, (rows, columns), StoredTensor.from_json(scales, files), turned)
+        for code, bits, words, (rows, columns), scales, *others in rest:
+            how = Quantised(code, bits, words, (rows, columns), StoredTensor.from_json(scales, files), *others)
         return StoredTensor(name, dtype, tuple(shape), files[file], offset, how)
 
 

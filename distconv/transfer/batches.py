@@ -72,7 +72,7 @@ def planned_reads(plan: Plan, shares: Iterable[Sequence[OutputFile]], buffer_byt
         sources = group[0][1].sources
         key = tuple(map(id, tensors)), tuple((source.dtype, source.stored_as, source.shape) for source in sources)
         if key not in known:
-            shapes, types = [source.shape for source in sources], [source.dtype for source in sources]
+            shapes, types = [source.shape for source in sources], [source.read_as for source in sources]
             steps = list(lower(tensors, shapes, buffer_bytes, types))
             dtype = tensors[0].dtype
             known[key] = bytes_read(steps, lambda operand, nbytes: sources[operand].stored_bytes(nbytes, dtype))

@@ -150,7 +150,7 @@ class _Engine:
         if work.low_rank is not None:
             self._produce_sum(work, work.low_rank)
             return
-        shapes, types = [source.shape for source in work.sources], [source.dtype for source in work.sources]
+        shapes, types = [source.shape for source in work.sources], [source.read_as for source in work.sources]
         for step in lower([shard.tensor for shard in work.shards], shapes, self._buffer_bytes, types):
             if self._stop.is_set():
                 raise StoppedError("stopped because another thread or process failed")
@@ -215,7 +215,7 @@ class _Engine:
         """Copy a run whose elements are dequantised or cast."""
         dtype, half = shard.tensor.dtype, self._buffer_bytes // 8 * 8
         writing, reading = self._memory[:half], self._memory[half : half + _CAST_PIECE]
-        piece = len(reading) // ITEM_SIZE[stored.dtype] * ITEM_SIZE[dtype]
+        piece = len(reading) // ITEM_SIZE[stored.read_as] * ITEM_SIZE[dtype]
         for start in range(0, step.nbytes, half):
             if self._stop.is_set():
                 raise StoppedError("stopped because another thread or process failed")
@@ -223,7 +223,7 @@ class _Engine:
             for first in range(0, len(data), piece):
                 part = data[first : first + piece]
                 read = self._reader.read(stored, dtype, step.source_offset + start + first, len(part), reading)
-                self._count(shard, self._moving.run(read, stored.dtype, part, dtype))
+                self._count(shard, self._moving.run(read, stored.read_as, part, dtype))
             self._put(shard, step.target_offset + start, data)
 
     def _gather(self, step: Gather, work: Work) -> None:
@@ -236,7 +236,7 @@ class _Engine:
             stored = work.sources[read.operand]
             data = self._reader.read(stored, dtype, read.offset, read.nbytes, reading)
             for move in read.moves:
-                overflow = self._moving.box(move, data, stored.dtype, writing, dtype)
+                overflow = self._moving.box(move, data, stored.read_as, writing, dtype)
                 if overflow:
                     *_, write = (each for each in step.writes if each.buffer_offset <= move.target_offset)
                     self._count(work.shards[write.shard], overflow)

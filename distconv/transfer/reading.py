@@ -1,4 +1,4 @@
-"""Reading elements of a source as the type that they count as, whatever they are stored as.
+"""Reading elements of a source as numbers, whatever they are stored as.
 
 Owns the reading of a thread, and what a failing one is called. Never writes, and never decides what is read.
 """
@@ -24,14 +24,14 @@ class Reader:
         self._scales: tuple[StoredTensor, int, memoryview] | None = None
 
     def read(self, stored: StoredTensor, dtype: str, offset: int, nbytes: int, into: memoryview) -> memoryview:
-        """Elements of the type that a tensor counts as, in front of a buffer.
+        """Elements of the type that a tensor is read as, in front of a buffer.
 
         `offset` and `nbytes` are in bytes of elements of type `dtype`, which are made of them.
 
         Raises:
             JobError: a read failed; the message names tensor and file.
         """
-        first, count, size = offset // ITEM_SIZE[dtype], nbytes // ITEM_SIZE[dtype], ITEM_SIZE[stored.dtype]
+        first, count, size = offset // ITEM_SIZE[dtype], nbytes // ITEM_SIZE[dtype], ITEM_SIZE[stored.read_as]
         data = into[: count * size]
         if stored.quantised is None:
             self._fill(stored, first * size, data)

@@ -15,13 +15,14 @@ import torch
 
 from tests.differential import adapters, oracle
 from tests.differential.damages import REFUSED, TENSOR_DAMAGES, Harm, Scene
-from tests.differential.drafts import INDEX, in_shards, numbered_tensors
+from tests.differential.drafts import INDEX, Tensors, in_shards, numbered_tensors
 from tests.differential.families import FAMILIES
 from tests.differential.files import FILE_DAMAGES
 from tests.differential.flags import FLAG_DAMAGES
 from tests.differential.generations import GENERATIONS, saved_by
 from tests.differential.models import HF, MEGATRON, PUBLISHED_DCP
-from tests.differential.routes import drawn_route
+from tests.differential.quantised import quantise
+from tests.differential.routes import Hop, drawn_route
 from tests.differential.trained import TRAINED_DAMAGES, padded_vocabulary
 from tests.differential.travel import Travel
 
@@ -30,6 +31,8 @@ DTYPES = ("bfloat16", "float32", "float16")
 OF_REFERENCE = 1_000_000
 # One round in so many is about adapters.
 ADAPTERS_EVERY = 8
+# And of so many of the others the source has fewer bits, if it can.
+QUANTISED = 0.25
 KINDS = {"tensor": TENSOR_DAMAGES, "flag": FLAG_DAMAGES, "file": FILE_DAMAGES}
 
 
@@ -80,9 +83,9 @@ def _run(random: Random, room: Path, record: Record) -> None:
         for draft in (source, reference):
             draft.add(model.head, draft.tensors[model.embedding].clone(), draft.shards[0])
     route = drawn_route(random, model, start)
-    harm = _damage(
-        random, Scene(random=random, model=model, source=source, reference=reference, has_config=start == HF)
-    )
+    scene = Scene(random=random, model=model, source=source, reference=reference, has_config=start == HF)
+    plain = _quantised(scene) if random.random() < QUANTISED else None
+    harm = _damage(random, scene) if plain is None else None
     if harm is not None:
         record.damage, harm = harm
         record.story.append(f"{record.damage}: {harm.what} ({harm.owed})")
@@ -91,6 +94,9 @@ def _run(random: Random, room: Path, record: Record) -> None:
     late = harm is None and random.random() < 0.85
     travel = Travel.begin(random, room, model, start, source, reference)
     travel.turned = frozenset() if harm is None else harm.turned
+    if plain is not None:
+        record.damage, travel.expected = "quantised", plain
+        route[0] = Hop(route[0].format, {**route[0].options, "dtype": "bfloat16"})
     for number, hop in enumerate(route):
         if late and travel.format == MEGATRON:
             harm, late = _damage_trained(random, travel.directory, record), False
@@ -104,6 +110,19 @@ def _run(random: Random, room: Path, record: Record) -> None:
         if harm is not None and harm.owed == REFUSED:
             raise oracle.WrongError("accepted")
     record.outcome = "right"
+
+
+def _quantised(scene: Scene) -> Tensors | None:
+    """The tensors of a source that has fewer bits now, and at times of its reference; nothing where it has not.
+
+    Not where types differ, since what is asked for would be made of all; nor where parts are filled in from it.
+    """
+    alike = {each.dtype for each in scene.source.tensors.values()} == {torch.bfloat16}
+    if not scene.has_config or not alike or scene.model.left_out:
+        return None
+    if scene.random.random() < 0.5:
+        quantise(scene.random, scene.reference)
+    return quantise(scene.random, scene.source)
 
 
 def _dtypes(random: Random, shapes: dict[str, Any], dtype: torch.dtype) -> dict[str, torch.dtype]:

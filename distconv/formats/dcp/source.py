@@ -6,7 +6,6 @@ Owns the choice between the two, by the names of the definition and its referenc
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,11 +15,11 @@ from distconv.formats.base import Published, Source
 from distconv.formats.dcp.index import DcpDirectory, DcpIndex, locate
 from distconv.formats.dcp.known_names import known_parameters, known_published
 from distconv.formats.dcp.live_model import split_by_definition
+from distconv.formats.dcp.naming import check_exchange, is_under_one_prefix, naming_of
 from distconv.formats.dcp.options import DcpOptions
 from distconv.formats.dcp.plan import MODEL_KEY
 from distconv.formats.dcp.prefix import (
     common_prefix,
-    count_known,
     find_prefix,
     is_under_prefix,
     names_under,
@@ -36,7 +35,6 @@ from distconv.formats.torch_zip.archive import ArchivedTensor
 from distconv.layout.request import SourceLayout
 from distconv.models.bind import bind
 from distconv.models.dialect import PUBLISHED as AS_PUBLISHED
-from distconv.models.dialect import Holding
 from distconv.models.experts import Layer, as_published
 from distconv.models.names import by_spelling
 from distconv.models.over import as_index, over
@@ -44,7 +42,6 @@ from distconv.models.packing import Form
 from distconv.models.parameters import Binding
 from distconv.models.spellings import forms_in_words
 from distconv.models.vocabulary import with_rows_of
-from distconv.models.wrappers import unwrapped
 from distconv.runtime.hand_out import HandOut
 from distconv.tensors.stored import SourceFile
 
@@ -113,15 +110,14 @@ def read_dcp(opened: DcpDirectory, given: str | None, dialect: str | None, hand_
             f"the source holds names of Megatron-side parameters, such as {named(own, 2)}: they need a model "
             f"definition, and none is for model_type {model.config.get('model_type')!r}; name one with +model=NAME"
         )
-    naming, holding = _naming(found, known, given, dialect, model)
+    naming, holding = naming_of(found, known, given, dialect, model)
     held = {holding.held(name) for name in known}
     has_names = model.reference is not None and model.reference.shard_files is not None
-    # Without names to compare with, any prefix that is given may be right.
-    is_open = model.definition is None and not has_names and (given is not None or not count_known(found, held))
+    is_open = model.definition is None and not has_names and not is_under_one_prefix(found, held, given)
     prefix = common_prefix(found, given) if is_open else find_prefix(found, held | parameters, given)
     names = {bare: full for bare, full in names_under(found, prefix).items() if bare in held or not of_training(full)}
     wanted = {full: holding.published(bare) for bare, full in names.items()}
-    _check_exchange(wanted, {full: bare for bare, full in names.items()}, holding, naming)
+    check_exchange(wanted, {full: bare for bare, full in names.items()}, holding, naming)
     located = locate(opened, wanted.__contains__, hand_out)
     is_published = len(held & names.keys()) >= len(parameters & names.keys())
     beside = found.keys() - wanted.keys()
@@ -138,55 +134,6 @@ def read_dcp(opened: DcpDirectory, given: str | None, dialect: str | None, hand_
         copies=_summarised(sorted(copies)),
         dialect=naming,
         is_guess=is_open and given is None,
-    )
-
-
-def _naming(
-    found: Collection[str], known: set[str], prefix: str | None, dialect: str | None, model: Model
-) -> tuple[str, Holding]:
-    """The dialect whose names a checkpoint has: the given one, or the one under which most names are known.
-
-    Of those under which as many are, it is the one that the other names tell. `prefix`: the given one.
-    """
-    namings = list(model.spellings.namings())
-    if dialect is None and len(namings) == 1:
-        return namings[0]
-    held = {name: {holding.held(each) for each in known} for name, holding in namings}
-    counts = {name: count_known(found, held[name], prefix) for name, _ in namings}
-    if dialect is not None:
-        holding = model.spellings.chosen(dialect, "source_dialect")[1]
-        _check_given(dialect, count_known(found, {holding.held(each) for each in known}, prefix), counts, model)
-        return dialect, holding
-    best = [each for each in namings if counts[each[0]] == max(counts.values())]
-    for name, holding in best:
-        if counts[name]:
-            known_prefix = find_prefix(found, held[name], prefix)
-        else:
-            known_prefix = common_prefix(found) if prefix is None else unwrapped(prefix)
-        bare = (each for each, full in names_under(found, known_prefix).items() if not of_training(full))
-        if holding.is_told_by(bare):
-            return name, holding
-    return best[0]
-
-
-def _check_given(dialect: str, count: int, counts: Mapping[str, int], model: Model) -> None:
-    """Raise `InputError` for a dialect in which fewer names are the reference's, if it names any, than in another."""
-    most = max(counts, key=lambda name: counts[name])
-    if model.reference is not None and model.reference.shard_files is not None and counts[most] > count:
-        raise InputError(
-            f"source_dialect={dialect}: then {count or 'none'} of the names in the source are those of "
-            f"reference={model.reference.directory}, but {counts[most]} with the names of {most}; leave "
-            "source_dialect out"
-        )
-
-
-def _check_exchange(wanted: Mapping[str, str], bare: Mapping[str, str], holding: Holding, naming: str) -> None:
-    """Raise `InputError` for names that would not be the same after going back and forth, or that become one."""
-    astray = [full for full, name in wanted.items() if holding.held(name) != bare[full]]
-    twice = [name for name, count in Counter(wanted.values()).items() if count > 1]
-    raise_if(
-        [f"{full}: the dialect {naming} has no such name; give another source_dialect" for full in astray]
-        + [f"{name}: two tensors of the source would have this name; give another source_dialect" for name in twice]
     )
 
 

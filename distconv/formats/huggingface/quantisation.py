@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distconv.errors import InputError, counted, named, raise_if, reading
+from distconv.formats.config_dtypes import main_dtype
 from distconv.formats.huggingface.schemes import OF_ACTIVATIONS, Scheme, scheme_in
 from distconv.runtime.regular_files import open_file
 from distconv.tensors.dtypes import ITEM_SIZE
@@ -26,18 +27,21 @@ _THREADS = 16
 def lifted(index: SourceIndex, scheme: Scheme) -> SourceIndex:
     """The tensors of a directory, of which quantised ones are one instead of their pieces.
 
+    They count as what most of the others are, so that a parameter may be made of both.
+
     Raises:
         InputError: every piece that is missing, that belongs to nothing, or whose shape or element type does not fit
             the others.
     """
     tensors, problems = index.tensors, list[str]()
+    plain = main_dtype((each.dtype, each.nbytes) for each in tensors.values() if not each.name.endswith(scheme.scales))
     bases = {name: base for name, each in tensors.items() if (base := scheme.base(each)) is not None}
     taken = {name for base in bases.values() for name in scheme.beside(base)}
     shapes = _said_shapes(scheme, bases.values(), tensors)
     found: dict[str, StoredTensor] = {}
     for name, each in tensors.items():
         if (base := bases.get(name)) is not None:
-            made, wrong = _one(scheme, base, tensors, shapes)
+            made, wrong = _one(scheme, base, tensors, shapes, plain or "bfloat16")
             problems += wrong
             if base in found or (base != name and base in tensors):
                 problems.append(f"{each.file.path}: {name} is quantised, but there is {base}, too")
@@ -87,7 +91,7 @@ def words_of(index: SourceIndex, before: SourceIndex, scheme: Scheme) -> str:
 
 
 def _one(
-    scheme: Scheme, base: str, tensors: Mapping[str, StoredTensor], said: Mapping[str, tuple[int, ...]]
+    scheme: Scheme, base: str, tensors: Mapping[str, StoredTensor], said: Mapping[str, tuple[int, ...]], dtype: str
 ) -> tuple[StoredTensor | None, list[str]]:
     """A quantised tensor made of its pieces, and what is wrong with them."""
     codes, scales = tensors[base + scheme.codes], tensors.get(base + scheme.scales)
@@ -113,8 +117,9 @@ def _one(
         )
     if problems or shape is None:
         return None, problems
-    how = Quantised(scheme.code, scheme.bits, ITEM_SIZE[scheme.stored], scheme.block, scales, scheme.turned)
-    return StoredTensor(base, scheme.dtype or scales.dtype, shape, codes.file, codes.offset, how), []
+    numbers, words = scheme.numbers or scales.dtype, ITEM_SIZE[scheme.stored]
+    how = Quantised(scheme.code, scheme.bits, words, scheme.block, scales, numbers, scheme.turned)
+    return StoredTensor(base, dtype, shape, codes.file, codes.offset, how), []
 
 
 def _shape(scheme: Scheme, codes: StoredTensor, said: tuple[int, ...]) -> tuple[int, ...] | None:

@@ -26,7 +26,7 @@ class Scheme:
 
     A tensor `name` has the pieces `name` + `codes`, `name` + `scales` and, where it says its own shape, `name` +
     `shape`; codes of `stored` type are `bits` wide. Pieces of `refused` names are of a scheme that is not known.
-    `dtype`: what the tensor counts as; `None`: as its scales.
+    `numbers`: the type that they are computed in, and rounded to; `None`: that of the scales.
     """
 
     words: str
@@ -36,7 +36,7 @@ class Scheme:
     block: tuple[int, int]
     codes: str
     scales: str
-    dtype: str | None
+    numbers: str | None
     of_scales: tuple[str, ...] = FLOATING
     shape: str | None = None
     refused: tuple[str, ...] = ()
@@ -97,7 +97,7 @@ def _fp8(said: Mapping[str, Any]) -> Scheme | None:
         block=(rows, columns),
         codes="",
         scales="_scale_inv",
-        dtype="float32",
+        numbers="float32",
         of_scales=(*FLOATING[1:], *SCALE_BYTES),
     )
 
@@ -111,7 +111,7 @@ def _mxfp4(_: Mapping[str, Any]) -> Scheme:
         block=(1, 32),
         codes="_blocks",
         scales="_scales",
-        dtype="bfloat16",
+        numbers="bfloat16",
         of_scales=SCALE_BYTES,
         turned=True,
     )
@@ -133,7 +133,7 @@ def _compressed(said: Mapping[str, Any]) -> Scheme | None:
         block=(1, size),
         codes="_packed",
         scales="_scale",
-        dtype=None,
+        numbers=None,
         of_scales=FLOATING[1:],
         shape="_shape",
         refused=("_zero_point", "_g_idx"),

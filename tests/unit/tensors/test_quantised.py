@@ -19,7 +19,7 @@ SIZES = st.integers(1, 9)
 
 def stored(code, shape, block, scale_type, dtype, bits=8, words=1):
     scales = StoredTensor("w.scales", scale_type, scale_shape(shape, block), NOWHERE, 0)
-    return StoredTensor("w", dtype, shape, NOWHERE, 0, Quantised(code, bits, words, block, scales))
+    return StoredTensor("w", dtype, shape, NOWHERE, 0, Quantised(code, bits, words, block, scales, dtype))
 
 
 def dequantised(tensor, codes, scales, first, count, size):
@@ -129,7 +129,7 @@ def test_a_quantised_tensor_is_shared_with_other_processes():
 def test_what_is_published_turned_is_a_table_over_what_is_stored():
     scales = StoredTensor("w.scales", "uint8", (2, 3, 1), NOWHERE, 0)
     tensor = StoredTensor(
-        "w", "bfloat16", (2, 3, 32), NOWHERE, 0, Quantised("mxfp4", 4, 1, (1, 32), scales, turned=True)
+        "w", "bfloat16", (2, 3, 32), NOWHERE, 0, Quantised("mxfp4", 4, 1, (1, 32), scales, "bfloat16", turned=True)
     )
     (made,) = as_stored([tensor])
     assert made.tensor.shape == tensor.published_shape == (2, 32, 3)

@@ -41,9 +41,9 @@ def test_pieces_are_one_tensor_in_the_place_of_its_codes():
     )
     found = lifted(before, scheme(fp8([2, 3])))
     assert [(name, each.dtype, each.stored_as) for name, each in found.tensors.items()] == [
-        ("a.weight", "float32", "float8_e4m3fn"),
+        ("a.weight", "bfloat16", "float8_e4m3fn"),
         ("b.weight", "bfloat16", "bfloat16"),
-        ("experts.gate_up_proj", "float32", "float8_e4m3fn"),
+        ("experts.gate_up_proj", "bfloat16", "float8_e4m3fn"),
         ("model.norm.weight", "bfloat16", "bfloat16"),
     ]
     assert words_of(found, before, scheme(fp8([2, 3]))) == (
