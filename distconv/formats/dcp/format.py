@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distconv.errors import InputError, named
+from distconv.errors import InputError, counted, named
 from distconv.formats.base import (
     Evidence,
     Format,
@@ -132,7 +132,8 @@ class Dcp(Format[DcpOptions]):
         dcp = report[self.name]
         names = f"{dcp['naming']} names" + (f" with the prefix {dcp['prefix']}" if dcp["prefix"] else "")
         names += f", dialect {dcp['dialect']}" if dcp["dialect"] else ""
-        return [f"dcp      {dcp['tensors']} tensors in {dcp['chunks']} chunks, {names}: {dcp['example']} …"]
+        what = f"{counted(dcp['tensors'], 'tensor')} in {counted(dcp['chunks'], 'chunk')}"
+        return [f"dcp      {what}, {names}: {dcp['example']} …"]
 
 
 def _of_unread(opened: DcpDirectory) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distconv.errors import InputError, named
+from distconv.errors import InputError, counted, named
 from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, Takes, refusals_of_whole_tensors
 from distconv.formats.element_types import CAST_OPTIONS, ElementTypes
 from distconv.formats.huggingface.files import HuggingFaceFiles
@@ -129,7 +129,9 @@ class HuggingFace(Format[HuggingFaceOptions]):
     def target_words(self, report: Mapping[str, Any]) -> list[str]:
         """Tensors and files, and the tensors of the reference among them."""
         summary = report[self.name]
-        lines = [f"{self.name}       {summary['tensors']} tensors in {len(report['files'])} files"]
+        lines = [
+            f"{self.name}       {counted(summary['tensors'], 'tensor')} in {counted(len(report['files']), 'file')}"
+        ]
         if filled := summary["filled_from_reference"]:
             lines.append(f"filled   {len(filled)} tensors come from the reference: {named(filled, 3)}")
         return lines
