@@ -75,6 +75,10 @@ class Spellings:
             )
         return dialect, holding or _NOTHING
 
+    def knows_model(self) -> bool:
+        """Whether some dialect says something of the model."""
+        return any(True for _ in self._holdings())
+
     def notes(self, name: str) -> tuple[str, ...]:
         """What is to be said of a result in a dialect."""
         if name == PUBLISHED or self._named(name)[0].holding(self.model_type) is not None:

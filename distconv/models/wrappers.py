@@ -35,17 +35,33 @@ def wrapping_problem(unknown: Collection[str], is_missing: Callable[[str], bool]
     if not prefix and (not wrapped or 2 * len(wrapped) < len(unknown)):
         return None
     if not prefix:
-        modules = sorted({module for name in wrapped for module in _WRAPPERS.findall(name)})
-        return (
-            f"modules that wrap others, {named(modules)}, are in the names of {counted(len(wrapped), 'source tensor')} "
-            f"({named(wrapped, 2)}); save the state dict of the model without them"
-        )
+        return wrapped_words(wrapped)
     count = sum(name.startswith(prefix) for name in unknown)
     pairs = ",".join(f"[{old},{new or _EMPTY}]" for old, new in ((prefix, ""), *definition.renamed_prefixes))
     return (
         f"{prefix} is in front of the names of {counted(count, 'source tensor')}, which a wrapped model is saved with; "
         f"to take it off, add +model={definition.name} 'model.renamed_prefixes=[{pairs}]', or save the model inside"
     )
+
+
+def wrapped_words(names: Collection[str]) -> str | None:
+    """What is wrong with names in which there are wrapper modules, in words; nothing if there are none."""
+    wrapped = [name for name in names if unwrapped(name) != name]
+    if not wrapped:
+        return None
+    modules = sorted({module for name in wrapped for module in _WRAPPERS.findall(name)})
+    return (
+        f"modules that wrap others, {named(modules)}, are in the names of {counted(len(wrapped), 'source tensor')} "
+        f"({named(wrapped, 2)}); save the state dict of the model without them"
+    )
+
+
+def prefix_of_all(names: Collection[str], known: Collection[str]) -> str:
+    """What stands in front of all names of a model, before one that is `known`; empty if nothing does."""
+    if not set(known).isdisjoint(names):
+        return ""
+    found = {name.removesuffix(each) for name in names for each in known if name.endswith(f".{each}")}
+    return min((each for each in found if all(name.startswith(each) for name in names)), key=len, default="")
 
 
 def common_prefix(names: Collection[str], is_known: Callable[[str], bool]) -> str:

@@ -202,6 +202,34 @@ def test_shards_have_the_size_that_is_asked_for(tmp_path, distconv):
     assert distconv(*arguments, "shard_size=none").status == 2
 
 
+@pytest.mark.parametrize(
+    ("prefix", "expected"),
+    [
+        ("_orig_mod.", "modules that wrap others, _orig_mod, are in the names of 23 source tensors"),
+        ("model._fsdp_wrapped_module.", "modules that wrap others, _fsdp_wrapped_module, are in the names of 23"),
+        ("model.", "model. is in front of all names, which a wrapped model is saved with; save the model inside"),
+        ("module.", "module. is in front of all names, which a wrapped model is saved with; save the model inside"),
+        ("app.model.", "app.model. is in front of all names"),
+    ],
+)
+def test_a_published_directory_with_names_of_training_is_refused(prefix, expected, tmp_path):
+    tensors = {prefix + name: each for name, each in mixtral().items()}
+    source = published(tmp_path / "hf", tensors)
+    with pytest.raises(InputError) as caught:
+        run_here(source=str(source), target=str(tmp_path / "dcp"), target_format="dcp", naming="hf")
+    assert expected in str(caught.value)
+    assert not (tmp_path / "dcp").exists()
+
+
+def test_a_prefix_of_a_model_that_nobody_knows_is_said(tmp_path):
+    """It may be the name of its module."""
+    tensors = {f"backbone.{name}": each for name, each in mixtral().items()}
+    source = published(tmp_path / "hf", tensors, model_type="unheard_of")
+    report = convert(source, tmp_path / "dcp", target_format="dcp", naming="hf")
+    assert any(note.startswith("backbone. is in front of all names") for note in report["notes"])
+    assert_same(held(tmp_path / "dcp"), tensors)
+
+
 def test_a_published_model_goes_into_other_shards(tmp_path, distconv):
     source = published(tmp_path / "hf")
     arguments = [f"source={source}", f"target={tmp_path / 'out'}", "target_format=hf", "shard_size=1KB"]

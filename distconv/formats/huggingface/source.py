@@ -5,7 +5,7 @@ Owns the combination of directories: of a model, of adapters alone, and of a sep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,18 @@ from distconv.models.bind import bind
 from distconv.models.definition import Definition
 from distconv.models.dialect import PUBLISHED, Holding
 from distconv.models.experts import as_published
+from distconv.models.language_model import embeddings
 from distconv.models.over import as_index, over
 from distconv.models.parameters import Binding
 from distconv.models.rules import TEXT, Rule
 from distconv.models.sizes import Sizes
 from distconv.models.spellings import forms_in_words
+from distconv.models.wrappers import prefix_of_all, wrapped_words
 from distconv.options import CommonOptions
 from distconv.tensors.dtypes import FLOATING
 from distconv.tensors.stored import SourceFile, SourceIndex, as_stored
+
+_SAVED_SO = "which a wrapped model is saved with"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,15 +205,21 @@ class HuggingFaceSource(Source):
         self.notes = tuple(note for each in read for note in each.notes())
         if model.definition is not None and model.scaling is not None:
             self.notes += scaling_notes(model.scaling, model.definition.spelled, facts.model.index)
-        self._dialect, self._holding = PUBLISHED, Holding()
+        self._dialect, self._holding, self._prefix = PUBLISHED, Holding(), ""
         if model.definition is None:
-            self._dialect, self._holding = model.spellings.naming_of(facts.model.index.tensors.keys())
+            names = facts.model.index.tensors.keys()
+            self._dialect, self._holding = model.spellings.naming_of(names)
+            self._prefix = prefix_of_all(names, embeddings())
+            if self._prefix:
+                self.notes += (f"{self._prefix} is in front of all names, {_SAVED_SO}",)
 
     def published(self) -> Published:
         """The tensors under published names, packed as they are."""
         check_taken_whole(self._options)
         self._check_plain()
         stored = self._facts.model.index.tensors
+        if self._model.definition is None:
+            self._check_unwrapped(stored)
         if self._model.definition is not None and self._model.definition.adapters == "only":
             self._check_adapters({name: each.shape for name, each in stored.items() if factor_of(name)}, ())
         published = self._holding.published
@@ -251,6 +261,13 @@ class HuggingFaceSource(Source):
             return bind(definition, sizes, index, left_out)
         found = bind(definition, sizes, as_index(tensors, index.directory), left_out)
         return over(found, {each.name: each for each in tensors})
+
+    def _check_unwrapped(self, names: Collection[str]) -> None:
+        """Raise `InputError` for names of a wrapped model that no definition is for, where it is certain that it is."""
+        problem = wrapped_words(names)
+        if problem is None and self._prefix and self._model.spellings.knows_model():
+            problem = f"{self._prefix} is in front of all names, {_SAVED_SO}; save the model inside"
+        raise_if([f"{self._facts.directory}: {problem}"] if problem else [])
 
     def _check_plain(self) -> None:
         """Raise `InputError` for weights that are quantised: nothing else is made of them than copies."""
