@@ -281,19 +281,25 @@ def test_tensors_of_many_boxes_are_read_where_their_codes_and_scales_are(scheme,
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"w_shape": ("int64", [2], np.array([4, 9], np.int64).tobytes())}, r"w_shape says \[4, 9\]: not that of int4"),
-        ({"w_shape": ("int64", [2], np.array([3, 8], np.int64).tobytes())}, r"w_shape says \[3, 8\]: not that of int4"),
-        ({"w_shape": ("int64", [2], np.array([-4, 8], np.int64).tobytes())}, "not that of int4"),
-        ({"w_shape": ("float32", [2], bytes(8))}, r"w_shape is float32 \[2\], expected 2 integers"),
         (
-            {"w_zero_point": ("int32", [1, 2], bytes(8))},
-            "has w_zero_point beside it, which int4 in groups of 4 does not",
+            {"w.weight_shape": ("int64", [2], np.array([4, 9], np.int64).tobytes())},
+            r"w.weight_shape says \[4, 9\]: not that of int4",
         ),
-        ({"w_g_idx": ("int32", [8], bytes(32))}, "has w_g_idx beside it"),
+        (
+            {"w.weight_shape": ("int64", [2], np.array([3, 8], np.int64).tobytes())},
+            r"w.weight_shape says \[3, 8\]: not that of int4",
+        ),
+        ({"w.weight_shape": ("int64", [2], np.array([-4, 8], np.int64).tobytes())}, "not that of int4"),
+        ({"w.weight_shape": ("float32", [2], bytes(8))}, r"w.weight_shape is float32 \[2\], expected 2 integers"),
+        (
+            {"w.weight_zero_point": ("int32", [1, 2], bytes(8))},
+            "has w.weight_zero_point beside it, which int4 in groups of 4 does not",
+        ),
+        ({"w.weight_g_idx": ("int32", [8], bytes(32))}, "has w.weight_g_idx beside it"),
     ],
 )
 def test_int4_that_contradicts_itself_is_refused(change, expected, tmp_path):
-    pieces, _ = as_int4("w", [4, 8])
+    pieces, _ = as_int4("w.weight", [4, 8])
     source = write_quantised(tmp_path / "source", {**pieces, **change}, int4(4))
     with pytest.raises(InputError, match=expected):
         convert(source, tmp_path / "target", target_format="hf", **PLAIN)

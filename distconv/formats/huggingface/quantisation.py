@@ -70,13 +70,10 @@ def undecided(index: SourceIndex, config: Mapping[str, Any], where: str) -> str 
 
 def lifted_names(files: Mapping[str, str], scheme: Scheme) -> Mapping[str, str]:
     """The files of tensors by name, where nothing but names is known, with quantised ones instead of their pieces."""
-    bases = {
-        name[: len(name) - len(scheme.codes)]
-        for name in files
-        if name.endswith(scheme.codes) and name[: len(name) - len(scheme.codes)] + scheme.scales in files
-    }
+    found = {scheme.whole(name, scheme.codes) for name in files}
+    bases = {base for base in found if base is not None and scheme.piece(base, scheme.scales) in files}
     beside = {name for base in bases for name in scheme.beside(base)}
-    named_so = {base + scheme.codes: base for base in bases}
+    named_so = {scheme.piece(base, scheme.codes): base for base in bases}
     return {named_so.get(name, name): file for name, file in files.items() if name not in beside}
 
 
@@ -94,21 +91,22 @@ def _one(
     scheme: Scheme, base: str, tensors: Mapping[str, StoredTensor], said: Mapping[str, tuple[int, ...]], dtype: str
 ) -> tuple[StoredTensor | None, list[str]]:
     """A quantised tensor made of its pieces, and what is wrong with them."""
-    codes, scales = tensors[base + scheme.codes], tensors.get(base + scheme.scales)
+    codes, name = tensors[scheme.piece(base, scheme.codes)], scheme.piece(base, scheme.scales)
+    scales = tensors.get(name)
     where = f"{codes.file.path}: {codes.name}"
     problems = [
-        f"{where}: has {base + each} beside it, which {scheme.words} does not have: no way to dequantise it is known"
-        for each in scheme.refused
-        if base + each in tensors
+        f"{where}: has {each} beside it, which {scheme.words} does not have: no way to dequantise it is known"
+        for each in (scheme.piece(base, end) for end in scheme.refused)
+        if each in tensors
     ]
     if scales is None:
-        return None, [*problems, f"{where}: is {codes.dtype}, and {base + scheme.scales}, its scale, is missing"]
+        return None, [*problems, f"{where}: is {codes.dtype}, and {name}, its scale, is missing"]
     if scales.dtype not in scheme.of_scales:
         expected = ", ".join(scheme.of_scales)
         problems.append(f"{scales.file.path}: {scales.name} is {scales.dtype}, expected one of {expected}")
     shape = _shape(scheme, codes, said.get(base, ()))
     if shape is None:
-        says = f", and {base}{scheme.shape} says {list(said[base])}" if base in said else ""
+        says = f", and {scheme.piece(base, scheme.shape or '')} says {list(said[base])}" if base in said else ""
         problems.append(f"{where}: has shape {list(codes.shape)}{says}: not that of {scheme.words}")
     elif scales.shape != scale_shape(shape, scheme.block):
         problems.append(
@@ -136,18 +134,15 @@ def _shape(scheme: Scheme, codes: StoredTensor, said: tuple[int, ...]) -> tuple[
 
 def _left_over(scheme: Scheme, found: Mapping[str, StoredTensor], directory: str) -> Iterator[str]:
     """What is wrong with pieces that belong to no quantised tensor."""
-    suffixes = tuple(each for each in (scheme.scales, scheme.shape) if each is not None)
-    if astray := [name for name in found if name.endswith(suffixes) and _owner(name, suffixes) in found]:
+    ends = [each for each in (scheme.scales, scheme.shape) if each is not None]
+    owners = {name: owner for name in found for end in ends if (owner := scheme.whole(name, end)) is not None}
+    if astray := [name for name, owner in owners.items() if owner in found]:
         yield (
             f"{directory}: {counted(len(astray), 'tensor')} of scales beside weights that are not quantised: "
             f"{named(astray)}"
         )
-    if alone := [name for name in found if name.endswith(suffixes) and _owner(name, suffixes) not in found]:
+    if alone := [name for name, owner in owners.items() if owner not in found]:
         yield f"{directory}: {counted(len(alone), 'tensor')} of scales without what they are for: {named(alone)}"
-
-
-def _owner(name: str, suffixes: Iterable[str]) -> str:
-    return next(name.removesuffix(each) for each in suffixes if name.endswith(each))
 
 
 def _said_shapes(
@@ -156,7 +151,8 @@ def _said_shapes(
     """The shapes that tensors say of themselves, by name: data, read from all files at a time."""
     if scheme.shape is None:
         return {}
-    pieces = {base: tensors[base + scheme.shape] for base in bases if base + scheme.shape in tensors}
+    names = {base: scheme.piece(base, scheme.shape) for base in bases}
+    pieces = {base: tensors[name] for base, name in names.items() if name in tensors}
     wrong = [each for each in pieces.values() if each.dtype not in ("int64", "int32") or each.shape != (2,)]
     raise_if(
         [f"{each.file.path}: {each.name} is {each.dtype} {list(each.shape)}, expected 2 integers" for each in wrong]

@@ -68,8 +68,8 @@ def read_reference(directory: Path, key: str) -> Reference:
                 notes = (f"{key}={directory}: of its weights nothing but the index is used: {error.problems[0]}",)
         elif adapter or any(map(_is_weight, directory.iterdir())):
             raise
-    scheme = _scheme(config, directory)
-    if scheme is not None:
+    named_so = shard_files
+    if (scheme := _scheme(config, directory)) is not None:
         index = index and lifted(index, scheme)
         shard_files = shard_files and lifted_names(shard_files, scheme)
     content = read_object(index_file, "the shards of the result", seen) if index_file is not None else None
@@ -86,7 +86,7 @@ def read_reference(directory: Path, key: str) -> Reference:
         described_by=tuple(seen),
         side_files=beside,
         notes=notes,
-        quantised=scheme is not None,
+        quantised=shard_files != named_so,
     )
 
 

@@ -24,8 +24,8 @@ OF_ACTIVATIONS = (".input_scale", ".activation_scale")
 class Scheme:
     """A way to quantise weights: what it is in words, its codes, and the names of the pieces of a tensor.
 
-    A tensor `name` has the pieces `name` + `codes`, `name` + `scales` and, where it says its own shape, `name` +
-    `shape`; codes of `stored` type are `bits` wide. Pieces of `refused` names are of a scheme that is not known.
+    The name of a tensor ends with `plain`; those of its pieces have `codes`, `scales` and, where it says its own shape,
+    `shape` there. Codes of `stored` type are `bits` wide. Pieces of `refused` names are of a scheme that is not known.
     `numbers`: the type that they are computed in, and rounded to; `None`: that of the scales.
     """
 
@@ -38,21 +38,28 @@ class Scheme:
     scales: str
     numbers: str | None
     of_scales: tuple[str, ...] = FLOATING
+    plain: str = ""
     shape: str | None = None
     refused: tuple[str, ...] = ()
     turned: bool = False
 
     def base(self, tensor: StoredTensor) -> str | None:
         """The name of what a piece has the codes of; nothing for another tensor."""
-        if tensor.dtype != self.stored or not tensor.name.endswith(self.codes):
-            return None
-        return tensor.name[: len(tensor.name) - len(self.codes)]
+        return self.whole(tensor.name, self.codes) if tensor.dtype == self.stored else None
+
+    def whole(self, name: str, end: str) -> str | None:
+        """The name of what a piece with this end of its name belongs to; nothing for another name."""
+        return name[: len(name) - len(end)] + self.plain if name.endswith(end) else None
+
+    def piece(self, base: str, end: str) -> str:
+        """The name of a piece of a tensor."""
+        return base.removesuffix(self.plain) + end
 
     def beside(self, base: str) -> Iterator[str]:
         """The names of what goes with the codes of a tensor, and is nothing without them."""
-        yield base + self.scales
+        yield self.piece(base, self.scales)
         if self.shape is not None:
-            yield base + self.shape
+            yield self.piece(base, self.shape)
         yield from (base.rpartition(".")[0] + each for each in OF_ACTIVATIONS)
 
 
@@ -131,12 +138,13 @@ def _compressed(said: Mapping[str, Any]) -> Scheme | None:
         bits=4,
         stored="int32",
         block=(1, size),
-        codes="_packed",
-        scales="_scale",
+        plain=".weight",
+        codes=".weight_packed",
+        scales=".weight_scale",
         numbers=None,
         of_scales=FLOATING[1:],
-        shape="_shape",
-        refused=("_zero_point", "_g_idx"),
+        shape=".weight_shape",
+        refused=(".weight_zero_point", ".weight_g_idx"),
     )
 
 

@@ -105,6 +105,11 @@ def test_pieces_that_do_not_fit_are_named(said, tensors, expected):
     assert expected in problem
 
 
+def test_scales_of_something_else_stay_what_they_are():
+    before = index(("logit_scale", "bfloat16", (1,)), ("layers.0.k_scale", "float32", (1,)))
+    assert lifted(before, scheme(INT4)) == before
+
+
 def test_all_pieces_that_do_not_fit_are_named_at_once():
     assert len(problems(FP8, *((f"{each}.weight", "float8_e4m3fn", (4, 4)) for each in "abc"))) == 3
 
