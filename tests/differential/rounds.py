@@ -84,7 +84,9 @@ def _run(random: Random, room: Path, record: Record) -> None:
             draft.add(model.head, draft.tensors[model.embedding].clone(), draft.shards[0])
     route = drawn_route(random, model, start)
     scene = Scene(random=random, model=model, source=source, reference=reference, has_config=start == HF)
-    plain = _quantised(scene) if random.random() < QUANTISED else None
+    # Of its own numbers, so that other rounds are as they were without.
+    bits = Random(f"bits {record.seed}")  # noqa: S311 - as above
+    plain = _quantised(bits, scene) if bits.random() < QUANTISED else None
     harm = _damage(random, scene) if plain is None else None
     if harm is not None:
         record.damage, harm = harm
@@ -112,7 +114,7 @@ def _run(random: Random, room: Path, record: Record) -> None:
     record.outcome = "right"
 
 
-def _quantised(scene: Scene) -> Tensors | None:
+def _quantised(random: Random, scene: Scene) -> Tensors | None:
     """The tensors of a source that has fewer bits now, and at times of its reference; nothing where it has not.
 
     Not where types differ, since what is asked for would be made of all; nor where parts are filled in from it.
@@ -120,9 +122,9 @@ def _quantised(scene: Scene) -> Tensors | None:
     alike = {each.dtype for each in scene.source.tensors.values()} == {torch.bfloat16}
     if not scene.has_config or not alike or scene.model.left_out:
         return None
-    if scene.random.random() < 0.5:
-        quantise(scene.random, scene.reference)
-    return quantise(scene.random, scene.source)
+    if random.random() < 0.5:
+        quantise(random, scene.reference)
+    return quantise(random, scene.source)
 
 
 def _dtypes(random: Random, shapes: dict[str, Any], dtype: torch.dtype) -> dict[str, torch.dtype]:
