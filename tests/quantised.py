@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.checkpoints import write_safetensors
+from tests.checkpoints import tensor_bytes, write_safetensors
 
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [128, 128]}
 MXFP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.embed_tokens", "lm_head"]}
@@ -26,6 +26,7 @@ INT4 = {
 }
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 Piece = tuple[str, list[int], bytes]
+Quantise = Callable[[str, list[int]], tuple[dict[str, Piece], np.ndarray]]
 
 
 def fp8(block: Sequence[int]) -> dict[str, Any]:
@@ -99,3 +100,67 @@ def write_quantised(
     whole = {"torch_dtype": "bfloat16", **(config or {"model_type": "unheard_of"}), "quantization_config": dict(said)}
     (directory / "config.json").write_text(json.dumps(whole))
     return directory
+
+
+def numbers(name: str, shape: list[int]) -> np.ndarray:
+    """float32 from about 1/256 to 1, of both signs."""
+    bits = np.frombuffer(tensor_bytes(name, "int32", shape), np.uint32)
+    return ((bits & 0x83FFFFFF) | 0x3C000000).view(np.float32).reshape(shape)
+
+
+def as_fp8(name: str, shape: list[int]) -> tuple[dict[str, Piece], np.ndarray]:
+    codes = np.frombuffer(tensor_bytes(name, "uint8", shape), np.uint8).reshape(shape).copy()
+    codes[codes & 0x7F == 0x7F] ^= 1
+    *outer, rows, columns = shape
+    of_scales = [*outer, -(-rows // 5), -(-columns // 3)]
+    scales = numbers(f"{name}.scale", of_scales)
+    pieces = {
+        name: ("float8_e4m3fn", shape, codes.tobytes()),
+        f"{name}_scale_inv": ("float32", of_scales, scales.tobytes()),
+    }
+    return pieces, as_bfloat16(of_fp8(codes, scales, (5, 3)))
+
+
+def as_int4(name: str, shape: list[int]) -> tuple[dict[str, Piece], np.ndarray]:
+    rows, columns = shape
+    words = [rows, -(-columns // 8)]
+    of_scales = [rows, -(-columns // 4)]
+    packed = np.frombuffer(tensor_bytes(name, "int32", words), np.int32).reshape(words)
+    scales = as_bfloat16(numbers(f"{name}.scale", of_scales))
+    pieces = {
+        f"{name}_packed": ("int32", words, packed.tobytes()),
+        f"{name}_scale": ("bfloat16", of_scales, scales.tobytes()),
+        f"{name}_shape": ("int64", [2], np.array(shape, np.int64).tobytes()),
+    }
+    return pieces, as_bfloat16(of_int4(packed, from_bfloat16(scales), columns, 4))
+
+
+SCHEMES: Mapping[str, tuple[Quantise, dict[str, Any]]] = {"fp8": (as_fp8, fp8([5, 3])), "int4": (as_int4, int4(4))}
+
+
+def written(case: Mapping[str, Any], scheme: str, directory: Path) -> tuple[Path, Path]:
+    """A model whose language layers are quantised, and the same that it stands for."""
+    quantise, said = SCHEMES[scheme]
+    held: dict[str, Piece] = {}
+    plain: dict[str, Piece] = {}
+    for name, (dtype, shape, _) in case["source_tensors"].items():
+        experts = name.endswith(("gate_up_proj", "experts.down_proj")) and scheme == "fp8"
+        if (
+            "layers." in name
+            and "visual" not in name
+            and (experts or (name.endswith("proj.weight") and len(shape) == 2))
+        ):
+            pieces, values = quantise(name, shape)
+            held |= pieces
+            plain[name] = ("bfloat16", shape, values.tobytes())
+        else:
+            # No NaN, which a cast changes.
+            data = bytearray(tensor_bytes(name, dtype, shape))
+            data[1::2] = bytes(byte & 0xBF for byte in data[1::2])
+            held[name] = plain[name] = (dtype, shape, bytes(data))
+    config = case["hf_config"]
+    write_quantised(directory / "quantised", held, said, config)
+    (directory / "plain").mkdir()
+    write_safetensors(directory / "plain" / "model.safetensors", plain)
+    (directory / "plain" / "config.json").write_text(json.dumps({"torch_dtype": "bfloat16", **config}))
+    return directory / "quantised", directory / "plain"

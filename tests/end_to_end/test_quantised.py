@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,89 +12,27 @@ import pytest
 from distconv import inspect
 from distconv.errors import InputError
 from distconv.tensors import quantised as arithmetic
-from tests.checkpoints import hashes, load_case, overrides, tensor_bytes, write_safetensors
+from tests.checkpoints import hashes, load_case, overrides, tensor_bytes
+from tests.golden.test_round_trip import tensors
 from tests.here import changed, outcome_here
 from tests.quantised import (
     MXFP4,
+    SCHEMES,
     Piece,
     as_bfloat16,
+    as_fp8,
+    as_int4,
     fp8,
-    from_bfloat16,
     int4,
     of_fp8,
-    of_int4,
     of_mxfp4,
     write_quantised,
+    written,
 )
 
 DENSE, EXPERTS = "qwen2vl__tp2_pp2", "qwen3vl_moe__ep2"
 PLAIN = {"dtype": "bfloat16"}
 PUBLISHED = {"target_format": "dcp", "naming": "hf"}
-Quantise = Callable[[str, list[int]], tuple[dict[str, Piece], np.ndarray]]
-
-
-def numbers(name: str, shape: list[int]) -> np.ndarray:
-    """float32 from about 1/256 to 1, of both signs."""
-    bits = np.frombuffer(tensor_bytes(name, "int32", shape), np.uint32)
-    return ((bits & 0x83FFFFFF) | 0x3C000000).view(np.float32).reshape(shape)
-
-
-def as_fp8(name: str, shape: list[int]) -> tuple[dict[str, Piece], np.ndarray]:
-    codes = np.frombuffer(tensor_bytes(name, "uint8", shape), np.uint8).reshape(shape).copy()
-    codes[codes & 0x7F == 0x7F] ^= 1
-    *outer, rows, columns = shape
-    of_scales = [*outer, -(-rows // 5), -(-columns // 3)]
-    scales = numbers(f"{name}.scale", of_scales)
-    pieces = {
-        name: ("float8_e4m3fn", shape, codes.tobytes()),
-        f"{name}_scale_inv": ("float32", of_scales, scales.tobytes()),
-    }
-    return pieces, as_bfloat16(of_fp8(codes, scales, (5, 3)))
-
-
-def as_int4(name: str, shape: list[int]) -> tuple[dict[str, Piece], np.ndarray]:
-    rows, columns = shape
-    words = [rows, -(-columns // 8)]
-    of_scales = [rows, -(-columns // 4)]
-    packed = np.frombuffer(tensor_bytes(name, "int32", words), np.int32).reshape(words)
-    scales = as_bfloat16(numbers(f"{name}.scale", of_scales))
-    pieces = {
-        f"{name}_packed": ("int32", words, packed.tobytes()),
-        f"{name}_scale": ("bfloat16", of_scales, scales.tobytes()),
-        f"{name}_shape": ("int64", [2], np.array(shape, np.int64).tobytes()),
-    }
-    return pieces, as_bfloat16(of_int4(packed, from_bfloat16(scales), columns, 4))
-
-
-SCHEMES: Mapping[str, tuple[Quantise, dict[str, Any]]] = {"fp8": (as_fp8, fp8([5, 3])), "int4": (as_int4, int4(4))}
-
-
-def written(case: Mapping[str, Any], scheme: str, directory: Path) -> tuple[Path, Path]:
-    """A model whose language layers are quantised, and the same that it stands for."""
-    quantise, said = SCHEMES[scheme]
-    held: dict[str, Piece] = {}
-    plain: dict[str, Piece] = {}
-    for name, (dtype, shape, _) in case["source_tensors"].items():
-        experts = name.endswith(("gate_up_proj", "experts.down_proj")) and scheme == "fp8"
-        if (
-            "layers." in name
-            and "visual" not in name
-            and (experts or (name.endswith("proj.weight") and len(shape) == 2))
-        ):
-            pieces, values = quantise(name, shape)
-            held |= pieces
-            plain[name] = ("bfloat16", shape, values.tobytes())
-        else:
-            # No NaN, which a cast changes.
-            data = bytearray(tensor_bytes(name, dtype, shape))
-            data[1::2] = bytes(byte & 0xBF for byte in data[1::2])
-            held[name] = plain[name] = (dtype, shape, bytes(data))
-    config = case["hf_config"]
-    write_quantised(directory / "quantised", held, said, config)
-    (directory / "plain").mkdir()
-    write_safetensors(directory / "plain" / "model.safetensors", plain)
-    (directory / "plain" / "config.json").write_text(json.dumps({"torch_dtype": "bfloat16", **config}))
-    return directory / "quantised", directory / "plain"
 
 
 def convert(source: Path, target: Path, **options: Any) -> Any:
@@ -168,14 +105,10 @@ def test_experts_of_gpt_oss_are_packed_as_in_training(tmp_path):
     assert report["source_names"]["experts"] == ["[E, h, 2I], gate and up alternating"]
     convert(tmp_path / "dcp", tmp_path / "hf", target_format="hf", reference=str(source))
 
-    data = (tmp_path / "hf" / "model.safetensors").read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    assert not any(name.endswith(("_blocks", "_scales")) for name in header)
+    found = tensors(tmp_path / "hf" / "model.safetensors")
+    assert not any(name.endswith(("_blocks", "_scales")) for name in found)
     for part, values in expected.items():
-        entry = header[f"{module}.{part}"]
-        begin, end = (8 + length + each for each in entry["data_offsets"])
-        assert (entry["dtype"], entry["shape"], data[begin:end]) == ("BF16", list(values.shape), values.tobytes())
+        assert found[f"{module}.{part}"] == ("BF16", list(values.shape), values.tobytes())
     assert "quantization_config" not in json.loads((tmp_path / "hf" / "config.json").read_text())
 
 
@@ -202,9 +135,7 @@ def test_a_quantised_reference_is_followed_as_the_model_that_it_was_made_of(sche
     source, plain = written(load_case(DENSE), scheme, tmp_path)
     convert(plain, tmp_path / "mm")
     if not weights_there:
-        data = (source / "model.safetensors").read_bytes()
-        names = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        names.pop("__metadata__")
+        names = tensors(source / "model.safetensors")
         index = {"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
         (source / "model.safetensors.index.json").write_text(json.dumps(index))
         (source / "model.safetensors").unlink()
@@ -212,24 +143,14 @@ def test_a_quantised_reference_is_followed_as_the_model_that_it_was_made_of(sche
         target = tmp_path / f"hf{fill}"
         given = {**PLAIN, "fill_from_reference": True} if fill else {}
         convert(tmp_path / "mm", target, target_format="hf", reference=str(source), **given)
-        assert hashes(target)["model.safetensors"] == hashes(plain)["model.safetensors"] or same(target, plain)
+        assert same(target, plain)
         assert "quantization_config" not in json.loads((target / "config.json").read_text())
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two files hold the same tensors, in any order."""
-
-    def tensors(path: Path) -> dict[str, tuple[str, bytes]]:
-        data = (path / "model.safetensors").read_bytes()
-        start = 8 + int.from_bytes(data[:8], "little")
-        header = json.loads(data[8:start])
-        header.pop("__metadata__", None)
-        return {
-            name: (each["dtype"], data[start + each["data_offsets"][0] : start + each["data_offsets"][1]])
-            for name, each in header.items()
-        }
-
-    return tensors(one) == tensors(other)
+    """Whether two directories hold the same tensors, in any order."""
+    found, expected = (tensors(path / "model.safetensors") for path in (one, other))
+    return found == expected
 
 
 def test_a_quantised_reference_tells_no_types(tmp_path):

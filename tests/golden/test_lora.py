@@ -18,8 +18,8 @@ from distconv.errors import InputError
 from distconv.models.adapter_config import AdapterConfig
 from distconv.tensors.values import as_bytes, numbers
 from tests.checkpoints import hashes, load_case, overrides, write_source
-from tests.end_to_end.test_quantised import written
 from tests.here import run_here
+from tests.quantised import written
 
 ALPHA = 24
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors import safe_open
 
 from tests.checkpoints import describe_dcp
+from tests.golden.test_round_trip import tensors as stored
 from tests.here import run_here
 from tests.quantised import MXFP4, Piece, fp8, int4, write_quantised
 
@@ -49,29 +49,21 @@ def fp8_pieces(vector: dict[str, Any]) -> tuple[bytes, bytes]:
     return codes.tobytes(), scales.tobytes()
 
 
-def made_of(tensors: dict[str, Piece], said: dict[str, Any], directory: Path, dtype: str) -> tuple[str, bytes]:
-    """Element type and bytes of the quantised tensor in a result, which is the same published and as a DCP."""
+def made_of(tensors: dict[str, Piece], said: dict[str, Any], directory: Path, dtype: str) -> bytes:
+    """The bytes of the quantised tensor in a result, which is the same published and as a DCP."""
     source = write_quantised(directory / "source", dict([*tensors.items(), PLAIN]), said)
     options = {"source": str(source), "dtype": dtype}
     run_here(**options, target=str(directory / "hf"), target_format="hf")
     run_here(**options, target=str(directory / "dcp"), target_format="dcp", naming="hf")
     assert "quantization_config" not in json.loads((directory / "hf" / "config.json").read_text())
     base = next(iter(tensors)).removesuffix("_packed").removesuffix("_blocks")
-    with safe_open(directory / "hf" / "model.safetensors", "np") as stream:
-        assert set(stream.keys()) == {base, PLAIN[0]}
-    data, start, shape = raw(directory / "hf" / "model.safetensors", base)
+    found = stored(directory / "hf" / "model.safetensors")
+    assert set(found) == {base, PLAIN[0]}
+    _, shape, data = found[base]
     described = describe_dcp(directory / "dcp" / "release")
     (held,) = [each for name, each in described.items() if name.endswith(base)]
-    assert held == [dtype, list(shape), sha(data[start])], held
-    return dtype, data[start]
-
-
-def raw(path: Path, name: str) -> tuple[bytes, slice, list[int]]:
-    data = path.read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    entry = json.loads(data[8 : 8 + length])[name]
-    begin, end = (8 + length + each for each in entry["data_offsets"])
-    return data, slice(begin, end), entry["shape"]
+    assert held == [dtype, shape, sha(data)], held
+    return data
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -83,7 +75,7 @@ def test_fp8_in_blocks(vector, dtype, tmp_path):
         NAME: ("float8_e4m3fn", vector["shape"], codes),
         f"{NAME}_scale_inv": (of_scales, vector["scale_shape"], scales),
     }
-    _, data = made_of(tensors, fp8(vector["weight_block_size"]), tmp_path, dtype)
+    data = made_of(tensors, fp8(vector["weight_block_size"]), tmp_path, dtype)
     if "float32_values" in vector:
         expected = np.array([float(each) for each in vector["float32_values"]], np.float32)
         if dtype == "float32":
@@ -107,7 +99,7 @@ def test_mxfp4(vector, tmp_path):
             "uint8", vector["scales_shape"], bytes.fromhex(vector["scales"]),
         ),
     }  # fmt: skip
-    _, data = made_of(tensors, MXFP4, tmp_path, "bfloat16")
+    data = made_of(tensors, MXFP4, tmp_path, "bfloat16")
     assert data.hex() == vector["bfloat16"]
 
 
@@ -122,5 +114,5 @@ def test_int4_of_compressed_tensors(vector, width, tmp_path):
         ),
         f"{NAME}_shape": (width, [2], shape),
     }  # fmt: skip
-    _, data = made_of(tensors, int4(vector["group_size"]), tmp_path, vector["result_dtype"])
+    data = made_of(tensors, int4(vector["group_size"]), tmp_path, vector["result_dtype"])
     assert data.hex() == vector["result"]

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.synthetic import hugging_face_config, lookalike, qwen2vl_tensors
 from distconv.errors import JobError
-from tests.checkpoints import describe_dcp, hashes, load_case, tensor_bytes, write_header, write_source
+from tests.checkpoints import describe_dcp, hashes, load_case, tensor_bytes, write_source
 from tests.errors.damage import config, sized, sparse
 from tests.processes.jobs import mpirun, run, single, torchrun
+from tests.processes.memory import SIZES, as_type, assert_alike, peak, shares_of_two, write_lookalike
 from tests.processes.worlds import OVER, World, check_message, killed_while_the_other_waits
 
 CASE = "qwen2vl__tp1_pp1"
@@ -168,20 +168,11 @@ def test_metadata_that_cannot_be_written_leave_nothing(tmp_path, monkeypatch, di
 
 def test_memory_does_not_grow_with_the_checkpoint(tmp_path):
     """Two processes; a checkpoint of no data, and one of a hundred times what memory may grow by."""
-    peaks = {}
-    for size in (5 * 10**6, 10**9):
-        dimensions = lookalike(size, tied=False)
+    peaks = []
+    for size in (SIZES[0], 10**9):
         source = tmp_path / str(size)
-        source.mkdir()
-        (source / "config.json").write_text(json.dumps(hugging_face_config(dimensions)))
-        stored = {name: ("bfloat16", list(shape)) for name, shape in qwen2vl_tensors(dimensions).items()}
-        write_header(source / "model.safetensors", stored)
-        options = [f"source={source}", f"target={tmp_path / 'mm'}", f"report={tmp_path / 'report.json'}", *DCP]
-        outcome = run(torchrun(2, *options, "overwrite=true", "io.threads=1", "io.buffer_mib=1"), tmp_path)
-        assert outcome.status == 0, outcome.err
-        shares = json.loads((tmp_path / "report.json").read_text())["processes"]
+        stored = write_lookalike(source, size, as_type("bfloat16"))
+        shares = shares_of_two(tmp_path, f"source={source}", f"target={tmp_path / 'mm'}", *DCP)
         assert sum(share["bytes_written"] for share in shares) == 2 * sum(prod(shape) for _, shape in stored.values())
-        peaks[size] = max(share["peak_bytes"] for share in shares)
-
-    small, large = peaks.values()
-    assert large - small < 10 * 1024**2
+        peaks.append(peak(shares))
+    assert_alike(*peaks)

@@ -9,11 +9,11 @@ from math import prod
 import numpy as np
 import pytest
 
-from benchmarks.synthetic import hugging_face_config, lookalike, qwen2vl_tensors
 from distconv.errors import JobError
-from tests.checkpoints import hashes, load_case, overrides, write_header, write_safetensors, write_source
+from tests.checkpoints import hashes, load_case, overrides, write_safetensors, write_source
 from tests.here import run_here
 from tests.processes.jobs import mpirun, run, torchrun
+from tests.processes.memory import SIZES, as_type, assert_alike, peak, shares_of_two, write_lookalike
 
 CASE = "qwen3vl_moe__tp2_pp2"
 TO_HF = ("target_format=hf", "dtype=float16", "dtype_overflow=allow", "io.fsync=false")
@@ -83,26 +83,11 @@ def test_what_overflows_on_any_process_is_named_once_and_leaves_nothing(sources,
 
 def test_memory_does_not_grow_with_the_checkpoint(tmp_path):
     """A float32 checkpoint of no data, and one of thirty times what memory may grow by; cut and cast."""
-    peaks = {}
-    for size in (5 * 10**6, 3 * 10**8):
-        dimensions = lookalike(size, tied=False)
+    peaks = []
+    for size in SIZES:
         source = tmp_path / f"hf{size}"
-        source.mkdir()
-        (source / "config.json").write_text(json.dumps(hugging_face_config(dimensions)))
-        stored = {name: ("float32", list(shape)) for name, shape in qwen2vl_tensors(dimensions).items()}
-        write_header(source / "model.safetensors", stored)
-        options = [
-            f"source={source}",
-            f"target={tmp_path / 'out'}",
-            f"report={tmp_path / 'report.json'}",
-            "layout.tp=2",
-        ]
-        options += ["dtype=bfloat16", "overwrite=true", "io.threads=1", "io.buffer_mib=1", "io.fsync=false"]
-        outcome = run(torchrun(2, *options), tmp_path)
-        assert outcome.status == 0, outcome.err
-        shares = json.loads((tmp_path / "report.json").read_text())["processes"]
-        peaks[size] = max(share["peak_bytes"] for share in shares)
+        write_lookalike(source, size, as_type("float32"))
+        options = [f"source={source}", f"target={tmp_path / 'out'}", "layout.tp=2", "dtype=bfloat16", "io.fsync=false"]
+        peaks.append(peak(shares_of_two(tmp_path, *options)))
         shutil.rmtree(tmp_path / "out")
-
-    small, large = peaks.values()
-    assert large - small < 10 * 1024**2
+    assert_alike(*peaks)

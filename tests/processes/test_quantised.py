@@ -7,16 +7,17 @@ import shutil
 
 import pytest
 
-from benchmarks.synthetic import hugging_face_config, lookalike, qwen2vl_tensors
-from tests.checkpoints import hashes, load_case, overrides, write_header
-from tests.end_to_end.test_quantised import EXPERTS, written
+from tests.checkpoints import hashes, load_case, overrides
 from tests.processes.jobs import run, single, torchrun
-from tests.quantised import FP8, int4
+from tests.processes.memory import SIZES, assert_alike, peak, shares_of_two, write_lookalike
+from tests.quantised import FP8, int4, written
+
+CASE = "qwen3vl_moe__ep2"
 
 
 def test_several_processes_make_the_same_of_it(tmp_path):
     """Each reads the codes and the scales of what it makes."""
-    case = load_case(EXPERTS)
+    case = load_case(CASE)
     source, plain = written(case, "fp8", tmp_path)
     options = [*overrides(case), "dtype=bfloat16", "io.fsync=false"]
     outcome = run(torchrun(2, *options, f"source={source}", "target=mm", "report=report.json"), tmp_path)
@@ -34,32 +35,21 @@ def test_several_processes_make_the_same_of_it(tmp_path):
 @pytest.mark.parametrize("scheme", ["fp8", "int4"])
 def test_memory_does_not_grow_with_the_checkpoint(scheme, tmp_path):
     """Codes of no data, and of thirty times what memory may grow by; cut and dequantised."""
-    peaks = {}
-    for size in (5 * 10**6, 3 * 10**8):
-        dimensions = lookalike(size, tied=False)
+    said = {"quantization_config": FP8 if scheme == "fp8" else int4(32)}
+    peaks = []
+    for size in SIZES:
         source = tmp_path / f"hf{size}"
-        source.mkdir()
-        stored = {}
-        for name, shape in qwen2vl_tensors(dimensions).items():
-            quantised = "layers." in name and name.endswith("proj.weight") and "visual" not in name
-            stored |= pieces(name, list(shape), scheme) if quantised else {name: ("bfloat16", list(shape))}
-        config = {**hugging_face_config(dimensions), "quantization_config": FP8 if scheme == "fp8" else int4(32)}
-        (source / "config.json").write_text(json.dumps(config))
-        write_header(source / "model.safetensors", stored)
+        stored = write_lookalike(source, size, lambda name, shape: pieces(name, shape, scheme), said)
         fill_shapes(source / "model.safetensors", stored)
-        options = [f"source={source}", f"target={tmp_path / 'out'}", "report=report.json", "layout.tp=2"]
-        options += ["dtype=bfloat16", "overwrite=true", "io.threads=1", "io.buffer_mib=1", "io.fsync=false"]
-        outcome = run(torchrun(2, *options), tmp_path)
-        assert outcome.status == 0, outcome.err
-        shares = json.loads((tmp_path / "report.json").read_text())["processes"]
-        peaks[size] = max(share["peak_bytes"] for share in shares)
+        options = [f"source={source}", f"target={tmp_path / 'out'}", "layout.tp=2", "dtype=bfloat16", "io.fsync=false"]
+        peaks.append(peak(shares_of_two(tmp_path, *options)))
         shutil.rmtree(tmp_path / "out")
-
-    small, large = peaks.values()
-    assert large - small < 10 * 1024**2
+    assert_alike(*peaks)
 
 
 def pieces(name, shape, scheme):
+    if "layers." not in name or not name.endswith("proj.weight") or "visual" in name:
+        return {name: ("bfloat16", shape)}
     rows, columns = shape
     if scheme == "fp8":
         return {

@@ -10,12 +10,12 @@ from math import prod
 
 import pytest
 
-from benchmarks.synthetic import hugging_face_config, lookalike, qwen2vl_tensors
 from distconv.errors import JobError
 from distconv.formats.torch_zip.archive import read_archive
-from tests.checkpoints import hashes, load_case, overrides, write_header, write_source
+from tests.checkpoints import hashes, load_case, overrides, write_source
 from tests.here import run_here
 from tests.processes.jobs import mpirun, run, torchrun
+from tests.processes.memory import SIZES, as_type, assert_alike, peak, shares_of_two, write_lookalike
 from tests.processes.worlds import OVER, World, check_message, killed_while_the_other_waits
 
 FILE = "model_optim_rng.pt"
@@ -161,26 +161,17 @@ def test_side_files_that_cannot_be_copied_leave_nothing(sources, tmp_path, monke
 def test_memory_does_not_grow_with_the_checkpoint(name, tmp_path):
     """Two processes; a checkpoint of no data, and one of thirty times what memory may grow by."""
     made = {MEGATRON: {"layout__tp": 2}, DCP: {"target_format": "dcp"}}[name]
-    peaks = {}
-    for size in (5 * 10**6, 3 * 10**8):
-        dimensions = lookalike(size, tied=False)
+    peaks = []
+    for size in SIZES:
         source, trained = tmp_path / f"hf{size}", tmp_path / str(size)
-        source.mkdir()
-        (source / "config.json").write_text(json.dumps(hugging_face_config(dimensions)))
-        stored = {name: ("bfloat16", list(shape)) for name, shape in qwen2vl_tensors(dimensions).items()}
-        write_header(source / "model.safetensors", stored)
+        stored = write_lookalike(source, size, as_type("bfloat16"))
         shards = {tensor: f"model-{number % 2}.safetensors" for number, tensor in enumerate(stored)}
         run_here(source=str(source), target=str(trained), io__fsync=False, **made)
         # Only the map of the reference is there: two shards, so that each process writes one.
         (source / "model.safetensors").unlink()
         (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-        options = [f"source={trained}", f"target={tmp_path / 'back'}", f"report={tmp_path / 'report.json'}", *BACK]
-        outcome = run(torchrun(2, *options, "overwrite=true", "io.threads=1", "io.buffer_mib=1"), tmp_path)
-        assert outcome.status == 0, outcome.err
-        shares = json.loads((tmp_path / "report.json").read_text())["processes"]
+        shares = shares_of_two(tmp_path, f"source={trained}", f"target={tmp_path / 'back'}", *BACK)
         assert sum(share["bytes_written"] for share in shares) == 2 * sum(prod(shape) for _, shape in stored.values())
-        peaks[size] = max(share["peak_bytes"] for share in shares)
+        peaks.append(peak(shares))
         shutil.rmtree(trained)
-
-    small, large = peaks.values()
-    assert large - small < 10 * 1024**2
+    assert_alike(*peaks)
