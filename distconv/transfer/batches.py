@@ -70,7 +70,7 @@ def planned_reads(plan: Plan, shares: Iterable[Sequence[OutputFile]], buffer_byt
     def of_group(group: Sequence[tuple[OutputFile, Entry]]) -> int:
         tensors = [entry.tensor for _, entry in group]
         sources = group[0][1].sources
-        key = tuple(map(id, tensors)), tuple((source.dtype, source.stored_as, source.shape) for source in sources)
+        key = tuple(map(id, tensors)), tuple((source.read_as, source.stored_as, source.shape) for source in sources)
         if key not in known:
             shapes, types = [source.shape for source in sources], [source.read_as for source in sources]
             steps = list(lower(tensors, shapes, buffer_bytes, types))

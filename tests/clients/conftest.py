@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from programs import run_python
 from training import Convert, Converted, Layout
 
 HERE = Path(__file__).parent
@@ -29,15 +30,7 @@ def run_program() -> Callable[..., None]:
     """Run Python with these arguments; fail with everything it printed unless it succeeds."""
 
     def run(*arguments: str | Path) -> None:
-        process = subprocess.run(
-            [sys.executable, *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=COMMAND_SECONDS,
-            check=False,
-        )
-        assert process.returncode == 0, f"{process.args} ended with status {process.returncode}:\n{process.stdout}"
+        run_python(*arguments, seconds=COMMAND_SECONDS)
 
     return run
 

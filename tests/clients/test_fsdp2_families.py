@@ -7,8 +7,6 @@ that other tests have; the two are never in one process.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 import torch
 import yaml
 from fsdp2_configurations import FAMILIES, configuration
+from programs import run_python
 from safetensors import safe_open
 
 from tests.here import run_here
@@ -76,17 +75,8 @@ def loaded(trained: Path) -> Mapping[str, Mapping[str, Any]]:
 def run_side(*arguments: str | Path) -> None:
     """Run Python with transformers 5; fail with everything it printed unless it succeeds."""
     assert (SIDE / "transformers").is_dir(), f"no transformers 5 in {SIDE}: make setup installs it"
-    process = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=PROGRAM_SECONDS,
-        check=False,
-        # with a thread each, all sums are in the same order
-        env={**os.environ, "PYTHONPATH": str(SIDE), "OMP_NUM_THREADS": "1"},
-    )
-    assert process.returncode == 0, f"{process.args} ended with status {process.returncode}:\n{process.stdout}"
+    # with a thread each, all sums are in the same order
+    run_python(*arguments, seconds=PROGRAM_SECONDS, PYTHONPATH=str(SIDE), OMP_NUM_THREADS="1")
 
 
 def convert(name: str, **options: Any) -> None:

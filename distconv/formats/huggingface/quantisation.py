@@ -104,7 +104,7 @@ def _one(
     if scales.dtype not in scheme.of_scales:
         expected = ", ".join(scheme.of_scales)
         problems.append(f"{scales.file.path}: {scales.name} is {scales.dtype}, expected one of {expected}")
-    shape = _shape(scheme, codes, said.get(base, ()))
+    shape = scheme.unpacked(codes.shape, said.get(base, ()))
     if shape is None:
         says = f", and {scheme.piece(base, scheme.shape or '')} says {list(said[base])}" if base in said else ""
         problems.append(f"{where}: has shape {list(codes.shape)}{says}: not that of {scheme.words}")
@@ -118,18 +118,6 @@ def _one(
     numbers, words = scheme.numbers or scales.dtype, ITEM_SIZE[scheme.stored]
     how = Quantised(scheme.code, scheme.bits, words, scheme.block, scales, numbers, scheme.turned)
     return StoredTensor(base, dtype, shape, codes.file, codes.offset, how), []
-
-
-def _shape(scheme: Scheme, codes: StoredTensor, said: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape of a tensor by that of its codes, or what is `said`; nothing if these cannot be of one."""
-    shape = codes.shape
-    if scheme.code == "mxfp4":
-        return (*shape[:-2], shape[-2] * 32) if len(shape) > 2 and shape[-1] == 16 else None
-    if scheme.shape is None:
-        return shape if len(shape) > 1 else None
-    per_word = 8 * ITEM_SIZE[scheme.stored] // scheme.bits
-    fits = len(shape) == len(said) == 2 and (said[0], -(-said[1] // per_word)) == shape
-    return said if fits else None
 
 
 def _left_over(scheme: Scheme, found: Mapping[str, StoredTensor], directory: str) -> Iterator[str]:

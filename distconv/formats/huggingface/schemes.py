@@ -18,6 +18,10 @@ from distconv.tensors.stored import StoredTensor
 KNOWN = "fp8 in blocks, MXFP4, and the symmetric int4 of compressed-tensors"
 # Of activations, where a scheme is static; nothing that is computed without quantisation needs them.
 OF_ACTIVATIONS = (".input_scale", ".activation_scale")
+# Of MXFP4, the elements of a group, and the bytes of their codes; of int4, the elements in a word of 32 bits.
+_GROUP, _GROUP_BYTES = 32, 16
+_PER_WORD = 8
+_Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +30,8 @@ class Scheme:
 
     The name of a tensor ends with `plain`; those of its pieces have `codes`, `scales` and, where it says its own shape,
     `shape` there. Codes of `stored` type are `bits` wide. Pieces of `refused` names are of a scheme that is not known.
-    `numbers`: the type that they are computed in, and rounded to; `None`: that of the scales.
+    `unpacked` gives the shape of a tensor for those of its codes, and that which it says itself; nothing if these
+    cannot be of one. `numbers`: the type that they are computed in, and rounded to; `None`: that of the scales.
     """
 
     words: str
@@ -36,8 +41,9 @@ class Scheme:
     block: tuple[int, int]
     codes: str
     scales: str
+    unpacked: Callable[[_Shape, _Shape], _Shape | None]
     numbers: str | None
-    of_scales: tuple[str, ...] = FLOATING
+    of_scales: tuple[str, ...]
     plain: str = ""
     shape: str | None = None
     refused: tuple[str, ...] = ()
@@ -89,6 +95,19 @@ def scheme_in(config: Mapping[str, Any], where: str) -> Scheme | None:
 _LISTS = ("modules_to_not_convert", "ignored_layers", "ignore")
 
 
+def _as_codes(codes: _Shape, _: _Shape) -> _Shape | None:
+    return codes if len(codes) > 1 else None
+
+
+def _of_groups(codes: _Shape, _: _Shape) -> _Shape | None:
+    return (*codes[:-2], codes[-2] * _GROUP) if len(codes) > 2 and codes[-1] == _GROUP_BYTES else None
+
+
+def _as_said(codes: _Shape, said: _Shape) -> _Shape | None:
+    fits = len(codes) == len(said) == 2 and (said[0], -(-said[1] // _PER_WORD)) == codes
+    return said if fits else None
+
+
 def _fp8(said: Mapping[str, Any]) -> Scheme | None:
     block = said.get("weight_block_size")
     if not isinstance(block, list) or len(block) != 2 or not all(type(each) is int and each > 0 for each in block):
@@ -104,6 +123,7 @@ def _fp8(said: Mapping[str, Any]) -> Scheme | None:
         block=(rows, columns),
         codes="",
         scales="_scale_inv",
+        unpacked=_as_codes,
         numbers="float32",
         of_scales=(*FLOATING[1:], *SCALE_BYTES),
     )
@@ -115,9 +135,10 @@ def _mxfp4(_: Mapping[str, Any]) -> Scheme:
         code="mxfp4",
         bits=4,
         stored="uint8",
-        block=(1, 32),
+        block=(1, _GROUP),
         codes="_blocks",
         scales="_scales",
+        unpacked=_of_groups,
         numbers="bfloat16",
         of_scales=SCALE_BYTES,
         turned=True,
@@ -141,6 +162,7 @@ def _compressed(said: Mapping[str, Any]) -> Scheme | None:
         plain=".weight",
         codes=".weight_packed",
         scales=".weight_scale",
+        unpacked=_as_said,
         numbers=None,
         of_scales=FLOATING[1:],
         shape=".weight_shape",

@@ -19,7 +19,7 @@ from distconv.layout.request import Layout
 from distconv.models.parameters import Unconverted
 from distconv.planning.assign import assign
 from distconv.tensors.dtypes import ITEM_SIZE
-from distconv.tensors.stored import Assembled, LowRank, SourceFile, StoredTensor
+from distconv.tensors.stored import Assembled, LowRank, Quantised, SourceFile, StoredTensor
 from distconv.tensors.virtual import VirtualTensor, chunk, whole
 from distconv.transfer import batches as work
 from distconv.transfer.batches import batches, planned_reads
@@ -172,6 +172,36 @@ def test_planned_reads_of_one_table_over_other_element_types_are_different():
     }
     found = Listed(entries)
     assert planned_reads(found, [found.files], 1024) == [3 * 2 * 2 + 3 * 2 * 4]
+
+
+def quantised(code: str, dtype: str, numbers: str, shape: tuple[int, int]) -> StoredTensor:
+    file, bits = SourceFile("/f", 1 << 20), 8 if code == "float8_e4m3fn" else 4
+    how = Quantised(code, bits, 1, (1, 1), StoredTensor("w.scales", numbers, shape, file, 0), numbers)
+    return StoredTensor("w", dtype, shape, file, 0, how)
+
+
+def test_planned_reads_of_one_table_over_codes_and_over_numbers_are_different():
+    table, file = whole("float32", (3, 2)), SourceFile("/f", 1 << 20)
+    sources = {
+        "codes": quantised("float8_e4m3fn", "float32", "float32", (3, 2)),
+        "numbers": StoredTensor("w", "float32", (3, 2), file, 0),
+    }
+    found = Listed({name: [Entry((each,), table, "w", key="", group=name)] for name, each in sources.items()})
+    assert planned_reads(found, [found.files], 1024) == [3 * 2 + 3 * 2 * 4]
+
+
+def test_planned_reads_depend_on_the_room_that_numbers_need():
+    """Two rows at a time with what is between them, or where numbers are wider one."""
+    box = whole("bfloat16", (2, 2))
+    entries = {
+        numbers: [Entry((quantised("int4", "bfloat16", numbers, (2, 16)),), box, "w", key="", group=numbers)]
+        for numbers in ("bfloat16", "float32")
+    }
+    both = Listed(entries)
+    alone = [Listed({name: held}) for name, held in entries.items()]
+    reads = [planned_reads(each, [each.files], 48)[0] for each in alone]
+    assert reads[0] != reads[1]
+    assert planned_reads(both, [both.files], 48) == [sum(reads)]
 
 
 def test_both_factors_of_a_product_are_read():
