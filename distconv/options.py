@@ -170,6 +170,30 @@ class CommonOptions(Record):
         "new number of rows of the embedding and the head; new rows are zeros",
         unset="as it is; under published names without what only pads the vocabulary of the reference",
     )
+    vocab_multiple: int | None = option(
+        _SIZE,
+        None,
+        "pad embedding and head with rows of zeros to a multiple of so many for each rank of `layout.tp`, as "
+        "Megatron-LM's `--make-vocab-size-divisible-by` does",
+        unset="not padded",
+    )
+    dialect: str | None = option(
+        Text("NAME"),
+        None,
+        "how the program that loads the result names and packs what it holds. Of Megatron-side names: `mcore_local`, "
+        "`mcore_te` and `mcore_grouped` (Megatron-core's specs, and its legacy grouped experts), `mindspeed_mm`, "
+        "`mindspeed_mm_te`, `mindspeed_mm_grouped`, `bridge` (Megatron-Bridge). Of a `dcp` with `hf` names: "
+        "`published`, `transformers5` (as in its memory), `transformers5_thinker` (of an omni model the thinker "
+        "alone), `mm_fsdp2` and `mm_wrapped` (MindSpeed-MM, native FSDP2 and its older wrapper). Or one of yours "
+        "(`--config-dir`)",
+        unset="of Megatron-side names the usual one of the model, of `hf` names `published`",
+    )
+    source_dialect: str | None = option(
+        Text("NAME"),
+        None,
+        "of a source made for training: the `dialect` that its tensors are in",
+        unset="recognised by names and shapes",
+    )
     lora_only: bool = option(Truth(), False, "keep only the adapter tensors of a source that holds both")
     iteration: str | None = option(
         _Iteration(),
@@ -204,6 +228,8 @@ class CommonOptions(Record):
             yield "processes: goes with action=plan; otherwise the launcher says how many processes run"
         if self.tensors and self.action != "inspect" and "action" not in wrong:
             yield "tensors: goes with action=inspect"
+        if self.vocab_size is not None and self.vocab_multiple is not None:
+            yield "vocab_multiple: says how many rows there are, and so does vocab_size; give one of the two"
         given = {"keep_dtype": self.keep_dtype is not None, "dtype_overflow": self.dtype_overflow != ERROR}
         if self.dtype == KEEP and "dtype" not in wrong:
             yield from (f"{key}: goes with dtype, which says what is cast" for key, value in given.items() if value)

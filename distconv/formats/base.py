@@ -1,7 +1,7 @@
 """The interfaces of a checkpoint format: recognition, reading, planning, writing and checking.
 
-Owns the interfaces and their records. A format is a folder that implements `Format`, and a line in `registry`; no other
-module asks for the format of a source or a result.
+Owns the interfaces and their records. A format is a folder that implements `Format`, or `SourceFormat` where it is only
+read, and a line in `registry`; no other module asks for the format of a source or a result.
 """
 
 from __future__ import annotations
@@ -230,29 +230,23 @@ def evidence_of_files(directory: Path, *patterns: str) -> Evidence:
 _Options_contra = TypeVar("_Options_contra", contravariant=True)
 
 
-class Format(ABC, Generic[_Options_contra]):
-    """A format of checkpoints, as a source and as a result.
+class SourceFormat(ABC, Generic[_Options_contra]):
+    """A format of checkpoints, as a source.
 
-    `name`: the value of `target_format`. `noun` and `title`: for messages ("DCP", "a Megatron checkpoint"). `words`:
-    the description of a result in the help. `tasks`: the functions that reading hands out to processes.
-    `needs_config`: a result needs the configuration of the model, also where its tensors keep their names.
-    `holds_iterations`: a result is an iteration in the target directory, with a tracker and its provenance; otherwise
-    it is the target directory itself, and an existing result has at least one of the files `marks`.
+    `noun` and `title`: for messages ("DCP", "a Megatron checkpoint"). `tasks`: the functions that reading hands out.
+    `holds_iterations`: a checkpoint is an iteration in a directory with a tracker; otherwise the directory itself.
     """
 
     name: str
     noun: str
     title: str
-    words: str
     takes: Takes = Takes()
     tasks: tuple[Task, ...] = ()
-    needs_config: bool = True
     holds_iterations: bool = False
-    marks: tuple[str, ...] = ()
 
     @abstractmethod
     def evidence(self, directory: Path) -> Evidence:
-        """The evidence that the directory is a checkpoint of this format, from names alone."""
+        """The evidence that the directory is a checkpoint of this format."""
 
     @abstractmethod
     def open(self, options: _Options_contra, *, adapters: bool, hand_out: HandOut) -> Opened:
@@ -274,6 +268,23 @@ class Format(ABC, Generic[_Options_contra]):
             InputError: every contradiction between facts and model.
         """
 
+    def source_words(self, report: Mapping[str, Any]) -> list[str]:  # noqa: ARG002 - for others
+        """`Source.summary` in words, as lines of the plan's text."""
+        return []
+
+
+class Format(SourceFormat[_Options_contra]):
+    """A format of checkpoints that results have, too.
+
+    `name` is a value of `target_format`, `words` its description in the help. `needs_config`: a result needs the
+    configuration of the model even if tensors keep their names. `marks`: files of which a result without iterations
+    has one.
+    """
+
+    words: str
+    needs_config: bool = True
+    marks: tuple[str, ...] = ()
+
     @abstractmethod
     def is_published(self, options: _Options_contra) -> bool:
         """Whether a result has published names; otherwise it has names of Megatron-side parameters."""
@@ -285,10 +296,6 @@ class Format(ABC, Generic[_Options_contra]):
         Raises:
             InputError: all problems of source, options or layout, one kind at a time.
         """
-
-    def source_words(self, report: Mapping[str, Any]) -> list[str]:  # noqa: ARG002 - for others
-        """`Source.summary` in words, as lines of the plan's text."""
-        return []
 
     def target_words(self, report: Mapping[str, Any]) -> list[str]:  # noqa: ARG002 - for others
         """`Plan.summary` in words, as lines of the plan's text."""

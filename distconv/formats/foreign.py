@@ -13,6 +13,8 @@ from distconv.errors import InputError
 from distconv.formats.iterations import iterations_in
 from distconv.formats.jsonfile import read_object
 
+# The file that tells the kind of a distributed checkpoint of Megatron-core.
+KIND_NAME = "metadata.json"
 # With these in it, a directory is a published model, whatever training left beside them.
 _PUBLISHED = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
 
@@ -27,8 +29,8 @@ class _Foreign:
     holds: Callable[[Path], bool] = lambda _: True
 
 
-def _has_backend(mark: Path) -> bool:
-    """Whether a `metadata.json` is that of Megatron-core's distributed checkpoints."""
+def has_backend(mark: Path) -> bool:
+    """Whether a `metadata.json` is that of Megatron-core's distributed checkpoints; one that is missing is none."""
     try:
         return "sharded_backend" in read_object(mark, "the kind of the checkpoint")
     except InputError:
@@ -37,10 +39,10 @@ def _has_backend(mark: Path) -> bool:
 
 _KINDS = (
     _Foreign(
-        marks=("metadata.json", "weights/metadata.json"),
-        title="a torch_dist checkpoint of Megatron-core, as Megatron-LM, Megatron-Bridge and NeMo save it",
-        remedy="its format is not read; save it with --ckpt-format torch, which gives mp_rank_* directories",
-        holds=_has_backend,
+        marks=("weights/metadata.json",),
+        title="a checkpoint of NeMo, with a torch_dist checkpoint in weights/",
+        remedy="give that directory",
+        holds=has_backend,
     ),
     _Foreign(
         marks=("model_world_size_*_rank_*.pt", "actor/model_world_size_*_rank_*.pt", "actor/dist_ckpt/metadata.json"),

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from distconv.errors import InputError
 from distconv.models.definition import Definition
+from distconv.models.parameter_dialect import ParameterDialect, ParameterDialects
 from distconv.models.scaling import Scaling
 from distconv.models.sizes import Sizes
 from distconv.models.spellings import Spellings
@@ -87,7 +89,8 @@ class Model:
     """The definition of a model, `None` if tensors keep their names, and its reference, `None` if it has none.
 
     `config` is the configuration of the model: the source's own, or the reference's; `config_path` names its file.
-    `scaling` is that of its adapters, `None` where nothing says it; `spellings` are those of its published tensors.
+    `scaling` is that of its adapters, `None` where nothing says it; `spellings` are those of its published tensors, and
+    `parameter_dialects` those of its parameters.
     `trained_rows`: training has trained rows of the vocabulary beyond those of the configuration.
     """
 
@@ -97,11 +100,23 @@ class Model:
     config_path: str
     scaling: Scaling | None = None
     spellings: Spellings = field(default_factory=Spellings)
+    parameter_dialects: ParameterDialects = field(default_factory=ParameterDialects)
     trained_rows: bool = False
 
     def spelled(self, name: str) -> str:
         """A published name in the spelling of the definition, where there is one."""
         return name if self.definition is None else self.definition.spelled(name)
+
+    def parameter_dialect(self, name: str | None) -> ParameterDialect:
+        """The dialect of parameters by the value of the option `dialect`, or else the usual one of the model.
+
+        Raises:
+            InputError: there is no such dialect, or it is one of published names.
+        """
+        if name in self.spellings.dialects:
+            raise InputError(f"dialect={name}: names published tensors: it goes with target_format=dcp and naming=hf")
+        key = "dialect" if name else f"model definition {self.defined.name}: dialect"
+        return self.parameter_dialects.chosen(name or self.defined.dialect, key)
 
     @property
     def defined(self) -> Definition:

@@ -38,6 +38,11 @@ class Entry(NamedTensor):
     group: Hashable
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape that its file says; its elements are those of the table, in row-major order."""
+        return self.tensor.shape
+
+    @property
     def title(self) -> str:
         """The entry in messages about its file: key and name."""
         return f"{self.key}/{self.name}" if self.key else self.name
@@ -46,9 +51,9 @@ class Entry(NamedTensor):
 def mismatch(entry: Entry, dtype: str, shape: Sequence[int]) -> str | None:
     """The difference in words between the element type and shape of a stored tensor and an entry; `None` if equal."""
     tensor = entry.tensor
-    if (dtype, tuple(shape)) == (tensor.dtype, tensor.shape):
+    if (dtype, tuple(shape)) == (tensor.dtype, entry.shape):
         return None
-    return f"is {dtype} {list(shape)}, expected {tensor.dtype} {list(tensor.shape)}"
+    return f"is {dtype} {list(shape)}, expected {tensor.dtype} {list(entry.shape)}"
 
 
 class Plan(Protocol):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from distconv.errors import named
 from distconv.fields import Record, option
-from distconv.formats.base import Format
+from distconv.formats.base import Format, SourceFormat
 from distconv.formats.dcp.format import Dcp
 from distconv.formats.dcp.options import DcpOptions
 from distconv.formats.element_types import CAST_OPTIONS
@@ -22,6 +22,7 @@ from distconv.formats.huggingface.format import HuggingFace
 from distconv.formats.huggingface.options import HuggingFaceOptions
 from distconv.formats.megatron.format import Megatron
 from distconv.formats.model import MODEL_CONFIG
+from distconv.formats.torch_dist.format import TorchDist
 from distconv.kinds import Choice
 from distconv.options import KEEP, REFERENCE
 from distconv.runtime.hand_out import Task
@@ -32,24 +33,35 @@ class Options(HuggingFaceOptions, DcpOptions):
     """The options of a job, those of all formats included; the model definition is given beside them."""
 
     target_format: str = option(
-        Choice(lambda: {each.name: each.words for each in FORMATS}), "megatron", "format of the result"
+        Choice(lambda: {each.name: each.words for each in results()}), "megatron", "format of the result"
     )
 
 
 # In order of priority for equal evidence.
-FORMATS: tuple[Format[Options], ...] = (
+FORMATS: tuple[SourceFormat[Options], ...] = (
     HuggingFace(),
     Megatron(),
+    TorchDist(),
     Dcp(),
 )
 
 
-def format_named(name: str) -> Format[Options]:
+def results() -> list[Format[Options]]:
+    """The formats that results have."""
+    return [each for each in FORMATS if isinstance(each, Format)]
+
+
+def format_named(name: str) -> SourceFormat[Options]:
     """The format with this `name`."""
     return next(each for each in FORMATS if each.name == name)
 
 
-def format_of(directory: Path) -> Format[Options]:
+def result_format(name: str) -> Format[Options]:
+    """The format of a result with this `name`."""
+    return next(each for each in results() if each.name == name)
+
+
+def format_of(directory: Path) -> SourceFormat[Options]:
     """The format of a directory: the one with the strongest evidence."""
     return max(FORMATS, key=lambda each: each.evidence(directory))
 
@@ -75,7 +87,7 @@ def tasks() -> list[Task]:
 
 def target_contradictions(options: Options) -> Iterator[str]:
     """Given options that do not apply to a result in `target_format`, as problems in words."""
-    target = format_named(options.target_format)
+    target = result_format(options.target_format)
     for key in options.given():
         writing = [each for each in FORMATS if key in each.takes.target]
         if writing and not _takes(target, key, options):
@@ -85,9 +97,9 @@ def target_contradictions(options: Options) -> Iterator[str]:
             yield from (f"{each}: {why}" for each in members)
 
 
-def source_contradictions(options: Options, source: Format[Options]) -> Iterator[str]:
+def source_contradictions(options: Options, source: SourceFormat[Options]) -> Iterator[str]:
     """Given options that do not apply to a source in this format, as problems in words."""
-    target = format_named(options.target_format)
+    target = result_format(options.target_format)
     found = f"source={options.source} is {source.title}"
     for key in options.given():
         either = [each for each in FORMATS if key in each.takes.either]
@@ -106,17 +118,18 @@ def source_contradictions(options: Options, source: Format[Options]) -> Iterator
                 yield f"{key}: goes with a source in another format; {found}"
 
 
-def _takes(target: Format[Options], key: str, options: Options) -> bool:
+def _takes(target: SourceFormat[Options], key: str, options: Options) -> bool:
     if key not in target.takes.target:
         return False
     name, _, value = target.takes.target[key].partition("=")
     return not name or getattr(options, name) == value
 
 
-def _who_takes(key: str, formats: list[Format[Options]]) -> str:
+def _who_takes(key: str, formats: list[SourceFormat[Options]]) -> str:
     conditions = [each.name + (f" and {when}" if (when := each.takes.target[key]) else "") for each in formats]
     return f"goes with target_format={', or '.join(conditions)}"
 
 
-def _nouns(formats: list[Format[Options]]) -> str:
-    return " or ".join(each.noun for each in formats)
+def _nouns(formats: list[SourceFormat[Options]]) -> str:
+    *first, last = (each.noun for each in formats)
+    return " or ".join([*filter(None, [", ".join(first)]), last])

@@ -70,6 +70,7 @@ def complete_layout(
         stages=stages,
         modality_tp=request.modality_tp,
         placement=request.placement,
+        expert_tp=None if request.expert_tp == request.tp else request.expert_tp,
     )
     check_layout(layout, binding.layers, binding.experts, at_least=binding.adapters)
     if TEXT in binding.layers and TEXT not in stages:

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import lcm
 from typing import Any
 
 from distconv.errors import raise_if
-from distconv.models.rules import TEXT
+from distconv.models.rules import TEXT, Rule
 
 StageRows = tuple[tuple[int, ...], ...]
 PLACEMENTS = ("sequential", "u_shape")
@@ -40,9 +41,22 @@ def occupied_stages(rows: StageRows) -> list[int]:
     return [stage for stage, layers in enumerate(layers for row in rows for layers in row) if layers]
 
 
+def coordinates(tensor_ranks: int, ep: int, expert_tp: int) -> frozenset[tuple[int, int]]:
+    """The (tensor, expert) parallel ranks of processes that are numbered along both.
+
+    Where experts are cut into fewer pieces, expert parallel ranks run along with tensor parallel ones, so that some
+    pairs are not there.
+    """
+    processes = range(lcm(tensor_ranks, expert_tp * ep))
+    return frozenset((number % tensor_ranks, number // expert_tp % ep) for number in processes)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompleteLayout:
-    """A complete, validated layout. `stages[modality][v][p]` is a number of layers."""
+    """A complete, validated layout. `stages[modality][v][p]` is a number of layers.
+
+    `expert_tp`: the tensor parallel size of experts, where it is another than that of the text.
+    """
 
     tp: int
     pp: int
@@ -51,6 +65,17 @@ class CompleteLayout:
     stages: Mapping[str, StageRows]
     modality_tp: Mapping[str, int]
     placement: str
+    expert_tp: int | None = None
+
+    def pieces(self, rule: Rule) -> int:
+        """The number of shards of the parameters of a rule; experts may have one of their own."""
+        is_expert = self.expert_tp is not None and "expert" in rule.placeholders
+        return self.expert_tp or 1 if is_expert else self.tensor_parallel_size(rule.modality)
+
+    @property
+    def coordinates(self) -> frozenset[tuple[int, int]]:
+        """The (tensor, expert) parallel ranks that there are, on every pipeline rank."""
+        return coordinates(self.tensor_ranks, self.ep, self.expert_tp or self.tensor_ranks)
 
     @property
     def tensor_ranks(self) -> int:
@@ -121,11 +146,12 @@ class Placement:
     def stages(self, where: str, layer: int | None) -> Sequence[tuple[int, int | None]]:
         """Pairs of a stage that holds a parameter and the layer number local to the stage, `None` without a layer.
 
-        `where` is the `stage` of the parameter's rule: first, last, every, or layer.
+        `where` is the `stage` of the parameter's rule: first, last, ends (first and last), every, or layer.
         """
         if layer is not None:
             return self.of_layer[layer]
-        stages = {"first": self.first, "last": self.last, "every": self.every}[where]
+        ends = tuple(dict.fromkeys(self.first + self.last))
+        stages = {"first": self.first, "last": self.last, "ends": ends, "every": self.every}[where]
         return [(stage, None) for stage in stages]
 
 
@@ -172,6 +198,14 @@ def check_layout(
                 f"{key}={size}: does not divide the largest tensor parallel size, {layout.tensor_ranks}; "
                 "every size must divide it"
             )
+    expert_tp = layout.expert_tp
+    if expert_tp is not None and experts is None:
+        problems.append(f"layout.expert_tp={expert_tp}: this model has no experts; leave it out")
+    elif expert_tp is not None and (layout.tp % expert_tp or layout.tensor_ranks != layout.tp):
+        problems.append(
+            f"layout.expert_tp={expert_tp}: expected a divisor of layout.tp={layout.tp}, with no encoder that is cut "
+            "into more pieces"
+        )
     if layout.ep > 1 and experts is None:
         problems.append(f"layout.ep={layout.ep}: this model has no experts; leave layout.ep at 1")
     elif experts is not None and experts % layout.ep:

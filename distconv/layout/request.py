@@ -63,6 +63,9 @@ class Layout(Record):
 
     tp: int = option(_AXIS, 1, "tensor parallel size")
     ep: int = option(_AXIS, 1, "expert parallel size")
+    expert_tp: int | None = option(
+        _AXIS, None, "tensor parallel size of experts", unset="that of the text, `layout.tp`"
+    )
     stages: Mapping[str, Any] = option(
         _STAGES,
         {},
@@ -94,6 +97,7 @@ class SourceLayout(Record):
 
     tp: int | None = option(_AXIS, None, _AS_LAYOUT, unset=_DETECTED)
     ep: int | None = option(_AXIS, None, _AS_LAYOUT, unset=_DETECTED)
+    expert_tp: int | None = option(_AXIS, None, _AS_LAYOUT, unset=_DETECTED)
     stages: Mapping[str, Any] = option(_STAGES, {}, _AS_LAYOUT, unset=_DETECTED)
     pp: int | None = option(_AXIS, None, _AS_LAYOUT, unset=_DETECTED)
     vpp: int | None = option(_AXIS, None, _AS_LAYOUT, unset=_DETECTED)

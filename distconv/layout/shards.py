@@ -32,8 +32,10 @@ def cut_recipes(recipes: Iterable[Recipe], layout: CompleteLayout) -> dict[Recip
         if recipe in shards:
             continue
         rule = recipe.rule
-        size = layout.tensor_parallel_size(rule.modality)
+        size = layout.pieces(rule)
         key = f"layout.modality_tp.{rule.modality}" if rule.modality in layout.modality_tp else "layout.tp"
+        if size != layout.tensor_parallel_size(rule.modality):
+            key = "layout.expert_tp"
         at = f"{key}={size}: {rule.target}, tp rule {rule.tensor_parallel}"
         rule_of_cut = TENSOR_PARALLEL_RULES[rule.tensor_parallel]
         unit = None if recipe.unit is None else recipe.unit[0]

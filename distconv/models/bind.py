@@ -32,8 +32,9 @@ from distconv.models.sizes import Sizes
 from distconv.models.wrappers import wrapping_problem
 from distconv.tensors.dtypes import FLOATING
 from distconv.tensors.operators import OPERATORS
-from distconv.tensors.stored import SourceIndex, StoredTensor
-from distconv.tensors.virtual import select, whole
+from distconv.tensors.replicas import replicas_of
+from distconv.tensors.stored import Assembled, SourceIndex, StoredTensor
+from distconv.tensors.virtual import VirtualTensor, select, whole
 
 
 def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Callable[[Rule], str | None]) -> Binding:
@@ -82,7 +83,11 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
     explain = Explanations(definition, reasons, sizes)
     unconverted = []
     unknown: dict[str, list[str]] = {}
+    copied = {each.name: each for each in definition.copied if each.of in owners}
     for name in sorted(stored.keys() - owners.keys()):
+        if name in copied:
+            unconverted.append(_copy(stored[name], stored[copied[name].of], copied[name].reason))
+            continue
         # An `ignored` pattern may be spelled as the definition's names are, or as the checkpoint's.
         reason = explain.reason(name) or explain.reason(stored[name].name)
         if reason is not None:
@@ -103,6 +108,19 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
         experts=definition.expert_count(sizes) if any(each.expert is not None for each in parameters) else None,
         tied=tied_head is not None,
         adapters=definition.adapters == "only",
+    )
+
+
+def _copy(copy: StoredTensor, original: StoredTensor, reason: str) -> Unconverted:
+    """A tensor that is left out as it is a copy; raises `InputError` where it cannot be, from its shape or type."""
+    if (copy.dtype, copy.shape) != (original.dtype, original.shape):
+        raise InputError(
+            f"{copy.file.path}: {copy.name} is {copy.dtype} {list(copy.shape)}, {original.name} is {original.dtype} "
+            f"{list(original.shape)}: {reason}"
+        )
+    one, other = (Assembled((each,), whole(each.dtype, each.shape)) for each in (original, copy))
+    return Unconverted(
+        tensor=copy, reason=reason, replicas=tuple(replicas_of(one, other, f"of which it must be a copy: {reason}"))
     )
 
 
@@ -217,6 +235,19 @@ def _unexpected(
     if len({tensor.dtype for tensor in tensors}) > 1:
         described = ", ".join(f"{tensor.name} is {tensor.dtype}" for tensor in tensors)
         yield f"{tensors[0].file.path}: sources of one parameter differ in element type: {described} ({rule.where})"
+
+
+def whole_parameter(rule: Rule, sizes: Sizes) -> VirtualTensor:
+    """The unsplit parameter of a rule all of whose sizes are in `config.json`, as an operand of its own.
+
+    Raises:
+        InputError: a size that is missing, or that the rule's operator cannot take.
+    """
+    if any(ANY in source.dims for source in rule.sources):
+        raise InputError(f"{rule.target} ({rule.where}): config.json does not tell its size")
+    shapes = tuple(tuple(map(sizes.get, source.dims)) for source in rule.sources)
+    tensor = make_recipe(rule, "uint8", shapes, sizes, 0 if rule.packs_experts else None).tensor
+    return whole(tensor.dtype, tensor.shape)
 
 
 def make_recipe(

@@ -9,11 +9,17 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 
+from distconv.errors import InputError
 from distconv.models.adapters import canonical_factor, without_sizes
-from distconv.models.rules import Rule
+from distconv.models.rules import TEXT, Rule
 from distconv.models.sizes import Sizes, SizeSpec
 
 PROJECTOR = "projector"
+# The section of the layers that predict further tokens.
+PREDICTING = "mtp"
+_LAYERS = "{layers}"
+# The dialect of training that has the names of the targets of rules.
+OWN_NAMES = "mindspeed_mm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +48,15 @@ class Ignored:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Copied:
+    """A published tensor that is a copy of another one, both by name, and why; training has none of its own."""
+
+    name: str
+    of: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Kept:
     """Published tensors that a cast to a type of the user's must not round: a name pattern with `*`, and the reason."""
 
@@ -65,7 +80,10 @@ class Restriction:
 
 @dataclass(frozen=True, kw_only=True)
 class Definition:
-    """A model definition, complete and consistent in itself."""
+    """A model definition, complete and consistent in itself.
+
+    Targets of rules are the names that MindSpeed-MM has for parameters. `dialect` names the usual ones of the model.
+    """
 
     name: str
     model_types: tuple[str, ...]
@@ -82,6 +100,8 @@ class Definition:
     ignored: tuple[Ignored, ...]
     kept: tuple[Kept, ...]
     restrictions: tuple[Restriction, ...]
+    dialect: str = OWN_NAMES
+    copied: tuple[Copied, ...] = ()
 
     def is_tied(self, sizes: Sizes) -> bool:
         """Whether the head of a model of these sizes equals its embedding.
@@ -99,6 +119,19 @@ class Definition:
             return self
         restrictions = tuple(each for each in self.restrictions if each.first_stage is None)
         return replace(self, rules=tuple(map(without_sizes, self.rules)), restrictions=restrictions)
+
+    def of_model(self, sizes: Sizes) -> Definition:
+        """The definition for a model of these sizes: `{layers}` in published names is the number of its layers.
+
+        Where its config.json does not say it, names stay as they are, and are no tensor's.
+        """
+        if not any(_LAYERS in name for rule in self.rules for name in rule.source_names):
+            return self
+        counts = {modality: _known(sizes, layers) for modality, layers in self.modalities.items()}
+        rules = tuple(rule.with_layers(counts[rule.modality]) for rule in self.rules)
+        text = counts[TEXT]
+        copied = tuple(replace(each, name=each.name.replace(_LAYERS, text)) for each in self.copied)
+        return replace(self, rules=rules, copied=copied)
 
     def expert_count(self, sizes: Sizes) -> int | None:
         """The number of experts of a model of these sizes, `None` for a dense model; raises as `Sizes.count` does."""
@@ -135,3 +168,10 @@ class Definition:
             if name.startswith(old):
                 name = new + name[len(old) :]
         return name if self.adapters is None else canonical_factor(name)
+
+
+def _known(sizes: Sizes, name: str) -> str:
+    try:
+        return str(sizes.count(name))
+    except InputError:
+        return _LAYERS

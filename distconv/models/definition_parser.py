@@ -10,13 +10,14 @@ from typing import Any
 
 from distconv.errors import InputError, raise_if, unknown_keys
 from distconv.models.adapters import ADAPTERS, rules_of_adapters, rules_with_adapters
-from distconv.models.definition import Definition, Ignored, Kept, Restriction, Tied
+from distconv.models.definition import OWN_NAMES, Copied, Definition, Ignored, Kept, Restriction, Tied
 from distconv.models.rules import MODALITIES, TEXT, Rule, parse_rules
 from distconv.models.sizes import SizeSpec
 
 _KEYS = (
     "model_types", "unless", "variant_of", "part_of", "renamed_prefixes", "sizes", "lists", "modalities", "experts",
-    "adapters", "tied", "layout", "rules", "ignore", "keep_dtype",
+    "adapters", "dialect", "tied", "layout", "rules", "ignore", "copied",
+    "keep_dtype",
 )  # fmt: skip
 
 
@@ -40,6 +41,7 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
     parser.expect(adapters in (None, *ADAPTERS), "adapters", f"one of {', '.join(ADAPTERS)}", adapters)
     tied = parser.tied(content) if adapters != "only" else None
     ignored = parser.ignored(content, sizes)
+    copied = parser.copied(content)
     kept = parser.kept(content)
     restrictions = parser.restrictions(content, modalities, {*sizes, *lists})
     model_types = parser.names(content, "model_types")
@@ -49,6 +51,8 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
     parser.expect(variant_of is None or isinstance(variant_of, str), "variant_of", "the name of a model", variant_of)
     part_of = content.get("part_of")
     parser.expect(part_of is None or isinstance(part_of, str), "part_of", "a field of config.json", part_of)
+    dialect = OWN_NAMES if content.get("dialect") is None else content["dialect"]
+    parser.expect(isinstance(dialect, str), "dialect", "the name of a dialect of training", dialect)
     renamed_prefixes = parser.renamed_prefixes(content)
     raise_if(parser.problems)
     if adapters is not None:
@@ -69,6 +73,8 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
         ignored=ignored,
         kept=kept,
         restrictions=restrictions,
+        dialect=dialect,
+        copied=copied,
     )
 
 
@@ -227,6 +233,15 @@ class _Parser:
             else:
                 self.expect(False, f"{at}.layers", "the names of two sizes, first layer and count", layers)
         return tuple(ignored)
+
+    def copied(self, content: Mapping[str, Any]) -> tuple[Copied, ...]:
+        copied = []
+        for number, entry in enumerate(self.entries(content, "copied", "copied")):
+            keys = ("name", "of", "reason")
+            good = isinstance(entry, Mapping) and set(entry) == set(keys) and _are_text(list(entry.values()))
+            if self.expect(good, f"copied[{number}]", "{name: …, of: …, reason: …}", entry):
+                copied.append(Copied(**entry))
+        return tuple(copied)
 
     def kept(self, content: Mapping[str, Any]) -> tuple[Kept, ...]:
         kept = []

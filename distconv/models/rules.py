@@ -17,8 +17,8 @@ from distconv.tensors.operators import OPERATORS, RENAME
 # The modalities of a model: the language model, then the encoders.
 TEXT = "text"
 MODALITIES = (TEXT, "vision", "audio")
-STAGES = ("first", "last", "every", "layer")
-PLACEHOLDERS = ("layer", "expert", "item")
+STAGES = ("first", "last", "ends", "every", "layer")
+PLACEHOLDERS = ("layer", "expert", "item", "layers")
 _ALTERNATIVES = re.compile(r"\{([\w.?]+(?:,[\w.?]+)+)\}")
 # A dim whose size is not in config.json.
 ANY = "any"
@@ -80,6 +80,18 @@ class Rule:
         return OPERATORS[self.operator].is_sequence and len(self.sources) == parts
 
     @property
+    def source_names(self) -> tuple[str, ...]:
+        """The names of its sources, with placeholders."""
+        return tuple(source.name for source in self.sources)
+
+    def with_layers(self, layers: str) -> Rule:
+        """The rule with a number of layers in its sources, in place of `{layers}`."""
+        if not any("{layers}" in name for name in self.source_names):
+            return self
+        sources = (replace(each, name=each.name.replace("{layers}", layers)) for each in self.sources)
+        return replace(self, sources=tuple(sources))
+
+    @property
     def placeholders(self) -> frozenset[str]:
         """The placeholders in the target."""
         return frozenset(_PLACEHOLDER.findall(self.target))
@@ -111,7 +123,8 @@ def parse_rules(
         choice = (f"{modality}.{section}[{position}]", str(name))
         for number, each in enumerate(entries):
             try:
-                yield from (replace(rule, choice=choice) for rule in _parsed(modality, section, each, sizes, lists))
+                rules = _parsed(modality, section, each, sizes, lists)
+                yield from (replace(rule, choice=choice, may_be_absent=[] in alternatives.values()) for rule in rules)
             except InputError as error:
                 problems += [f"one_of.{name}[{number}]: {problem}" for problem in error.problems]
     raise_if(problems)
@@ -190,7 +203,7 @@ def _rule_problems(
     yield from (f"no size {name!r} under sizes" for name in unknown)
     if rule.stage not in STAGES or (rule.stage == "layer") != ("{layer}" in rule.target):
         yield (
-            f"stage: expected first, last or every for a target without {{layer}}, and none with it; "
+            f"stage: expected first, last, ends or every for a target without {{layer}}, and none with it; "
             f"found {rule.stage or None!r}"
         )
     names = (rule.target, *(source.name for source in rule.sources))
@@ -210,6 +223,8 @@ def _rule_problems(
         yield f"layers: expected the name of a list, for a target with {{layer}}; found {rule.layers!r}"
     if rule.layers is None and "item" in found:
         yield "{item} counts the entries of a list: name it with the key layers"
+    if "{layers}" in rule.target:
+        yield "{layers}, the number of layers, stands in sources only"
     if "{layer}" in rule.target and not all("{layer}" in each.name or "{item}" in each.name for each in rule.sources):
         yield "{layer} stands in the target but not in every source"
 

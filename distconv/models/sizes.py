@@ -28,6 +28,7 @@ class SizeSpec:
 
     `path`: dotted paths of fields, in order of priority; `default`: the value without any of them.
     `derivation`: product, sum or quotient of the sizes `of`, given as names or integers; a quotient has no remainder.
+    It may stand in the place of a default.
     """
 
     path: tuple[str, ...] = ()
@@ -54,8 +55,11 @@ class SizeSpec:
             return _derivation(value[0], tuple(value[1:]))
         *path, last = value
         default: int | bool | tuple[int, ...] | None = None
+        derived = SizeSpec()
         if isinstance(last, str):
             path.append(last)
+        elif isinstance(last, Sequence) and last and last[0] in DERIVATIONS and not is_list:
+            derived = _derivation(last[0], tuple(last[1:]))
         elif is_list:
             if not isinstance(last, Sequence) or any(type(item) is not int or item < 0 for item in last):
                 raise ValueError(f"expected a list of layer numbers as the default, found {last!r}")
@@ -66,7 +70,7 @@ class SizeSpec:
             raise ValueError(f"expected a number as the default, found {last!r}")
         if not path or any(not isinstance(item, str) for item in path):
             raise ValueError(f"expected paths in config.json and at most one default, at the end; found {list(value)}")
-        return SizeSpec(path=tuple(path), default=default)
+        return SizeSpec(path=tuple(path), default=default, derivation=derived.derivation, of=derived.of)
 
 
 def _derivation(name: str, of: tuple[Any, ...]) -> SizeSpec:
@@ -186,11 +190,15 @@ class Sizes:
         if spec is None or isinstance(name, int):
             return str(name)
         value = self.get(name)
-        field = f", {self._find(name, spec)[1]} in config.json" if spec.path and name not in self._given else ""
+        from_config = spec.path and name not in self._given and not self._is_derived(spec)
+        field = f", {self._find(name, spec)[1]} in config.json" if from_config else ""
         return f"{name} ({value}{field})"
 
+    def _is_derived(self, spec: SizeSpec) -> bool:
+        return spec.derivation is not None and all(field_of(self._config, path) is None for path in spec.path)
+
     def _derive(self, name: str, spec: SizeSpec) -> int:
-        if spec.derivation is not None:
+        if self._is_derived(spec):
             if spec.derivation == "product":
                 return prod(self.get(item) for item in spec.of)
             if spec.derivation == "sum":

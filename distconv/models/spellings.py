@@ -16,6 +16,7 @@ from distconv.errors import InputError
 from distconv.models.dialect import PUBLISHED, Dialect, Holding, parse_dialect
 from distconv.models.experts import Experts, Layer, configured_sizes
 from distconv.models.packing import Form, form_words
+from distconv.models.parameter_dialect import is_of_parameters
 
 _NOTHING = Holding()
 
@@ -30,13 +31,15 @@ class Spellings:
 
     @staticmethod
     def parse(contents: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any], where: str) -> Spellings:
-        """The spellings of a model, from the contents of the files of dialects.
+        """The spellings of a model, from the contents of the files of dialects; those of parameters are left out.
 
         Raises:
             InputError: every problem of a dialect.
         """
         dialects = {
-            name: parse_dialect(name, content["content"], content["path"]) for name, content in contents.items()
+            name: parse_dialect(name, content["content"], content["path"])
+            for name, content in contents.items()
+            if not is_of_parameters(content["content"])
         }
         return Spellings(dialects=dialects, config=config, where=where)
 

@@ -1,7 +1,8 @@
 """Resizing the vocabulary: the rows of embedding and head.
 
-Owns `vocab_size`: rows beyond the new number are left out, new rows are zeros. It applies to what has the size that a
-definition calls `vocabulary` as its first source dim, and changes nothing else.
+Owns `vocab_size`: rows beyond the new number are left out, new rows are zeros; and `vocab_multiple`, which leaves none
+out. Both apply to what has the size that a definition calls `vocabulary` as its first source dim, and change nothing
+else.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def has_vocabulary(rule: Rule) -> bool:
 def published_names(definition: Definition) -> frozenset[str]:
     """The names of the published tensors whose rows are those of the vocabulary."""
     sources = (source for rule in definition.rules for source in rule.sources)
-    return frozenset(source.name for source in sources if source.dims[:1] == (SIZE_NAME,))
+    names = frozenset(source.name for source in sources if source.dims[:1] == (SIZE_NAME,))
+    return names | {each.name for each in definition.copied if each.of in names}
 
 
 def with_rows_of(shapes: Mapping[str, tuple[int, ...]], definition: Definition, sizes: Sizes) -> Sizes:
@@ -56,6 +58,19 @@ def resize_vocabulary(binding: Binding, rows: int | None) -> Binding:
         raise nothing_to_resize(rows)
     parameters = tuple(replace(each, recipe=recipes.get(each.recipe, each.recipe)) for each in binding.parameters)
     return replace(binding, parameters=parameters)
+
+
+def padded_rows(binding: Binding, multiple: int) -> int:
+    """The least multiple of `multiple` that no vocabulary in the binding has more rows than.
+
+    Raises:
+        InputError: no converted parameter has a vocabulary.
+    """
+    recipes = {each.recipe for each in binding.parameters}
+    found = [each.tensor.shape[0] for each in recipes if has_vocabulary(each.rule)]
+    if not found:
+        raise InputError("vocab_multiple: nothing that is converted has a vocabulary")
+    return -(-max(found) // multiple) * multiple
 
 
 def resized(tensor: VirtualTensor, rows: int) -> VirtualTensor:

@@ -13,7 +13,7 @@ from math import prod
 from typing import Any
 
 from distconv.errors import InputError, counted
-from distconv.formats.base import Format, Held, Opened, Source
+from distconv.formats.base import Held, Opened, Source, SourceFormat
 from distconv.formats.config_dtypes import says_quantised
 from distconv.formats.huggingface.directory import check_directory
 from distconv.formats.iterations import iterations_in
@@ -88,7 +88,7 @@ def describe(options: Options, chosen: Chosen | None, library: Library, hand_out
     return report | _of_model(options, form, opened, held, chosen, library)
 
 
-def _opened(form: Format[Options], options: Options, hand_out: HandOut) -> Opened:
+def _opened(form: SourceFormat[Options], options: Options, hand_out: HandOut) -> Opened:
     """The source, opened as a model or else as adapters alone."""
     try:
         return form.open(options, adapters=False, hand_out=hand_out)
@@ -101,7 +101,7 @@ def _opened(form: Format[Options], options: Options, hand_out: HandOut) -> Opene
 
 def _of_model(
     options: Options,
-    form: Format[Options],
+    form: SourceFormat[Options],
     opened: Opened,
     held: Sequence[Held],
     chosen: Chosen | None,

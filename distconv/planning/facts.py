@@ -15,7 +15,9 @@ from distconv.formats.model import MODEL_CONFIG, Model, Reference
 from distconv.formats.provenance import Provenance, provenance_of
 from distconv.formats.registry import format_named
 from distconv.models.definition_parser import parse_definition
+from distconv.models.parameter_dialect import is_of_parameters, parse_parameter_dialects
 from distconv.models.scaling import Scaling
+from distconv.models.sizes import Sizes
 from distconv.models.spellings import Spellings
 from distconv.options import CommonOptions
 from distconv.tensors.stored import SourceFile
@@ -124,14 +126,17 @@ def model_of(
     definition = None
     if name is not None:
         definition = parse_definition(name, content)
+        definition = definition.of_model(Sizes(definition.sizes, config, f"{directory}/{MODEL_CONFIG}"))
         if reference is None or reference.is_adapter:
             # The sizes of adapters are in the configuration of their base model.
             definition = definition.without_base()
     path = f"{directory}/{MODEL_CONFIG}"
+    of_parameters = {name: each for name, each in dialects.items() if is_of_parameters(each["content"])}
     return Model(
         definition=definition,
         reference=reference,
         config=config,
         config_path=path,
         spellings=Spellings.parse(dialects, config, path),
+        parameter_dialects=parse_parameter_dialects(of_parameters),
     )

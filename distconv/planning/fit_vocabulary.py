@@ -1,8 +1,10 @@
 """The rows of the vocabulary in a result with published names.
 
 Owns the choice: `vocab_size` rows, where it is given; else those of the reference, unless training trained more: rows
-beyond them are left out where they are padding, and kept where they are not. Which they are is in the data, so a plan
-says what must be compared to know, and is made again where they were trained. Reads nothing.
+beyond them are left out where they are padding. Where they are not, those of Megatron-side parameters are kept: they
+may have any number. Under published names a model has the rows of its configuration; another number is a contradiction.
+Which they are is in the data, so a plan says what must be compared to know, and is made again where they were trained.
+Reads nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cache
 
-from distconv.errors import counted, named, raise_if
+from distconv.errors import InputError, counted, named, raise_if
 from distconv.formats.base import Published
 from distconv.formats.model import Model
 from distconv.models.vocabulary import SIZE_NAME, nothing_to_resize, published_names, resized, resizing
@@ -36,7 +38,8 @@ def fit_vocabulary(published: Published, options: CommonOptions, model: Model) -
     """The published tensors of a source with the rows of the vocabulary that the result has.
 
     Raises:
-        InputError: a source has fewer rows than its reference; `vocab_size`, where nothing has a vocabulary.
+        InputError: a source has fewer rows than its reference, or more under published names that are no padding;
+            `vocab_size`, where nothing has a vocabulary.
     """
     wanted, definition = options.vocab_size, model.definition
     names = frozenset[str]() if definition is None else published_names(definition)
@@ -85,6 +88,11 @@ def fit_vocabulary(published: Published, options: CommonOptions, model: Model) -
     beyond = f"{named(more)}: {counted(count, 'row')} beyond the {known} of {where}"
     if model.trained_rows:
         trained = "trained, being neither zeros nor all equal"
+        if not published.bound:
+            raise InputError(
+                f"{beyond}: {trained}; is it the model that training began with? vocab_size={rows} publishes what is "
+                f"there, vocab_size={known} leaves them out"
+            )
         note = f"{beyond}: kept as {trained}, so vocab_size is {rows}; vocab_size={known} leaves them out"
         return Fitted(published=fitted, notes=(note,))
     return Fitted(

@@ -12,7 +12,7 @@ from typing import Any
 from distconv.formats.base import FileFormat, Published, Source
 from distconv.formats.element_types import Casts
 from distconv.formats.records import Plan
-from distconv.formats.registry import Options, format_named
+from distconv.formats.registry import Options, format_named, result_format
 from distconv.layout.partition import balanced_ranges
 from distconv.models.parameters import Binding
 from distconv.planning.bind_published import bind_published
@@ -60,7 +60,7 @@ def plan_job(options: Options, facts: Facts) -> Planned:
     model = facts.bound_model()
     source = format_named(facts.kind).source(options, facts.source, model)
     notes = (*facts.notes, *source.notes, *(() if model.reference is None else model.reference.notes))
-    target = format_named(options.target_format)
+    target = result_format(options.target_format)
     if not target.is_published(options):
         result = target.plan(options, source, model)
         return Planned(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import product
 from math import prod
+from operator import add
 
 from distconv.tensors.virtual import Copy, Index, VirtualTensor, dropped, narrow, replaced
 
@@ -115,6 +116,29 @@ def split_dim(tensor: VirtualTensor, dim: int, outer: int) -> VirtualTensor:
             )
     shape = (*tensor.shape[:dim], outer, rows, *tensor.shape[dim + 1 :])
     return VirtualTensor(tensor.dtype, shape, tuple(copies))
+
+
+def unstack(tensor: VirtualTensor, dims: int) -> dict[Index, VirtualTensor]:
+    """The slices at all positions of the first `dims` dims, without these.
+
+    Raises:
+        ValueError: the tensor has fewer dims.
+    """
+    if dims > len(tensor.shape):
+        raise ValueError(f"shape {list(tensor.shape)} has no {dims} dims")
+    found: dict[Index, list[Copy]] = {position: [] for position in product(*map(range, tensor.shape[:dims]))}
+    for copy in tensor.copies:
+        outer = copy.target_start[:dims]
+        inner = copy.target_start[dims:], copy.shape[dims:], copy.dims[dims:]
+        for steps in product(*map(range, copy.shape[:dims])):
+            source = list(copy.source_start)
+            for step, dim in zip(steps, copy.dims, strict=False):
+                if dim is not None:
+                    source[dim] += step
+            found[tuple(map(add, outer, steps))].append(Copy(copy.operand, tuple(source), *inner))
+    return {
+        position: VirtualTensor(tensor.dtype, tensor.shape[dims:], tuple(copies)) for position, copies in found.items()
+    }
 
 
 def box_of(tensor: VirtualTensor, start: Index, lengths: Index) -> VirtualTensor:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from distconv.tensors.virtual import VirtualTensor, chunk, concat, permute, zeros
+from distconv.tensors.virtual import VirtualTensor, chunk, concat, narrow, permute, zeros
 
 # Rows of the sources, in the order of the rule; `None` for an unknown number.
 Rows = Sequence["int | None"]
@@ -76,6 +76,19 @@ def group_qv(query: VirtualTensor, value: VirtualTensor, groups: int) -> Virtual
 def transpose(source: VirtualTensor) -> VirtualTensor:
     """The two dims exchanged."""
     return permute(source, (1, 0))
+
+
+def in_turn(source: VirtualTensor) -> VirtualTensor:
+    """A source whose rows alternate, one of gate and one of up: `[gate; up]`."""
+    rows = source.shape[0]
+    if rows % 2:
+        raise ValueError(f"{rows} rows do not alternate between two")
+    return concat([narrow(source, 0, row, 1) for start in (0, 1) for row in range(start, rows, 2)])
+
+
+def transposed_in_turn(source: VirtualTensor) -> VirtualTensor:
+    """A transposed source whose columns alternate, one of gate and one of up: `[gate; up]`."""
+    return in_turn(transpose(source))
 
 
 def _interleaved(parts: Sequence[VirtualTensor], groups: int) -> VirtualTensor:
@@ -143,6 +156,10 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
         "qzv_group": Operator(sources=2, sizes=("groups",), apply=group_qv, source_rows=_rows_of_qv),
         "qkv_heads": Operator(
             sources=1, sizes=("heads",), apply=interleave_heads, source_rows=_rows_of_one, is_by_head=True
+        ),
+        "in_turn": Operator(sources=1, sizes=(), apply=in_turn, source_rows=_rows_of_one),
+        "transpose_in_turn": Operator(
+            sources=1, sizes=(), apply=transposed_in_turn, source_rows=_rows_of_one, transposes=True
         ),
         "transpose": Operator(sources=1, sizes=(), apply=transpose, source_rows=_rows_of_one, transposes=True),
     }

@@ -82,7 +82,7 @@ def test_a_change_is_formatted_and_has_no_lint(change, tmp_path):
 
 def test_a_model_is_a_file_in_a_directory_of_ones_own(tmp_path, monkeypatch, distconv):
     monkeypatch.chdir(tmp_path)
-    define(tmp_path, "qwen2", MODEL)
+    define(tmp_path, "qwen2_of_vl", MODEL)
     source = write_source(tmp_path / "Qwen2-7B", load_case("qwen2vl__llm_hf_dir_pp1")["llm"])
     assert json.loads((source / "config.json").read_text())["model_type"] == "qwen2"
     jobs = [shlex.split(each.replace("/ckpt", str(tmp_path))) for each in commands(TEXT)]

@@ -19,7 +19,7 @@ from tests.here import run_here
 
 HIDDEN, WIDTH, EXPERTS, VOCABULARY, LAYERS = 6, 5, 3, 11, 2
 CONFIG = {
-    "model_type": "mixtral",
+    "model_type": "minimax_m2",
     "hidden_size": HIDDEN,
     "intermediate_size": WIDTH,
     "num_local_experts": EXPERTS,
@@ -31,7 +31,7 @@ CONFIG = {
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
-def mixtral() -> dict[str, torch.Tensor]:
+def minimax() -> dict[str, torch.Tensor]:
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
         "lm_head.weight": (VOCABULARY, HIDDEN),
@@ -61,7 +61,7 @@ def in_memory(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def published(directory: Path, tensors: dict[str, torch.Tensor] | None = None, **config: Any) -> Path:
     directory.mkdir()
-    save_file(mixtral() if tensors is None else tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    save_file(minimax() if tensors is None else tensors, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "config.json").write_text(json.dumps({**CONFIG, **config}))
     (directory / "tokenizer.json").write_text("{}")
     return directory
@@ -96,7 +96,7 @@ def held(directory: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("reference", ["whole", "bare"])
 def test_a_trained_model_is_published_whatever_prefix_it_has(prefix, reference, tmp_path, distconv):
     followed = published(tmp_path / "hf") if reference == "whole" else bare(tmp_path / "bare")
-    tensors = {prefix + name: each for name, each in in_memory(mixtral()).items()}
+    tensors = {prefix + name: each for name, each in in_memory(minimax()).items()}
     moments = {f"state.{name}.exp_avg": torch.zeros(2) for name in tensors}
     source = trained(tmp_path / "dcp", tensors, optimizer=moments)
     report = tmp_path / "report.json"
@@ -105,7 +105,7 @@ def test_a_trained_model_is_published_whatever_prefix_it_has(prefix, reference, 
         f"report={report}",
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
-    assert_same(load_file(tmp_path / "out" / "model.safetensors"), mixtral())
+    assert_same(load_file(tmp_path / "out" / "model.safetensors"), minimax())
     shown = prefix if not prefix.startswith("_") else ""
     line = f"found    hf names with the prefix model.{shown}, dialect transformers5, experts [E, 2I, h]"
     assert line in outcome.out
@@ -117,33 +117,33 @@ def test_a_trained_model_is_published_whatever_prefix_it_has(prefix, reference, 
 
 
 def test_what_was_saved_packed_is_accepted_as_a_source_and_followed_as_a_reference(tmp_path):
-    packed = published(tmp_path / "packed", in_memory(mixtral()))
-    for dialect, expected in (("published", in_memory(mixtral())), ("transformers5", in_memory(mixtral()))):
+    packed = published(tmp_path / "packed", in_memory(minimax()))
+    for dialect, expected in (("published", in_memory(minimax())), ("transformers5", in_memory(minimax()))):
         target = tmp_path / dialect
         convert(source=packed, target=target, target_format="dcp", naming="hf", dialect=dialect)
         names = {name.replace(".mlp.", ".block_sparse_moe.") if dialect == "published" else name for name in expected}
         assert held(target).keys() == names
-    single = trained(tmp_path / "single", mixtral())
+    single = trained(tmp_path / "single", minimax())
     convert(source=single, target=tmp_path / "out", target_format="hf", reference=packed)
-    assert_same(load_file(tmp_path / "out" / "model.safetensors"), in_memory(mixtral()))
+    assert_same(load_file(tmp_path / "out" / "model.safetensors"), in_memory(minimax()))
 
 
 def test_from_dcp_to_dcp_with_a_reference_and_without(tmp_path, distconv):
-    source = trained(tmp_path / "dcp", {f"module.{name}": each for name, each in mixtral().items()})
+    source = trained(tmp_path / "dcp", {f"module.{name}": each for name, each in minimax().items()})
     reference = published(tmp_path / "hf")
     arguments = [f"source={source}", "target_format=dcp", "naming=hf"]
     memory = [*arguments, f"target={tmp_path / 'memory'}", f"reference={reference}", "dialect=transformers5"]
     outcome = distconv(*memory)
     assert outcome.status == 0, outcome.err
     assert "hf names, dialect transformers5: " in outcome.out
-    assert_same(held(tmp_path / "memory"), in_memory(mixtral()))
+    assert_same(held(tmp_path / "memory"), in_memory(minimax()))
     # It remembers whom to follow.
     assert distconv(f"source={tmp_path / 'memory'}", f"target={tmp_path / 'out'}", "target_format=hf").status == 0
-    assert_same(load_file(tmp_path / "out" / "model.safetensors"), mixtral())
+    assert_same(load_file(tmp_path / "out" / "model.safetensors"), minimax())
 
     outcome = distconv(*arguments, f"target={tmp_path / 'bare'}", "name_prefix=app.")
     assert outcome.status == 0, outcome.err
-    assert_same(held(tmp_path / "bare"), {f"app.{name}": each for name, each in mixtral().items()})
+    assert_same(held(tmp_path / "bare"), {f"app.{name}": each for name, each in minimax().items()})
     assert json.loads((tmp_path / "bare" / "release" / "distconv.json").read_text())["reference"] is None
 
 
@@ -180,7 +180,7 @@ def test_megatron_names_are_not_published_as_they_are(tmp_path, distconv):
 
 
 def test_shards_have_the_size_that_is_asked_for(tmp_path, distconv):
-    source = trained(tmp_path / "dcp", mixtral())
+    source = trained(tmp_path / "dcp", minimax())
     reference = published(tmp_path / "hf")
     arguments = [f"source={source}", f"target={tmp_path / 'out'}", "target_format=hf", f"reference={reference}"]
     outcome = distconv(*arguments, "shard_size=1KB")
@@ -197,7 +197,7 @@ def test_shards_have_the_size_that_is_asked_for(tmp_path, distconv):
         assert sum(each.nbytes for each in tensors.values()) <= 1000
         assert {weight_map[name] for name in tensors} == {path.name}
         found |= tensors
-    assert_same(found, mixtral())
+    assert_same(found, minimax())
     assert distconv(*arguments, "shard_size=1KB", "action=verify").status == 0
     assert distconv(*arguments, "shard_size=none").status == 2
 
@@ -213,7 +213,7 @@ def test_shards_have_the_size_that_is_asked_for(tmp_path, distconv):
     ],
 )
 def test_a_published_directory_with_names_of_training_is_refused(prefix, expected, tmp_path):
-    tensors = {prefix + name: each for name, each in mixtral().items()}
+    tensors = {prefix + name: each for name, each in minimax().items()}
     source = published(tmp_path / "hf", tensors)
     with pytest.raises(InputError) as caught:
         run_here(source=str(source), target=str(tmp_path / "dcp"), target_format="dcp", naming="hf")
@@ -223,7 +223,7 @@ def test_a_published_directory_with_names_of_training_is_refused(prefix, expecte
 
 def test_a_prefix_of_a_model_that_nobody_knows_is_said(tmp_path):
     """It may be the name of its module."""
-    tensors = {f"backbone.{name}": each for name, each in mixtral().items()}
+    tensors = {f"backbone.{name}": each for name, each in minimax().items()}
     source = published(tmp_path / "hf", tensors, model_type="unheard_of")
     report = convert(source, tmp_path / "dcp", target_format="dcp", naming="hf")
     assert any(note.startswith("backbone. is in front of all names") for note in report["notes"])
@@ -237,13 +237,13 @@ def test_a_published_model_goes_into_other_shards(tmp_path, distconv):
     assert outcome.status == 0, outcome.err
     files = sorted((tmp_path / "out").glob("*.safetensors"))
     assert len(files) > 1
-    assert_same({name: each for path in files for name, each in load_file(path).items()}, mixtral())
+    assert_same({name: each for path in files for name, each in load_file(path).items()}, minimax())
     assert distconv(*arguments, "action=verify").status == 0
 
 
 @pytest.mark.parametrize("tie", [True, None])
 def test_a_tied_head_is_compared_before_it_is_left_out(tie, tmp_path, distconv):
-    tensors = mixtral()
+    tensors = minimax()
     del tensors["lm_head.weight"]
     config = {} if tie is None else {"tie_word_embeddings": tie}
     reference = published(tmp_path / "hf", tensors, tie_word_embeddings=tie)
@@ -262,7 +262,7 @@ def test_a_tied_head_is_compared_before_it_is_left_out(tie, tmp_path, distconv):
 
 
 def test_a_dialect_that_holds_the_tied_head_gets_it(tmp_path):
-    tensors = mixtral()
+    tensors = minimax()
     del tensors["lm_head.weight"]
     source = published(tmp_path / "hf", tensors, tie_word_embeddings=True)
     for dialect, there in (("published", False), ("transformers5", True)):
@@ -281,10 +281,10 @@ ERRORS = {
     "no dialect": (["dialect=transformers4"], "dialect=transformers4: no such dialect; the nearest is transformers5"),
     "not of this family": (
         ["dialect=mm_fsdp2"],
-        "how the experts of model_type 'mixtral' are held; transformers5 does",
+        "how the experts of model_type 'minimax_m2' are held; transformers5 does",
     ),
-    "no published names": (["dialect=transformers5", "naming=megatron"], "dialect: goes with target_format=dcp and "),
-    "a source that is no dcp": (["source_dialect=transformers5"], "source_dialect: goes with a DCP source"),
+    "a source that is no dcp": (["source_dialect=transformers5"], "source_dialect: goes with a Megatron, torch_dist or DCP source"),
+    "a dialect of parameters": (["dialect=mcore_te"], "dialect=mcore_te: no such dialect; known: published, "),
     "a size of shards": (["shard_size=5GB"], "shard_size: goes with target_format=hf"),
 }
 
@@ -300,19 +300,19 @@ def test_options_that_cannot_be_meant_are_refused(error, tmp_path, distconv):
 
 
 def without(name: str) -> dict[str, torch.Tensor]:
-    return {key: each for key, each in in_memory(mixtral()).items() if key != name}
+    return {key: each for key, each in in_memory(minimax()).items() if key != name}
 
 
 DAMAGE = {
     "a tensor of the experts": (without("model.layers.1.mlp.experts.down_proj"), "layer 1 are not complete"),
-    "a further tensor": ({**in_memory(mixtral()), "model.extra.weight": torch.ones(2)}, "does not name 1 tensor"),
+    "a further tensor": ({**in_memory(minimax()), "model.extra.weight": torch.ones(2)}, "does not name 1 tensor"),
     "a missing one": (without("model.norm.weight"), "names 1 tensor that the source does not have"),
     "another vocabulary": (
-        {**in_memory(mixtral()), "model.embed_tokens.weight": torch.ones(12, HIDDEN)},
+        {**in_memory(minimax()), "model.embed_tokens.weight": torch.ones(12, HIDDEN)},
         "model.embed_tokens.weight",
     ),
     "other experts": (
-        {**in_memory(mixtral()), "model.layers.0.mlp.experts.gate_up_proj": torch.ones(EXPERTS, HIDDEN, 2 * WIDTH)},
+        {**in_memory(minimax()), "model.layers.0.mlp.experts.gate_up_proj": torch.ones(EXPERTS, HIDDEN, 2 * WIDTH)},
         "in no known layout of these sizes",
     ),
 }
@@ -332,31 +332,31 @@ def test_nothing_is_published_that_the_reference_or_its_configuration_contradict
 
 
 def test_a_source_dialect_is_checked(tmp_path):
-    source = trained(tmp_path / "dcp", in_memory(mixtral()))
+    source = trained(tmp_path / "dcp", in_memory(minimax()))
     reference = published(tmp_path / "hf")
     options = {"source": str(source), "target_format": "hf", "reference": str(reference)}
     run_here(**options, target=str(tmp_path / "out"), source_dialect="transformers5")
-    assert_same(load_file(tmp_path / "out" / "model.safetensors"), mixtral())
+    assert_same(load_file(tmp_path / "out" / "model.safetensors"), minimax())
     says = "source_dialect=published: then 3 of the names .* but 9 with the names of transformers5; leave"
     with pytest.raises(InputError, match=says):
         run_here(**options, target=str(tmp_path / "other"), source_dialect="published")
     # Where the reference names nothing, whoever gives a dialect knows better.
     options["reference"] = str(bare(tmp_path / "bare", model_type="never_heard_of"))
     run_here(**options, target=str(tmp_path / "as-named"), source_dialect="published")
-    assert load_file(tmp_path / "as-named" / "model.safetensors").keys() == in_memory(mixtral()).keys()
+    assert load_file(tmp_path / "as-named" / "model.safetensors").keys() == in_memory(minimax()).keys()
 
 
 def test_inspection_says_dialect_and_prefix(tmp_path, distconv):
-    source = trained(tmp_path / "dcp", {f"model.{name}": each for name, each in in_memory(mixtral()).items()})
+    source = trained(tmp_path / "dcp", {f"model.{name}": each for name, each in in_memory(minimax()).items()})
     reference = published(tmp_path / "hf")
     found = inspect(source, reference=reference)
     assert found["problems"] == []
     assert found["source_names"]["dialect"] == "transformers5"
-    assert found["parameters"] == sum(each.numel() for each in mixtral().values())
+    assert found["parameters"] == sum(each.numel() for each in minimax().values())
     outcome = distconv("action=inspect", f"source={source}", f"reference={reference}")
     words = " ".join(outcome.out.split())
     assert "hf names with the prefix model.model., dialect transformers5, experts [E, 2I, h]" in words
-    outcome = distconv("action=inspect", f"source={published(tmp_path / 'packed', in_memory(mixtral()))}")
+    outcome = distconv("action=inspect", f"source={published(tmp_path / 'packed', in_memory(minimax()))}")
     assert "published names, dialect transformers5, experts [E, 2I, h]" in " ".join(outcome.out.split())
 
 
@@ -485,7 +485,7 @@ MINE = """
 words: as my trainer holds them
 prefix: net.
 families:
-  - model_types: [mixtral]
+  - model_types: [minimax_m2]
     names:
       - ["model.layers.{layer}.block_sparse_moe.", "blocks.{layer}.moe."]
       - ["model.", "trunk."]
@@ -506,13 +506,13 @@ def test_a_dialect_of_ones_own(own, tmp_path, distconv):
     outcome = distconv(*arguments, f"target={tmp_path / 'dcp'}", "dialect=mine")
     assert outcome.status == 0, outcome.err
     found = held(tmp_path / "dcp")
-    gate = torch.cat([mixtral()[f"model.layers.1.block_sparse_moe.experts.{e}.w1.weight"].T for e in range(EXPERTS)])
+    gate = torch.cat([minimax()[f"model.layers.1.block_sparse_moe.experts.{e}.w1.weight"].T for e in range(EXPERTS)])
     assert torch.equal(found["net.blocks.1.moe.experts.gate_proj"], gate)
     assert {"net.trunk.norm.weight", "net.lm_head.weight", "net.blocks.0.moe.gate.weight"} < found.keys()
     back = distconv("--config-dir", own, f"source={tmp_path / 'dcp'}", f"target={tmp_path / 'out'}", "target_format=hf")
     assert back.status == 0, back.err
     assert "dialect mine, experts [E*h, I]" in back.out
-    assert_same(load_file(tmp_path / "out" / "model.safetensors"), mixtral())
+    assert_same(load_file(tmp_path / "out" / "model.safetensors"), minimax())
 
 
 def test_several_dialects_in_one_command_line(tmp_path, distconv):
@@ -521,14 +521,14 @@ def test_several_dialects_in_one_command_line(tmp_path, distconv):
     options = (f"source={source}", "target_format=dcp", "naming=hf", "dialect=published,transformers5")
     outcome = distconv("--multirun", *options, target)
     assert outcome.status == 0, outcome.err
-    assert_same(held(tmp_path / "of-published"), mixtral())
-    assert_same(held(tmp_path / "of-transformers5"), in_memory(mixtral()))
+    assert_same(held(tmp_path / "of-published"), minimax())
+    assert_same(held(tmp_path / "of-transformers5"), in_memory(minimax()))
 
 
 def test_a_mixture_that_no_dialect_knows_keeps_its_names(tmp_path):
     source = published(tmp_path / "hf", model_type="never_heard_of")
     convert(source=source, target=tmp_path / "dcp", target_format="dcp", naming="hf")
-    assert_same(held(tmp_path / "dcp"), mixtral())
+    assert_same(held(tmp_path / "dcp"), minimax())
     with pytest.raises(InputError, match="no dialect does; a dialect of yours can"):
         convert(source=source, target=tmp_path / "other", target_format="dcp", naming="hf", dialect="transformers5")
     shutil.rmtree(tmp_path / "dcp")

@@ -67,4 +67,4 @@ def test_the_plan_says_what_was_found_and_what_will_be(
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
     report = json.loads((tmp_path / "plan.json").read_text())
     assert report["source_format"] == ("megatron" if source == "mm" else "dcp")
-    assert (report["source_names"] is not None) == (source == "dcp")
+    assert report["source_names"]["dialect"] == ("mindspeed_mm" if source == "mm" else "published")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,25 @@ def test_it_becomes_any_type_that_is_asked_for(dtype, tmp_path):
 def test_experts_of_gpt_oss_are_packed_as_in_training(tmp_path):
     """In memory they are as published where they are not quantised: input before output, gate and up alternating."""
     config = {"model_type": "gpt_oss", "num_local_experts": 2, "hidden_size": 32, "intermediate_size": 64,
+              "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
               "num_hidden_layers": 1, "vocab_size": 4, "tie_word_embeddings": False}  # fmt: skip
-    module = "model.layers.0.mlp.experts"
-    held: dict[str, Piece] = {"model.embed_tokens.weight": ("bfloat16", [4, 32], bytes(256))}
+    layer = "model.layers.0"
+    module = f"{layer}.mlp.experts"
+    shapes = {
+        "model.embed_tokens.weight": [4, 32],
+        "model.norm.weight": [32],
+        "lm_head.weight": [4, 32],
+        f"{layer}.input_layernorm.weight": [32],
+        f"{layer}.post_attention_layernorm.weight": [32],
+        f"{layer}.self_attn.sinks": [4],
+        f"{layer}.mlp.router.weight": [2, 32],
+        f"{layer}.mlp.router.bias": [2],
+        **{f"{layer}.self_attn.{part}_proj.weight": [rows, 32] for part, rows in (("q", 32), ("k", 16), ("v", 16))},
+        **{f"{layer}.self_attn.{part}_proj.bias": [rows] for part, rows in (("q", 32), ("k", 16), ("v", 16))},
+        f"{layer}.self_attn.o_proj.weight": [32, 32],
+        f"{layer}.self_attn.o_proj.bias": [32],
+    }
+    held: dict[str, Piece] = {name: ("bfloat16", shape, bytes(2 * prod(shape))) for name, shape in shapes.items()}
     expected = {}
     for part, rows, columns in (("gate_up_proj", 128, 32), ("down_proj", 32, 64)):
         blocks = np.frombuffer(tensor_bytes(part, "uint8", [2, rows, columns // 32, 16]), np.uint8)
@@ -104,12 +121,15 @@ def test_experts_of_gpt_oss_are_packed_as_in_training(tmp_path):
     report = convert(source, tmp_path / "dcp", **PUBLISHED, **PLAIN, dialect="transformers5")
     assert report["source_names"]["experts"] == ["[E, h, 2I], gate and up alternating"]
     convert(tmp_path / "dcp", tmp_path / "hf", target_format="hf", reference=str(source))
+    convert(source, tmp_path / "mm", **PLAIN, layout__tp=2, layout__ep=2)
+    convert(tmp_path / "mm", tmp_path / "hf of mm", target_format="hf", reference=str(source))
 
-    found = tensors(tmp_path / "hf" / "model.safetensors")
-    assert not any(name.endswith(("_blocks", "_scales")) for name in found)
-    for part, values in expected.items():
-        assert found[f"{module}.{part}"] == ("BF16", list(values.shape), values.tobytes())
-    assert "quantization_config" not in json.loads((tmp_path / "hf" / "config.json").read_text())
+    for directory in (tmp_path / "hf", tmp_path / "hf of mm"):
+        found = tensors(directory / "model.safetensors")
+        assert not any(name.endswith(("_blocks", "_scales")) for name in found)
+        for part, values in expected.items():
+            assert found[f"{module}.{part}"] == ("BF16", list(values.shape), values.tobytes())
+        assert "quantization_config" not in json.loads((directory / "config.json").read_text())
 
 
 @pytest.mark.parametrize(

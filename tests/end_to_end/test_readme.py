@@ -16,6 +16,7 @@ import pytest
 import yaml
 from safetensors import safe_open
 
+from distconv.formats.megatron.index import read_megatron
 from tests.checkpoints import describe_dcp, load_case, overrides, write_safetensors, write_source
 from tests.here import run_here
 from tests.readme import README, blocks, commands, write_qwen2vl
@@ -29,11 +30,36 @@ def checkpoints(tmp_path: Path) -> Path:
     """A directory that stands for /ckpt."""
     write_qwen2vl(tmp_path / "Qwen2-VL-7B")
     write_source(tmp_path / "Qwen3-VL-4B", load_case("qwen3vl__tied_pp1"))
+    write_mistral(tmp_path / "Mistral-7B")
     write_source(tmp_path / "Qwen2.5-VL-7B", load_case("qwen2_5vl__tp1_pp1"))
     adapters = load_case("qwen2_5vl__lora_pp1")
     write_source(tmp_path / "hf-adapters", adapters)
     run_here(*overrides(adapters), source=str(tmp_path / "hf-adapters"), target=str(tmp_path / "adapters"))
     return tmp_path
+
+
+def write_mistral(directory: Path) -> None:
+    """Write a checkpoint that stands for Mistral-7B."""
+    directory.mkdir()
+    config = {"model_type": "mistral", "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config |= {"num_key_value_heads": 2, "intermediate_size": 10, "vocab_size": 12, "tie_word_embeddings": False}
+    shapes = {**decoder_of_two_layers(), "lm_head.weight": [12, 24]}
+    written = {name: ("bfloat16", shape, os.urandom(2 * prod(shape))) for name, shape in shapes.items()}
+    write_safetensors(directory / "model.safetensors", written)
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+def decoder_of_two_layers() -> dict[str, list[int]]:
+    """The shapes of a small decoder, without a head."""
+    shapes = {"model.embed_tokens.weight": [12, 24], "model.norm.weight": [24]}
+    for layer in range(2):
+        for name, shape in {
+            "self_attn.q_proj": [24, 24], "self_attn.k_proj": [12, 24], "self_attn.v_proj": [12, 24],
+            "self_attn.o_proj": [24, 24], "mlp.gate_proj": [10, 24], "mlp.up_proj": [10, 24], "mlp.down_proj": [24, 10],
+            "input_layernorm": [24], "post_attention_layernorm": [24],
+        }.items():  # fmt: skip
+            shapes[f"model.layers.{layer}.{name}.weight"] = shape
+    return shapes
 
 
 def save(result: Path, directory: Path) -> None:
@@ -55,7 +81,7 @@ def tensors(directory: Path) -> dict[str, tuple[str, list[int], bytes]]:
 
 def test_the_commands_are_those_expected():
     assert [shlex.split(job)[0] for job in JOBS] == [
-        "torchrun", "mpirun", "python", "python", "python", "python", "python",
+        "torchrun", "mpirun", "python", "python", "python", "python", "python", "python", "python",
         "torchrun", "torchrun", "mpirun", "torchrun", "python",
     ]  # fmt: skip
     assert commands()[:2] == ["make demo", "make test"]
@@ -119,7 +145,7 @@ def test_requirements_are_installed():
 
 def test_example_dialect_converts(tmp_path, distconv):
     """The example is put where the text says, and a model of that type goes there and back."""
-    example, _ = blocks("yaml")
+    _, example, _ = blocks("yaml")
     dialects = tmp_path / "my_models" / "dialect"
     dialects.mkdir(parents=True)
     (dialects / "mine.yaml").write_text(example)
@@ -153,22 +179,35 @@ def test_example_dialect_converts(tmp_path, distconv):
     assert tensors(tmp_path / "out") == tensors(source)
 
 
+def test_example_dialect_of_parameters_converts(tmp_path, distconv):
+    """The example is put where the text says, and is recognised in what it has named."""
+    example, _, _ = blocks("yaml")
+    dialects = tmp_path / "my_models" / "dialect"
+    dialects.mkdir(parents=True)
+    (dialects / "mine.yaml").write_text(example)
+    write_mistral(tmp_path / "source")
+    mine = ["--config-dir", tmp_path / "my_models"]
+    outcome = distconv(*mine, f"source={tmp_path / 'source'}", f"target={tmp_path / 'mm'}", "dialect=mine")
+    assert outcome.status == 0, outcome.err
+    index = read_megatron(tmp_path / "mm", None)
+    names = {name for file in index.files for _, name in file.tensors}
+    assert "lm.decoder.layers.1.mlp.linear_fc1.layer_norm_weight" in names
+    assert all(name.startswith("lm.") for name in names)
+    outcome = distconv(*mine, f"source={tmp_path / 'mm'}", f"target={tmp_path / 'back'}", "target_format=hf")
+    assert outcome.status == 0, outcome.err
+    assert "dialect mine" in outcome.out
+    assert tensors(tmp_path / "back") == tensors(tmp_path / "source")
+
+
 def test_example_definition_converts(tmp_path, distconv):
     """The example is put where the text says, and converts a checkpoint of that architecture."""
-    _, example = blocks("yaml")
+    _, _, example = blocks("yaml")
     definitions = tmp_path / "my_models" / "model"
     definitions.mkdir(parents=True)
     (definitions / "minicpm.yaml").write_text(example)
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = {"model_type": "minicpm", "intermediate_size": 10, "vocab_size": 12, **sizes}
-    shapes = {"model.embed_tokens.weight": [12, 24], "model.norm.weight": [24]}
-    for layer in range(2):
-        for name, shape in {
-            "self_attn.q_proj": [24, 24], "self_attn.k_proj": [12, 24], "self_attn.v_proj": [12, 24],
-            "self_attn.o_proj": [24, 24], "mlp.gate_proj": [10, 24], "mlp.up_proj": [10, 24], "mlp.down_proj": [24, 10],
-            "input_layernorm": [24], "post_attention_layernorm": [24],
-        }.items():  # fmt: skip
-            shapes[f"model.layers.{layer}.{name}.weight"] = shape
+    shapes = decoder_of_two_layers()
     shapes["model.layers.0.self_attn.rotary_emb.inv_freq"] = [3]
     source = tmp_path / "source"
     source.mkdir()

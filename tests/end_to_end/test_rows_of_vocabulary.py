@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from distconv.errors import InputError
 from tests.checkpoints import load_case, read_dcp, write_source
 from tests.here import outcome_here, run_here
 
@@ -71,6 +72,16 @@ def saved(source: Path, target: Path, kind: str) -> Path:
     return target
 
 
+def assert_refused(job: dict[str, Any], target: Path, more: int) -> None:
+    """Nothing but `vocab_size` publishes rows that contradict the configuration of a model under published names."""
+    with pytest.raises(InputError, match=f"vocab_size={ROWS + more} publishes what is there"):
+        outcome_here(**job)
+    assert not target.exists()
+    outcome_here(**job, vocab_size=ROWS + more)
+    found, config = published(target)
+    assert {found[name].shape[0] for name in NAMES} == {config["vocab_size"]} == {ROWS + more}
+
+
 @pytest.mark.parametrize("reference", ["weights", "configuration"])
 @pytest.mark.parametrize("kind", ["megatron", "dcp", "published dcp"])
 @pytest.mark.parametrize("more", MORE)
@@ -83,6 +94,9 @@ def test_padding_is_left_out_and_what_was_trained_is_published(more, kind, refer
         "target_format": "hf",
         "reference": str(known),
     }
+    if kind == "published dcp" and more not in PADDING:
+        assert_refused(job, tmp_path / "back", len(MORE[more]))
+        return
     notes = outcome_here(**job).report["notes"]
     expected = load_file(whole / "model.safetensors")
     rows = ROWS if more in PADDING else ROWS + len(MORE[more])
@@ -123,7 +137,9 @@ def test_a_tied_head_follows_its_embedding(more, kind, tmp_path):
     source = trained_with({EMBEDDING: MORE[more]}, tmp_path / "whole", tie_word_embeddings=True)
     known = reference_of(tmp_path / "reference", "weights", tie_word_embeddings=True)
     source = saved(source, tmp_path / "saved", kind)
-    run_here(source=str(source), target=str(tmp_path / "back"), target_format="hf", reference=str(known))
+    # Under published names, trained rows beyond the configuration are asked for.
+    given = {"vocab_size": ROWS + 3} if (more, kind) == ("trained", "published dcp") else {}
+    run_here(source=str(source), target=str(tmp_path / "back"), target_format="hf", reference=str(known), **given)
     found, config = published(tmp_path / "back")
     assert same(found[HEAD], found[EMBEDDING])
     assert found[HEAD].shape[0] == config["vocab_size"] == (ROWS + 3 if more == "trained" else ROWS)

@@ -334,7 +334,7 @@ OPTIONS = {
         options={"layout.stages": "[3,3]"}, says=["layout.stages=[3,3]", "text, vision, audio"]
     ),
     "a value for a group of options": Refusal(
-        options={"layout": "2"}, says=["layout=2", "tp, ep, stages"], never=["None"]
+        options={"layout": "2"}, says=["layout=2", "tp, ep, expert_tp, stages"], never=["None"]
     ),
     "a value without an option": Refusal(options={"": "2"}, says=["=2"]),
     "an empty path": Refusal(options={"source": ""}, says=["source=: expected a path"], never=["source is missing"]),
@@ -393,11 +393,12 @@ DCPS = {
         says=["dialect=transformers: no such dialect; the nearest is transformers5", "mm_fsdp2, mm_wrapped"],
     ),
     "a dialect of Megatron names": Refusal(
-        options={**DCP, "dialect": "mm_fsdp2"}, says=["dialect: goes with target_format=dcp and naming=hf"]
+        options={**DCP, "dialect": "mm_fsdp2"},
+        says=["dialect=mm_fsdp2: names published tensors: it goes with target_format=dcp and naming=hf"],
     ),
     "a dialect of a source that has none": Refusal(
         options={**PUBLISHED, "source_dialect": "mm_fsdp2"},
-        says=["source_dialect: goes with a DCP source; source=hf is a Hugging Face directory"],
+        says=["source_dialect: goes with a Megatron or DCP source; source=hf is a Hugging Face directory"],
     ),
     "a size of shards for what has none": Refusal(
         options={**PUBLISHED, "shard_size": "5GB"}, says=["shard_size: goes with target_format=hf"]

@@ -371,7 +371,7 @@ OPTIONS = {
         says=["layout.tp: target_format=hf holds whole tensors; leave it out", "layout.pp: "],
     ),
     "a dialect for a Hugging Face directory": Refusal(
-        options={"dialect": "mm_fsdp2"}, says=["dialect: goes with target_format=dcp and naming=hf"]
+        options={"dialect": "mm_fsdp2"}, says=["dialect: goes with target_format=megatron, or dcp"]
     ),
     "a size of shards that is none": Refusal(
         options={"shard_size": "5PB"}, says=["shard_size=5PB: expected a positive size in bytes, such as 5GB"]

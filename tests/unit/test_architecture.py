@@ -34,10 +34,11 @@ ROOMS = [
     {"__main__"},
 ]
 # As the rooms: what all formats have in common, the formats, the list of them.
-FORMATS = [{"base"}, {"torch_zip"}, {"huggingface"}, {"megatron"}, {"dcp"}, {"registry"}]
+FORMATS = [{"base"}, {"torch_zip"}, {"huggingface"}, {"megatron"}, {"dcp"}, {"torch_dist"}, {"registry"}]
 # Everything outside of the standard library, by module or folder. What is not here needs nothing.
 THIRD_PARTY = {
     "cli": {"hydra", "omegaconf", "tqdm", "yaml"},
+    "formats.torch_dist.sizes": {"yaml"},
     "models.definition_file": {"yaml"},
     "runtime.mpi_processes": {"mpi4py"},
     "runtime.store_processes": {"torch"},

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distconv.errors import InputError, counted, named
+from distconv.errors import InputError, counted
 from distconv.formats.base import (
     Evidence,
     Format,
@@ -24,7 +24,7 @@ from distconv.formats.base import (
 )
 from distconv.formats.dcp.chunks import locate_chunks
 from distconv.formats.dcp.files import DcpFiles
-from distconv.formats.dcp.index import DcpDirectory, open_dcp
+from distconv.formats.dcp.index import open_dcp
 from distconv.formats.dcp.live_model import held_tensors, packed, with_tied_head
 from distconv.formats.dcp.metadata import METADATA
 from distconv.formats.dcp.options import DcpOptions
@@ -38,8 +38,10 @@ from distconv.layout.balance import complete_layout
 from distconv.layout.request import Layout
 from distconv.layout.shards import cut_recipes
 from distconv.layout.tied_head import resolve_head
+from distconv.models.dialect import PUBLISHED as AS_PUBLISHED
 from distconv.models.language_model import is_tied
-from distconv.models.parameters import Unconverted
+from distconv.models.parameter_dialect import GROUPED, ParameterDialect
+from distconv.models.parameters import Binding, Unconverted
 from distconv.models.spellings import dialect_words
 from distconv.models.vocabulary import resize_vocabulary, resizing_of
 from distconv.runtime.hand_out import HandOut
@@ -61,7 +63,7 @@ class Dcp(Format[DcpOptions]):
             **dict.fromkeys(CAST_OPTIONS, ""),
             "naming": "",
             "packed_experts": "naming=hf",
-            "dialect": "naming=hf",
+            "dialect": "",
             "tied_head": "",
             "vocab_size": "",
             "fill_from_reference": "naming=hf",
@@ -88,7 +90,7 @@ class Dcp(Format[DcpOptions]):
             read=partial(read_dcp, opened, prefix, options.source_dialect, hand_out),
             held=opened.held,
             names_suffice=True,
-            notes=_of_unread(opened),
+            notes=opened.unread(),
         )
 
     def facts_from_json(self, data: Mapping[str, Any]) -> DcpFacts:
@@ -106,14 +108,15 @@ class Dcp(Format[DcpOptions]):
     def plan(self, options: DcpOptions, source: Source, model: Model) -> PlannedResult:
         """The chunks of all tensors, under names with the prefix of the option `name_prefix`."""
         if self.is_published(options):
-            dialect, _ = model.spellings.chosen(options.dialect, "dialect")
+            dialect, _ = model.spellings.chosen(options.dialect or AS_PUBLISHED, "dialect")
             prefix = dialect.prefix if options.name_prefix is None else options.name_prefix
             names = Names(naming=PUBLISHED, dialect=dialect.name, prefix=prefix)
             types = ElementTypes(options, model, prefix)
             tensors, left_out = _published(options, source, model, names, types)
             notes = (*model.spellings.notes(dialect.name), *types.notes(tensors))
         else:
-            names = Names(naming=options.naming, prefix=options.name_prefix or "")
+            dialect_name = model.parameter_dialect(options.dialect).name
+            names = Names(naming=options.naming, dialect=dialect_name, prefix=options.name_prefix or "")
             types = ElementTypes(options, model, names.prefix)
             tensors, left_out = _parameters(options, source, model, types)
             tensors = [replace(each, name=names.prefix + each.name) for each in tensors]
@@ -136,16 +139,21 @@ class Dcp(Format[DcpOptions]):
         return [f"dcp      {what}, {names}: {dcp['example']} …"]
 
 
-def _of_unread(opened: DcpDirectory) -> tuple[str, ...]:
-    """What lies in the directory and is not read, in sentences."""
-    unread = sorted({path.name for path in opened.directory.glob("*.distcp")} - opened.metadata.files)
-    return (f"{opened.directory}: not read: {named(unread)}: {METADATA} names nothing in them",) if unread else ()
+def _check_ungrouped(binding: Binding, dialect: ParameterDialect) -> None:
+    """Raise `InputError` where experts would be in one tensor for each rank, since a DCP has no ranks."""
+    if any(each.recipe.rule.target.endswith(GROUPED) for each in binding.parameters):
+        raise InputError(
+            f"dialect={dialect.name}: groups the experts of each rank, and a dcp is of no rank; take another"
+        )
 
 
 def _parameters(options: DcpOptions, source: Source, model: Model, types: ElementTypes) -> _Tensors:
     binding = resize_vocabulary(source.parameters(), options.vocab_size)
     layout = complete_layout(Layout(), binding, model.defined)
-    binding = types.of_parameters(resolve_head(binding, model.defined, layout, options.tied_head))
+    dialect = model.parameter_dialect(options.dialect)
+    binding = dialect.names(resolve_head(binding, model.defined, layout, options.tied_head))
+    _check_ungrouped(binding, dialect)
+    binding = types.of_parameters(binding)
     # Whole parameters, but proved as shards are: no element of a source is lost or doubled.
     cut_recipes((each.recipe for each in binding.parameters), layout)
     tensors = [NamedTensor(each.sources, each.recipe.tensor, each.name) for each in binding.parameters]
@@ -154,7 +162,7 @@ def _parameters(options: DcpOptions, source: Source, model: Model, types: Elemen
 
 def _published(options: DcpOptions, source: Source, model: Model, names: Names, types: ElementTypes) -> _Tensors:
     published, reference = source.published(), model.reference
-    dialect, holding = model.spellings.chosen(options.dialect, "dialect")
+    dialect, holding = model.spellings.chosen(options.dialect or AS_PUBLISHED, "dialect")
     followed = Followed(tensors=published.tensors, left_out=(), filled=())
     if reference is not None:
         adapters = model.definition is not None and model.definition.adapters == "only"

@@ -44,6 +44,11 @@ class DcpDirectory:
         for name, entry in self.metadata.tensors.items():
             yield Held("", name, entry.dtype, entry.shape)
 
+    def unread(self) -> tuple[str, ...]:
+        """What lies in the directory and is not read, in sentences."""
+        unread = sorted({path.name for path in self.directory.glob("*.distcp")} - self.metadata.files.keys())
+        return (f"{self.directory}: not read: {named(unread)}: {METADATA} names nothing in them",) if unread else ()
+
 
 @dataclass(frozen=True, kw_only=True)
 class DcpIndex:
@@ -129,7 +134,15 @@ def open_dcp(directory: Path, iteration: str | None) -> DcpDirectory:
         InputError: no such checkpoint, or metadata that is missing, divided, damaged or malicious.
     """
     check_directory(directory, "source")
-    found = _chosen(directory, iteration)
+    return read_directory(chosen_directory(directory, iteration, METADATA, "__*.metadata", "*.distcp"))
+
+
+def read_directory(found: Path) -> DcpDirectory:
+    """Read the metadata of the checkpoint in a directory.
+
+    Raises:
+        InputError: metadata that is missing, divided, damaged or malicious.
+    """
     divided = sorted(path.name for path in found.glob("__*.metadata"))
     if divided:
         raise InputError(
@@ -170,13 +183,18 @@ def locate(checkpoint: DcpDirectory, wanted: Callable[[str], bool], hand_out: Ha
     return DcpIndex(
         directory=str(checkpoint.directory),
         tensors=tensors,
-        others=checkpoint.metadata.others,
+        others=tuple(checkpoint.metadata.blobs),
         described_by=checkpoint.described_by,
     )
 
 
-def _chosen(directory: Path, iteration: str | None) -> Path:
-    if not any(next(directory.glob(pattern), None) for pattern in (METADATA, "__*.metadata", "*.distcp")):
+def chosen_directory(directory: Path, iteration: str | None, *marks: str) -> Path:
+    """A directory that has files whose names match `marks`, or else its iteration `iteration`.
+
+    Raises:
+        InputError: no such iteration, or the directory is another one itself.
+    """
+    if not any(next(directory.glob(pattern), None) for pattern in marks):
         return iteration_directory(directory, iteration)
     if iteration is not None and directory.resolve().name != iteration_name(iteration):
         raise InputError(f"iteration={iteration}: source={directory} is one checkpoint itself; leave iteration out")

@@ -13,8 +13,11 @@ from distconv.models.adapters import saved_factor
 from distconv.models.definition import Definition
 from distconv.models.language_model import embeddings
 from distconv.models.names import experts_of, filled
+from distconv.models.parameter_dialect import ParameterDialects, speak
 from distconv.models.rules import Rule
 from distconv.models.sizes import Sizes
+
+_NONE = ParameterDialects()
 
 
 def known_tensors(definition: Definition, reference: Reference) -> set[str]:
@@ -46,12 +49,14 @@ def known_published(model: Model) -> set[str]:
     return model.spellings.alternatives(names)
 
 
-def known_parameters(definition: Definition, reference: Reference) -> set[str]:
-    """The names of Megatron-side parameters, with global numbers."""
+def known_parameters(definition: Definition, reference: Reference, dialects: ParameterDialects = _NONE) -> set[str]:
+    """The names of Megatron-side parameters in every dialect, with global numbers."""
+    spoken = [definition, *(speak(each, definition).definition for each in dialects.dialects.values())]
+    rules = {rule.target: rule for each in spoken for rule in each.rules}
     sizes = reference.sizes(definition)
     return {
-        filled(rule.target, layer, expert, None)
-        for rule in definition.rules
+        filled(target, layer, expert, None)
+        for target, rule in rules.items()
         for layer, expert, _ in _numbers(rule, definition, sizes)
     }
 

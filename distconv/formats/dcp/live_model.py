@@ -140,7 +140,8 @@ def _by_definition(
     definition = model.definition
     if definition is None:
         return tensors
-    pattern = pattern_of(rule for rule in definition.rules if rule.packs_experts)
+    # Matrices; of packed biases the first of two dims counts the experts already.
+    pattern = pattern_of(rule for rule in definition.rules if rule.packs_experts and len(rule.sources[0].dims) == 3)
     shared = cache(change)
     return [
         replace(each, tensor=shared(each.tensor))

@@ -11,7 +11,7 @@ import io
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -64,22 +64,21 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """The tensors of a checkpoint by flat name, and the names of its other entries (numbers, hyperparameters, rng).
+    """The tensors of a checkpoint by flat name, and the places of its other entries (numbers, hyperparameters, rng).
 
-    `files`: the names of the files that hold them.
+    `files`: the bytes that each file has at least, by its name.
     """
 
     tensors: Mapping[str, Entry]
-    others: tuple[str, ...]
-    files: frozenset[str] = frozenset()
+    blobs: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)
+    files: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_metadata(path: Path, seen: list[SourceFile] | None = None) -> Metadata:
     """Read a `.metadata` file; the identity of one on which a job relies is added to `seen`.
 
     Raises:
-        InputError: the file is missing, damaged, no checkpoint metadata, has names that torch never writes there, or
-            refers to files outside of its directory.
+        InputError: the file is missing, damaged, no checkpoint metadata, has foreign names, or leaves its directory.
     """
     content, foreign, file = _load(path)
     if seen is not None:
@@ -102,10 +101,12 @@ def read_metadata(path: Path, seen: list[SourceFile] | None = None) -> Metadata:
             for name, entry in entries.items()
             if not isinstance(entry, _BytesStorageMetadata)
         }
-        others = tuple(_text(name) for name in entries if name not in tensors)
+        blobs = {_text(name): places.get((name, None), ()) for name in entries if name not in tensors}
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise InputError(f"{path}: its metadata is damaged: {error}") from None
-    files = frozenset(place.file for found in places.values() for place in found)
+    files: dict[str, int] = {}
+    for place in (each for found in places.values() for each in found):
+        files[place.file] = max(files.get(place.file, 0), place.offset + place.length)
     raise_if(
         [
             f"{path}: refers to the file {file!r}, which is not a name in this directory; no such name is followed"
@@ -113,7 +114,7 @@ def read_metadata(path: Path, seen: list[SourceFile] | None = None) -> Metadata:
             if not is_file_name(file)
         ]
     )
-    return Metadata(tensors=tensors, others=others, files=files)
+    return Metadata(tensors=tensors, blobs=blobs, files=files)
 
 
 def _load(path: Path) -> tuple[Any, list[str], SourceFile]:

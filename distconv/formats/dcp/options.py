@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from distconv.fields import option
 from distconv.kinds import Choice, Text
-from distconv.models.dialect import PUBLISHED
 from distconv.options import CommonOptions
 
 
@@ -34,17 +33,4 @@ class DcpOptions(CommonOptions):
         ),
         "auto",
         "of a `dcp` with `hf` names: experts packed into one tensor",
-    )
-    dialect: str = option(
-        Text("NAME"),
-        PUBLISHED,
-        "of a `dcp` with `hf` names: how the program that loads it names and packs tensors: `published`, "
-        "`transformers5` (as in its memory), `transformers5_thinker` (of an omni model the thinker alone), `mm_fsdp2` "
-        "and `mm_wrapped` (MindSpeed-MM, native FSDP2 and its older wrapper), or one of yours (`--config-dir`)",
-    )
-    source_dialect: str | None = option(
-        Text("NAME"),
-        None,
-        "of a `dcp` source: the `dialect` that its tensors are in",
-        unset="recognised by names and shapes",
     )

@@ -25,14 +25,10 @@ from distconv.formats.dcp.prefix import (
     names_under,
     of_training,
 )
-from distconv.formats.iterations import RELEASE, VERSION_KEY
-from distconv.formats.megatron.bind import MegatronBinding
-from distconv.formats.megatron.index import MegatronIndex, RankFile
-from distconv.formats.megatron.source import bound, restored
+from distconv.formats.dcp.whole import WholeParameters
+from distconv.formats.iterations import VERSION_KEY
 from distconv.formats.model import Model
 from distconv.formats.select import check_taken_whole, selection
-from distconv.formats.torch_zip.archive import ArchivedTensor
-from distconv.layout.request import SourceLayout
 from distconv.models.bind import bind
 from distconv.models.dialect import PUBLISHED as AS_PUBLISHED
 from distconv.models.experts import Layer, as_published
@@ -104,13 +100,15 @@ def read_dcp(opened: DcpDirectory, given: str | None, dialect: str | None, hand_
     """
     found = opened.metadata.tensors
     known = known_published(model)
-    parameters = set() if model.definition is None else known_parameters(model.definition, model.followed)
+    definition, dialects = model.definition, model.parameter_dialects
+    parameters = set() if definition is None else known_parameters(definition, model.followed, dialects)
     if model.definition is None and (own := [name for name in found if _MEGATRON.search(name)]):
         raise InputError(
             f"the source holds names of Megatron-side parameters, such as {named(own, 2)}: they need a model "
             f"definition, and none is for model_type {model.config.get('model_type')!r}; name one with +model=NAME"
         )
-    naming, holding = naming_of(found, known, given, dialect, model)
+    of_parameters = dialect in dialects.dialects
+    naming, holding = naming_of(found, known, given, None if of_parameters else dialect, model)
     held = {holding.held(name) for name in known}
     has_names = model.reference is not None and model.reference.shard_files is not None
     is_open = model.definition is None and not has_names and not is_under_one_prefix(found, held, given)
@@ -122,9 +120,11 @@ def read_dcp(opened: DcpDirectory, given: str | None, dialect: str | None, hand_
     is_published = len(held & names.keys()) >= len(parameters & names.keys())
     beside = found.keys() - wanted.keys()
     copies = {name for name in beside if is_under_prefix(name, held | parameters)}
-    others = {*opened.metadata.others, *beside} - {VERSION_KEY} - copies
+    others = {*opened.metadata.blobs, *beside} - {VERSION_KEY} - copies
+    if is_published == of_parameters and dialect is not None:
+        names_are = "published" if is_published else "Megatron-side"
+        raise InputError(f"source_dialect={dialect}: {opened.directory} has {names_are} names")
     if not is_published:
-        raise_if([] if dialect is None else [f"source_dialect={dialect}: {opened.directory} has Megatron-side names"])
         wanted = {full: bare for bare, full in names.items()}
     return DcpFacts(
         index=located.renamed(wanted),
@@ -170,28 +170,21 @@ class MegatronNamedDcp(_DcpSource):
 
     def __init__(self, options: DcpOptions, facts: DcpFacts, model: Model) -> None:
         super().__init__(options, facts, model)
-        tensors = {
-            ("model", each.name): ArchivedTensor.contiguous(each.tensor.dtype, each.tensor.shape, 0)
-            for each in facts.index.tensors.values()
-        }
-        index = MegatronIndex(
-            directory=facts.index.directory,
-            iteration=RELEASE,
-            dictionaries=("model",),
-            files=(RankFile(rank=(0,), file=SourceFile(facts.index.directory, 0), tensors=tensors),),
-            others=(),
-        )
-        self._bound: MegatronBinding = bound(options, index, model, SourceLayout())
-        self._parameters = over(self._bound.parameters, facts.index.tensors)
-        self.notes += self._bound.absent
+        self._whole = WholeParameters(options, facts.index, model)
+        self.notes += self._whole.absent
+
+    def summary(self) -> dict[str, Any]:
+        """The names of the parameters, and their dialect."""
+        names: dict[str, Any] = super().summary()["source_names"]
+        return {"source_names": {**names, "dialect": self._whole.dialect}}
 
     def parameters(self) -> Binding:
         """The parameters over their chunks."""
-        return self._parameters
+        return self._whole.parameters
 
     def published(self) -> Published:
         """The published tensors of the parameters."""
-        return restored(self._bound, self._parameters, self._model)
+        return self._whole.published()
 
 
 class PublishedDcp(_DcpSource):

@@ -22,6 +22,7 @@ from distconv.formats.megatron.plan import MegatronPlan, expert_owner, make_plan
 from distconv.formats.megatron.ranks import RankGrid, check_complete
 from distconv.formats.torch_zip.archive import ArchivedTensor
 from distconv.layout.layout import CompleteLayout, stage_number
+from distconv.layout.predicting import with_embedding
 from distconv.layout.request import SourceLayout
 from distconv.layout.tied_head import TIED, resolve_head
 from distconv.models.bind import bind, make_recipe
@@ -107,7 +108,7 @@ def bind_megatron(
     over_hf = bind(definition, sizes, expected, reason)
     unsplit = replace(over_hf, parameters=_unsplit(over_hf, given))
     expected_head = "auto" if stored_head == copied_head or not separate_head else "keep" if stored_head else "omit"
-    unsplit = resolve_head(unsplit, definition, layout, expected_head)
+    unsplit = with_embedding(resolve_head(unsplit, definition, layout, expected_head))
     try:
         plan = make_plan(unsplit, layout)
     except InputError as error:

@@ -78,7 +78,9 @@ def contents_of(
                     continue
             if expert is not None and experts is not None:
                 expert += ep_rank * (experts // grid.ep)
-            pieces.setdefault((local.target, layer, expert), {}).setdefault(tp_rank, tensor)
+            # Ranks beyond the number of pieces hold them once more.
+            number = tp_rank % layout.pieces(targets.rules(local.target)[0]) if expert is not None else tp_rank
+            pieces.setdefault((local.target, layer, expert), {}).setdefault(number, tensor)
     examples: dict[str, ParameterKey] = {}
     for parameter in pieces:
         examples.setdefault(parameter[0], parameter)

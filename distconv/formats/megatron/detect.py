@@ -88,7 +88,7 @@ def detect(
         except InputError as error:
             problems += error.problems
     raise_if(problems)
-    tp, modality_tp = tensor_parallel_sizes(grid, targets, sizes, held, given, index.directory)
+    tp, modality_tp, expert_tp = tensor_parallel_sizes(grid, targets, sizes, held, given, index.directory)
     layout = CompleteLayout(
         tp=tp,
         pp=grid.pp,
@@ -97,6 +97,7 @@ def detect(
         stages=stages,
         modality_tp=modality_tp,
         placement=given.placement or PLACEMENTS[0],
+        expert_tp=expert_tp,
     )
     try:
         check_layout(layout, layers, experts, at_least=at_least)

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from math import lcm, prod
 from pathlib import Path
 
 from distconv.errors import InputError, counted, raise_if, reading
 from distconv.formats.iterations import iteration_directory, iteration_of
+from distconv.layout.layout import coordinates
 
 FILE_NAME = "model_optim_rng.pt"
 # A limit, since the number in a stray name may be of any size.
@@ -102,7 +104,7 @@ def _ranks(directory: Path) -> Mapping[tuple[int, ...], Path]:
             "are of two checkpoints"
         )
     last = tuple(map(max, zip(*ranks, strict=True)))
-    missing = (rank for rank in _grid(last) if rank not in ranks)
+    missing = (rank for rank in _grid(last) if rank not in ranks and not _experts_run_along(ranks.keys(), last))
     raise_if(
         [
             f"{directory}: {rank_directory(rank)} is missing, although there are ranks up to {rank_directory(last)}"
@@ -126,3 +128,18 @@ def _grid(last: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         return
     for number in range(last[0] + 1):
         yield from ((number, *rest) for rest in _grid(last[1:]))
+
+
+def _experts_run_along(ranks: Collection[tuple[int, ...]], last: tuple[int, ...]) -> bool:
+    """Whether these are all ranks up to `last` where experts are cut into fewer pieces than the rest."""
+    if len(last) < 2:
+        return False
+    tensor, *between, experts = (number + 1 for number in last)
+    stages = prod(between)
+    for size in (size for size in range(1, min(tensor, len(ranks) + 1)) if tensor % size == 0):
+        # Counted first, since a stray name may imply any number of ranks.
+        if lcm(tensor, size * experts) * stages == len(ranks):
+            there = coordinates(tensor, experts, size)
+            if all((rank[0], rank[-1]) in there for rank in ranks):
+                return True
+    return False

@@ -132,7 +132,7 @@ class _Expected:
             model = place if place in held else self._contents.examples.get(rule.target, place)
             if alike := self._choices.equals(rule, layer):
                 self.unclear[f"{rule.where}: {' or '.join(alike)}"] = None
-            full = self._contents.full_shape(rule, model, self._layout.tensor_parallel_size(rule.modality))
+            full = self._contents.full_shape(rule, model, self._layout.pieces(rule))
             names = [filled(source.name, layer, expert, item) for source in rule.sources]
             shapes = self._source_shapes(rule, full, names if asks else ())
             if shapes is None:

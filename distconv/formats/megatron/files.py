@@ -28,7 +28,7 @@ class MegatronFiles(FileFormat):
 
     def frame(self, file: OutputFile, entries: Sequence[Entry]) -> Frame:  # noqa: ARG002 - of the interface
         """The archive but for its data."""
-        tensors = [(entry.key, entry.name, entry.tensor.dtype, entry.tensor.shape) for entry in entries]
+        tensors = [(entry.key, entry.name, entry.tensor.dtype, entry.shape) for entry in entries]
         frame, offsets = dictionaries_frame(self._dictionaries, tensors, {VERSION_KEY: CHECKPOINT_VERSION})
         return replace(frame, holes=[offsets[entry.key, entry.name] for entry in entries])
 

@@ -20,9 +20,10 @@ from distconv.formats.megatron.source import MegatronSource
 from distconv.formats.model import Model
 from distconv.layout.balance import complete_layout
 from distconv.layout.layout import shown_stages
+from distconv.layout.predicting import with_embedding
 from distconv.layout.tied_head import resolve_head
 from distconv.layout.training import check_training, text_on_first_stage
-from distconv.models.vocabulary import resize_vocabulary, resizing_of
+from distconv.models.vocabulary import padded_rows, resize_vocabulary, resizing_of
 from distconv.options import CommonOptions
 from distconv.runtime.hand_out import HandOut
 from distconv.words import binary, table
@@ -36,8 +37,8 @@ class Megatron(Format[CommonOptions]):
     title = "a Megatron checkpoint"
     words = "`mp_rank_*` directories, cut by ranks"
     takes = Takes(
-        source=frozenset({"reference", "fill_from_reference", "source_layout"}),
-        target=dict.fromkeys((*CAST_OPTIONS, "layout", "vocab_size", "tied_head"), ""),
+        source=frozenset({"reference", "fill_from_reference", "source_layout", "source_dialect"}),
+        target=dict.fromkeys((*CAST_OPTIONS, "layout", "vocab_size", "vocab_multiple", "tied_head", "dialect"), ""),
     )
     tasks = (read_rank_file,)
     holds_iterations = True
@@ -74,31 +75,43 @@ class Megatron(Format[CommonOptions]):
     def plan(self, options: CommonOptions, source: Source, model: Model) -> PlannedResult:
         """The rank files of the requested layout."""
         parameters = source.parameters()
-        binding = resize_vocabulary(parameters, options.vocab_size)
+        rows = options.vocab_size
+        if options.vocab_multiple is not None:
+            rows = padded_rows(parameters, options.vocab_multiple * options.layout.tp)
+        binding = resize_vocabulary(parameters, rows)
         first_stage = text_on_first_stage(model.defined, model.sizes, binding.layers)
         layout = complete_layout(options.layout, binding, model.defined, text_on_first_stage=first_stage)
         notes = (
-            *resizing_of(parameters, options.vocab_size),
+            *resizing_of(parameters, rows),
             *check_training(layout, options.layout, model.defined, model.sizes),
         )
         types = ElementTypes(options, model)
-        binding = types.of_parameters(resolve_head(binding, model.defined, layout, options.tied_head))
-        plan = make_plan(binding, layout)
+        dialect = model.parameter_dialect(options.dialect)
+        named = dialect.names(with_embedding(resolve_head(binding, model.defined, layout, options.tied_head)))
+        plan = make_plan(types.of_parameters(named), layout, dialect.name)
         return PlannedResult(plan=plan, files=MegatronFiles(plan.dictionaries), notes=notes, casts=types.casts())
 
     def source_words(self, report: Mapping[str, Any]) -> list[str]:
         """The detected layout."""
-        return [f"found    {' '.join(_layout_words(report['source_layout']))}"]
+        dialect = report["source_names"]["dialect"]
+        return [f"found    {' '.join(_layout_words(report['source_layout']))}", f"         dialect {dialect}"]
 
     def target_words(self, report: Mapping[str, Any]) -> list[str]:
         """The layout, and a table of its stages."""
         sizes, *stages = _layout_words(report["layout"])
-        return [f"layout   {sizes}", *(f"stages   {each}" for each in stages), "", _stage_table(report)]
+        return [
+            f"layout   {sizes}",
+            f"names    dialect {report['dialect']}",
+            *(f"stages   {each}" for each in stages),
+            "",
+            _stage_table(report),
+        ]
 
 
 def _layout_words(layout: Mapping[str, Any]) -> list[str]:
     """The sizes of a layout, then its stages by modality."""
     sizes = f"tp={layout['tp']} pp={layout['pp']} vpp={layout['vpp']} ep={layout['ep']}"
+    sizes += f" expert_tp={layout['expert_tp']}" if layout["expert_tp"] else ""
     sizes += "".join(f" {modality} tp={size}" for modality, size in layout["modality_tp"].items())
     if layout["placement"] != "sequential":
         sizes += f" placement={layout['placement']}"

@@ -33,7 +33,7 @@ class Targets:
             self._rules.setdefault(rule.target, []).append(rule)
         self._patterns: dict[str, list[tuple[re.Pattern[str], str]]] = {}
         for target in self._rules:
-            self._patterns.setdefault(_skeleton(target), []).append((_pattern(target), target))
+            self._patterns.setdefault(skeleton(target), []).append((_pattern(target), target))
         self._known: dict[str, LocalKey | None] = {}
 
     def rules(self, target: str) -> list[Rule]:
@@ -47,14 +47,14 @@ class Targets:
         return self._known[name]
 
     def _find(self, name: str) -> LocalKey | None:
-        for pattern, target in self._patterns.get(_skeleton(name), ()):
+        for pattern, target in self._patterns.get(skeleton(name), ()):
             if match := pattern.fullmatch(name):
                 numbers = {key: int(number) for key, number in match.groupdict().items()}
                 return LocalKey(target, numbers.get("layer"), numbers.get("expert"))
         return None
 
 
-def _skeleton(name: str) -> str:
+def skeleton(name: str) -> str:
     """A name with `#` in place of numbers and placeholders: the key under which few patterns are tried."""
     return _DIGITS.sub("#", name)
 

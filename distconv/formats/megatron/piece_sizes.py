@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from distconv.errors import InputError, counted, raise_if
+from distconv.formats.megatron.index import Tensors
 from distconv.formats.megatron.names import Targets
 from distconv.formats.megatron.ranks import RankGrid
+from distconv.layout.layout import coordinates
 from distconv.layout.request import SourceLayout
 from distconv.models.bind import make_recipe
 from distconv.models.rules import ANY, TEXT, Rule
@@ -50,8 +52,10 @@ class _Evidence:
 
 def tensor_parallel_sizes(
     grid: RankGrid, targets: Targets, sizes: Sizes, modalities: Iterable[str], given: SourceLayout, where: str
-) -> tuple[int, Mapping[str, int]]:
-    """The tensor parallel size of the language model, and the different ones of encoders by modality.
+) -> tuple[int, Mapping[str, int], int | None]:
+    """The tensor parallel size of the language model, the other ones of encoders by modality, and that of experts.
+
+    The last is `None` where it is that of the language model.
 
     Raises:
         InputError: options that must be given because the shapes do not determine a size; a size that is not the given
@@ -84,7 +88,7 @@ def tensor_parallel_sizes(
                     f"tensors are cut into as many pieces; give {key}"
                 )
         found[modality] = size
-    raise_if([*problems, *_experts_cut_otherwise(of_experts, found, ranks, where)])
+    raise_if(problems)
     tp = found.get(TEXT) or (given.tp if given.tp is not None and TEXT not in found else ranks)
     others = {modality: size for modality, size in found.items() if modality != TEXT and size not in (None, tp)}
     largest = max(tp, *(size for size in others.values() if size), 1)
@@ -97,7 +101,8 @@ def tensor_parallel_sizes(
                 f"into {largest} pieces at most; is this the reference of the model?"
             )
         others[uncut] = ranks
-    return tp, {modality: size for modality, size in others.items() if size is not None}
+    expert_tp = _expert_size(of_experts.get(TEXT, _Evidence()), grid, tp, given, where)
+    return tp, {modality: size for modality, size in others.items() if size is not None}, expert_tp
 
 
 def _missing_ranks(evidence: Mapping[str, _Evidence], ranks: int, where: str) -> Iterator[str]:
@@ -111,19 +116,27 @@ def _missing_ranks(evidence: Mapping[str, _Evidence], ranks: int, where: str) ->
             )
 
 
-def _experts_cut_otherwise(
-    evidence: Mapping[str, _Evidence], found: Mapping[str, int | None], ranks: int, where: str
-) -> Iterator[str]:
-    """The problems of experts that are cut into another number of pieces than the tensors around them."""
-    for modality, seen in evidence.items():
-        size, around = seen.size(ranks), found.get(modality)
-        if size is not None and around not in (None, size) and seen.fitting[size] == seen.known:
-            experts = f"are cut into {size} pieces" if size > 1 else "are not cut by tensor parallelism"
-            yield (
-                f"{where}: its experts {experts}, the other {modality} tensors into {around}: an expert tensor "
-                "parallel size of its own cannot be converted; let training save with --expert-tensor-parallel-size "
-                f"{around}, or without that option"
-            )
+def _expert_size(seen: _Evidence, grid: RankGrid, tp: int, given: SourceLayout, where: str) -> int | None:
+    """The tensor parallel size of experts, `None` where it is `tp`.
+
+    Raises:
+        InputError: it is not the given one; directories are missing, or not, for experts that are cut so.
+    """
+    size = seen.size(grid.tensor_ranks)
+    found = tp if size is None or seen.fitting[size] < seen.known else size
+    if given.expert_tp not in (None, found):
+        raise InputError(
+            f"source_layout.expert_tp={given.expert_tp}: the experts in {where} are cut into {found} pieces"
+        )
+    pairs = {(tp_rank, ep_rank) for tp_rank, _, ep_rank in grid.files}
+    if found == tp and len(pairs) == grid.tensor_ranks * grid.ep:
+        return None
+    if pairs != coordinates(grid.tensor_ranks, grid.ep, found):
+        raise InputError(
+            f"{where}: its experts are cut into {found} pieces, the other {TEXT} tensors into {tp}; the directories "
+            "there are not those of such ranks"
+        )
+    return found
 
 
 def _evidence(grid: RankGrid, targets: Targets, sizes: Sizes, *, experts: bool) -> Mapping[str, _Evidence]:
@@ -152,14 +165,11 @@ def _evidence(grid: RankGrid, targets: Targets, sizes: Sizes, *, experts: bool) 
         return shapes
 
     evidence: dict[str, _Evidence] = {}
-    for (tp_rank, pp_rank, ep_rank), file in grid.files.items():
-        if tp_rank:
-            continue
-        others = [grid.files[rank, pp_rank, ep_rank].tensors for rank in range(ranks)]
-        for place, tensor in file.tensors.items():
+    for others in _tensors_by_rank(grid, experts=experts):
+        for place, tensor in next(iter(others.values())).items():
             local = targets.find(place[1])
-            shapes = [each[place].shape for each in others if place in each]
-            if local is None or len(shapes) < ranks:
+            shapes = {rank: each[place].shape for rank, each in others.items() if place in each}
+            if local is None or len(shapes) < len(others):
                 continue
             rules = [rule for rule in targets.rules(local.target) if _cut_of(rule).dim_of(tensor.shape) is not None]
             if not rules or ("expert" in rules[0].placeholders) != experts:
@@ -176,8 +186,33 @@ def _evidence(grid: RankGrid, targets: Targets, sizes: Sizes, *, experts: bool) 
     return evidence
 
 
-def _fitting(known: Iterable[Mapping[int, list[Shape]]], shapes: list[Shape]) -> set[int]:
-    return {size for by_size in known for size, expected in by_size.items() if expected == shapes}
+def _tensors_by_rank(grid: RankGrid, *, experts: bool) -> Iterator[Mapping[int, Tensors]]:
+    """The tensors of each tensor parallel rank, for every pipeline rank, of experts for every expert parallel one, too.
+
+    What is no expert is the same on all of these; not every pair of ranks need be there.
+    """
+    for pp_rank in range(grid.pp):
+        whole: dict[int, Tensors] = {}
+        for ep_rank in range(grid.ep):
+            found = {
+                rank: file.tensors
+                for rank in range(grid.tensor_ranks)
+                if (file := grid.files.get((rank, pp_rank, ep_rank))) is not None
+            }
+            whole = {**found, **whole}
+            if experts or len(found) == grid.tensor_ranks:
+                yield found
+        if not experts and len(grid.files) < grid.tensor_ranks * grid.pp * grid.ep:
+            yield dict(sorted(whole.items()))
+
+
+def _fitting(known: Iterable[Mapping[int, list[Shape]]], shapes: Mapping[int, Shape]) -> set[int]:
+    return {
+        size
+        for by_size in known
+        for size, expected in by_size.items()
+        if all(expected[rank] == shape for rank, shape in shapes.items())
+    }
 
 
 def _cut_of(rule: Rule) -> TensorParallelRule:

@@ -15,10 +15,13 @@ from typing import Any
 
 from distconv.errors import JobError
 from distconv.formats.megatron.directory import FILE_NAME, rank_directory
+from distconv.formats.megatron.grouped_experts import grouped
 from distconv.formats.records import Entry, OutputFile
 from distconv.layout.layout import CompleteLayout, stage_coordinates, stage_number
 from distconv.layout.shards import Shards, cut_recipes
+from distconv.models.definition import OWN_NAMES
 from distconv.models.parameters import Binding, Parameter, Recipe, Unconverted, target_name
+from distconv.models.rules import Rule
 
 
 class RankFile(OutputFile):
@@ -55,6 +58,7 @@ class MegatronPlan:
     """The rank files of a result as outlines; `entries` spells out the shards of one file.
 
     `shards`: the shards of every recipe. `placed`: by stage, parameters with layer numbers local to the stage.
+    `dialect`: that of their names.
     """
 
     binding: Binding
@@ -63,6 +67,7 @@ class MegatronPlan:
     stages: tuple[StageSummary, ...]
     shards: Mapping[Recipe, Shards]
     placed: tuple[tuple[tuple[Parameter, int | None], ...], ...]
+    dialect: str
 
     @property
     def unconverted(self) -> tuple[Unconverted, ...]:
@@ -79,19 +84,23 @@ class MegatronPlan:
         assert isinstance(file, RankFile)
         for virtual_stage, key in enumerate(self.dictionaries):
             stage = stage_number(virtual_stage, file.pp_rank, self.layout.pp)
+            held: list[tuple[Entry, Rule]] = []
             for number, (parameter, layer) in enumerate(self.placed[stage]):
                 owner, expert = expert_owner(parameter, self.binding.experts, self.layout.ep)
                 if owner is None or owner == file.ep_rank:
                     name = target_name(parameter.recipe.rule, layer, expert)
                     pieces = self.shards[parameter.recipe]
                     piece = pieces[file.tp_rank % len(pieces)]
-                    yield Entry(parameter.sources, piece, name, key=key, group=(virtual_stage, number))
+                    entry = Entry(parameter.sources, piece, name, key=key, group=(virtual_stage, number))
+                    held.append((entry, parameter.recipe.rule))
+            yield from grouped(held)
 
     def summary(self) -> dict[str, Any]:
         """The layout, and the contents of its stages."""
         layout = self.layout
         return {
             "layout": layout.to_json(),
+            "dialect": self.dialect,
             "stages": [
                 {
                     "virtual_stage": virtual_stage,
@@ -106,8 +115,8 @@ class MegatronPlan:
         }
 
 
-def make_plan(binding: Binding, layout: CompleteLayout) -> MegatronPlan:
-    """Plan a bound model under a layout that was checked against it.
+def make_plan(binding: Binding, layout: CompleteLayout, dialect: str = OWN_NAMES) -> MegatronPlan:
+    """Plan a bound model, with the names that parameters have in a dialect, under a layout that was checked against it.
 
     Raises:
         InputError: sizes that the layout does not divide.
@@ -117,7 +126,8 @@ def make_plan(binding: Binding, layout: CompleteLayout) -> MegatronPlan:
     placements = {modality: layout.placement_of(modality) for modality in binding.layers}
     placed: list[list[tuple[Parameter, int | None]]] = [[] for _ in range(layout.stage_count)]
     elements, stage_bytes = [0] * layout.stage_count, [0] * layout.stage_count
-    ranks = layout.tensor_ranks
+    ranks, held = layout.tensor_ranks, layout.coordinates
+    there = [[tp_rank for tp_rank in range(ranks) if (tp_rank, ep_rank) in held] for ep_rank in range(layout.ep)]
     nbytes = [[[0] * ranks for _ in range(layout.pp)] for _ in range(layout.ep)]
     piece_bytes = {recipe: [piece.nbytes for piece in pieces] for recipe, pieces in shards.items()}
     owners: dict[tuple[int, str], set[int | None]] = {}
@@ -139,9 +149,9 @@ def make_plan(binding: Binding, layout: CompleteLayout) -> MegatronPlan:
             _, pp_rank = stage_coordinates(stage, layout.pp)
             for ep_rank in range(layout.ep) if owner is None else (owner,):
                 row = nbytes[ep_rank][pp_rank]
-                for tp_rank in range(ranks):
+                for tp_rank in there[ep_rank]:
                     row[tp_rank] += sizes[tp_rank % len(sizes)]
-                stage_bytes[stage] += sum(sizes[tp_rank % len(sizes)] for tp_rank in range(ranks))
+                stage_bytes[stage] += sum(sizes[tp_rank % len(sizes)] for tp_rank in there[ep_rank])
     layers: list[Counter[str]] = [Counter() for _ in range(layout.stage_count)]
     for modality, placement in placements.items():
         for holders in placement.of_layer.values():
@@ -155,7 +165,7 @@ def make_plan(binding: Binding, layout: CompleteLayout) -> MegatronPlan:
             batch=pp_rank,
         )
         for ep_rank in range(layout.ep)
-        for tp_rank in range(ranks)
+        for tp_rank in there[ep_rank]
         for pp_rank in range(layout.pp)
     )
     return MegatronPlan(
@@ -168,6 +178,7 @@ def make_plan(binding: Binding, layout: CompleteLayout) -> MegatronPlan:
         ),
         shards=shards,
         placed=tuple(tuple(each) for each in placed),
+        dialect=dialect,
     )
 
 

@@ -40,6 +40,11 @@ def arrange(index: MegatronIndex, targets: Targets, experts: int | None, given: 
         pp, ep = 1, others[0]
     else:
         pp, ep = others[0], 1
+    if len(index.files) < tensor_ranks * pp * ep and (experts is None or ep == 1):
+        raise InputError(
+            f"{index.directory}: directories of ranks are missing, although there are ranks up to "
+            f"{rank_directory(max(file.rank for file in index.files))}; only with experts need they not be there"
+        )
     files = {}
     for file in index.files:
         tp_rank, *rest = file.rank
@@ -70,6 +75,9 @@ def _is_expert_rank(
 ) -> bool:
     if experts is None:
         return False
+    if len(index.files) < ranks * (1 + max(file.rank[0] for file in index.files)):
+        # Only expert parallel ranks run along with tensor parallel ones.
+        return True
     names = {name for file in index.files for _, name in file.tensors}
     numbers = [local.expert for name in names if (local := targets.find(name)) and local.expert is not None]
     held = max(numbers, default=-1) + 1

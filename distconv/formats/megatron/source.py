@@ -5,11 +5,15 @@ Owns the functions that all sources with Megatron-side names share, a DCP with s
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from distconv.errors import raise_if
 from distconv.formats.base import Published, Source
 from distconv.formats.megatron.bind import MegatronBinding, bind_megatron
+from distconv.formats.megatron.dialect import cut_as_found, spoken_in
+from distconv.formats.megatron.grouped_experts import ungrouped
 from distconv.formats.megatron.index import MegatronIndex
 from distconv.formats.model import Model
 from distconv.formats.select import selection
@@ -17,6 +21,7 @@ from distconv.layout.request import SourceLayout
 from distconv.models.parameters import Binding
 from distconv.models.unbind import restore
 from distconv.options import CommonOptions
+from distconv.tensors.stored import NamedTensor
 
 
 class MegatronSource(Source):
@@ -24,7 +29,7 @@ class MegatronSource(Source):
 
     def __init__(self, options: CommonOptions, index: MegatronIndex, model: Model) -> None:
         self._model = model
-        self._bound = bound(options, index, model, options.source_layout)
+        self._bound, self._dialect = bound(options, index, model, options.source_layout)
         self.replicas = self._bound.replicas
         self.notes = (
             *(f"not carried over: {each.name}: {each.reason}" for each in self._bound.dropped),
@@ -40,15 +45,31 @@ class MegatronSource(Source):
         return restored(self._bound, self.parameters(), self._model)
 
     def summary(self) -> dict[str, Any]:
-        """The layout of the files."""
-        return {"source_layout": self._bound.layout.to_json()}
+        """The layout of the files, and the dialect of their names."""
+        names = {"naming": "megatron", "prefix": "", "dialect": self._dialect, "experts": []}
+        return {"source_layout": self._bound.layout.to_json(), "source_names": names}
 
 
-def bound(options: CommonOptions, index: MegatronIndex, model: Model, given: SourceLayout) -> MegatronBinding:
-    """Bind the files of an index to a model; `given`: the options on their layout."""
-    selected = selection(options, model.defined)
-    shapes = model.followed.shapes
-    return bind_megatron(model.defined, model.sizes, index, given, selected, shapes, tied_head=options.tied_head)
+def bound(
+    options: CommonOptions, index: MegatronIndex, model: Model, given: SourceLayout
+) -> tuple[MegatronBinding, str]:
+    """Bind the files of an index to a model, and name their dialect; `given`: the options on their layout.
+
+    The parameters have the names of the definition, whatever those in the files are.
+
+    Raises:
+        InputError: as `bind_megatron`.
+    """
+    definition, sizes, dialects = model.defined, model.sizes, model.parameter_dialects
+    spoken = spoken_in(index, definition, dialects, options.source_dialect)
+    spoken = cut_as_found(spoken, index, sizes, dialects)
+    index = ungrouped(index, spoken.definition, sizes, given.expert_tp)
+    selected = selection(options, definition)
+    found = bind_megatron(
+        spoken.definition, sizes, index, given, selected, model.followed.shapes, tied_head=options.tied_head
+    )
+    found = replace(found, parameters=spoken.in_own_names(found.parameters), over_hf=spoken.in_own_names(found.over_hf))
+    return found, spoken.dialect.name
 
 
 def restored(bound: MegatronBinding, parameters: Binding, model: Model) -> Published:
@@ -65,4 +86,14 @@ def restored(bound: MegatronBinding, parameters: Binding, model: Model) -> Publi
         ]
     )
     restored = restore(bound.over_hf, parameters)
-    return Published(tensors=restored.tensors, left_out=restored.left_out, tied=bound.over_hf.tied, bound=True)
+    tensors = (*restored.tensors, *_copies(restored.tensors, model))
+    return Published(tensors=tensors, left_out=restored.left_out, tied=bound.over_hf.tied, bound=True)
+
+
+def _copies(tensors: Sequence[NamedTensor], model: Model) -> Iterator[NamedTensor]:
+    """The published copies of tensors, as far as the reference names them."""
+    names = {model.spelled(name) for name in model.followed.shapes}
+    held = {each.name: each for each in tensors}
+    for each in model.defined.copied:
+        if each.name in names and each.of in held:
+            yield replace(held[each.of], name=each.name)

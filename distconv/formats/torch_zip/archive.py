@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from distconv.errors import InputError, system_problem
-from distconv.formats.torch_zip.inert_pickle import Inert, InertUnpickler, first_words
+from distconv.formats.torch_zip.inert_pickle import Inert, InertUnpickler, Namespace, first_words
 from distconv.runtime.identity import look_at, look_into
 from distconv.runtime.regular_files import open_file
 from distconv.tensors.dtypes import ITEM_SIZE
@@ -95,8 +95,10 @@ def read_archive(path: Path) -> Mapping[str, Any]:
     return read_source_archive(path)[0]
 
 
-def read_source_archive(path: Path) -> tuple[Mapping[str, Any], SourceFile]:
+def read_source_archive(path: Path, names: set[str] | None = None) -> tuple[Mapping[str, Any], SourceFile]:
     """The same of a file of a source, and its identity, whose header is the pickle and the directory of the zip.
+
+    `names` gets the full names of all classes and functions that the pickle has.
 
     Raises:
         InputError: as `read_archive`.
@@ -104,7 +106,7 @@ def read_source_archive(path: Path) -> tuple[Mapping[str, Any], SourceFile]:
     with refusals(str(path)), open_file(path) as stream:
         file = look_at(path, stream.fileno())
         with zipfile.ZipFile(stream) as archive:
-            content = _content(archive, stream, 0, file.size)
+            content = _content(archive, stream, 0, file.size, names)
             pickle = _members(archive)["data.pkl"]
             start = _data_offset(stream, pickle)
             ranges = [(start, start + pickle.file_size), (archive.start_dir, file.size)]
@@ -114,13 +116,14 @@ def read_source_archive(path: Path) -> tuple[Mapping[str, Any], SourceFile]:
     return content, file
 
 
-def archive_content(stream: IO[bytes], offset: int, length: int) -> Any:
+def archive_content(stream: IO[bytes], offset: int, length: int, names: set[str] | None = None) -> Any:
     """The unpickled content of an archive at the bytes `offset` to `offset + length` of its file.
 
+    `names` gets the full names of all classes and functions that the pickle has.
     Damage raises various errors; run it inside `refusals`, which makes them `InputError`.
     """
     with zipfile.ZipFile(stream) as archive:
-        return _content(archive, stream, offset, length)
+        return _content(archive, stream, offset, length, names)
 
 
 def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -128,7 +131,9 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     return {info.filename.partition("/")[2]: info for info in archive.infolist()}
 
 
-def _content(archive: zipfile.ZipFile, stream: IO[bytes], offset: int, length: int) -> Any:
+def _content(
+    archive: zipfile.ZipFile, stream: IO[bytes], offset: int, length: int, names: set[str] | None = None
+) -> Any:
     members = _members(archive)
     if "data.pkl" not in members:
         raise _DamagedError("not a file that torch.save wrote: it holds no data.pkl")
@@ -136,7 +141,8 @@ def _content(archive: zipfile.ZipFile, stream: IO[bytes], offset: int, length: i
         _check_stored(members[name], name)
     if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
         raise _DamagedError("written on a big-endian machine, which is not supported")
-    return _Unpickler(archive.read(members["data.pkl"]), _Storages(stream, members, offset, length)).load()
+    unpickler = _Unpickler(archive.read(members["data.pkl"]), _Storages(stream, members, offset, length), names)
+    return unpickler.load()
 
 
 def is_written_by_torch(path: Path) -> bool:
@@ -202,12 +208,14 @@ class _Storages:
 class _Unpickler(InertUnpickler):
     """Builds records of tensors and storages; other objects become inert."""
 
-    def __init__(self, text: bytes, storages: _Storages) -> None:
+    def __init__(self, text: bytes, storages: _Storages, names: set[str] | None) -> None:
         super().__init__(io.BytesIO(text))
-        self._storages = storages
+        self._storages, self._names = storages, names
         self._inert: dict[tuple[str, str], type[Inert]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
+        if self._names is not None:
+            self._names.add(f"{module}.{name}")
         if (module, name) in _FUNCTIONS:
             return _FUNCTIONS[module, name]
         if module == "torch" and name in STORAGE_DTYPES:
@@ -282,6 +290,8 @@ _FUNCTIONS: Mapping[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     ("collections", "OrderedDict"): _dictionary,
+    ("argparse", "Namespace"): Namespace,
+    ("types", "SimpleNamespace"): Namespace,
     ("__builtin__", "getattr"): _attribute,
     ("builtins", "getattr"): _attribute,
 }

@@ -29,11 +29,12 @@ _ENTRY = b"PK\x01\x02"  # of the directory: 12 bytes, the checksum in 4, the res
 
 
 @contextmanager
-def stored_within(path: Path) -> Iterator[Callable[[int, int], Any]]:
+def stored_within(path: Path, names: set[str] | None = None) -> Iterator[Callable[[int, int], Any]]:
     """A function that reads the archive at the bytes `offset` to `offset + length` of a file.
 
     Its result is a dictionary, as from `read_archive`, or a single tensor, with offsets in bytes in the file; it raises
-    `InputError` for damaged bytes. In ascending order of offsets, a block of the file is read once.
+    `InputError` for damaged bytes. In ascending order of offsets, a block of the file is read once. `names` gets the
+    full names of all classes and functions in the pickles that are read.
 
     Raises:
         InputError: the file is missing or cannot be read.
@@ -50,7 +51,7 @@ def stored_within(path: Path) -> Iterator[Callable[[int, int], Any]]:
                 for form in forms[length]:
                     if form.fits(window):
                         return replace(form.tensor, offset=offset + form.tensor.offset)
-                content = archive_content(io.BufferedReader(window, 1024), offset, length)
+                content = archive_content(io.BufferedReader(window, 1024), offset, length, names)
                 if isinstance(content, ArchivedTensor) and len(forms[length]) < _FORMS:
                     forms[length] += _form(window, replace(content, offset=content.offset - offset))
                 return content

@@ -12,7 +12,7 @@ from __future__ import annotations
 import pickle
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 _WORDS = 200
@@ -44,6 +44,18 @@ class Inert(StandIn):
 
     def add(self, item: object) -> None:
         """Ignore an item of a set."""
+
+
+class Namespace(StandIn):
+    """The stand-in for a namespace, such as that of the arguments of training: its attributes by name."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.values: Mapping[Any, Any] = {}
+
+    def __setstate__(self, state: object) -> None:
+        """Keep the attributes."""
+        if isinstance(state, dict):
+            self.values = state
 
 
 def _bounded(code: int) -> Callable[[Any], None]:

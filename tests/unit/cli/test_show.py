@@ -64,6 +64,7 @@ def test_the_text_of_a_plan_names_the_layout_and_what_is_left_out():
     for line in ("model    toy", "text     /llm", "target   /mm/release", "stages   vision=[2]"):
         assert line in text.splitlines()
     assert "layout   tp=1 pp=1 vpp=1 ep=1" in text.splitlines()
+    assert "names    dialect mindspeed_mm" in text.splitlines()
     reason = "not selected: text (select=[vision]): lm_head.weight, model.embed.weight and 44 more"
     assert f"  46 tensors: {reason}" in text.splitlines()
     one = {"reason": "not wanted", "name": "a"}

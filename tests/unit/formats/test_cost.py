@@ -137,7 +137,7 @@ def chunks_side_by_side(path: Path, size: int) -> Callable[[], object]:
     where = (Place(file=path.name, offset=0, length=1, transforms=("zstd",)),)
     chunks = tuple(Chunk(offsets=(0, number), sizes=(5, 1), places=where) for number in range(size))
     one = Entry(dtype="float32", shape=(5, size + 1), chunks=chunks)
-    found = DcpDirectory(directory=path.parent, metadata=Metadata(tensors={"name": one}, others=()))
+    found = DcpDirectory(directory=path.parent, metadata=Metadata(tensors={"name": one}))
     return lambda: locate(found, lambda _: True)
 
 

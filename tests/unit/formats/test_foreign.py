@@ -22,8 +22,6 @@ def made(directory: Path, *paths: str) -> Path:
 @pytest.mark.parametrize(
     ("paths", "words"),
     [
-        ([".metadata", "common.pt", f"metadata.json={TORCH_DIST}"], ["torch_dist", "--ckpt-format torch"]),
-        ([f"iter_0000010/metadata.json={TORCH_DIST}", "iter_0000010/.metadata"], ["torch_dist", "iter_0000010/"]),
         ([f"weights/metadata.json={TORCH_DIST}", "context/model.yaml"], ["NeMo"]),
         (["model_world_size_8_rank_0.pt", "huggingface/config.json"], ["verl", "verl.model_merger"]),
         (["actor/model_world_size_8_rank_3.pt"], ["verl"]),
@@ -52,6 +50,7 @@ def test_a_directory_of_another_program_is_named(tmp_path, paths, words):
         ["config.json", "pytorch_model-00001-of-00002.bin", "zero_to_fp32.py"],
         ["release/mp_rank_00/model_optim_rng.pt"],
         [".metadata", "__0_0.distcp"],
+        [".metadata", "common.pt", f"metadata.json={TORCH_DIST}"],
         [".metadata", 'metadata.json={"other": 1}'],
         [".metadata", "metadata.json=damaged"],
     ],

@@ -78,7 +78,7 @@ def test_formats_are_told_apart():
         (
             {"reference": "/ref"},
             "hf",
-            ["reference: goes with a Megatron or DCP source; source=/hf is a Hugging Face directory"],
+            ["reference: goes with a Megatron, torch_dist or DCP source; source=/hf is a Hugging Face directory"],
         ),
         (
             {"source_layout__tp": 2},

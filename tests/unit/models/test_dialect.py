@@ -10,9 +10,12 @@ from distconv.errors import InputError
 from distconv.models.dialect import Dialect, ExpertModule, parse_dialect
 from distconv.models.library import Library
 from distconv.models.packing import Packing
+from distconv.models.parameter_dialect import is_of_parameters
 
 PACKAGED = {
-    name: parse_dialect(name, each["content"], each["path"]) for name, each in Library.of_package().dialects().items()
+    name: parse_dialect(name, each["content"], each["path"])
+    for name, each in Library.of_package().dialects().items()
+    if not is_of_parameters(each["content"])
 }
 NAMES = [
     "lm_head.weight",

@@ -180,7 +180,10 @@ def test_all_problems_of_a_choice_are_reported_with_the_names_of_the_alternative
         ({"tp": ["rows", "heads", "hidden"]}, "tp: expected a rule and at most one unit, found ['heads', 'hidden']"),
         ({"tp": ["rows", "haeds"]}, "no size 'haeds' under sizes"),
         ({"sources": [["model.{layer}.fc.weight", "fnn", "hidden"]]}, "no size 'fnn' under sizes"),
-        ({"stage": "first"}, "stage: expected first, last or every for a target without {layer}, and none with it; f"),
+        (
+            {"stage": "first"},
+            "stage: expected first, last, ends or every for a target without {layer}, and none with it; f",
+        ),
         ({"target": "fc.weight", "sources": [["fc", "ffn", "hidden"]]}, "found None"),
         ({"target": "fc.weight", "sources": [["fc", "ffn", "hidden"]], "stage": "layer"}, "found 'layer'"),
         ({"target": "fc.weight", "sources": [["fc", "ffn", "hidden"]], "stage": "middle"}, "found 'middle'"),

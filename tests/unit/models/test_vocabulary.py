@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from distconv.layout.request import Layout
 from distconv.layout.tied_head import resolve_head
 from distconv.models.parameters import Binding
 from distconv.models.sizes import Sizes
-from distconv.models.vocabulary import SIZE_NAME, resize_vocabulary, with_rows_of
+from distconv.models.vocabulary import SIZE_NAME, padded_rows, resize_vocabulary, with_rows_of
 from tests.unit import toy
 from tests.unit.reference import evaluate
 
@@ -26,6 +28,29 @@ def evaluated(binding: Binding) -> dict[str, np.ndarray]:
         each.name: evaluate(each.recipe.tensor, [source[stored.name] for stored in each.sources])
         for each in binding.parameters
     }
+
+
+@pytest.mark.parametrize(
+    ("multiple", "rows"),
+    [(1, toy.VOCABULARY), (toy.VOCABULARY, toy.VOCABULARY), (toy.VOCABULARY + 3, toy.VOCABULARY + 3), (64, 64)],
+)
+def test_rows_are_padded_to_a_multiple(multiple, rows):
+    assert padded_rows(toy.bound(), multiple) == rows
+
+
+def test_of_several_vocabularies_none_is_cut():
+    parameters = toy.bound().parameters
+    (larger,) = (
+        each for each in resize_vocabulary(toy.bound(), toy.VOCABULARY + 1).parameters if each.name == OF_VOCABULARY[0]
+    )
+    others = (each for each in parameters if each.name != OF_VOCABULARY[0])
+    both = replace(toy.bound(), parameters=(larger, *others))
+    assert padded_rows(both, 1) == toy.VOCABULARY + 1
+
+
+def test_without_a_vocabulary_nothing_is_padded():
+    with pytest.raises(InputError, match="vocab_multiple: nothing that is converted has a vocabulary"):
+        padded_rows(replace(toy.bound(), parameters=()), 8)
 
 
 @pytest.mark.parametrize("rows", [1, 17, toy.VOCABULARY - 1, toy.VOCABULARY, toy.VOCABULARY + 1, 64])

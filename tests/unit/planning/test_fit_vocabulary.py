@@ -21,11 +21,11 @@ NAMES = ("model.embed.weight", "lm_head.weight")
 ROWS = toy.VOCABULARY
 
 
-def published(**rows: int) -> Published:
+def published(*, bound: bool = False, **rows: int) -> Published:
     """The toy model, with other numbers of rows in some tensors, named without dots."""
     shapes = toy.shapes()
     shapes |= {name: (count, shapes[name][1]) for name in NAMES for key, count in rows.items() if key in name}
-    return Published(tensors=tuple(as_stored(toy.index(shapes).tensors.values())))
+    return Published(tensors=tuple(as_stored(toy.index(shapes).tensors.values())), bound=bound)
 
 
 def fitted(
@@ -57,17 +57,31 @@ def test_what_has_the_rows_of_its_configuration_stays_as_it_is(own):
 
 
 @pytest.mark.parametrize("says", [1, ROWS - 2])
-def test_rows_beyond_are_left_out_if_they_are_equal_and_kept_if_they_were_trained(says):
+def test_rows_beyond_are_left_out_if_they_are_equal_and_kept_if_parameters_were_trained(says):
     found = fitted(published(), says=says)
     assert rows_of(found) == ([says, says], None)
     beyond = f"{', '.join(NAMES)}: {ROWS - says} rows beyond the {says} of reference=/hf: "
     assert found.notes == (f"{beyond}left out as padding, being zeros or all equal; vocab_size={ROWS} keeps them",)
     assert {each.copy.sources[0].name for each in found.padding} == set(NAMES)
-    kept = fitted(published(), says=says, trained=True)
+    kept = fitted(published(bound=True), says=says, trained=True)
     assert rows_of(kept) == ([ROWS, ROWS], ROWS)
     assert kept.padding == ()
     why = f"kept as trained, being neither zeros nor all equal, so vocab_size is {ROWS}"
     assert kept.notes == (f"{beyond}{why}; vocab_size={says} leaves them out",)
+
+
+@pytest.mark.parametrize("says", [1, ROWS - 2])
+def test_trained_rows_beyond_a_configuration_are_a_contradiction_under_published_names(says):
+    with pytest.raises(InputError) as caught:
+        fitted(published(), says=says, trained=True)
+    expected = (
+        f"{', '.join(NAMES)}: {ROWS - says} rows beyond the {says} of reference=/hf: trained, being neither zeros nor "
+        f"all equal; is it the model that training began with? vocab_size={ROWS} publishes what is there, "
+        f"vocab_size={says} leaves them out"
+    )
+    assert caught.value.problems == [expected]
+    for wanted in (says, ROWS):
+        assert rows_of(fitted(published(), says=says, trained=True, vocab_size=wanted))[0] == [wanted, wanted]
 
 
 def test_what_is_compared_is_what_is_left_out():

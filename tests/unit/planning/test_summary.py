@@ -15,6 +15,7 @@ def test_the_report_is_the_plan_as_plain_data():
     (nbytes,) = [file.nbytes for file in found.plan.files]
     assert report["layout"] == {
         "tp": 1, "pp": 1, "vpp": 1, "ep": 1, "modality_tp": {}, "placement": "sequential", "stages": {"vision": [[2]]},
+        "expert_tp": None,
     }  # fmt: skip
     (file,), (stage,) = report["files"], report["stages"]
     assert file == {"path": "release/mp_rank_00/model_optim_rng.pt", "bytes": nbytes}

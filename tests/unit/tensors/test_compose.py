@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distconv.tensors.compose import box_of, contiguous_blocks, merge_dims, renumbered, split_dim, strided, substitute
+from distconv.tensors.compose import (
+    box_of,
+    contiguous_blocks,
+    merge_dims,
+    renumbered,
+    split_dim,
+    strided,
+    substitute,
+    unstack,
+)
 from distconv.tensors.virtual import invert, narrow, whole, zeros
 from tests.unit.programs import Program, numbered, programs, shapes
 from tests.unit.reference import evaluate
@@ -97,6 +106,22 @@ def test_what_does_not_fit_is_refused():
         substitute(whole("float32", (3,)), [zeros("float32", (2,))])
     with pytest.raises(ValueError, match="does not divide into 2"):
         split_dim(whole("float32", (3,)), 0, 2)
+
+
+@given(programs(), st.data())
+def test_unstacking_is_indexing(program: Program, data: st.DataObject):
+    for value in program.values:
+        dims = data.draw(st.integers(0, value.array.ndim))
+        found = unstack(value.tensor, dims)
+        assert list(found) == list(np.ndindex(value.array.shape[:dims]))
+        for position, tensor in found.items():
+            array = evaluate(tensor, program.operands, np.dtype(int))
+            np.testing.assert_array_equal(array, value.array[position])
+
+
+def test_more_dims_than_there_are_cannot_be_unstacked():
+    with pytest.raises(ValueError, match="has no 2 dims"):
+        unstack(whole("int64", (3,)), 2)
 
 
 @given(programs(), st.data())

@@ -42,7 +42,7 @@ def refused(tmp_path: Path, content: Any) -> str:
 def test_tensors_chunks_and_other_entries(tmp_path):
     made = draft()
     found = read(tmp_path, made.metadata())
-    assert found.others == ("checkpoint_version", "optim.lr")
+    assert tuple(found.blobs) == ("checkpoint_version", "optim.lr")
     places = [(Place(file=b.file, offset=b.offset, length=b.length, transforms=()),) for b in made.boxes["model.a"]]
     assert found.tensors["model.a"] == Entry(
         dtype="float32",

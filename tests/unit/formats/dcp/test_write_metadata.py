@@ -162,7 +162,7 @@ def test_the_reader_finds_the_chunks(tmp_path_factory, plan):
     directory = tmp_path_factory.mktemp("dcp")
     spans = write(directory, plan)
     found = read_metadata(directory / ".metadata")
-    assert found.others == ("checkpoint_version",)
+    assert tuple(found.blobs) == ("checkpoint_version",)
     assert {name: (entry.dtype, entry.shape) for name, entry in found.tensors.items()} == {
         f"model.{each.name}": (each.tensor.dtype, each.tensor.shape) for each in plan.tensors()
     }

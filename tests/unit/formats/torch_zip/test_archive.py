@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from distconv.errors import InputError
 from distconv.formats.torch_zip.archive import ArchivedTensor, read_archive
 from distconv.formats.torch_zip.blobs import stored_within
-from distconv.formats.torch_zip.inert_pickle import Inert
+from distconv.formats.torch_zip.inert_pickle import Inert, Namespace
 from distconv.tensors.dtypes import ITEM_SIZE
 from tests.unit.attacks import CALLS
 
@@ -213,9 +213,10 @@ def test_foreign_objects_are_inert_and_hide_nothing_else(tmp_path):
     }
     found = saved(tmp_path / "f", content)
     assert list(found) == list(content)
-    assert isinstance(found["args"], Inert)
     assert all(isinstance(each, Inert) for each in found["foreign"])
-    assert type(found["args"]).__name__ == "Namespace"
+    assert isinstance(found["args"], Namespace)
+    assert found["args"].values["tp"] == 2
+    assert isinstance(found["args"].values["nested"], Inert)
     assert_archived(tmp_path / "f", found["model"]["x"], torch.ones(2))
     assert_archived(tmp_path / "f", found["rng_state"][0]["torch"], torch.get_rng_state())
 

@@ -1,0 +1,122 @@
+"""The keys of a torch_dist checkpoint, and the names that they stand for.
+
+Megatron-core stacks parameters there: those of all layers are one tensor with the layers in front, and those of all
+experts of a layer, too; unless layers differ, whose keys then have numbers. Keys are the same for all ways of building
+a model, but for norms. Owns the way from a key to the names of Megatron-core's local spec, as rank files have them,
+with global numbers. Sees names and shapes only; which program's names they are, dialects tell.
+Format: `sharded_state_dict` of the modules in `megatron/core/transformer`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from distconv.models.parameter_dialect import ParameterDialect, ParameterDialects
+from distconv.tensors.virtual import Index
+
+# What is not of the model, by the beginning of its key: state of training may have keys of the model further on.
+_OTHERS = {
+    "state of the optimizer": re.compile(r"(?:chained_\d+\.)?optimizer\."),
+    "states of random generators": re.compile(r"rng_state[/.]"),
+    "state of the rerun machine": re.compile(r"rerun_state_machine_state[/.]"),
+    "common state": re.compile(r"common_state/"),
+}
+_EXTRA_STATE = re.compile(r"\._extra_state(?:/|$)")
+EXTRA_STATES = "extra states of modules"
+COMMON_STATE = "common_state/shard_0_1"
+_LAYERS = re.compile(r"((?:^|\.)layers\.)(?=[^\d.])")
+_EXPERTS = re.compile(r"(\.mlp\.experts\.)experts\.(?:(\d+)\.|(?=[^\d.]))")
+# Halves of a gated linear unit that are kept apart: the gate, and what it gates.
+_HALF = re.compile(r"(\.linear_fc1\.(?:weight|bias))_([wv])")
+_NUMBER = r"(\d+|\{expert\})"
+# The names of other ways to build a model, and those of the local spec.
+_LOCAL = tuple(
+    (re.compile(pattern), local)
+    for pattern, local in (
+        (r"\.self_attention\.linear_qkv\.layer_norm_(weight|bias)$", r".input_layernorm.\1"),
+        (r"\.mlp\.linear_fc1\.layer_norm_(weight|bias)$", r".pre_mlp_layernorm.\1"),
+        (r"\.self_attention\.linear_(q|kv)_up_proj\.layer_norm_(weight|bias)$", r".self_attention.\1_layernorm.\2"),
+        (rf"\.mlp\.experts\.linear_fc([12])\.(weight|bias){_NUMBER}$", r".mlp.experts.local_experts.\3.linear_fc\1.\2"),
+        (rf"\.mlp\.experts\.weight([12])\[{_NUMBER}\]$", r".mlp.experts.local_experts.\2.linear_fc\1.weight"),
+        (r"^((?:.*\.)?mtp\.layers\.\d+)\.mtp_model_layer\.", r"\1.transformer_layer."),
+    )
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A parameter in a tensor: its name, and its position on the first dims of the tensor.
+
+    `half`: which half of the parameter it is, in the order of rows; `None` for all of it.
+    """
+
+    name: str
+    position: Index
+    half: int | None = None
+
+
+def other_kind(key: str) -> str | None:
+    """What an entry is that is no parameter of the model, in words; `None` for one that may be."""
+    for kind, beginning in _OTHERS.items():
+        if beginning.match(key):
+            return kind
+    return EXTRA_STATES if _EXTRA_STATE.search(key) else None
+
+
+def parts_of(key: str, shape: Index) -> list[Part]:
+    """The parameters that the tensor of a key holds.
+
+    Raises:
+        ValueError: its shape has not the dims that its key tells of.
+    """
+    half = _HALF.search(key)
+    if half is not None and half.end() == len(key):
+        parts = parts_of(key[: half.end(1)], shape)
+        return [replace(each, half="wv".index(half[2])) for each in parts]
+    names: dict[Index, str] = {(): key}
+    pattern = _LAYERS.search(key)
+    if pattern is not None:
+        names = {
+            (layer,): f"{key[: pattern.end()]}{layer}.{key[pattern.end() :]}" for layer in range(_length(shape, 0))
+        }
+    parts = []
+    for position, name in names.items():
+        experts = _EXPERTS.search(name)
+        if experts is None:
+            parts.append(Part(name=local_name(name), position=position))
+            continue
+        stacked = experts[2] is None
+        for number in range(_length(shape, len(position))) if stacked else (int(experts[2]),):
+            own = f"{name[: experts.end(1)]}local_experts.{number}.{name[experts.end() :]}"
+            parts.append(Part(name=local_name(own), position=(*position, number) if stacked else position))
+    return parts
+
+
+def local_name(name: str) -> str:
+    """The name of a parameter in the local spec, where another way to build the model gives it another one."""
+    for pattern, local in _LOCAL:
+        name = pattern.sub(local, name)
+    return name
+
+
+def _length(shape: Index, dim: int) -> int:
+    if dim >= len(shape):
+        raise ValueError(f"expected a dim for layers, or for experts, in front of the parameter's, found {list(shape)}")
+    return shape[dim]
+
+
+class _LocalDialect(ParameterDialect):
+    """A dialect that differs from the local spec only in what keys tell."""
+
+    def renamed(self, target: str, has: object) -> str:
+        return local_name(super().renamed(target, has))  # type: ignore[arg-type]
+
+
+def in_local_names(dialects: ParameterDialects) -> ParameterDialects:
+    """Dialects under whose names the parameters of keys are found: they tell wrappers apart, not ways of building."""
+    local: Mapping[str, ParameterDialect] = {
+        name: _LocalDialect(**vars(each)) for name, each in dialects.dialects.items()
+    }
+    return ParameterDialects(dialects=local)
