@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# Each is a release of a package beside the one that .venv has, in .venv/side/NAME.
+SIDE := $(wildcard tests/clients/side/*.txt)
 TESTS := tests
 # Tests that run at a time: most wait for processes of their own, which are at least as many again.
 WORKERS := 2
@@ -15,14 +17,18 @@ help:           ## List the targets
 
 setup: $(READY) ## Make .venv/ with everything that demo and tests need
 
-# torch comes first, pinned: a looser request would bring the CUDA build.
-$(READY): pyproject.toml $(wildcard tests/clients/requirements*.txt)
+# torch comes first, pinned: a looser request would bring the CUDA build. What is beside it comes without dependencies,
+# since numpy and others would come a second time.
+$(READY): pyproject.toml $(wildcard tests/clients/requirements*.txt) $(SIDE)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[mpi,test]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement tests/clients/requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/clients/requirements-no-deps.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/side --requirement tests/clients/requirements-side.txt
+	for each in $(basename $(notdir $(SIDE))); do \
+	    $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --upgrade \
+	        --target .venv/side/$$each --requirement tests/clients/side/$$each.txt || exit; \
+	done
 	touch $@
 
 demo: $(READY)  ## Convert a checkpoint made on the spot, on four processes, and prove the result

@@ -20,7 +20,7 @@ from distconv.directories import cleaned, inspected
 from distconv.errors import InputError, LostError
 from distconv.formats.provenance import PROVENANCE_NAME, provenance_bytes
 from distconv.formats.records import OutputFile
-from distconv.formats.registry import Options, result_format, tasks
+from distconv.formats.registry import Options, format_named, tasks
 from distconv.models.library import Library
 from distconv.observer import Observer, Outcome
 from distconv.options import ERROR
@@ -106,7 +106,7 @@ class _Job:
     ) -> None:
         self._options, self._facts, self._planned = options, facts, planned
         self._processes, self._observer = processes, observer
-        form = result_format(options.target_format)
+        form = format_named(options.target_format)
         iteration = facts.iteration if form.holds_iterations else None
         self._target = Target(directory=options.target, iteration=iteration, marks=form.marks)
         self._report_file = ReportFile(options.report)

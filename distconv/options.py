@@ -182,8 +182,8 @@ class CommonOptions(Record):
         None,
         "how the program that loads the result names and packs what it holds. Of Megatron-side names: `mcore_local`, "
         "`mcore_te` and `mcore_grouped` (Megatron-core's specs, and its legacy grouped experts), `mindspeed_mm`, "
-        "`mindspeed_mm_te`, `mindspeed_mm_grouped`, `bridge` (Megatron-Bridge). Of a `dcp` with `hf` names: "
-        "`published`, `transformers5` (as in its memory), `transformers5_thinker` (of an omni model the thinker "
+        "`mindspeed_mm_te`, `mindspeed_mm_grouped`, `mindspeed_llm`, `bridge` (Megatron-Bridge). Of a `dcp` with `hf` "
+        "names: `published`, `transformers5` (as in its memory), `transformers5_thinker` (of an omni model the thinker "
         "alone), `mm_fsdp2` and `mm_wrapped` (MindSpeed-MM, native FSDP2 and its older wrapper). Or one of yours "
         "(`--config-dir`)",
         unset="of Megatron-side names the usual one of the model, of `hf` names `published`",

@@ -83,7 +83,7 @@ class Npy(Format[CommonOptions]):
         """Always."""
         return True
 
-    def plan(self, options: CommonOptions, source: Source, model: Model) -> PlannedResult:
+    def plan(self, options: CommonOptions, source: Source, model: Model, iteration: str) -> PlannedResult:  # noqa: ARG002
         """A file for each tensor that the source gives."""
         published, types = source.published(), ElementTypes(options, model)
         tensors = types.of_tensors(published.tensors)

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from distconv.errors import JobError, counted, joined, named, printable, system_problem
-from distconv.formats.registry import format_named, result_format
+from distconv.formats.registry import format_named
 from distconv.observer import Observer, Outcome
 from distconv.runtime.interruption import undisturbed
 from distconv.words import binary, table
@@ -123,7 +123,7 @@ def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
         *format_named(report["source_format"]).source_words(report),
         *([f"follows  {report['reference']}"] if report["reference"] else []),
         f"target   {result}",
-        *result_format(report["target_format"]).target_words(report),
+        *format_named(report["target_format"]).target_words(report),
     ]
     lines += [
         f"cast     {each['from']} to {each['to']}: {counted(each['tensors'], 'tensor')}, {binary(each['bytes'])}"

@@ -1,7 +1,7 @@
 """The interfaces of a checkpoint format: recognition, reading, planning, writing and checking.
 
-Owns the interfaces and their records. A format is a folder that implements `Format`, or `SourceFormat` where it is only
-read, and a line in `registry`; no other module asks for the format of a source or a result.
+Owns the interfaces and their records. A format is a folder that implements `Format`, and a line in `registry`; no other
+module asks for the format of a source or a result.
 """
 
 from __future__ import annotations
@@ -216,12 +216,13 @@ class PlannedResult:
     casts: Casts = field(default_factory=Casts)
 
 
-def evidence_of_files(directory: Path, *patterns: str) -> Evidence:
-    """The evidence of files whose names match `patterns`, in a directory or in one of its iterations."""
+def holds_files(directory: Path, *patterns: str) -> bool:
+    """Whether a directory has files whose names match one of `patterns`."""
+    return any(next(directory.glob(pattern), None) is not None for pattern in patterns)
 
-    def holds(place: Path) -> bool:
-        return any(next(place.glob(pattern), None) is not None for pattern in patterns)
 
+def evidence_of(directory: Path, holds: Callable[[Path], bool]) -> Evidence:
+    """The evidence of a directory that `holds` the files of a format itself, or has an iteration that does."""
     if holds(directory):
         return Evidence.HERE
     return Evidence.BELOW if any(map(holds, iterations_in(directory))) else Evidence.NONE
@@ -230,19 +231,25 @@ def evidence_of_files(directory: Path, *patterns: str) -> Evidence:
 _Options_contra = TypeVar("_Options_contra", contravariant=True)
 
 
-class SourceFormat(ABC, Generic[_Options_contra]):
-    """A format of checkpoints, as a source.
+class Format(ABC, Generic[_Options_contra]):
+    """A format of checkpoints, as a source and as a result.
 
-    `noun` and `title`: for messages ("DCP", "a Megatron checkpoint"). `tasks`: the functions that reading hands out.
-    `holds_iterations`: a checkpoint is an iteration in a directory with a tracker; otherwise the directory itself.
+    `name`: the value of `target_format`. `noun` and `title`: for messages ("DCP", "a Megatron checkpoint"). `words`:
+    the description of a result in the help. `tasks`: the functions that reading hands out to processes.
+    `needs_config`: a result needs the configuration of the model, also where its tensors keep their names.
+    `holds_iterations`: a result is an iteration in the target directory, with a tracker and its provenance; otherwise
+    it is the target directory itself, and an existing result has at least one of the files `marks`.
     """
 
     name: str
     noun: str
     title: str
+    words: str
     takes: Takes = Takes()
     tasks: tuple[Task, ...] = ()
+    needs_config: bool = True
     holds_iterations: bool = False
+    marks: tuple[str, ...] = ()
 
     @abstractmethod
     def evidence(self, directory: Path) -> Evidence:
@@ -268,34 +275,21 @@ class SourceFormat(ABC, Generic[_Options_contra]):
             InputError: every contradiction between facts and model.
         """
 
-    def source_words(self, report: Mapping[str, Any]) -> list[str]:  # noqa: ARG002 - for others
-        """`Source.summary` in words, as lines of the plan's text."""
-        return []
-
-
-class Format(SourceFormat[_Options_contra]):
-    """A format of checkpoints that results have, too.
-
-    `name` is a value of `target_format`, `words` its description in the help. `needs_config`: a result needs the
-    configuration of the model even if tensors keep their names. `marks`: files of which a result without iterations
-    has one.
-    """
-
-    words: str
-    needs_config: bool = True
-    marks: tuple[str, ...] = ()
-
     @abstractmethod
     def is_published(self, options: _Options_contra) -> bool:
         """Whether a result has published names; otherwise it has names of Megatron-side parameters."""
 
     @abstractmethod
-    def plan(self, options: _Options_contra, source: Source, model: Model) -> PlannedResult:
-        """Plan the result of a source.
+    def plan(self, options: _Options_contra, source: Source, model: Model, iteration: str) -> PlannedResult:
+        """Plan the result of a source; `iteration`: the one that it is, of a format that has iterations.
 
         Raises:
             InputError: all problems of source, options or layout, one kind at a time.
         """
+
+    def source_words(self, report: Mapping[str, Any]) -> list[str]:  # noqa: ARG002 - for others
+        """`Source.summary` in words, as lines of the plan's text."""
+        return []
 
     def target_words(self, report: Mapping[str, Any]) -> list[str]:  # noqa: ARG002 - for others
         """`Plan.summary` in words, as lines of the plan's text."""

@@ -30,11 +30,11 @@ class _Foreign:
 
 
 def has_backend(mark: Path) -> bool:
-    """Whether a `metadata.json` is that of Megatron-core's distributed checkpoints; one that is missing is none."""
+    """Whether a `metadata.json` is that of Megatron-core's distributed checkpoints, or a damaged one beside chunks."""
     try:
         return "sharded_backend" in read_object(mark, "the kind of the checkpoint")
     except InputError:
-        return False
+        return mark.exists() and any(mark.parent.glob("*.distcp"))
 
 
 _KINDS = (

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from distconv.errors import named
+from distconv.errors import InputError, named
 from distconv.fields import Record, option
-from distconv.formats.base import Format, SourceFormat
+from distconv.formats.base import Evidence, Format
 from distconv.formats.dcp.format import Dcp
 from distconv.formats.dcp.options import DcpOptions
 from distconv.formats.element_types import CAST_OPTIONS
 from distconv.formats.foreign import foreign_problem
 from distconv.formats.huggingface.format import HuggingFace
 from distconv.formats.huggingface.options import HuggingFaceOptions
+from distconv.formats.iterations import iteration_directory
 from distconv.formats.megatron.format import Megatron
 from distconv.formats.model import MODEL_CONFIG
 from distconv.formats.torch_dist.format import TorchDist
@@ -33,12 +35,12 @@ class Options(HuggingFaceOptions, DcpOptions):
     """The options of a job, those of all formats included; the model definition is given beside them."""
 
     target_format: str = option(
-        Choice(lambda: {each.name: each.words for each in results()}), "megatron", "format of the result"
+        Choice(lambda: {each.name: each.words for each in FORMATS}), "megatron", "format of the result"
     )
 
 
 # In order of priority for equal evidence.
-FORMATS: tuple[SourceFormat[Options], ...] = (
+FORMATS: tuple[Format[Options], ...] = (
     HuggingFace(),
     Megatron(),
     TorchDist(),
@@ -46,24 +48,45 @@ FORMATS: tuple[SourceFormat[Options], ...] = (
 )
 
 
-def results() -> list[Format[Options]]:
-    """The formats that results have."""
-    return [each for each in FORMATS if isinstance(each, Format)]
-
-
-def format_named(name: str) -> SourceFormat[Options]:
+def format_named(name: str) -> Format[Options]:
     """The format with this `name`."""
     return next(each for each in FORMATS if each.name == name)
 
 
-def result_format(name: str) -> Format[Options]:
-    """The format of a result with this `name`."""
-    return next(each for each in results() if each.name == name)
+def format_of(directory: Path, iteration: str | None = None) -> Format[Options]:
+    """The format of a directory: the one with the strongest evidence.
+
+    Of a directory with iterations in several formats it is that of `iteration`, by default the tracker's.
+    """
+    return _strongest(_deciding(directory, iteration))[0]
 
 
-def format_of(directory: Path) -> SourceFormat[Options]:
-    """The format of a directory: the one with the strongest evidence."""
-    return max(FORMATS, key=lambda each: each.evidence(directory))
+def mixed_problem(directory: Path, iteration: str | None) -> str | None:
+    """Why it is not clear which checkpoint the directory `source`, or its iteration, is, in words; `None` if it is."""
+    place = _deciding(directory, iteration)
+    found = _strongest(place)
+    if len(found) == 1 or not found[0].holds_iterations or found[0].evidence(place) != Evidence.HERE:
+        return None
+    titles = " and ".join(each.title for each in found)
+    return f"{place}: holds {titles} in one directory; leave the files of one of them there, and move the others away"
+
+
+def _deciding(directory: Path, iteration: str | None) -> Path:
+    """The directory, or where it has iterations in several formats the one that is converted."""
+    found = _strongest(directory)
+    if len(found) > 1 and found[0].evidence(directory) == Evidence.BELOW:
+        # Where there is no such iteration, whoever reads the directory says so.
+        with suppress(InputError):
+            chosen = iteration_directory(directory, iteration)
+            if any(each.evidence(chosen) for each in FORMATS):
+                return chosen
+    return directory
+
+
+def _strongest(directory: Path) -> list[Format[Options]]:
+    """The formats with the strongest evidence, in order of priority."""
+    found = {each.name: each.evidence(directory) for each in FORMATS}
+    return [each for each in FORMATS if found[each.name] == max(found.values())]
 
 
 def unknown_problem(directory: Path, key: str) -> str | None:
@@ -87,7 +110,7 @@ def tasks() -> list[Task]:
 
 def target_contradictions(options: Options) -> Iterator[str]:
     """Given options that do not apply to a result in `target_format`, as problems in words."""
-    target = result_format(options.target_format)
+    target = format_named(options.target_format)
     for key in options.given():
         writing = [each for each in FORMATS if key in each.takes.target]
         if writing and not _takes(target, key, options):
@@ -97,9 +120,9 @@ def target_contradictions(options: Options) -> Iterator[str]:
             yield from (f"{each}: {why}" for each in members)
 
 
-def source_contradictions(options: Options, source: SourceFormat[Options]) -> Iterator[str]:
+def source_contradictions(options: Options, source: Format[Options]) -> Iterator[str]:
     """Given options that do not apply to a source in this format, as problems in words."""
-    target = result_format(options.target_format)
+    target = format_named(options.target_format)
     found = f"source={options.source} is {source.title}"
     for key in options.given():
         either = [each for each in FORMATS if key in each.takes.either]
@@ -118,18 +141,18 @@ def source_contradictions(options: Options, source: SourceFormat[Options]) -> It
                 yield f"{key}: goes with a source in another format; {found}"
 
 
-def _takes(target: SourceFormat[Options], key: str, options: Options) -> bool:
+def _takes(target: Format[Options], key: str, options: Options) -> bool:
     if key not in target.takes.target:
         return False
     name, _, value = target.takes.target[key].partition("=")
     return not name or getattr(options, name) == value
 
 
-def _who_takes(key: str, formats: list[SourceFormat[Options]]) -> str:
+def _who_takes(key: str, formats: list[Format[Options]]) -> str:
     conditions = [each.name + (f" and {when}" if (when := each.takes.target[key]) else "") for each in formats]
     return f"goes with target_format={', or '.join(conditions)}"
 
 
-def _nouns(formats: list[SourceFormat[Options]]) -> str:
+def _nouns(formats: list[Format[Options]]) -> str:
     *first, last = (each.noun for each in formats)
     return " or ".join([*filter(None, [", ".join(first)]), last])

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from distconv.models.definition import PREDICTING
 from distconv.models.parameters import Binding, Recipe
+from distconv.models.predicting import PREDICTING
 from distconv.models.vocabulary import has_vocabulary
 
 

@@ -13,7 +13,8 @@ from distconv.errors import JobError, raise_if
 from distconv.layout.layout import CompleteLayout
 from distconv.models.parameters import Recipe
 from distconv.tensors.cuts import TENSOR_PARALLEL_RULES
-from distconv.tensors.virtual import VirtualTensor, gaps, invert
+from distconv.tensors.tiling import gaps
+from distconv.tensors.virtual import VirtualTensor, invert
 
 # The distinct shards of a parameter: tensor parallel rank `r` holds shard `r mod` their number.
 Shards = tuple[VirtualTensor, ...]

@@ -1,7 +1,8 @@
 """LoRA adapters: the rules for them, derived from the rules of the modules that they adapt.
 
 Owns the names that PEFT gives to the parts of an adapted module, and their tensor parallel cut. A module is adaptable
-when its parameter is one source tensor as it is (the canonical variants).
+when its parameter is one source tensor as it is. Where checkpoints are of adapters alone, the linears that a parameter
+is made of are, too, each by itself (q, k, v, gate and up); experts are not.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import replace
 
 from distconv.errors import named
 from distconv.models.rules import ANY, Rule, SourcePattern
-from distconv.tensors.operators import OPERATORS
+from distconv.tensors.operators import OPERATORS, RENAME
 
 ADAPTERS = ("beside", "only")
 CONFIG_NAME = "adapter_config.json"
@@ -23,6 +24,8 @@ _BASE_LAYER = ".base_layer"
 _LORA = ".lora_"
 _OTHERWISE = re.compile(r"\.(modules_to_save|trainable_tokens_delta)(\.|$)")
 _WEIGHT, _BIAS = ".weight", ".bias"
+# How the linears of a parameter are cut that is cut so.
+_CUT_APART = {"replicated": "replicated", "rows": "rows", "glu": "rows"}
 _OWN_NAME = re.compile(r"\.lora_[AB]\.(?!default\.|weight$)([^.]+)\.weight")
 _FACTOR = re.compile(rf"(.+){re.escape(_LORA)}([AB])(?:\.default)?{re.escape(_WEIGHT)}")
 
@@ -45,10 +48,14 @@ def rules_with_adapters(rules: Iterable[Rule]) -> Iterator[Rule]:
 
 def rules_of_adapters(rules: Iterable[Rule]) -> Iterator[Rule]:
     """The rules of a checkpoint of adapters alone: a module in a layer has both factors or none."""
-    for rule in rules:
-        if _is_adaptable(rule):
-            for factor in _factors(rule):
-                yield replace(factor, choice=(f"adapter of {_stem(rule)}", "adapted"), may_be_absent=True)
+    known: set[tuple[str, str]] = set()
+    for rule in (linear for each in rules for linear in _apart(each)):
+        module = _stem(rule), rule.sources[0].name
+        if _is_linear(rule) and module not in known:
+            known.add(module)
+            # Alternatives may have modules of one name that are made of other tensors.
+            choice = f"adapter of {_stem(rule)}", "adapted" if rule.choice is None else rule.choice[1]
+            yield from (replace(factor, choice=choice, may_be_absent=True) for factor in _factors(rule))
 
 
 def without_sizes(rule: Rule) -> Rule:
@@ -114,10 +121,30 @@ def _stem(rule: Rule) -> str:
     return rule.target.removesuffix(_WEIGHT).removesuffix(_BIAS)
 
 
+def _apart(rule: Rule) -> Iterator[Rule]:
+    """The rules of the linears that a parameter is made of, named as they are published; of one linear its own."""
+    if len(rule.sources) < 2 or rule.tensor_parallel not in _CUT_APART:
+        yield rule
+        return
+    parent = _stem(rule).rpartition(".")[0]
+    for source in rule.sources:
+        yield replace(
+            rule,
+            target=".".join((parent, *source.name.rsplit(".", 2)[1:])),
+            sources=(source,),
+            operator=RENAME,
+            operator_sizes=(),
+            tensor_parallel=_CUT_APART[rule.tensor_parallel],
+        )
+
+
 def _is_adaptable(rule: Rule) -> bool:
+    return rule.choice is None and _is_linear(rule)
+
+
+def _is_linear(rule: Rule) -> bool:
     return (
         OPERATORS[rule.operator].is_identity
-        and rule.choice is None
         and rule.stage == "layer"
         and "expert" not in rule.placeholders
         and rule.target.endswith(_WEIGHT)

@@ -11,13 +11,11 @@ from dataclasses import dataclass, replace
 
 from distconv.errors import InputError
 from distconv.models.adapters import canonical_factor, without_sizes
+from distconv.models.predicting import PREDICTING, numbered, published_numbers
 from distconv.models.rules import TEXT, Rule
 from distconv.models.sizes import Sizes, SizeSpec
 
 PROJECTOR = "projector"
-# The section of the layers that predict further tokens.
-PREDICTING = "mtp"
-_LAYERS = "{layers}"
 # The dialect of training that has the names of the targets of rules.
 OWN_NAMES = "mindspeed_mm"
 
@@ -83,6 +81,7 @@ class Definition:
     """A model definition, complete and consistent in itself.
 
     Targets of rules are the names that MindSpeed-MM has for parameters. `dialect` names the usual ones of the model.
+    `predicting`: the name of the size that is the number of layers that predict further tokens, `None` without them.
     """
 
     name: str
@@ -102,6 +101,7 @@ class Definition:
     restrictions: tuple[Restriction, ...]
     dialect: str = OWN_NAMES
     copied: tuple[Copied, ...] = ()
+    predicting: str | None = None
 
     def is_tied(self, sizes: Sizes) -> bool:
         """Whether the head of a model of these sizes equals its embedding.
@@ -121,17 +121,26 @@ class Definition:
         return replace(self, rules=tuple(map(without_sizes, self.rules)), restrictions=restrictions)
 
     def of_model(self, sizes: Sizes) -> Definition:
-        """The definition for a model of these sizes: `{layers}` in published names is the number of its layers.
+        """The definition for a model of these sizes: with the rules of each of its layers that predict further tokens.
 
-        Where its config.json does not say it, names stay as they are, and are no tensor's.
+        The first of them may be there whatever config.json says, since programs leave the field out. Where it says no
+        number of layers, names stay as they are, and are no tensor's.
         """
-        if not any(_LAYERS in name for rule in self.rules for name in rule.source_names):
+        if self.predicting is None:
             return self
-        counts = {modality: _known(sizes, layers) for modality, layers in self.modalities.items()}
-        rules = tuple(rule.with_layers(counts[rule.modality]) for rule in self.rules)
-        text = counts[TEXT]
-        copied = tuple(replace(each, name=each.name.replace(_LAYERS, text)) for each in self.copied)
-        return replace(self, rules=rules, copied=copied)
+        try:
+            layers, count = sizes.count(self.modalities[TEXT]), max(1, sizes.count(self.predicting))
+        except InputError:
+            return self
+        rules = (each for rule in self.rules for each in numbered(rule, layers, count))
+        copied = (
+            replace(each, name=name) for each in self.copied for name in published_numbers(each.name, layers, count)
+        )
+        return replace(self, rules=tuple(rules), copied=tuple(copied))
+
+    def without_predicting(self) -> Definition:
+        """The definition without layers that predict further tokens."""
+        return replace(self, rules=tuple(rule for rule in self.rules if rule.section != PREDICTING), predicting=None)
 
     def expert_count(self, sizes: Sizes) -> int | None:
         """The number of experts of a model of these sizes, `None` for a dense model; raises as `Sizes.count` does."""
@@ -168,10 +177,3 @@ class Definition:
             if name.startswith(old):
                 name = new + name[len(old) :]
         return name if self.adapters is None else canonical_factor(name)
-
-
-def _known(sizes: Sizes, name: str) -> str:
-    try:
-        return str(sizes.count(name))
-    except InputError:
-        return _LAYERS

@@ -11,13 +11,15 @@ from typing import Any
 from distconv.errors import InputError, raise_if, unknown_keys
 from distconv.models.adapters import ADAPTERS, rules_of_adapters, rules_with_adapters
 from distconv.models.definition import OWN_NAMES, Copied, Definition, Ignored, Kept, Restriction, Tied
+from distconv.models.definition_reader import DefinitionReader, are_text
+from distconv.models.nesting import Nesting
+from distconv.models.predicting import PREDICTING, rules_of_predicting
 from distconv.models.rules import MODALITIES, TEXT, Rule, parse_rules
 from distconv.models.sizes import SizeSpec
 
 _KEYS = (
     "model_types", "unless", "variant_of", "part_of", "renamed_prefixes", "sizes", "lists", "modalities", "experts",
-    "adapters", "dialect", "tied", "layout", "rules", "ignore", "copied",
-    "keep_dtype",
+    "predicting", "language_model", "adapters", "dialect", "tied", "layout", "rules", "ignore", "copied", "keep_dtype",
 )  # fmt: skip
 
 
@@ -29,19 +31,28 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
     """
     parser = _Parser(f"model definition {name}")
     parser.unknown(content, _KEYS)
-    sizes = parser.specs(content, "sizes", is_list=False)
+    nesting = parser.nesting(content)
+    sizes = {
+        size: None if spec is None else nesting.size(spec)
+        for size, spec in parser.specs(content, "sizes", is_list=False).items()
+    }
     lists = parser.specs(content, "lists", is_list=True)
     parser.derivations(sizes)
     modalities = parser.modalities(content, sizes)
     experts = content.get("experts")
     if experts is not None:
         parser.expect(isinstance(experts, str) and experts in sizes, "experts", "the name of a size", experts)
-    rules = parser.rules(content, modalities, sizes, lists, experts is not None)
+    predicting = content.get("predicting")
+    if predicting is not None:
+        is_size = isinstance(predicting, str) and predicting in sizes
+        parser.expect(is_size and TEXT in modalities, "predicting", "the name of a size, beside text", predicting)
+    rules = [nesting.rule(each) for each in parser.rules(content, modalities, sizes, lists, experts is not None)]
+    parser.predicting(rules, predicting)
     adapters = content.get("adapters")
     parser.expect(adapters in (None, *ADAPTERS), "adapters", f"one of {', '.join(ADAPTERS)}", adapters)
     tied = parser.tied(content) if adapters != "only" else None
     ignored = parser.ignored(content, sizes)
-    copied = parser.copied(content)
+    copied = parser.copied(content, nesting)
     kept = parser.kept(content)
     restrictions = parser.restrictions(content, modalities, {*sizes, *lists})
     model_types = parser.names(content, "model_types")
@@ -55,8 +66,13 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
     parser.expect(isinstance(dialect, str), "dialect", "the name of a dialect of training", dialect)
     renamed_prefixes = parser.renamed_prefixes(content)
     raise_if(parser.problems)
+    if predicting is not None:
+        rules = list(rules_of_predicting(rules))
     if adapters is not None:
         rules = list(rules_with_adapters(rules) if adapters == "beside" else rules_of_adapters(rules))
+    if not any("expert" in rule.placeholders for rule in rules):
+        # Adapters are never on experts.
+        experts = None
     return Definition(
         name=name,
         model_types=model_types,
@@ -75,6 +91,7 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
         restrictions=restrictions,
         dialect=dialect,
         copied=copied,
+        predicting=predicting,
     )
 
 
@@ -82,43 +99,20 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
 _Specs = Mapping[str, "SizeSpec | None"]
 
 
-class _Parser:
-    """Reads the groups of a definition and collects what is wrong with them; a wrong value reads as a harmless one."""
+class _Parser(DefinitionReader):
+    """Reads the groups of a definition."""
 
     def __init__(self, where: str) -> None:
-        self.problems: list[str] = []
-        self._where = where
+        super().__init__(where)
         self._targets: dict[str, list[Rule]] = {}
         self._broken = False
 
-    def complain(self, key: str, problem: object) -> None:
-        self.problems.append(f"{self._where}: {key}: {problem}")
-
-    def expect(self, condition: object, key: str, expected: str, found: object) -> bool:
-        if not condition:
-            self.complain(key, f"expected {expected}, found {found!r}")
-        return bool(condition)
-
-    def unknown(self, content: Mapping[Any, Any], known: Collection[str]) -> None:
-        self.problems += [f"{self._where}: {problem}" for problem in unknown_keys(content, known)]
-
-    def mapping(self, content: Mapping[str, Any], key: str, *, needed: bool = True) -> Mapping[str, Any]:
-        value = content.get(key)
-        if isinstance(value, Mapping):
-            return value
-        if value is not None or needed:
-            self.expect(False, key, "a mapping", value)
-        return {}
-
-    def entries(self, content: Mapping[str, Any], key: str, at: str) -> Sequence[Any]:
-        value = content.get(key)
-        if value is None:
-            return ()
-        return value if self.expect(isinstance(value, list), at, "a list", value) else ()
-
-    def names(self, content: Mapping[str, Any], key: str) -> tuple[str, ...]:
-        names = self.entries(content, key, key)
-        return tuple(names) if self.expect(_are_text(names), key, "a list of names", names) else ()
+    def nesting(self, content: Mapping[str, Any]) -> Nesting:
+        try:
+            return Nesting.parse(content.get("language_model", {}))
+        except ValueError as error:
+            self.complain("language_model", error)
+            return Nesting()
 
     def specs(self, content: Mapping[str, Any], key: str, *, is_list: bool) -> _Specs:
         specs: dict[str, SizeSpec | None] = {}
@@ -186,11 +180,21 @@ class _Parser:
                             self.complain(f"{at}.{section}[{number}]", problem)
         for rule in rules:
             if any(not rule.excludes(other) for other in self._targets.get(rule.target, ())):
-                self.problems.append(f"{self._where}: two rules for the target {rule.target}")
+                self.problems.append(f"{self.where}: two rules for the target {rule.target}")
             self._targets.setdefault(rule.target, []).append(rule)
             if "expert" in rule.placeholders and not has_experts:
                 self.complain("experts", f"missing: the size that is the number of experts, for {rule.target}")
         return rules
+
+    def predicting(self, rules: Sequence[Rule], size: str | None) -> None:
+        """Rules of layers that predict further tokens are in a section of their own, and those in it are theirs."""
+        for rule in rules:
+            if ("next" in rule.placeholders) != (rule.section == PREDICTING and size is not None):
+                self.complain(
+                    "predicting",
+                    f"{{next}} stands in targets of section {PREDICTING}, and needs the size "
+                    f"that is the number of these layers; found {size!r} and {rule.target} in {rule.where}",
+                )
 
     def tied(self, content: Mapping[str, Any]) -> Tied | None:
         if content.get("tied") is None:
@@ -220,7 +224,7 @@ class _Parser:
         for number, entry in enumerate(self.entries(content, "ignore", "ignore")):
             at = f"ignore[{number}]"
             known = ("names", "reason", "layers")
-            if not isinstance(entry, Mapping) or not _are_text([entry.get("names"), entry.get("reason")]):
+            if not isinstance(entry, Mapping) or not are_text([entry.get("names"), entry.get("reason")]):
                 self.expect(False, at, "{names: …, reason: …}", entry)
                 continue
             for problem in unknown_keys(entry, known):
@@ -228,26 +232,28 @@ class _Parser:
             layers = entry.get("layers")
             if layers is None:
                 ignored.append(Ignored(names=entry["names"], reason=entry["reason"]))
-            elif isinstance(layers, list) and len(layers) == 2 and _are_text(layers) and set(layers) <= set(sizes):
+            elif isinstance(layers, list) and len(layers) == 2 and are_text(layers) and set(layers) <= set(sizes):
                 ignored.append(Ignored(names=entry["names"], reason=entry["reason"], layers=(layers[0], layers[1])))
             else:
                 self.expect(False, f"{at}.layers", "the names of two sizes, first layer and count", layers)
         return tuple(ignored)
 
-    def copied(self, content: Mapping[str, Any]) -> tuple[Copied, ...]:
+    def copied(self, content: Mapping[str, Any], nesting: Nesting) -> tuple[Copied, ...]:
         copied = []
         for number, entry in enumerate(self.entries(content, "copied", "copied")):
             keys = ("name", "of", "reason")
-            good = isinstance(entry, Mapping) and set(entry) == set(keys) and _are_text(list(entry.values()))
+            good = isinstance(entry, Mapping) and set(entry) == set(keys) and are_text(list(entry.values()))
             if self.expect(good, f"copied[{number}]", "{name: …, of: …, reason: …}", entry):
-                copied.append(Copied(**entry))
+                copied.append(
+                    Copied(name=nesting.name(entry["name"]), of=nesting.name(entry["of"]), reason=entry["reason"])
+                )
         return tuple(copied)
 
     def kept(self, content: Mapping[str, Any]) -> tuple[Kept, ...]:
         kept = []
         for number, entry in enumerate(self.entries(content, "keep_dtype", "keep_dtype")):
             at = f"keep_dtype[{number}]"
-            if not isinstance(entry, Mapping) or not _are_text([entry.get("names"), entry.get("reason")]):
+            if not isinstance(entry, Mapping) or not are_text([entry.get("names"), entry.get("reason")]):
                 self.expect(False, at, "{names: …, reason: …}", entry)
                 continue
             for problem in unknown_keys(entry, ("names", "reason")):
@@ -261,7 +267,7 @@ class _Parser:
         restrictions = []
         for number, entry in enumerate(self.entries(content, "layout", "layout")):
             at = f"layout[{number}]"
-            if not isinstance(entry, Mapping) or not _are_text([entry.get("modality"), entry.get("reason")]):
+            if not isinstance(entry, Mapping) or not are_text([entry.get("modality"), entry.get("reason")]):
                 self.expect(False, at, "{modality: …, one_stage: true or first_stage: …, reason: …}", entry)
                 continue
             for problem in unknown_keys(entry, ("modality", "one_stage", "first_stage", "reason")):
@@ -286,10 +292,6 @@ class _Parser:
 
     def renamed_prefixes(self, content: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         pairs = self.entries(content, "renamed_prefixes", "renamed_prefixes")
-        good = all(isinstance(pair, list) and len(pair) == 2 and _are_text(pair) for pair in pairs)
+        good = all(isinstance(pair, list) and len(pair) == 2 and are_text(pair) for pair in pairs)
         self.expect(good, "renamed_prefixes", 'pairs of prefixes, such as [["model.visual.", "visual."]]', pairs)
         return tuple((pair[0], pair[1]) for pair in pairs) if good else ()
-
-
-def _are_text(values: Sequence[object]) -> bool:
-    return all(isinstance(value, str) for value in values)

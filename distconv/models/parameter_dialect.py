@@ -1,22 +1,24 @@
 """Dialects of training: how a program names, cuts and groups the parameters of a model.
 
-Owns the records, and the parsing of a file under `conf/dialect/` that has `parameters`. A dialect is told as a
-difference from the targets of rules, so it is for all models. It never sees a tensor, and knows no layout.
+Owns the records; `parameter_dialect_file` parses them. A dialect is told as a difference from the targets of rules, so
+it is for all models. It never sees a tensor, and knows no layout.
 """
 
 from __future__ import annotations
 
 import difflib
+import fnmatch
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from distconv.errors import InputError, raise_if, unknown_keys
+from distconv.errors import InputError
 from distconv.models.definition import OWN_NAMES, Definition
+from distconv.models.joining import Join, join_parameters, join_rules, part_parameters
 from distconv.models.parameters import Binding, Parameter, Recipe
+from distconv.models.predicting import inside_of, unnumbered, with_number
 from distconv.models.rules import Rule
+from distconv.models.sizes import Sizes
 
-_KEYS = ("words", "like", "parameters", "whole")
 # The end of the name of a part of a tensor that all experts of a rank are in, each of them transposed.
 GROUPED = "[{expert}]"
 # Whether a layer has a parameter whose target begins so.
@@ -27,42 +29,68 @@ _Has = Callable[[str], bool]
 class Exchange:
     """The beginning of a target, and what takes its place; with `beside`, only in layers with a target that begins so.
 
-    `beside` is a beginning as definitions have it, whatever has been exchanged before.
+    `beside` is a beginning as definitions have it, whatever has been exchanged before. All may have `{next}`.
     """
 
     old: str
     new: str
     beside: str = ""
 
+    def inside(self) -> Exchange | None:
+        """The same in layers that predict further tokens; `None` where it is not of names of a layer."""
+        old, new = inside_of(self.old), inside_of(self.new)
+        if old is None or new is None:
+            return None
+        return Exchange(old=old, new=new, beside=inside_of(self.beside) or self.beside)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterDialect:
     """A way to name parameters: all exchanges that fit, one after the other; `words`: what it is, after "parameters".
 
-    `whole`: beginnings of the targets of parameters that every tensor parallel rank holds whole.
+    `joined`: parameters that are one here. `whole`: beginnings of the targets of parameters that every tensor parallel
+    rank holds whole. `distributed`: exchanges before the others in a distributed checkpoint, in which modules may save
+    parameters under other names; `extra_states`: patterns of the names of modules that save a state beside them.
     """
 
     name: str
     words: str
     exchanges: tuple[Exchange, ...] = ()
+    joined: tuple[Join, ...] = ()
     whole: tuple[str, ...] = ()
+    distributed: tuple[Exchange, ...] = ()
+    extra_states: tuple[str, ...] = ()
+
+    def in_distributed(self) -> ParameterDialect:
+        """The dialect as it names parameters in a distributed checkpoint."""
+        return replace(self, exchanges=self.distributed + self.exchanges, distributed=())
+
+    def saves_state(self, module: str) -> bool:
+        """Whether the module with this name saves a state beside its parameters."""
+        last = module.rpartition(".")[2]
+        return any(fnmatch.fnmatchcase(last, pattern) for pattern in self.extra_states)
 
     def renamed(self, target: str, has: _Has) -> str:
         """The name of a target in a layer of which `has` tells the targets."""
-        name = target
+        name, number = unnumbered(target)
         for each in self.exchanges:
-            if name.startswith(each.old) and (not each.beside or has(each.beside)):
+            if name.startswith(each.old) and (not each.beside or has(with_number(each.beside, number))):
                 name = each.new + name[len(each.old) :]
-        return name
+        return with_number(name, number)
+
+    def holds_whole(self, rule: Rule) -> bool:
+        """Whether every tensor parallel rank holds the parameter of a definition's rule whole."""
+        return unnumbered(rule.target)[0].startswith(self.whole)
 
     def rule(self, rule: Rule, has: _Has) -> Rule:
         """The rule of a parameter under its name here; the same record where nothing is different."""
         target = self.renamed(rule.target, has)
         changed = rule if target == rule.target else replace(rule, target=target)
-        return whole_on_every_rank(changed) if rule.target.startswith(self.whole) else changed
+        return whole_on_every_rank(changed) if self.holds_whole(rule) else changed
 
     def names(self, binding: Binding) -> Binding:
         """A binding of parameters with the targets of their definition, with the names that they have here."""
+        parameters = join_parameters(binding.parameters, self.joined)
         kinds: dict[tuple[str, int | None], set[str]] = {}
         for each in binding.parameters:
             kinds.setdefault((each.recipe.rule.modality, each.layer), set()).add(each.recipe.rule.target)
@@ -79,26 +107,37 @@ class ParameterDialect:
             recipe = recipes[each.recipe, id(kind)]
             return each if recipe is each.recipe else replace(each, recipe=recipe)
 
-        return replace(binding, parameters=tuple(map(named, binding.parameters)))
+        return replace(binding, parameters=tuple(map(named, parameters)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spoken:
-    """A definition with the names of a dialect: its rules, and the definition's own rule of each."""
+    """A definition with the names of a dialect: its rules, and the definition's own rule of each.
+
+    `parts`: of joined rules, those of the definition that they are made of.
+    """
 
     dialect: ParameterDialect
     definition: Definition
     own: Mapping[Rule, Rule]
+    parts: Mapping[Rule, tuple[Rule, ...]] = field(default_factory=dict)
 
-    def in_own_names(self, binding: Binding) -> Binding:
+    def in_own_names(self, binding: Binding, sizes: Sizes) -> Binding:
         """A binding of these rules as one of the definition's own."""
         recipes: dict[Recipe, Recipe] = {}
+        parts: dict[Recipe, list[Recipe]] = {}
+        parameters: list[Parameter] = []
         for each in binding.parameters:
-            if each.recipe not in recipes:
-                recipes[each.recipe] = replace(each.recipe, rule=self.own[each.recipe.rule])
-        return replace(
-            binding, parameters=tuple(replace(each, recipe=recipes[each.recipe]) for each in binding.parameters)
-        )
+            rule = self.own[each.recipe.rule]
+            if rule not in self.parts:
+                if each.recipe not in recipes:
+                    recipes[each.recipe] = replace(each.recipe, rule=rule)
+                parameters.append(replace(each, recipe=recipes[each.recipe]))
+                continue
+            if each.recipe not in parts:
+                parts[each.recipe] = [part.recipe for part in part_parameters(each, self.parts[rule], sizes)]
+            parameters += (replace(each, recipe=recipe) for recipe in parts[each.recipe])
+        return replace(binding, parameters=tuple(parameters))
 
 
 def speak(dialect: ParameterDialect, definition: Definition) -> Spoken:
@@ -107,7 +146,8 @@ def speak(dialect: ParameterDialect, definition: Definition) -> Spoken:
     A rule whose name depends on what else a layer has becomes an alternative of each kind of layer.
     """
     own: dict[Rule, Rule] = {}
-    for rule in definition.rules:
+    rules, parts = join_rules(definition.rules, dialect.joined)
+    for rule in rules:
         for each in _kinds(rule, definition, dialect):
 
             def has(start: str, each: Rule = each) -> bool:
@@ -119,7 +159,8 @@ def speak(dialect: ParameterDialect, definition: Definition) -> Spoken:
     if tied is not None:
         embedding, head = (dialect.renamed(target, lambda _: False) for target in (tied.embedding, tied.head))
         tied = replace(tied, embedding=embedding, head=head)
-    return Spoken(dialect=dialect, definition=replace(definition, rules=tuple(own), tied=tied), own=own)
+    spoken_definition = replace(definition, rules=tuple(own), tied=tied)
+    return Spoken(dialect=dialect, definition=spoken_definition, own=own, parts=parts)
 
 
 def whole_on_every_rank(rule: Rule) -> Rule:
@@ -172,62 +213,3 @@ class ParameterDialects:
             known = ", ".join(sorted(self.dialects))
             raise InputError(f"{key}={name}: no such dialect of Megatron-side names{hint}; known: {known}")
         return self.dialects[name]
-
-
-def is_of_parameters(content: Mapping[str, Any]) -> bool:
-    """Whether the content of a file of a dialect is one of training, not of published names."""
-    return "parameters" in content
-
-
-def parse_parameter_dialects(contents: Mapping[str, Mapping[str, Any]]) -> ParameterDialects:
-    """The dialects of training, from the contents and paths of their files by name.
-
-    Raises:
-        InputError: every key that is unknown, and every value that is not as expected.
-    """
-    problems: list[str] = []
-    parsed = {name: _parsed(name, each["content"], each["path"], problems) for name, each in contents.items()}
-    likes = {name: each["content"].get("like") for name, each in contents.items()}
-    for name, like in likes.items():
-        seen, last = {name}, like
-        while isinstance(last, str) and last in parsed and last not in seen:
-            seen.add(last)
-            last = likes[last]
-        if last is not None:
-            problems.append(
-                f"{contents[name]['path']}: like: expected the name of another dialect with parameters, found {like!r}"
-            )
-    raise_if(problems)
-    return ParameterDialects(dialects={name: _complete(name, parsed, likes) for name in parsed})
-
-
-def _complete(name: str, parsed: Mapping[str, ParameterDialect], likes: Mapping[str, Any]) -> ParameterDialect:
-    """A dialect with the exchanges of the one that it is like before its own."""
-    if likes[name] is None:
-        return parsed[name]
-    first, then = _complete(likes[name], parsed, likes), parsed[name]
-    return replace(then, exchanges=first.exchanges + then.exchanges, whole=first.whole + then.whole)
-
-
-def _parsed(name: str, content: Mapping[str, Any], where: str, problems: list[str]) -> ParameterDialect:
-    problems += [f"{where}: {each}" for each in unknown_keys(content, _KEYS)]
-    words, whole = content.get("words", f"as in {name}"), content.get("whole", [])
-    if not isinstance(words, str):
-        problems.append(f"{where}: words: expected text, found {words!r}")
-    if not _are_text(whole):
-        problems.append(f"{where}: whole: expected beginnings of targets, found {whole!r}")
-        whole = []
-    exchanges = []
-    pairs = content["parameters"]
-    for pair in pairs if isinstance(pairs, list) else [pairs]:
-        if not _are_text(pair) or len(pair) not in (2, 3):
-            problems.append(f"{where}: parameters: expected [beginning, its name, beginning beside], found {pair!r}")
-        elif any(pair[0].count(each) != pair[1].count(each) for each in ("{layer}", "{expert}")):
-            problems.append(f"{where}: parameters: {pair}: expected the same placeholders in both names")
-        else:
-            exchanges.append(Exchange(old=pair[0], new=pair[1], beside="".join(pair[2:])))
-    return ParameterDialect(name=name, words=str(words), exchanges=tuple(exchanges), whole=tuple(whole))
-
-
-def _are_text(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(each, str) for each in value)

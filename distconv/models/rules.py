@@ -18,7 +18,7 @@ from distconv.tensors.operators import OPERATORS, RENAME
 TEXT = "text"
 MODALITIES = (TEXT, "vision", "audio")
 STAGES = ("first", "last", "ends", "every", "layer")
-PLACEHOLDERS = ("layer", "expert", "item", "layers")
+PLACEHOLDERS = ("layer", "expert", "item", "next")
 _ALTERNATIVES = re.compile(r"\{([\w.?]+(?:,[\w.?]+)+)\}")
 # A dim whose size is not in config.json.
 ANY = "any"
@@ -83,13 +83,6 @@ class Rule:
     def source_names(self) -> tuple[str, ...]:
         """The names of its sources, with placeholders."""
         return tuple(source.name for source in self.sources)
-
-    def with_layers(self, layers: str) -> Rule:
-        """The rule with a number of layers in its sources, in place of `{layers}`."""
-        if not any("{layers}" in name for name in self.source_names):
-            return self
-        sources = (replace(each, name=each.name.replace("{layers}", layers)) for each in self.sources)
-        return replace(self, sources=tuple(sources))
 
     @property
     def placeholders(self) -> frozenset[str]:
@@ -217,16 +210,16 @@ def _rule_problems(
     yield from (
         f"{{{name}}} stands in a source but not in the target"
         for name in sorted(found - set(_names(rule.target)))
-        if name in ("layer", "expert")
+        if name in ("layer", "expert", "next")
     )
     if rule.layers is not None and (str(rule.layers) not in lists or "{layer}" not in rule.target):
         yield f"layers: expected the name of a list, for a target with {{layer}}; found {rule.layers!r}"
     if rule.layers is None and "item" in found:
         yield "{item} counts the entries of a list: name it with the key layers"
-    if "{layers}" in rule.target:
-        yield "{layers}, the number of layers, stands in sources only"
     if "{layer}" in rule.target and not all("{layer}" in each.name or "{item}" in each.name for each in rule.sources):
         yield "{layer} stands in the target but not in every source"
+    if "{next}" in rule.target and not all("{next}" in each.name for each in rule.sources):
+        yield "{next} stands in the target but not in every source"
 
 
 def _is_legible(name: str) -> bool:

@@ -16,7 +16,7 @@ from distconv.errors import InputError
 from distconv.models.dialect import PUBLISHED, Dialect, Holding, parse_dialect
 from distconv.models.experts import Experts, Layer, configured_sizes
 from distconv.models.packing import Form, form_words
-from distconv.models.parameter_dialect import is_of_parameters
+from distconv.models.parameter_dialect_file import is_of_parameters
 
 _NOTHING = Holding()
 

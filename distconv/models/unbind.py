@@ -15,7 +15,8 @@ from distconv.models.names import filled
 from distconv.models.parameters import Binding, Parameter, Recipe, Unconverted
 from distconv.tensors.compose import renumbered, substitute
 from distconv.tensors.stored import NamedTensor
-from distconv.tensors.virtual import VirtualTensor, gaps, invert
+from distconv.tensors.tiling import gaps
+from distconv.tensors.virtual import VirtualTensor, invert
 
 
 @dataclass(frozen=True, kw_only=True)

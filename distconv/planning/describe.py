@@ -13,13 +13,13 @@ from math import prod
 from typing import Any
 
 from distconv.errors import InputError, counted
-from distconv.formats.base import Held, Opened, Source, SourceFormat
+from distconv.formats.base import Format, Held, Opened, Source
 from distconv.formats.config_dtypes import says_quantised
 from distconv.formats.huggingface.directory import check_directory
 from distconv.formats.iterations import iterations_in
 from distconv.formats.model import Model
 from distconv.formats.provenance import read_provenance
-from distconv.formats.registry import Options, format_of, unknown_problem
+from distconv.formats.registry import Options, format_of, mixed_problem, unknown_problem
 from distconv.models.definition_parser import parse_definition
 from distconv.models.library import Library
 from distconv.planning.fit_vocabulary import fit_vocabulary
@@ -41,7 +41,7 @@ def describe(options: Options, chosen: Chosen | None, library: Library, hand_out
         InputError: no such directory.
     """
     check_directory(options.source, "source")
-    form = format_of(options.source)
+    form = format_of(options.source, options.iteration)
     report: dict[str, Any] = {
         "action": "inspect",
         "source": str(options.source),
@@ -66,6 +66,8 @@ def describe(options: Options, chosen: Chosen | None, library: Library, hand_out
         report |= {"source_format": form.name, "title": form.title}
     else:
         report["problems"] = [str(unknown_problem(options.source, "source"))]
+    if (problem := mixed_problem(options.source, options.iteration)) is not None:
+        return {**report, "problems": [problem]}
     try:
         opened = _opened(form, options, hand_out)
     except InputError as error:
@@ -88,7 +90,7 @@ def describe(options: Options, chosen: Chosen | None, library: Library, hand_out
     return report | _of_model(options, form, opened, held, chosen, library)
 
 
-def _opened(form: SourceFormat[Options], options: Options, hand_out: HandOut) -> Opened:
+def _opened(form: Format[Options], options: Options, hand_out: HandOut) -> Opened:
     """The source, opened as a model or else as adapters alone."""
     try:
         return form.open(options, adapters=False, hand_out=hand_out)
@@ -101,7 +103,7 @@ def _opened(form: SourceFormat[Options], options: Options, hand_out: HandOut) ->
 
 def _of_model(
     options: Options,
-    form: SourceFormat[Options],
+    form: Format[Options],
     opened: Opened,
     held: Sequence[Held],
     chosen: Chosen | None,

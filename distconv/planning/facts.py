@@ -15,7 +15,7 @@ from distconv.formats.model import MODEL_CONFIG, Model, Reference
 from distconv.formats.provenance import Provenance, provenance_of
 from distconv.formats.registry import format_named
 from distconv.models.definition_parser import parse_definition
-from distconv.models.parameter_dialect import is_of_parameters, parse_parameter_dialects
+from distconv.models.parameter_dialect_file import is_of_parameters, parse_parameter_dialects
 from distconv.models.scaling import Scaling
 from distconv.models.sizes import Sizes
 from distconv.models.spellings import Spellings

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distconv.errors import InputError, raise_if
-from distconv.formats.base import Opened, SourceFormat
+from distconv.formats.base import Format, Opened
 from distconv.formats.huggingface.directory import check_directory
 from distconv.formats.huggingface.peft_config import read_scaling
 from distconv.formats.huggingface.reference import read_reference
@@ -22,8 +22,9 @@ from distconv.formats.model import MODEL_CONFIG, Model, Reference
 from distconv.formats.provenance import PROVENANCE_NAME, Provenance, read_provenance
 from distconv.formats.registry import (
     Options,
+    format_named,
     format_of,
-    result_format,
+    mixed_problem,
     source_contradictions,
     target_contradictions,
     unknown_problem,
@@ -51,11 +52,12 @@ def look(options: Options, chosen: Chosen | None, library: Library, hand_out: Ha
     raise_if(list(target_contradictions(options)))
     check_directory(options.source, "source")
     raise_if([problem] if (problem := unknown_problem(options.source, "source")) else [])
-    form = format_of(options.source)
+    raise_if([problem] if (problem := mixed_problem(options.source, options.iteration)) else [])
+    form = format_of(options.source, options.iteration)
     raise_if(list(source_contradictions(options, form)))
     adapters = chosen is not None and chosen[1].get("adapters") == "only"
     opened = form.open(options, adapters=adapters, hand_out=hand_out)
-    target = result_format(options.target_format)
+    target = format_named(options.target_format)
     needed = not target.is_published(options) or (opened.config is None and not opened.names_suffice)
     by_names = not needed and not target.needs_config
     return facts_of(options, form, opened, chosen, library, needed=needed, by_names=by_names)
@@ -63,7 +65,7 @@ def look(options: Options, chosen: Chosen | None, library: Library, hand_out: Ha
 
 def facts_of(
     options: Options,
-    form: SourceFormat[Options],
+    form: Format[Options],
     opened: Opened,
     chosen: Chosen | None,
     library: Library,
@@ -88,7 +90,7 @@ def facts_of(
         config, directory = opened.config or {}, str(opened.directory)
         if not opened.adapters and opened.config is not None:
             model.recognise(config, directory, needed=needed)
-        if form is result_format(options.target_format) and not form.holds_iterations:
+        if form is format_named(options.target_format) and not form.holds_iterations:
             # The same in another element type.
             reference = read_reference(options.source, "source")
     else:

@@ -12,7 +12,7 @@ from typing import Any
 from distconv.formats.base import FileFormat, Published, Source
 from distconv.formats.element_types import Casts
 from distconv.formats.records import Plan
-from distconv.formats.registry import Options, format_named, result_format
+from distconv.formats.registry import Options, format_named
 from distconv.layout.partition import balanced_ranges
 from distconv.models.parameters import Binding
 from distconv.planning.bind_published import bind_published
@@ -60,9 +60,9 @@ def plan_job(options: Options, facts: Facts) -> Planned:
     model = facts.bound_model()
     source = format_named(facts.kind).source(options, facts.source, model)
     notes = (*facts.notes, *source.notes, *(() if model.reference is None else model.reference.notes))
-    target = result_format(options.target_format)
+    target = format_named(options.target_format)
     if not target.is_published(options):
-        result = target.plan(options, source, model)
+        result = target.plan(options, source, model, facts.iteration)
         return Planned(
             source=source,
             plan=result.plan,
@@ -71,7 +71,7 @@ def plan_job(options: Options, facts: Facts) -> Planned:
             casts=result.casts,
         )
     fitted = fit_vocabulary(source.published(), options, model)
-    result = target.plan(options, _Fitted(source, fitted.published), model)
+    result = target.plan(options, _Fitted(source, fitted.published), model, facts.iteration)
     return Planned(
         source=source,
         plan=result.plan,

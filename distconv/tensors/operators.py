@@ -147,11 +147,11 @@ def _checked(rows: int, found: Sequence[int]) -> Sequence[int]:
 
 
 # The operator of a rule that names none.
-RENAME = "rename"
+RENAME, CONCAT = "rename", "concat"
 OPERATORS: Mapping[str, Operator] = MappingProxyType(
     {
         RENAME: Operator(sources=1, sizes=(), apply=rename, source_rows=_rows_of_one, is_identity=True),
-        "concat": Operator(sources=None, sizes=(), apply=join, source_rows=_rows_in_sequence, is_sequence=True),
+        CONCAT: Operator(sources=None, sizes=(), apply=join, source_rows=_rows_in_sequence, is_sequence=True),
         "qkv_group": Operator(sources=3, sizes=("groups",), apply=group_qkv, source_rows=_rows_of_qkv),
         "qzv_group": Operator(sources=2, sizes=("groups",), apply=group_qv, source_rows=_rows_of_qv),
         "qkv_heads": Operator(

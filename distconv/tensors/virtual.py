@@ -195,7 +195,7 @@ def invert(tensors: Sequence[VirtualTensor], operands: Sequence[tuple[str, Seque
 
     `operands` are (element type, shape). Of several tensors that hold the same element (replicated shards) the first is
     its source, so that every element of the result has one source at most. Elements that no tensor holds are zeros;
-    `gaps` counts them.
+    `tiling.gaps` counts them.
     """
     found: list[list[Copy]] = [[] for _ in operands]
     for number, tensor in enumerate(tensors):
@@ -220,25 +220,19 @@ def remainder(copy: Copy, taken: Iterable[Copy]) -> list[Copy]:
     return left
 
 
-def gaps(tensor: VirtualTensor) -> int:
-    """Number of elements without a source.
-
-    Raises:
-        ValueError: two copies write the same element.
-    """
-    active: list[Copy] = []
-    # Along the dim with most places where copies begin, fewest of them lie side by side.
-    places = [len(set(starts)) for starts in zip(*(copy.target_start for copy in tensor.copies), strict=True)]
-    along = places.index(max(places)) if places else 0
-    for copy in sorted(tensor.copies, key=lambda each: (each.target_start[along:], each.target_start)):
-        if copy.target_start:
-            start = copy.target_start[along]
-            active = [other for other in active if other.target_start[along] + other.shape[along] > start]
-        for other in active:
-            if _overlap(copy, other) is not None:
-                raise ValueError(f"two sources for the box at {list(copy.target_start)} of shape {list(copy.shape)}")
-        active.append(copy)
-    return tensor.elements - sum(prod(copy.shape) for copy in tensor.copies)
+def overlap(one: Copy, other: Copy) -> tuple[Index, Index] | None:
+    """Start and shape of the target box that both copies write, if there is one."""
+    starts, lengths = [], []
+    for low, length, other_low, other_length in zip(
+        one.target_start, one.shape, other.target_start, other.shape, strict=True
+    ):
+        start = max(low, other_low)
+        common = min(low + length, other_low + other_length) - start
+        if common <= 0:
+            return None
+        starts.append(start)
+        lengths.append(common)
+    return tuple(starts), tuple(lengths)
 
 
 def replaced(index: Index, dim: int, value: int) -> Index:
@@ -256,24 +250,9 @@ def _check_dim(tensor: VirtualTensor, dim: int) -> None:
         raise ValueError(f"shape {list(tensor.shape)} has no dim {dim}")
 
 
-def _overlap(one: Copy, other: Copy) -> tuple[Index, Index] | None:
-    """Start and shape of the target box that both copies write, if there is one."""
-    starts, lengths = [], []
-    for low, length, other_low, other_length in zip(
-        one.target_start, one.shape, other.target_start, other.shape, strict=True
-    ):
-        start = max(low, other_low)
-        common = min(low + length, other_low + other_length) - start
-        if common <= 0:
-            return None
-        starts.append(start)
-        lengths.append(common)
-    return tuple(starts), tuple(lengths)
-
-
 def _outside(copy: Copy, other: Copy) -> list[Copy]:
     """The copy without the other's target box, as disjoint copies, at most two per dim."""
-    common = _overlap(copy, other)
+    common = overlap(copy, other)
     if common is None:
         return [copy]
     pieces: list[Copy] = []

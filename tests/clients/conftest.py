@@ -13,13 +13,15 @@ import select
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from programs import run_python
-from training import Convert, Converted, Layout
+from training import Convert, Converted, Layout, MegatronClient
 
 HERE = Path(__file__).parent
+SIDE = Path(sys.prefix) / "side"
 COMMAND_SECONDS = 120
 # more than the client gives a job, so that it reports a hanging job by itself
 ANSWER_SECONDS = 90
@@ -60,6 +62,14 @@ def live_sources(run_program: Callable[..., None], tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="session")
+def language_models(run_program: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoints that `tiny_language_models.py` describes. Not to be changed: tests share them."""
+    directory = tmp_path_factory.mktemp("language_models")
+    run_program(HERE / "tiny_language_models.py", directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def converted(run_program: Callable[..., None], sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Convert:
     """The checkpoint of a layout, made when it is first asked for. Not to be changed: tests share it."""
     done: dict[str, Converted] = {}
@@ -75,14 +85,39 @@ def converted(run_program: Callable[..., None], sources: Path, tmp_path_factory:
 
 
 @pytest.fixture(scope="session")
-def megatron_client(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Callable[[Mapping[str, object]], dict[str, str]]]:
-    """Hand a job to `megatron_client.py` (its docstring says what a job is) and return the answer.
+def megatron_client(megatron_clients: Callable[[str], MegatronClient]) -> MegatronClient:
+    """The client of the release of megatron-core that `.venv` has."""
+    return megatron_clients(version("megatron-core"))
 
-    One client serves the whole session, because starting it takes longer than most jobs.
+
+@pytest.fixture(scope="session")
+def megatron_clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], MegatronClient]]:
+    """The client of a release of megatron-core, that of `.venv` or one of `.venv/side`.
+
+    One client of each serves the whole session, because starting it takes longer than most jobs.
     """
-    log = tmp_path_factory.mktemp("client") / "stderr"
+    started: dict[str, MegatronClient] = {}
+    with contextlib.ExitStack() as stack:
+
+        def client(release: str) -> MegatronClient:
+            if release not in started:
+                packages = None if release == version("megatron-core") else SIDE / f"megatron-core-{release}"
+                if packages and not packages.is_dir():
+                    pytest.skip(f"no megatron-core {release} in {packages}: make setup installs it")
+                log = tmp_path_factory.mktemp("client") / "stderr"
+                started[release] = stack.enter_context(running_client(packages, log))
+            return started[release]
+
+        yield client
+
+
+@contextlib.contextmanager
+def running_client(packages: Path | None, log: Path) -> Iterator[MegatronClient]:
+    """Hand a job to `megatron_client.py` (its docstring says what a job is) and return the answer."""
+    # compiling takes longer than computing, and each process of a job would
+    environment = {"OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1"}
+    if packages:
+        environment["PYTHONPATH"] = str(packages)
     with (
         log.open("w") as stderr,
         subprocess.Popen(
@@ -91,7 +126,7 @@ def megatron_client(
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, **environment},
         ) as process,
     ):
         assert process.stdin

@@ -5,13 +5,13 @@
 Each line of standard input is a job, a JSON object; each line of standard output is its answer:
 
     {"checkpoint": "…", "model": "model.json", "inputs": "inputs.pt", "outputs": "…",
-     "layout": {"tp": 2, "ep": 1, "text": [[1, 3]], "vision": [[4, 0]]}}
+     "layout": {"tp": 2, "ep": 1, "text": [[1, 3]], "vision": [[4, 0]]}, "save": ""}
     {"status": "loaded", "reason": ""}
 
 `text[v][p]` is the number of layers in virtual stage v of pipeline rank p. A job runs in one process per (tp, ep, pp)
 rank; `megatron_rank.py` says what each does. The ranks at the end of a pipeline write `logits_{tp}_{ep}.pt`, and of a
 model with an image encoder `image_features_{tp}_{ep}.pt`, into the directory `outputs`: each expert parallel rank those
-of its share of the token ids.
+of its share of the token ids. Where `save` names a directory, it gets the model as torch_dist, iteration 7.
 
     loaded    the modules took exactly what the checkpoint holds, and the outputs are written
     refused   they did not; the reason names rank, part and tensors
@@ -37,7 +37,9 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from megatron_rank import REFUSED, Job, rank_main, without_accelerator
+import before_megatron  # noqa: F401 - what megatron-core imports
+from megatron_rank import REFUSED, Job, rank_main
+from megatron_versions import without_accelerator
 
 JOB_TIMEOUT = timedelta(seconds=60)
 EXIT_STATUS = {"loaded": 0, "refused": 3, "broken": 4}
@@ -66,7 +68,8 @@ def run(job: Job) -> tuple[str, str]:
                 target=rank_main,
                 args=(job, rank),
                 kwargs={"rendezvous": Path(scratch) / "rendezvous", "report": report, "timeout": JOB_TIMEOUT},
-                daemon=True,
+                # megatron-core saves in processes of its own, which a daemon may not have
+                daemon=False,
             )
             for rank in range(len(job.layout.directories))
         ]
@@ -101,4 +104,5 @@ def watch(ranks: Sequence[BaseProcess]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # without taking down an interpreter with torch in it, which takes longer than most jobs
+    os._exit(main())

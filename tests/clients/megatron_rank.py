@@ -1,16 +1,16 @@
 """What one process of a Megatron training job does with a converted checkpoint, up to its first forward pass.
 
-It builds the modules of its (tensor, expert, pipeline) rank, fills their parameters with NaN, loads its file strictly,
+It builds the modules of its (tensor, expert, pipeline) rank, fills their parameters with NaN, loads what is theirs,
 and takes part in a forward pass of the text decoder and in one of the image encoder, if there is one, handing
 activations on by plain send and receive. Expert parallel ranks are data parallel outside the experts, so that each
 reads its own share of the token ids, and the experts get tokens from all of them. Never decides whether an output is
-right, and leaves no tensor of a checkpoint unaccounted for.
+right.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -23,21 +23,14 @@ import torch
 import torch.distributed as dist
 from image_encoder import ImageEncoder, VisionSizes
 from megatron.core import parallel_state
-from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
-from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
-from megatron.core.transformer.torch_norm import WrappedTorchNorm
-from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron_files import CheckpointError, at_virtual_stage, fill, save_torch_dist
 from text_decoder import TextSizes, hidden_shape, text_decoder
 from torch import Tensor, nn
 
 REFUSED = 3
 """Exit status of the ranks of a job whose checkpoint does not fit."""
-
-
-class CheckpointError(Exception):
-    """The checkpoint is not what the training side loads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,41 +66,32 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
+    """`text` is a part of the model, whose parameters have a prefix, or the whole of it; `save` may be nothing."""
+
     checkpoint: Path
     layout: Layout
     text: TextSizes
+    text_prefix: str
     vision: VisionSizes | None
     inputs: dict[str, Tensor]
     outputs: Path
+    save: Path | None
 
     @classmethod
     def from_json(cls, line: str) -> Job:
         job = json.loads(line)
         model = json.loads(Path(job["model"]).read_text())
+        has_parts = "text_decoder" in model
         return cls(
             checkpoint=Path(job["checkpoint"]),
             layout=Layout(**job["layout"]),
-            text=TextSizes(**model["text_decoder"]),
+            text=TextSizes(**(model["text_decoder"] if has_parts else model["language_model"])),
+            text_prefix="text_decoder." if has_parts else "",
             vision=VisionSizes(**model["image_encoder"]) if "image_encoder" in model else None,
             inputs=torch.load(job["inputs"], weights_only=True),
             outputs=Path(job["outputs"]),
+            save=Path(job["save"]) if job["save"] else None,
         )
-
-
-def without_accelerator() -> None:
-    """Replace what megatron-core does on an accelerator only, for this process and those forked from it."""
-    torch.set_num_threads(1)
-    torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment, return-value]  # megatron-core takes any device
-    CudaRNGStatesTracker.fork = lambda *_: contextlib.nullcontext()
-    # the only norm without an accelerator refuses sequence parallelism, although what it computes is the same
-    WrappedTorchNorm.__new__ = staticmethod(rms_norm)
-    # would overwrite a tied head with the embedding; what the checkpoint holds has to be right by itself
-    LanguageModule.setup_embeddings_and_output_layer = lambda _: None
-
-
-def rms_norm(_: type, config: TransformerConfig, hidden_size: int, eps: float, **__: object) -> nn.RMSNorm:
-    assert config.normalization == "RMSNorm"
-    return nn.RMSNorm(hidden_size, eps=eps)
 
 
 def rank_main(job: Job, rank: int, *, rendezvous: Path, report: Path, timeout: timedelta) -> None:
@@ -131,19 +115,26 @@ def rank_main(job: Job, rank: int, *, rendezvous: Path, report: Path, timeout: t
         create_gloo_process_groups=False,
     )
     parts = parts_of(job)
-    modules, problems = load(job, parts, rank)
+    stages = [stage_of(v, parts, rank, layout) for v in range(layout.vpp)]
+    try:
+        problems = fill(job.checkpoint, stages, layout.directories, rank)
+    except (CheckpointError, OSError) as refusal:
+        problems = [str(refusal)]
     everyones: list[list[str]] = [[] for _ in layout.directories]
-    dist.all_gather_object(everyones, problems)
+    dist.all_gather_object(everyones, [f"rank {rank}, {problem}" for problem in problems])
     if any(everyones):
         if rank == 0:
             report.write_text("\n".join(line for lines in everyones for line in lines))
         sys.exit(REFUSED)
     with torch.inference_mode():
         for part in parts:
-            output = pipelined(part, modules[part.name], rank=rank, lanes=layout.lanes)
+            modules = [stage[part.prefix] for stage in stages]
+            output = pipelined(part, modules, rank=rank, lanes=layout.lanes)
             if output is not None:
                 e, t = divmod(rank % layout.lanes, layout.tp)
                 torch.save(output.clone(), job.outputs / f"{part.output}_{t}_{e}.pt")
+    if job.save:
+        save_torch_dist(job.save, stages, rank)
     dist.barrier()
     dist.destroy_process_group()
 
@@ -152,10 +143,10 @@ def rank_main(job: Job, rank: int, *, rendezvous: Path, report: Path, timeout: t
 class Part:
     """One modality: how its layers are spread, how a range of them is built, and how it is computed."""
 
-    name: str
+    prefix: str
     output: str
     layers: list[list[int]]
-    build: Callable[[range, bool, bool], nn.Module]
+    build: Callable[[range, bool, bool, int], nn.Module]
     forward: Callable[[Any, Tensor | None], Tensor]
     hidden_shape: tuple[int, ...]
 
@@ -170,7 +161,13 @@ class Part:
         ends = list(accumulate(self.layers[v][p] for v, p in self.stages))
         number = self.stages.index(stage)
         layers = range(ends[number - 1] if number else 0, ends[number])
-        return self.build(layers, number == 0, stage == self.stages[-1])
+        return self.build(layers, number == 0, stage == self.stages[-1], stage[0])
+
+
+def stage_of(v: int, parts: list[Part], rank: int, layout: Layout) -> dict[str, nn.Module | None]:
+    """The modules of this rank in a virtual stage, by the prefix of their parameters."""
+    build = {part.prefix: functools.partial(part.module, (v, rank // layout.lanes)) for part in parts}
+    return {prefix: at_virtual_stage(v, layout.vpp, module) for prefix, module in build.items()}
 
 
 def parts_of(job: Job) -> list[Part]:
@@ -189,10 +186,12 @@ def text_part(job: Job) -> Part:
         return gather_from_tensor_model_parallel_region(output) if module.post_process else output
 
     return Part(
-        name="text_decoder",
+        prefix=job.text_prefix,
         output="logits",
         layers=job.layout.text,
-        build=lambda layers, first, last: text_decoder(job.text, layers=layers, first=first, last=last),
+        build=lambda layers, first, last, v: text_decoder(
+            job.text, layers=layers, first=first, last=last, virtual_stage=v
+        ),
         forward=decode,
         hidden_shape=hidden_shape(job.text, input_ids),
     )
@@ -201,71 +200,13 @@ def text_part(job: Job) -> Part:
 def vision_part(job: Job, sizes: VisionSizes) -> Part:
     pixels, grid = job.inputs["pixel_values"], job.inputs["grid_thw"]
     return Part(
-        name="image_encoder",
+        prefix="image_encoder.",
         output="image_features",
         layers=job.layout.vision,
-        build=lambda layers, first, last: ImageEncoder(sizes, layers=len(layers), first=first, last=last),
+        build=lambda layers, first, last, _: ImageEncoder(sizes, layers=len(layers), first=first, last=last),
         forward=lambda module, received: module(pixels if received is None else received, grid),
         hidden_shape=(len(pixels), sizes.hidden_size),
     )
-
-
-def load(job: Job, parts: list[Part], rank: int) -> tuple[dict[str, list[nn.Module | None]], list[str]]:
-    """For each part the modules of this rank, one per virtual stage; and everything that does not fit."""
-    where = f"rank {rank}"
-    modules: dict[str, list[nn.Module | None]] = {part.name: [] for part in parts}
-    try:
-        chunks = read(job, rank)
-    except (CheckpointError, OSError) as refusal:
-        return modules, [f"{where}: {refusal}"]
-    problems = []
-    for v, chunk in enumerate(chunks):
-        if len(chunks) > 1:
-            parallel_state.set_virtual_pipeline_model_parallel_rank(v)
-        for part in parts:
-            prefix = part.name + "."
-            tensors = {name.removeprefix(prefix): chunk.pop(name) for name in sorted(chunk) if name.startswith(prefix)}
-            module = part.module((v, rank // job.layout.lanes))
-            modules[part.name].append(module)
-            problems += [f"{where}, virtual stage {v}, {part.name}: {problem}" for problem in misfits(module, tensors)]
-        if chunk:
-            problems.append(f"{where}, virtual stage {v}: of no part: {sorted(chunk)}")
-    return modules, problems
-
-
-def read(job: Job, rank: int) -> list[dict[str, Tensor]]:
-    """The tensors of each virtual stage of this rank."""
-    tracker = (job.checkpoint / "latest_checkpointed_iteration.txt").read_text().strip()
-    iteration = job.checkpoint / (tracker if tracker == "release" else f"iter_{int(tracker):07d}")
-    # files that lie beside the ranks' directories are nothing to training
-    found = sorted(entry.name for entry in iteration.iterdir() if entry.is_dir())
-    if found != sorted(job.layout.directories):
-        raise CheckpointError(f"{iteration} holds {found}, not {sorted(job.layout.directories)}")
-    path = iteration / job.layout.directories[rank] / "model_optim_rng.pt"
-    content: dict[str, Any] = torch.load(path, weights_only=True)
-    # without a version Megatron assumes an older order of linear_qkv, and reorders it
-    if content.pop("checkpoint_version", None) != 3.0:
-        raise CheckpointError(f"{path} is not of checkpoint_version 3.0")
-    names = ["model"] if job.layout.vpp == 1 else [f"model{v}" for v in range(job.layout.vpp)]
-    if sorted(content) != names:
-        raise CheckpointError(f"{path} holds {sorted(content)}, not {names}")
-    return [content[name] for name in names]
-
-
-def misfits(module: nn.Module | None, tensors: dict[str, Tensor]) -> list[str]:
-    """Load the tensors into the module; what does not fit."""
-    if module is None:
-        return [f"has no layers here, hence no parameters: {sorted(tensors)}"] if tensors else []
-    problems = []
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(False).fill_(torch.nan)
-        if name in tensors and tensors[name].dtype != parameter.dtype:
-            problems.append(f"dtype mismatch for {name}: {tensors[name].dtype}, not {parameter.dtype}")
-    try:
-        module.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
-        problems.append(str(error))
-    return problems
 
 
 def pipelined(part: Part, modules: list[nn.Module | None], *, rank: int, lanes: int) -> Tensor | None:

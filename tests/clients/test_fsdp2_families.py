@@ -1,7 +1,7 @@
 """What transformers 5 trains with FSDP2: every family that a dialect knows goes there, is trained, and comes back.
 
-Its program of training, and the one that loads what is published, find the transformers of `.venv/side` before the one
-that other tests have; the two are never in one process.
+Its program of training, and the one that loads what is published, find the transformers of `.venv/side/transformers-5`
+before the one that other tests have; the two are never in one process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safetensors import safe_open
 from tests.here import run_here
 
 HERE = Path(__file__).parent
-SIDE = Path(sys.prefix) / "side"
+SIDE = Path(sys.prefix) / "side" / "transformers-5"
 # an import of transformers takes ten seconds on a busy machine, and there are two processes of training
 PROGRAM_SECONDS = 200
 # trained by another class than the published model's, in another dialect, with names that lack a beginning

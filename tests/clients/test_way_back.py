@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from language_models import assert_same_bits
 
 from tests.here import run_here
 
@@ -191,11 +192,3 @@ def test_what_fsdp2_trained_loads_and_computes_the_same(
 def inputs_of(name: str, originals: Mapping[str, Path]) -> str:
     """The inputs of a model, where images are among them."""
     return str(originals[name] / "inputs.pt") if name.startswith("live_sources/") else ""
-
-
-def assert_same_bits(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    different = [
-        name for name, each in expected.items() if found[name].dtype != each.dtype or not torch.equal(found[name], each)
-    ]
-    assert different == []

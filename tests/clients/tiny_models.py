@@ -9,7 +9,7 @@ makes for each of `MODELS` `DIRECTORY/NAME` with
     model.json    its sizes, in the words in which a training program is configured
     inputs.pt     token ids; for Qwen2-VL also image patches
     expected.pt   the logits of the tokens and the features of the patches
-    routing.pt    for each layer with experts the router's logits, [tokens, experts]; nothing without experts
+    routing.pt    for each layer with experts what the router says, of Qwen3-VL-MoE its logits, [tokens, experts]
 
 A program of its own, so that tests need neither its imports nor its threads. Knows nothing of converted checkpoints.
 """
@@ -111,7 +111,8 @@ def write(directory: Path, original: PreTrainedModel) -> None:
     # from the files: what follows must be true of the checkpoint, not of the model that it was saved from
     model = type(original).from_pretrained(directory / "hf", attn_implementation="eager").eval()
     inputs = {"input_ids": random_tokens(model.config)}
-    decoder = {"text_decoder": text_sizes(model)}
+    has_encoder = model.config.get_text_config() is not model.config
+    decoder = {"text_decoder" if has_encoder else "language_model": text_sizes(model)}
     routing: dict[str, Tensor] = {}
     for name, router in routers(model).items():
         router.register_forward_hook(lambda _, __, logits, name=name: routing.update({name: logits}))
@@ -146,18 +147,22 @@ def randomise(model: PreTrainedModel) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             values = torch.randn(parameter.shape, generator=random)
-            if ".experts." in name:
+            if ".experts." in name and parameter.ndim == 3:
                 values /= parameter.shape[1] ** 0.5  # [experts, inputs, outputs]
             elif parameter.ndim > 1:
                 values /= parameter[0].numel() ** 0.5
             else:
                 values = 0.3 * values + (0.0 if name.endswith("bias") else 1.0)
             parameter.copy_(values)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                # positive: transformers masks what it must not choose with zero
+                buffer.copy_(0.2 * torch.rand(buffer.shape, generator=random))
 
 
 def random_tokens(config: PretrainedConfig) -> Tensor:
     """Every token once, so that every row of the embedding matters; without images, special tokens are like others."""
-    return torch.randperm(config.text_config.vocab_size, generator=torch.Generator().manual_seed(1)).view(4, -1)
+    return torch.randperm(config.get_text_config().vocab_size, generator=torch.Generator().manual_seed(1)).view(4, -1)
 
 
 def random_patches(vision: PretrainedConfig) -> dict[str, Tensor]:
@@ -174,7 +179,7 @@ def routers(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def text_sizes(model: PreTrainedModel) -> dict[str, Any]:
-    text = model.config.text_config
+    text = model.config.get_text_config()
     kinds = {name.split("self_attn.")[-1] for name, _ in model.named_parameters()}
     return {
         "num_layers": text.num_hidden_layers,
@@ -184,23 +189,45 @@ def text_sizes(model: PreTrainedModel) -> dict[str, Any]:
         "num_query_groups": text.num_key_value_heads,
         "kv_channels": getattr(text, "head_dim", text.hidden_size // text.num_attention_heads),
         "add_qkv_bias": "q_proj.bias" in kinds,
-        "qk_layernorm": "q_norm.weight" in kinds,
+        "qk_layernorm": bool(kinds & {"q_norm.weight", "kv_a_layernorm.weight"}),
         "vocab_size": text.vocab_size,
         "rotary_base": text.rope_theta,
+        "rotary_percent": getattr(text, "partial_rotary_factor", 1.0),
         "layernorm_epsilon": text.rms_norm_eps,
         "tied": text.tie_word_embeddings,
+        "latent": latent_sizes(text) if hasattr(text, "kv_lora_rank") else {},
         "experts": expert_sizes(text, routers(model)) if routers(model) else {},
     }
 
 
-def expert_sizes(text: PretrainedConfig, routers: Collection[str]) -> dict[str, Any]:
+def latent_sizes(text: PretrainedConfig) -> dict[str, Any]:
     return {
-        "num_moe_experts": text.num_experts,
+        "q_lora_rank": text.q_lora_rank,
+        "kv_lora_rank": text.kv_lora_rank,
+        "qk_head_dim": text.qk_nope_head_dim,
+        "qk_pos_emb_head_dim": text.qk_rope_head_dim,
+        "v_head_dim": text.v_head_dim,
+    }
+
+
+def expert_sizes(text: PretrainedConfig, routers: Collection[str]) -> dict[str, Any]:
+    routed = {int(name.split(".layers.")[1].split(".")[0]) for name in routers}
+    sizes = {
         "moe_ffn_hidden_size": text.moe_intermediate_size,
         "moe_router_topk": text.num_experts_per_tok,
-        "moe_layer_freq": [
-            int(f"model.language_model.layers.{layer}.mlp.gate" in routers) for layer in range(text.num_hidden_layers)
-        ],
+        "moe_layer_freq": [int(layer in routed) for layer in range(text.num_hidden_layers)],
+    }
+    if not hasattr(text, "n_routed_experts"):
+        return {**sizes, "num_moe_experts": text.num_experts, "moe_router_score_function": "softmax"}
+    return {
+        **sizes,
+        "num_moe_experts": text.n_routed_experts,
+        "moe_shared_expert_intermediate_size": text.n_shared_experts * text.moe_intermediate_size,
+        "moe_router_score_function": "sigmoid",
+        "moe_router_enable_expert_bias": True,
+        "moe_router_topk_scaling_factor": text.routed_scaling_factor,
+        "moe_router_num_groups": text.n_group,
+        "moe_router_group_topk": text.topk_group,
     }
 
 

@@ -32,14 +32,14 @@ Stages = list[list[int]]
 class Layout:
     """`text[v][p]` is the number of layers in virtual stage v of pipeline rank p; there are tp x ep x pp processes.
 
-    Without `vision`, the text alone is converted.
+    Without `vision`, the text alone is converted. `source` names a model of `tiny_models.py`.
     """
 
     tp: int = 1
     ep: int = 1
     text: Stages
     vision: Stages = dataclasses.field(default_factory=list)
-    source: str
+    source: str = ""
 
     def overrides(self) -> list[str]:
         vision = f"layout.stages.vision={as_typed(self.vision)}" if self.vision else "select=[text]"
@@ -62,12 +62,12 @@ Convert = Callable[[Layout], Converted]
 MegatronClient = Callable[[Mapping[str, object]], dict[str, str]]
 
 
-def loaded(client: MegatronClient, result: Converted, outputs: Path) -> dict[str, float]:
+def loaded(client: MegatronClient, result: Converted, outputs: Path, *, save: Path | None = None) -> dict[str, float]:
     """For each output, the largest difference between what a client that takes the checkpoint and transformers compute.
 
     Each tensor parallel rank gives the whole output; each expert parallel rank, that of its share of the inputs.
     """
-    answer = train_from(client, result, outputs)
+    answer = train_from(client, result, outputs, save=save)
     assert answer["status"] == "loaded", answer["reason"]
     expected: dict[str, Tensor] = torch.load(result.source / "expected.pt", weights_only=True)
     found = {}
@@ -89,8 +89,8 @@ def refusal(client: MegatronClient, result: Converted, outputs: Path) -> str:
     return answer["reason"]
 
 
-def train_from(client: MegatronClient, result: Converted, outputs: Path) -> dict[str, str]:
-    """Let the client load the checkpoint and compute from it."""
+def train_from(client: MegatronClient, result: Converted, outputs: Path, *, save: Path | None = None) -> dict[str, str]:
+    """Let the client load the checkpoint, compute from it, and save what it has loaded as torch_dist."""
     outputs.mkdir()
     layout = dataclasses.asdict(result.layout)
     del layout["source"]
@@ -101,6 +101,7 @@ def train_from(client: MegatronClient, result: Converted, outputs: Path) -> dict
             "model": result.source / "model.json",
             "inputs": result.source / "inputs.pt",
             "outputs": outputs,
+            "save": save or "",
         }
     )
 

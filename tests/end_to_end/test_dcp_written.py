@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from distconv.formats.dcp import plan as dcp_plan
 from distconv.formats.dcp.files import DcpFiles
-from distconv.formats.dcp.plan import make_dcp_plan
+from distconv.formats.dcp.plan import Names, make_dcp_plan
 from distconv.formats.frame import write_frame
 from distconv.tensors.stored import SourceFile, StoredTensor, as_stored
 from distconv.transfer.sources import SourceFiles
@@ -39,7 +39,7 @@ def test_torch_finds_each_chunk_where_it_was_laid_out(tmp_path_factory, drawn):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dcp_plan, "CHUNK_BYTES", 32)
         patch.setattr(dcp_plan, "_LEAST_FILE_BYTES", 64)
-        plan = make_dcp_plan(as_stored(stored), (), "")
+        plan = make_dcp_plan(as_stored(stored), (), Names(naming="hf"))
     form = DcpFiles(plan)
     for output in reversed(plan.files):
         path = directory / output.path

@@ -283,7 +283,10 @@ ERRORS = {
         ["dialect=mm_fsdp2"],
         "how the experts of model_type 'minimax_m2' are held; transformers5 does",
     ),
-    "a source that is no dcp": (["source_dialect=transformers5"], "source_dialect: goes with a Megatron, torch_dist or DCP source"),
+    "a source that is no dcp": (
+        ["source_dialect=transformers5"],
+        "source_dialect: goes with a Megatron, torch_dist or DCP source",
+    ),
     "a dialect of parameters": (["dialect=mcore_te"], "dialect=mcore_te: no such dialect; known: published, "),
     "a size of shards": (["shard_size=5GB"], "shard_size: goes with target_format=hf"),
 }

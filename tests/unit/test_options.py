@@ -152,7 +152,7 @@ NO_SIZES = [0, -1, 1.5, 2.0, "2", True, [2], {}]
         ("layout__placement", ["u-shape", 1, None], "one of sequential, u_shape"),
         ("select", ["vision", [], ["video"], ["vision", 3], {}, [["vision"]]],
          "a list of modalities out of text, vision, audio, such as [vision]"),
-        ("target_format", ["safetensors", None], "one of hf, megatron, dcp"),
+        ("target_format", ["safetensors", None], "one of hf, megatron, torch_dist, dcp"),
         ("naming", ["mm", None], "one of megatron, hf"),
         ("name_prefix", [1, True, ["model."], {}], "text; the empty text is written ''"),
         ("reference", [3, True, ["/hf"], {}, ""], "a path"),

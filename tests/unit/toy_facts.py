@@ -10,10 +10,16 @@ from distconv.formats.dcp.source import DcpFacts
 from distconv.formats.huggingface.source import Checkpoint, HuggingFaceFacts
 from distconv.formats.megatron.index import MegatronIndex
 from distconv.formats.model import Reference
+from distconv.formats.torch_dist.source import TorchDistFacts
 from distconv.planning.facts import Facts
 from tests.unit import toy
 
-KINDS: Mapping[type, str] = {HuggingFaceFacts: "hf", MegatronIndex: "megatron", DcpFacts: "dcp"}
+KINDS: Mapping[type, str] = {
+    HuggingFaceFacts: "hf",
+    MegatronIndex: "megatron",
+    DcpFacts: "dcp",
+    TorchDistFacts: "torch_dist",
+}
 PUBLISHED = HuggingFaceFacts(model=Checkpoint(index=toy.index(), config=toy.config()), text=None)
 
 

@@ -5,24 +5,22 @@ Owns the list of blobs of a file. Data is aligned within an archive, as torch do
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 from itertools import accumulate
 
-from distconv.formats.dcp.plan import Chunk
+from distconv.formats.dcp.plan import Chunk, Value
 from distconv.formats.frame import Frame
-from distconv.formats.iterations import CHECKPOINT_VERSION
-from distconv.formats.torch_zip.create import tensor_frame, value_frame
+from distconv.formats.torch_zip.create import tensor_frame
 
 # A span of bytes in a file: offset and length.
 Span = tuple[int, int]
 
 
-def blob_frames(chunks: Sequence[Chunk], *, with_version: bool) -> list[Frame]:
-    """The frames of the blobs of a file, behind the version of the checkpoint if asked for; equal chunks share one."""
+def blob_frames(values: Iterable[Value], chunks: Iterable[Chunk]) -> list[Frame]:
+    """The frames of the blobs of a file: those of values, then those of chunks, of which equal ones share a frame."""
     frame = cache(tensor_frame)
-    frames = [frame(chunk.tensor.dtype, chunk.tensor.shape) for chunk in chunks]
-    return [value_frame(CHECKPOINT_VERSION), *frames] if with_version else frames
+    return [*(value.frame for value in values), *(frame(chunk.tensor.dtype, chunk.shape) for chunk in chunks)]
 
 
 def spans_of(frames: Iterable[Frame]) -> list[Span]:

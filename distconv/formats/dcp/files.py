@@ -11,7 +11,7 @@ from pathlib import Path
 from distconv.formats.base import FileFormat, Located
 from distconv.formats.dcp.blobs import blob_frames, spans_of
 from distconv.formats.dcp.metadata import METADATA, Metadata, read_metadata
-from distconv.formats.dcp.plan import MODEL_KEY, DcpPlan
+from distconv.formats.dcp.plan import DcpPlan
 from distconv.formats.dcp.write_metadata import metadata_bytes
 from distconv.formats.frame import Frame, joined_frames
 from distconv.formats.iterations import ITERATION_PARTS
@@ -24,7 +24,7 @@ from distconv.tensors.stored import SourceFile
 class DcpFiles(FileFormat):
     """The files of the result of `plan`."""
 
-    readers_names = ITERATION_PARTS
+    readers_names: tuple[str, ...] = ITERATION_PARTS
 
     def __init__(self, plan: DcpPlan) -> None:
         self._plan = plan
@@ -40,7 +40,7 @@ class DcpFiles(FileFormat):
         return {METADATA: metadata_bytes(self._plan, spans)}
 
     def _blobs(self, file: OutputFile) -> list[Frame]:
-        return blob_frames(self._plan.chunks(file), with_version=file == self._plan.files[0])
+        return blob_frames(self._plan.values_in(file), self._plan.chunks(file))
 
     def locate(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Located:
         """Compare the chunks at the positions in the metadata with the entries."""
@@ -52,7 +52,7 @@ class DcpFiles(FileFormat):
         offsets, differences = {}, []
         with stored_within(path) as read:
             for chunk, entry in zip(self._plan.chunks(file), entries, strict=True):
-                place = stored.get((f"{MODEL_KEY}.{chunk.whole.name}", chunk.offsets))
+                place = stored.get((self._plan.full_name(chunk.whole), chunk.offsets))
                 if place is None or place.file != path.name:
                     differences.append(f"{path}: {entry.key} {entry.name} is not in it, or elsewhere")
                     continue
@@ -70,7 +70,7 @@ class DcpFiles(FileFormat):
         """What the metadata says of tensors that are not expected, or of another shape."""
         if name != METADATA:
             return Located(offsets={})
-        expected = {f"{MODEL_KEY}.{each.name}": (each.tensor.dtype, each.tensor.shape) for each in self._plan.tensors()}
+        expected = {self._plan.full_name(each): (each.dtype, each.shape) for each in self._plan.tensors()}
         path = directory / METADATA
         found = {name: (entry.dtype, entry.shape) for name, entry in self._metadata(directory).tensors.items()}
         differences = [

@@ -19,7 +19,8 @@ from distconv.formats.base import (
     PlannedResult,
     Source,
     Takes,
-    evidence_of_files,
+    evidence_of,
+    holds_files,
     refusals_of_whole_tensors,
 )
 from distconv.formats.dcp.chunks import locate_chunks
@@ -31,6 +32,7 @@ from distconv.formats.dcp.options import DcpOptions
 from distconv.formats.dcp.plan import Names, make_dcp_plan
 from distconv.formats.dcp.source import PUBLISHED, DcpFacts, MegatronNamedDcp, PublishedDcp, read_dcp
 from distconv.formats.element_types import CAST_OPTIONS, ElementTypes
+from distconv.formats.foreign import KIND_NAME, has_backend
 from distconv.formats.huggingface.follow import Followed, follow_reference, tie_of
 from distconv.formats.iterations import RELEASE, iteration_of
 from distconv.formats.model import Model
@@ -76,8 +78,8 @@ class Dcp(Format[DcpOptions]):
     holds_iterations = True
 
     def evidence(self, directory: Path) -> Evidence:
-        """Files of chunks, or metadata, in the directory or in one of its iterations."""
-        return evidence_of_files(directory, METADATA, "*.distcp", "__*.metadata")
+        """Files of chunks, or metadata, in the directory or in an iteration of it; not those of Megatron-core."""
+        return evidence_of(directory, _holds_checkpoint)
 
     def open(self, options: DcpOptions, *, adapters: bool, hand_out: HandOut) -> Opened:  # noqa: ARG002
         """The metadata of an iteration; its chunks are located when the names of its model are known."""
@@ -105,7 +107,7 @@ class Dcp(Format[DcpOptions]):
         """Whether the option `naming` chooses published names."""
         return options.naming == PUBLISHED
 
-    def plan(self, options: DcpOptions, source: Source, model: Model) -> PlannedResult:
+    def plan(self, options: DcpOptions, source: Source, model: Model, iteration: str) -> PlannedResult:  # noqa: ARG002
         """The chunks of all tensors, under names with the prefix of the option `name_prefix`."""
         if self.is_published(options):
             dialect, _ = model.spellings.chosen(options.dialect or AS_PUBLISHED, "dialect")
@@ -137,6 +139,10 @@ class Dcp(Format[DcpOptions]):
         names += f", dialect {dcp['dialect']}" if dcp["dialect"] else ""
         what = f"{counted(dcp['tensors'], 'tensor')} in {counted(dcp['chunks'], 'chunk')}"
         return [f"dcp      {what}, {names}: {dcp['example']} …"]
+
+
+def _holds_checkpoint(directory: Path) -> bool:
+    return holds_files(directory, METADATA, "*.distcp", "__*.metadata") and not has_backend(directory / KIND_NAME)
 
 
 def _check_ungrouped(binding: Binding, dialect: ParameterDialect) -> None:

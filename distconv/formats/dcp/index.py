@@ -26,7 +26,8 @@ from distconv.runtime.hand_out import HandOut, here
 from distconv.tensors.compose import renumbered, strided, substitute
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import NamedTensor, SourceFile, StoredTensor
-from distconv.tensors.virtual import Copy, Index, VirtualTensor, gaps
+from distconv.tensors.tiling import gaps
+from distconv.tensors.virtual import Copy, Index, VirtualTensor
 
 Located = Mapping[tuple[str, Index], tuple[SourceFile, ArchivedTensor]]
 

@@ -2,13 +2,11 @@
 
 The file is a pickle, and torch executes it. Here it is read as data: the few names that torch writes become records of
 this module, every other name is refused, and nothing is ever imported or called. Needs no torch, opens no other file.
-Format: `torch/distributed/checkpoint/metadata.py`, and `_StorageInfo` in `filesystem.py`.
+Format: `torch/distributed/checkpoint/metadata.py`, and `StorageInfoRecord` in `filesystem.py`.
 """
 
 from __future__ import annotations
 
-import io
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,10 +14,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from distconv.errors import InputError, named, raise_if, reading
+from distconv.errors import InputError, named, raise_if
+from distconv.formats.dcp.metadata_pickle import Record, kind_of, load
 from distconv.formats.torch_zip.archive import LARGEST_INDEX, MOST_DIMS
-from distconv.formats.torch_zip.inert_pickle import Inert, InertUnpickler, StandIn, first_words
-from distconv.runtime.identity import read_whole
 from distconv.tensors.stored import SourceFile, is_file_name
 from distconv.tensors.virtual import Index
 
@@ -66,12 +63,14 @@ class Entry:
 class Metadata:
     """The tensors of a checkpoint by flat name, and the places of its other entries (numbers, hyperparameters, rng).
 
-    `files`: the bytes that each file has at least, by its name.
+    `files`: the bytes that each file has at least, by its name. `saved_in`: the path of the directory that it was saved
+    in, as far as torch recorded it.
     """
 
     tensors: Mapping[str, Entry]
     blobs: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)
     files: Mapping[str, int] = field(default_factory=dict)
+    saved_in: str = ""
 
 
 def read_metadata(path: Path, seen: list[SourceFile] | None = None) -> Metadata:
@@ -80,7 +79,7 @@ def read_metadata(path: Path, seen: list[SourceFile] | None = None) -> Metadata:
     Raises:
         InputError: the file is missing, damaged, no checkpoint metadata, has foreign names, or leaves its directory.
     """
-    content, foreign, file = _load(path)
+    content, foreign, file = load(path)
     if seen is not None:
         seen.append(file)
     if foreign:
@@ -88,10 +87,8 @@ def read_metadata(path: Path, seen: list[SourceFile] | None = None) -> Metadata:
             f"{path}: names {named(foreign)}, which no metadata of torch.distributed.checkpoint needs; nothing of the "
             "file was executed, and loading it with torch would; do not use it unless you know where it is from"
         )
-    if not isinstance(content, _Metadata):
-        raise InputError(
-            f"{path}: expected the Metadata of torch.distributed.checkpoint, found {type(content).__name__.strip('_')}"
-        )
+    if kind_of(content) != "Metadata":
+        raise InputError(f"{path}: expected the Metadata of torch.distributed.checkpoint, found {kind_of(content)}")
     try:
         entries = _fields(content, "state_dict_metadata")[0]
         places = _places(_fields(content, "storage_data")[0])
@@ -99,8 +96,9 @@ def read_metadata(path: Path, seen: list[SourceFile] | None = None) -> Metadata:
         tensors = {
             _text(name): _entry(name, entry, places)
             for name, entry in entries.items()
-            if not isinstance(entry, _BytesStorageMetadata)
+            if kind_of(entry) != "BytesStorageMetadata"
         }
+        saved_in = _saved_in(content)
         blobs = {_text(name): places.get((name, None), ()) for name in entries if name not in tensors}
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise InputError(f"{path}: its metadata is damaged: {error}") from None
@@ -114,125 +112,15 @@ def read_metadata(path: Path, seen: list[SourceFile] | None = None) -> Metadata:
             if not is_file_name(file)
         ]
     )
-    return Metadata(tensors=tensors, blobs=blobs, files=files)
-
-
-def _load(path: Path) -> tuple[Any, list[str], SourceFile]:
-    """What the pickle holds, the names in it that are foreign, and the identity of the file."""
-    with reading(path, "no such file"):
-        data, file = read_whole(path)
-    unpickler = _Unpickler(io.BytesIO(data))
-    try:
-        content = unpickler.load()
-    except Exception as error:  # noqa: BLE001 - a damaged pickle can fail in any way, and none of them is a defect here
-        if not unpickler.foreign:
-            raise InputError(
-                f"{path}: truncated, or not a pickle that torch.distributed.checkpoint wrote: {first_words(error)}"
-            ) from None
-        content = None
-    return content, list(unpickler.foreign), file
-
-
-class _Record(StandIn):
-    """The stand-in for an object of torch: keeps its pickled state."""
-
-    state: Any = None
-
-    def __init__(self, *_: object, **__: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        self.state = state
-
-
-class _Metadata(_Record):
-    pass
-
-
-class _TensorStorageMetadata(_Record):
-    pass
-
-
-class _TensorProperties(_Record):
-    pass
-
-
-class _BytesStorageMetadata(_Record):
-    pass
-
-
-class _ChunkStorageMetadata(_Record):
-    pass
-
-
-class _MetadataIndex(_Record):
-    pass
-
-
-class _StorageInfo(_Record):
-    pass
-
-
-def _size(lengths: tuple[Any, ...]) -> tuple[Any, ...]:
-    return lengths
-
-
-def _dictionary() -> dict[Any, Any]:
-    return {}
-
-
-_CHECKPOINT = "torch.distributed.checkpoint"
-_CLASSES: Mapping[tuple[str, str], Any] = {
-    **{
-        (f"{_CHECKPOINT}.metadata", each.__name__[1:]): each
-        for each in (
-            _Metadata,
-            _TensorStorageMetadata,
-            _TensorProperties,
-            _BytesStorageMetadata,
-            _ChunkStorageMetadata,
-            _MetadataIndex,
-        )
-    },
-    (f"{_CHECKPOINT}.filesystem", "_StorageInfo"): _StorageInfo,
-    # Before torch 2.3.
-    ("torch.distributed._shard.sharded_tensor.metadata", "TensorProperties"): _TensorProperties,
-    ("torch", "Size"): _size,
-    ("collections", "OrderedDict"): _dictionary,
-}
-# Further names that torch and planners of training programs write; their values are ignored.
-_UNUSED = re.compile(
-    r"(torch\.distributed\.(checkpoint|_shard|tensor|_tensor)|megatron\.core|nvidia_resiliency_ext)\b[\w.]*:\w+"
-    r"|torch\.serialization:_get_layout|torch:(device|layout|strided)"
-    r"|pathlib(\._local)?:\w*Path|collections:(defaultdict|deque)|typing:\w+"
-    r"|(builtins|__builtin__):(set|frozenset|list|dict|tuple|slice|range|complex|bytearray|str|int|float|bool|object)"
-)
-_DTYPE = re.compile(r"(b?float|complex|q?u?int|bits)\d\w*|bool")
-
-
-class _Unpickler(InertUnpickler):
-    """Builds records for torch's classes and inert objects for others, and collects the names of foreign ones."""
-
-    def __init__(self, stream: io.BytesIO) -> None:
-        super().__init__(stream)
-        self.foreign: dict[str, None] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _CLASSES:
-            return _CLASSES[module, name]
-        if module == "torch" and _DTYPE.fullmatch(name):
-            return name
-        if not _UNUSED.fullmatch(f"{module}:{name}"):
-            self.foreign[f"{module}.{name}"] = None
-        return type(name, (Inert,), {})
+    return Metadata(tensors=tensors, blobs=blobs, files=files, saved_in=saved_in)
 
 
 def _places(storage: Any) -> dict[tuple[str, Index | None], tuple[Place, ...]]:
     """The places by name and offsets of the chunk. The keys of `storage` are records, equal only to themselves."""
     places: dict[tuple[str, Index | None], list[Place]] = defaultdict(list)
     for index, info in storage.items():
-        if not (isinstance(index, _MetadataIndex) and isinstance(info, _StorageInfo)):
-            raise ValueError(f"storage_data maps {type(index).__name__} to {type(info).__name__}")
+        if (kind_of(index), kind_of(info)) != ("MetadataIndex", "StorageInfo"):
+            raise ValueError(f"storage_data maps {kind_of(index)} to {kind_of(info)}")
         name, offsets = _fields(index, "fqn", offset=None)
         file, offset, length, transforms = _fields(
             info, "relative_path", "offset", "length", transform_descriptors=None
@@ -251,16 +139,16 @@ def _check_apart(entries: Iterable[object], nbytes: int) -> None:
 
     A chunk of its own is several bytes of the file.
     """
-    chunks = sum(len(_fields(entry, "chunks")[0]) for entry in entries if isinstance(entry, _TensorStorageMetadata))
+    chunks = sum(len(_fields(entry, "chunks")[0]) for entry in entries if kind_of(entry) == "TensorStorageMetadata")
     if chunks > nbytes:
         raise ValueError(f"{chunks} chunks in a file of {nbytes} bytes: tensors share them")
 
 
 def _entry(name: str, entry: object, places: Mapping[tuple[str, Index | None], tuple[Place, ...]]) -> Entry:
-    if not isinstance(entry, _TensorStorageMetadata):
-        raise ValueError(f"{_text(name)} is a {type(entry).__name__.strip('_')}")
+    if kind_of(entry) != "TensorStorageMetadata":
+        raise ValueError(f"{_text(name)} is a {kind_of(entry)}")
     properties, size, boxes = _fields(entry, "properties", "size", "chunks")
-    state = properties.state if isinstance(properties, _TensorProperties) else None
+    state = properties.state if isinstance(properties, Record) else None
     dtype = state.get("dtype") if isinstance(state, dict) else state[0] if isinstance(state, tuple) and state else None
     shape = _index(size)
     chunks = []
@@ -273,13 +161,19 @@ def _entry(name: str, entry: object, places: Mapping[tuple[str, Index | None], t
     return Entry(dtype=_text(dtype), shape=shape, chunks=tuple(chunks))
 
 
+def _saved_in(metadata: object) -> str:
+    (meta,) = _fields(metadata, storage_meta=None)
+    (path,) = _fields(meta, checkpoint_id=None) if kind_of(meta) == "StorageMeta" else (None,)
+    return path if isinstance(path, str) else ""
+
+
 def _fields(record: object, *names: str, **optional: Any) -> list[Any]:
-    state = record.state if isinstance(record, _Record) else None
+    state = record.state if isinstance(record, Record) else None
     if not isinstance(state, dict):
-        raise ValueError(f"a {type(record).__name__.strip('_')} without content")
+        raise ValueError(f"a {kind_of(record)} without content")
     missing = [name for name in names if name not in state]
     if missing:
-        raise ValueError(f"a {type(record).__name__.strip('_')} without {named(missing)}")
+        raise ValueError(f"a {kind_of(record)} without {named(missing)}")
     return [state[name] for name in names] + [state.get(name, default) for name, default in optional.items()]
 
 

@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from distconv.formats.dcp.blobs import Span
-from distconv.formats.dcp.plan import MODEL_KEY, Chunk, DcpPlan
-from distconv.formats.iterations import VERSION_KEY
+from distconv.formats.dcp.plan import DcpPlan, Whole
 from distconv.formats.torch_zip.write_pickle import Call, Global, Instance, dumps
 from distconv.tensors.virtual import Index
 
@@ -35,23 +34,26 @@ def metadata_bytes(plan: DcpPlan, spans: Mapping[str, Sequence[Span]]) -> bytes:
 
 
 def _metadata(plan: DcpPlan, spans: Mapping[str, Sequence[Span]]) -> Instance:
-    entries: dict[str, Instance] = {VERSION_KEY: Instance(_BYTES)}
+    entries: dict[str, Instance] = {}
     chunks: dict[str, list[Instance]] = {}
-    indices = [Instance(_INDEX, {"fqn": VERSION_KEY, "index": None})]
-    for chunk in (chunk for file in plan.files for chunk in plan.chunks(file)):
-        name = f"{MODEL_KEY}.{chunk.whole.name}"
-        known = chunks.setdefault(name, [])
-        indices.append(Instance(_INDEX, {"fqn": name, "index": len(known), "offset": _size(chunk.offsets)}))
-        known.append(Instance(_CHUNK, {"offsets": _size(chunk.offsets), "sizes": _size(chunk.tensor.shape)}))
-        entries.setdefault(name, _tensor(chunk, known))
-    places = [(file.path, span) for file in plan.files for span in spans[file.path]]
+    places: dict[Instance, Instance] = {}
+    for file in plan.files:
+        values = plan.values_in(file)
+        for value, span in zip(values, spans[file.path], strict=False):
+            for key in value.keys:
+                entries[key] = Instance(_BYTES)
+                places[Instance(_INDEX, {"fqn": key, "index": None})] = _place(file.path, span)
+        for chunk, span in zip(plan.chunks(file), spans[file.path][len(values) :], strict=True):
+            name = plan.full_name(chunk.whole)
+            known = chunks.setdefault(name, [])
+            index = Instance(_INDEX, {"fqn": name, "index": len(known), "offset": _size(chunk.offsets)})
+            places[index] = _place(file.path, span)
+            known.append(Instance(_CHUNK, {"offsets": _size(chunk.offsets), "sizes": _size(chunk.shape)}))
+            entries.setdefault(name, _tensor(chunk.whole, known))
     state = {
         "state_dict_metadata": entries,
         "planner_data": _nested_names(plan),
-        "storage_data": {
-            index: Instance(_PLACE, {"relative_path": path, "offset": offset, "length": length})
-            for index, (path, (offset, length)) in zip(indices, places, strict=True)
-        },
+        "storage_data": places,
         "storage_meta": Instance(
             Global(_MODULE, "StorageMeta"), {"checkpoint_id": None, "save_id": None, "load_id": None, "modules": []}
         ),
@@ -60,18 +62,24 @@ def _metadata(plan: DcpPlan, spans: Mapping[str, Sequence[Span]]) -> Instance:
     return Instance(Global(_MODULE, "Metadata"), state)
 
 
-def _tensor(chunk: Chunk, chunks: list[Instance]) -> Instance:
-    """The entry of a tensor, given one of its chunks and the pickled form of all."""
-    dtype = Global("torch", chunk.tensor.dtype)
+def _place(path: str, span: Span) -> Instance:
+    return Instance(_PLACE, {"relative_path": path, "offset": span[0], "length": span[1]})
+
+
+def _tensor(whole: Whole, chunks: list[Instance]) -> Instance:
+    """The entry of a tensor, given the pickled form of its chunks."""
+    dtype = Global("torch", whole.dtype)
     # In the order of the class's own `__getstate__`; requires_grad and pin_memory are false.
     properties = Instance(_PROPERTIES, (dtype, _STRIDED, False, _CONTIGUOUS, False))
-    return Instance(_TENSOR, {"properties": properties, "size": _size(chunk.whole.tensor.shape), "chunks": chunks})
+    return Instance(_TENSOR, {"properties": properties, "size": _size(whole.shape), "chunks": chunks})
 
 
-def _nested_names(plan: DcpPlan) -> dict[str, tuple[str, ...]]:
-    """Flat name → path in the nested state dict."""
-    names = {f"{MODEL_KEY}.{each.name}": (MODEL_KEY, each.name) for each in plan.tensors()}
-    return {**names, VERSION_KEY: (VERSION_KEY,)}
+def _nested_names(plan: DcpPlan) -> dict[str, tuple[str, ...]] | None:
+    """Flat name → path in the nested state dict; `None` if it is flat."""
+    if plan.state is None:
+        return None
+    names: dict[str, tuple[str, ...]] = {plan.full_name(each): (plan.state, each.name) for each in plan.tensors()}
+    return names | {key: (key,) for value in plan.values for key in value.keys}
 
 
 def _size(lengths: Index) -> Call:

@@ -80,7 +80,7 @@ class HuggingFace(Format[HuggingFaceOptions]):
         """Always."""
         return True
 
-    def plan(self, options: HuggingFaceOptions, source: Source, model: Model) -> PlannedResult:
+    def plan(self, options: HuggingFaceOptions, source: Source, model: Model, iteration: str) -> PlannedResult:  # noqa: ARG002
         """The directory that follows the reference of a source."""
         types = ElementTypes(options, model)
         published, reference, definition = source.published(), model.followed, model.definition

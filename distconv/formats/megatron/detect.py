@@ -35,6 +35,8 @@ from distconv.tensors.operators import OPERATORS
 
 # Experts of one matrix or one module, as Megatron-core's grouped matrix products and Transformer Engine hold them.
 _GROUPED = re.compile(r"\.experts\.(weight[12]|linear_fc[12]\.weight\d*)$")
+# Up projections of latent attention, each as two, as MindSpeed-LLM holds them with --mla-mm-split.
+_SPLIT = re.compile(r"\.self_attention\.linear_(qk_nope|qk_rope|kv_nope|v)\.weight$")
 
 
 @dataclass(kw_only=True)
@@ -116,6 +118,11 @@ def _other_names(definition: Definition, index: MegatronIndex, targets: Targets)
             f"{index.directory}: {counted(len(grouped), 'tensor')} of grouped experts, such as {named(grouped, 2)}: "
             f"model definition {definition.name} knows one matrix for each expert (local_experts); let training save "
             "it without --moe-grouped-gemm"
+        )
+    elif split := [name for name in unknown if _SPLIT.search(name)]:
+        yield (
+            f"{index.directory}: {counted(len(split), 'tensor')} of up projections of latent attention that are split, "
+            f"such as {named(split, 2)}; let training save it without --mla-mm-split"
         )
     elif (prefix := common_prefix(unknown, lambda name: targets.find(name) is not None)) and unknown == sorted(names):
         yield (

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, Takes, evidence_of_files
+from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, Takes, evidence_of, holds_files
 from distconv.formats.element_types import CAST_OPTIONS, ElementTypes
 from distconv.formats.iterations import iterations_in
 from distconv.formats.megatron.directory import RANK_PREFIX, notes_of_others
@@ -45,7 +45,7 @@ class Megatron(Format[CommonOptions]):
 
     def evidence(self, directory: Path) -> Evidence:
         """Rank directories, in the directory or in one of its iterations; or iterations alone."""
-        found = evidence_of_files(directory, f"{RANK_PREFIX}*")
+        found = evidence_of(directory, lambda place: holds_files(place, f"{RANK_PREFIX}*"))
         return found or (Evidence.ITERATIONS if iterations_in(directory) else found)
 
     def open(self, options: CommonOptions, *, adapters: bool, hand_out: HandOut) -> Opened:  # noqa: ARG002
@@ -72,7 +72,7 @@ class Megatron(Format[CommonOptions]):
         """Never."""
         return False
 
-    def plan(self, options: CommonOptions, source: Source, model: Model) -> PlannedResult:
+    def plan(self, options: CommonOptions, source: Source, model: Model, iteration: str) -> PlannedResult:  # noqa: ARG002
         """The rank files of the requested layout."""
         parameters = source.parameters()
         rows = options.vocab_size

@@ -18,13 +18,15 @@ from distconv.formats.base import Held
 from distconv.formats.iterations import CHECKPOINT_VERSION, RELEASE, VERSION_KEY
 from distconv.formats.megatron.directory import find_ranks, rank_directory
 from distconv.formats.torch_zip.archive import ArchivedTensor, read_source_archive
-from distconv.formats.torch_zip.inert_pickle import Inert
+from distconv.formats.torch_zip.inert_pickle import Inert, Namespace
 from distconv.runtime.hand_out import HandOut, here
 from distconv.tensors.compose import strided
 from distconv.tensors.stored import SourceFile
 
 _DICTIONARY = re.compile(r"model\d*")
 _EXTRA_STATE = "_extra_state"
+# Arguments of MindSpeed-LLM's training: experts spread over tensor parallel ranks as well, and the number of these.
+_SPREAD, _TP = "moe_tp_extend_ep", "tensor_model_parallel_size"
 # A limit above every real iteration that still fits in the name of a directory.
 _LAST_ITERATION = 10**12
 # Top-level entries that a conversion keeps.
@@ -186,6 +188,13 @@ def read_rank_file(path: str) -> dict[str, Any]:
     if type(iteration) is int and not 0 <= iteration <= _LAST_ITERATION:
         found = "a negative" if iteration < 0 else "a larger"
         raise InputError(f"{path}: expected an iteration from 0 to 10^12, found {found} one")
+    args = content.get("args")
+    if isinstance(args, Namespace) and args.values.get(_SPREAD) is True and args.values.get(_TP) != 1:
+        raise InputError(
+            f"{path}: was trained with --{_SPREAD.replace('_', '-')}, which gives experts to pairs of tensor and "
+            "expert parallel ranks: nothing in grouped experts shows it, and distconv does not know this layout; save "
+            "it without"
+        )
     tensors = [(key, _tensors(path, key, content[key])) for key in (keys if keys == ["model"] else virtual)]
     states = any(_is_extra_state(name) and not _is_empty(entry) for key in keys for name, entry in content[key].items())
     return {

@@ -13,6 +13,7 @@ from distconv.errors import raise_if
 from distconv.formats.base import Published, Source
 from distconv.formats.megatron.bind import MegatronBinding, bind_megatron
 from distconv.formats.megatron.dialect import cut_as_found, spoken_in
+from distconv.formats.megatron.fused_projections import unfused
 from distconv.formats.megatron.grouped_experts import ungrouped
 from distconv.formats.megatron.index import MegatronIndex
 from distconv.formats.model import Model
@@ -61,14 +62,16 @@ def bound(
         InputError: as `bind_megatron`.
     """
     definition, sizes, dialects = model.defined, model.sizes, model.parameter_dialects
+    index = unfused(index, definition, sizes)
     spoken = spoken_in(index, definition, dialects, options.source_dialect)
-    spoken = cut_as_found(spoken, index, sizes, dialects)
+    spoken = cut_as_found(spoken, index, sizes, dialects, is_given=options.source_dialect is not None)
     index = ungrouped(index, spoken.definition, sizes, given.expert_tp)
     selected = selection(options, definition)
     found = bind_megatron(
         spoken.definition, sizes, index, given, selected, model.followed.shapes, tied_head=options.tied_head
     )
-    found = replace(found, parameters=spoken.in_own_names(found.parameters), over_hf=spoken.in_own_names(found.over_hf))
+    parameters, over_hf = (spoken.in_own_names(each, sizes) for each in (found.parameters, found.over_hf))
+    found = replace(found, parameters=parameters, over_hf=over_hf)
     return found, spoken.dialect.name
 
 

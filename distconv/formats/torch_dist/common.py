@@ -6,6 +6,7 @@ nothing with a model.
 
 from __future__ import annotations
 
+import _compat_pickle
 import re
 import sys
 from collections.abc import Collection, Mapping
@@ -13,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distconv.errors import InputError, named
+from distconv.errors import InputError, named, raise_if
 from distconv.formats.dcp.index import DcpDirectory
+from distconv.formats.dcp.metadata import METADATA
+from distconv.formats.foreign import KIND_NAME
 from distconv.formats.iterations import CHECKPOINT_VERSION, RELEASE, VERSION_KEY, iteration_of
 from distconv.formats.torch_dist.keys import COMMON_STATE
 from distconv.formats.torch_dist.sizes import Told, told_by
@@ -28,13 +31,15 @@ COMMON_NAME = "common.pt"
 _OF_SAVING = ("args", VERSION_KEY, "iteration", "content_metadata", "num_floating_point_operations_so_far")
 # Of the standard library, what arguments of training are made of; everything else there would be called.
 _HARMLESS = re.compile(
-    r"(argparse\.Namespace|types\.(SimpleNamespace|MappingProxyType)|functools\.partial|uuid\.UUID|_codecs\.encode"
-    r"|collections\.(OrderedDict|defaultdict|deque|Counter)|copyreg\.(_reconstructor|__newobj__|__newobj_ex__)"
+    r"(argparse\.Namespace|types\.(SimpleNamespace|MappingProxyType|GenericAlias)|functools\.partial|uuid\.UUID"
+    r"|collections\.(OrderedDict|defaultdict|deque|Counter)|copy_?reg\.(_reconstructor|__newobj__|__newobj_ex__)"
     r"|datetime\.(date|time|datetime|timedelta|timezone)|decimal\.Decimal|fractions\.Fraction|enum\.\w*(Enum|Flag)"
-    r"|pathlib(\._local)?\.\w*Path|(builtins|__builtin__)\.(set|frozenset|list|dict|tuple|slice|range|complex|bytes"
-    r"|bytearray|str|int|float|bool|object|getattr))"
+    r"|pathlib(\._local)?\.\w*Path|signal\.(Signals|Handlers)|re\._compile|typing\.\w+|operator\.getitem|_codecs\.encode"
+    r"|(builtins|__builtin__)\.(set|frozenset|list|dict|tuple|slice|x?range|complex|bytes|bytearray|str|unicode|int|long"
+    r"|float|bool|object|getattr))"
 )
-_STANDARD = frozenset({*sys.stdlib_module_names, "__builtin__", "commands"})
+# Under the names of today, and those that pickles have for readers of Python 2.
+_STANDARD = frozenset({*sys.stdlib_module_names, *_compat_pickle.IMPORT_MAPPING})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +54,13 @@ class Common:
     others: tuple[str, ...] = ()
 
 
-def read_common(checkpoint: DcpDirectory, seen: list[SourceFile]) -> Common:
+def read_common(checkpoint: DcpDirectory, seen: list[SourceFile], *, is_file: bool) -> Common:
     """Read the common part of a checkpoint; the identity of its file is added to `seen`.
 
+    `is_file`: the checkpoint says that it has one.
+
     Raises:
-        InputError: it is damaged, names what would be executed, or is of another iteration or version.
+        InputError: it is missing or damaged, names what would be executed, or is of another iteration or version.
     """
     path = checkpoint.directory / COMMON_NAME
     names: set[str] = set()
@@ -66,6 +73,11 @@ def read_common(checkpoint: DcpDirectory, seen: list[SourceFile]) -> Common:
         with stored_within(checkpoint.directory / places[0].file, names) as read:
             held = read(places[0].offset, places[0].length)
         content = held[0] if isinstance(held, list) and held else held
+    elif is_file:
+        raise InputError(
+            f"{path}: no such file; {KIND_NAME} beside it says that the checkpoint has one, which says the iteration "
+            "and how training was configured: the checkpoint was not copied completely"
+        )
     else:
         return Common()
     _check_names(where, names)
@@ -73,7 +85,7 @@ def read_common(checkpoint: DcpDirectory, seen: list[SourceFile]) -> Common:
         raise InputError(f"{where}: expected a dictionary, found {type(content).__name__}")
     _check_version(where, content)
     iteration = content.get("iteration")
-    _check_iteration(where, iteration, checkpoint.directory)
+    _check_iteration(where, iteration, checkpoint)
     args = content.get("args")
     values = args.values if isinstance(args, Namespace) else {}
     return Common(
@@ -99,10 +111,16 @@ def _check_version(where: str, content: Mapping[Any, Any]) -> None:
         raise InputError(f"{where}: {VERSION_KEY} is {shown}, expected {CHECKPOINT_VERSION}")
 
 
-def _check_iteration(where: str, iteration: object, directory: Path) -> None:
-    named_so = iteration_of(directory.resolve())
-    if type(iteration) is int and named_so not in (None, RELEASE, str(iteration)):
-        raise InputError(
-            f"{where}: is of iteration {iteration}, but its directory is {directory.resolve().name}: files of two "
-            "checkpoints are mixed"
-        )
+def _check_iteration(where: str, iteration: object, checkpoint: DcpDirectory) -> None:
+    """Compare the iteration with the name of the directory, and with that of the one that the metadata was saved in."""
+    if type(iteration) is not int:
+        return
+    here, saved = checkpoint.directory.resolve(), Path(checkpoint.metadata.saved_in)
+    others = {f"its directory is {here.name}": here, f"{METADATA} was saved in {saved.name}": saved}
+    raise_if(
+        [
+            f"{where}: is of iteration {iteration}, but {words}: files of two checkpoints are mixed"
+            for words, path in others.items()
+            if iteration_of(path) not in (None, RELEASE, str(iteration))
+        ]
+    )

@@ -1,6 +1,6 @@
-"""Megatron-core's distributed checkpoints (`torch_dist`) as a format of sources.
+"""Megatron-core's distributed checkpoints (`torch_dist`) as a format: one whole model, whatever the layout of training.
 
-Owns their recognition and their words. How they are read, the modules beside this one know.
+Owns their recognition, their words, and the way from bound parameters to a plan.
 """
 
 from __future__ import annotations
@@ -9,34 +9,55 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distconv.formats.base import Evidence, Opened, Source, SourceFormat, Takes
+from distconv.errors import counted
+from distconv.formats.base import (
+    Evidence,
+    Format,
+    Opened,
+    PlannedResult,
+    Source,
+    Takes,
+    evidence_of,
+    refusals_of_whole_tensors,
+)
 from distconv.formats.dcp.chunks import locate_chunks
+from distconv.formats.element_types import CAST_OPTIONS, ElementTypes
 from distconv.formats.foreign import KIND_NAME, has_backend
-from distconv.formats.iterations import RELEASE, iteration_of, iterations_in
+from distconv.formats.iterations import RELEASE, iteration_of
 from distconv.formats.model import Model
+from distconv.formats.torch_dist.arguments import arguments_of
+from distconv.formats.torch_dist.files import TorchDistFiles
 from distconv.formats.torch_dist.index import TorchDistDirectory, open_torch_dist
 from distconv.formats.torch_dist.kind import BACKEND
+from distconv.formats.torch_dist.plan import make_torch_dist_plan
 from distconv.formats.torch_dist.source import TorchDistFacts, TorchDistSource, read_torch_dist
+from distconv.layout.balance import complete_layout
+from distconv.layout.request import Layout
+from distconv.layout.shards import cut_recipes
+from distconv.layout.tied_head import resolve_head
+from distconv.models.vocabulary import padded_rows, resize_vocabulary, resizing_of
 from distconv.options import CommonOptions
 from distconv.runtime.hand_out import HandOut
 
 
-class TorchDist(SourceFormat[CommonOptions]):
+class TorchDist(Format[CommonOptions]):
     """Directories of `metadata.json`, `.metadata`, `.distcp` files and a common part."""
 
     name = BACKEND
     noun = BACKEND
     title = "a torch_dist checkpoint of Megatron-core"
-    takes = Takes(source=frozenset({"reference", "fill_from_reference", "source_dialect"}))
+    words = "Megatron-core's distributed checkpoint: any layout loads it, no `layout`"
+    takes = Takes(
+        source=frozenset({"reference", "fill_from_reference", "source_dialect"}),
+        target=dict.fromkeys((*CAST_OPTIONS, "vocab_size", "vocab_multiple", "tied_head", "dialect"), ""),
+        refusals=refusals_of_whole_tensors(name),
+    )
     tasks = (locate_chunks,)
     holds_iterations = True
 
     def evidence(self, directory: Path) -> Evidence:
         """A `metadata.json` that names a backend, in the directory or in one of its iterations."""
-        if has_backend(directory / KIND_NAME):
-            return Evidence.HERE
-        below = any(has_backend(each / KIND_NAME) for each in iterations_in(directory))
-        return Evidence.BELOW if below else Evidence.NONE
+        return evidence_of(directory, lambda place: has_backend(place / KIND_NAME))
 
     def open(self, options: CommonOptions, *, adapters: bool, hand_out: HandOut) -> Opened:  # noqa: ARG002
         """The metadata and the common part of an iteration."""
@@ -58,12 +79,43 @@ class TorchDist(SourceFormat[CommonOptions]):
         """The source of a job."""
         return TorchDistSource(options, facts, model)
 
+    def is_published(self, options: CommonOptions) -> bool:  # noqa: ARG002 - whatever the options
+        """Never."""
+        return False
+
+    def plan(self, options: CommonOptions, source: Source, model: Model, iteration: str) -> PlannedResult:
+        """The stacked parameters under the keys of a dialect."""
+        parameters = source.parameters()
+        rows = options.vocab_size
+        if options.vocab_multiple is not None:
+            rows = padded_rows(parameters, options.vocab_multiple)
+        layout = complete_layout(Layout(), parameters, model.defined)
+        binding = resize_vocabulary(parameters, rows)
+        types = ElementTypes(options, model)
+        binding = types.of_parameters(resolve_head(binding, model.defined, layout, options.tied_head))
+        # Whole parameters, but proved as shards are: no element of a source is lost or doubled.
+        cut_recipes((each.recipe for each in binding.parameters), layout)
+        plan = make_torch_dist_plan(binding, model.parameter_dialect(options.dialect))
+        arguments = arguments_of(model, binding, options.vocab_multiple)
+        files = TorchDistFiles(plan, arguments, int(iteration) if iteration.isdecimal() else 0)
+        return PlannedResult(plan=plan, files=files, notes=resizing_of(parameters, rows), casts=types.casts())
+
     def source_words(self, report: Mapping[str, Any]) -> list[str]:
-        """The dialect of the source."""
-        return [f"found    parameters of all layers in one, wrapped as in {report['source_names']['dialect']}"]
+        """The modules of the model, and how it was built, where its keys tell."""
+        names = report["source_names"]
+        prefix = f" with the prefix {names['prefix']}" if names["prefix"] else ""
+        built = [f"         built from the {names['spec']} spec"] if names["spec"] else []
+        return [f"found    keys{prefix} of {', '.join(names['modules'])}", *built]
+
+    def target_words(self, report: Mapping[str, Any]) -> list[str]:
+        """Tensors and chunks, and one key as an example."""
+        found = report[self.name]
+        what = f"{counted(found['tensors'], 'tensor')} in {counted(found['chunks'], 'chunk')}"
+        return [f"keys     {what}, dialect {found['dialect']}: {found['example']} …"]
 
 
 def _iteration(opened: TorchDistDirectory) -> str:
     """The iteration: what the directory is named, or else what the common part says."""
     named = iteration_of(opened.checkpoint.directory.resolve())
+    # A release says that it is of iteration 0.
     return named or (str(opened.common.iteration) if opened.common.iteration else RELEASE)

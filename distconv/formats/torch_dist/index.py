@@ -18,7 +18,7 @@ from distconv.formats.dcp.metadata import METADATA
 from distconv.formats.foreign import KIND_NAME
 from distconv.formats.huggingface.directory import check_directory
 from distconv.formats.torch_dist.common import Common, read_common
-from distconv.formats.torch_dist.keys import COMMON_STATE, EXTRA_STATES, Part, other_kind, parts_of
+from distconv.formats.torch_dist.keys import COMMON_STATE, EXTRA_STATES, Part, other_kind, parts_of, prefix_of
 from distconv.formats.torch_dist.kind import check_kind
 from distconv.formats.torch_dist.sizes import Told, read_run_config
 from distconv.runtime.hand_out import HandOut, here
@@ -34,6 +34,11 @@ class TorchDistDirectory:
     checkpoint: DcpDirectory
     common: Common
     told: tuple[Told, ...]
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of the tensors of the model."""
+        return [key for key in self.checkpoint.metadata.tensors if other_kind(key) is None]
 
     def others(self) -> list[str]:
         """What is not of the model, by kind, in words."""
@@ -61,10 +66,10 @@ def open_torch_dist(directory: Path, iteration: str | None) -> TorchDistDirector
     check_directory(directory, "source")
     found = chosen_directory(directory, iteration, KIND_NAME)
     seen: list[SourceFile] = []
-    check_kind(found, seen)
+    is_file = check_kind(found, seen)
     checkpoint = read_directory(found)
     raise_if(list(_other_lengths(checkpoint)))
-    common = read_common(checkpoint, seen)
+    common = read_common(checkpoint, seen, is_file=is_file)
     run_config = read_run_config(found, seen)
     described_by = (*seen, *checkpoint.described_by)
     return TorchDistDirectory(
@@ -79,10 +84,11 @@ def index_parameters(opened: TorchDistDirectory, hand_out: HandOut = here) -> Dc
 
     Raises:
         InputError: every chunk that is not at its position in the metadata; every tensor that its chunks do not tile,
-            or that is not stacked as its key tells; every parameter that is there in halves, or twice.
+            or that is not stacked as its key tells; every parameter of which a half is missing, or that is there twice.
     """
-    stacked = locate(opened.checkpoint, lambda key: other_kind(key) is None, hand_out)
-    tensors = _Parameters(str(opened.checkpoint.directory / METADATA))
+    keys = opened.keys
+    stacked = locate(opened.checkpoint, set(keys).__contains__, hand_out)
+    tensors = _Parameters(str(opened.checkpoint.directory / METADATA), prefix_of(keys))
     for key, tensor in stacked.tensors.items():
         tensors.add(key, tensor)
     return replace(stacked, tensors=tensors.complete(), others=())
@@ -102,8 +108,8 @@ def _other_lengths(checkpoint: DcpDirectory) -> Iterator[str]:
 class _Parameters:
     """The parameters in stacked tensors, and all that is wrong with them; those stored alike share a table."""
 
-    def __init__(self, where: str) -> None:
-        self._where, self._problems = where, list[str]()
+    def __init__(self, where: str, prefix: str) -> None:
+        self._where, self._prefix, self._problems = where, prefix, list[str]()
         self._tensors: dict[str, NamedTensor] = {}
         self._halves: dict[str, dict[int, NamedTensor]] = {}
         self._keys: dict[tuple[str, int | None], str] = {}
@@ -112,7 +118,7 @@ class _Parameters:
     def add(self, key: str, tensor: NamedTensor) -> None:
         """Add the parameters in the tensor of a key."""
         try:
-            parts = parts_of(key, tensor.tensor.shape)
+            parts = parts_of(key.removeprefix(self._prefix), tensor.tensor.shape)
         except ValueError as error:
             self._problems.append(f"{self._where}: tensor {key}: {error}")
             return

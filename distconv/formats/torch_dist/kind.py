@@ -17,7 +17,8 @@ from distconv.tensors.stored import SourceFile
 
 BACKEND = "torch_dist"
 # By the key of the part of the checkpoint: the backend that is read, and its version.
-_READ = {"sharded": (BACKEND, 1), "common": ("torch", 1)}
+COMMON = "common"
+_READ = {"sharded": (BACKEND, 1), COMMON: ("torch", 1)}
 _SAVE_AGAIN = "load it in training, and save it with --ckpt-format torch_dist"
 _OTHERS = {
     "zarr": "a zarr checkpoint, as Megatron-core wrote it before torch_dist",
@@ -26,19 +27,31 @@ _OTHERS = {
 }
 
 
-def check_kind(directory: Path, seen: list[SourceFile]) -> None:
-    """Check that the checkpoint in a directory is one that is read; the identity of the file is added to `seen`.
+def kind_content() -> dict[str, Any]:
+    """The content of `metadata.json` of a checkpoint that all versions since Megatron-core 0.12 read."""
+    return {
+        f"{part}_{key}": value
+        for part, (backend, version) in _READ.items()
+        for key, value in (("backend", backend), ("backend_version", version))
+    }
+
+
+def check_kind(directory: Path, seen: list[SourceFile]) -> bool:
+    """Check that the checkpoint in a directory is one that is read, and return whether its common part is a file.
+
+    The identity of `metadata.json` is added to `seen`.
 
     Raises:
         InputError: no `metadata.json`, or a damaged one; another backend, or another version of it.
     """
     path = directory / KIND_NAME
     content = read_object(path, "the kind of the checkpoint", seen)
+    # Since Megatron-core 0.19 the common part is an entry beside the tensors.
+    has_common_file = f"{COMMON}_backend" in content
     for part, (backend, version) in _READ.items():
-        # Since Megatron-core 0.19 the common part has none.
-        if part == "common" and f"{part}_backend" not in content:
-            continue
-        _check(path, content, part, backend, version)
+        if part != COMMON or has_common_file:
+            _check(path, content, part, backend, version)
+    return has_common_file
 
 
 def _check(path: Path, content: Mapping[str, Any], part: str, backend: str, version: int) -> None:

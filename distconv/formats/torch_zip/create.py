@@ -12,6 +12,7 @@ Format: https://docs.pytorch.org/docs/stable/notes/serialization.html; `_save` i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from types import MappingProxyType
 from typing import Any
@@ -60,6 +61,11 @@ def tensor_frame(dtype: str, shape: tuple[int, ...]) -> Frame:
 def value_frame(value: Any) -> Frame:
     """The frame of an archive of a plain value, which is the whole archive."""
     return _archive(value, [])
+
+
+def empty_state_frame() -> Frame:
+    """The frame of an archive of a list of a tensor without elements, the state of a module that has none."""
+    return replace(_archive([_tensor(0, "uint8", (0,))], [("uint8", (0,))]), holes=())
 
 
 def _archive(content: Any, tensors: Sequence[tuple[str, tuple[int, ...]]]) -> Frame:

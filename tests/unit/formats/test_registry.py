@@ -10,10 +10,13 @@ from distconv.formats.registry import (
     FORMATS,
     format_named,
     format_of,
+    mixed_problem,
     source_contradictions,
     target_contradictions,
 )
 from tests import configuration
+
+KIND = 'metadata.json={"sharded_backend": "torch_dist"}'
 
 
 @pytest.mark.parametrize(
@@ -30,17 +33,61 @@ from tests import configuration
         (["__0_0.distcp", "config.json"], "dcp"),
         (["iter_0000001/__0.metadata"], "dcp"),
         ([".metadata", "iter_0000001/mp_rank_00/model_optim_rng.pt"], "dcp"),
+        ([KIND], "torch_dist"),
+        ([KIND, ".metadata", "__0_0.distcp"], "torch_dist"),
+        (["metadata.json", ".metadata", "__0_0.distcp"], "torch_dist"),
+        (["metadata.json", ".metadata"], "dcp"),
+        ([f"iter_0000001/{KIND}", "iter_0000001/.metadata"], "torch_dist"),
+        ([KIND, ".metadata", "config.json"], "torch_dist"),
     ],
 )
 def test_a_directory_is_of_the_format_with_the_clearest_evidence(tmp_path: Path, paths: list[str], name: str):
+    assert format_of(made(tmp_path, paths)).name == name
+    assert mixed_problem(tmp_path, None) is None
+
+
+def made(directory: Path, paths: list[str]) -> Path:
+    """A directory with directories and files, which are empty but for `KIND`."""
     for path in paths:
-        place = tmp_path / path
+        place = directory / path.partition("=")[0]
         if path.endswith("/"):
             place.mkdir(parents=True)
         else:
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.touch()
-    assert format_of(tmp_path).name == name
+            place.write_text(path.partition("=")[2])
+    return directory
+
+
+RANKS = "mp_rank_00/model_optim_rng.pt"
+
+
+@pytest.mark.parametrize(
+    ("tracker", "iteration", "name"),
+    [("1", None, "megatron"), ("2", None, "torch_dist"), ("3", None, "dcp"), ("1", "2", "torch_dist")],
+)
+def test_of_iterations_in_several_formats_the_chosen_one_decides(tmp_path, tracker, iteration, name):
+    made(
+        tmp_path, [f"iter_0000001/{RANKS}", f"iter_0000002/{KIND}", "iter_0000002/.metadata", "iter_0000003/.metadata"]
+    )
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text(tracker)
+    assert format_of(tmp_path, iteration).name == name
+    assert mixed_problem(tmp_path, iteration) is None
+
+
+def test_an_iteration_that_is_not_there_is_left_to_the_reader(tmp_path):
+    made(tmp_path, [f"iter_0000001/{RANKS}", f"iter_0000002/{KIND}", "iter_0000003/"])
+    for iteration in (None, "3", "7"):
+        assert format_of(tmp_path, iteration).name == "megatron"
+        assert mixed_problem(tmp_path, iteration) is None
+
+
+@pytest.mark.parametrize("paths", [[RANKS, KIND, ".metadata"], [RANKS, ".metadata", "__0_0.distcp"]])
+@pytest.mark.parametrize("above", ["", "release/", "iter_0000005/"])
+def test_two_checkpoints_in_one_directory_are_refused(tmp_path, above, paths):
+    made(tmp_path, [above + path for path in paths])
+    problem = mixed_problem(tmp_path, None)
+    assert problem is not None
+    assert problem.startswith(f"{tmp_path / above}: holds a Megatron checkpoint and a torch")
 
 
 def test_formats_are_told_apart():

@@ -84,11 +84,7 @@ def test_the_bias_of_an_adapted_module_belongs_to_its_base():
 @pytest.mark.parametrize(
     "changes",
     [
-        # Sources that are merged, vectors, experts, and whatever stands outside of the layers.
-        {
-            "operator": "concat",
-            "sources": [["m.{layer}.a.weight", "ffn", "hidden"], ["m.{layer}.b.weight", "ffn", "hidden"]],
-        },
+        # Vectors, experts, and whatever stands outside of the layers.
         {"operator": ["qkv_heads", "heads"]},
         {"sources": [["m.{layer}.fc.weight", "ffn"]]},
         {"target": "layers.{layer}.{expert}.fc.weight", "sources": [["m.{layer}.{expert}.weight", "ffn", "hidden"]]},
@@ -100,6 +96,43 @@ def test_what_cannot_be_adapted_stays_as_it_is(changes):
     given = rules(**changes)
     assert list(rules_with_adapters(given)) == given
     assert list(rules_of_adapters(given)) == []
+
+
+JOINED = {
+    "target": "layers.{layer}.mlp.linear_fc1.weight",
+    "operator": "concat",
+    "sources": [["m.{layer}.gate_proj.weight", "ffn", "hidden"], ["m.{layer}.up_proj.weight", "ffn", "hidden"]],
+}
+
+
+@pytest.mark.parametrize(
+    ("tensor_parallel", "cut"), [("glu", "rows"), (["rows", "heads"], "rows"), ("replicated", "replicated")]
+)
+def test_linears_of_one_parameter_have_adapters_each_by_itself(tensor_parallel, cut):
+    given = rules(**JOINED, tp=tensor_parallel)
+    assert list(rules_with_adapters(given)) == given
+    found = list(rules_of_adapters(given))
+    for part, (a, b) in zip(("gate", "up"), (found[:2], found[2:]), strict=True):
+        assert a.target == f"layers.{{layer}}.mlp.{part}_proj.lora_A.default.weight"
+        assert b.sources == (SourcePattern(name=f"m.{{layer}}.{part}_proj.lora_B.default.weight", dims=("ffn", "any")),)
+        assert (a.tensor_parallel, b.tensor_parallel, b.operator) == ("replicated", cut, "rename")
+        assert (a.unit, b.unit) == (None, "heads" if isinstance(tensor_parallel, list) else None)
+        assert a.choice == b.choice
+
+
+def test_experts_and_linears_that_are_cut_in_other_ways_have_no_adapters():
+    sources = [["m.{layer}.{expert}.a.weight", "ffn", "hidden"], ["m.{layer}.{expert}.b.weight", "ffn", "hidden"]]
+    experts = {**JOINED, "target": "layers.{layer}.{expert}.fc1.weight", "sources": sources}
+    assert list(rules_of_adapters(rules(**experts, tp="glu"))) == []
+    assert list(rules_of_adapters(rules(**JOINED, tp="rows_uneven"))) == []
+
+
+def test_a_linear_of_several_alternatives_has_one_adapter_for_each_tensor_that_it_is_made_of():
+    one, other = rules(), rules(sources=[["model.{layer}.other.weight", "ffn", "hidden"]])
+    given = [replace(rule, choice=("kind", name)) for name, rule in (("a", one[0]), ("b", other[0]), ("c", rules()[0]))]
+    found = [rule for rule in rules_of_adapters(given) if "lora_A" in rule.target]
+    assert [rule.choice and rule.choice[1] for rule in found] == ["a", "b"]
+    assert found[0].excludes(found[1])
 
 
 def test_of_adapters_alone_a_module_may_have_none():

@@ -10,7 +10,7 @@ from distconv.errors import InputError
 from distconv.models.dialect import Dialect, ExpertModule, parse_dialect
 from distconv.models.library import Library
 from distconv.models.packing import Packing
-from distconv.models.parameter_dialect import is_of_parameters
+from distconv.models.parameter_dialect_file import is_of_parameters
 
 PACKAGED = {
     name: parse_dialect(name, each["content"], each["path"])

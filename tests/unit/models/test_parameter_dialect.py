@@ -10,12 +10,8 @@ from distconv.errors import InputError
 from distconv.models.definition import Definition
 from distconv.models.definition_parser import parse_definition
 from distconv.models.library import Library
-from distconv.models.parameter_dialect import (
-    ParameterDialect,
-    is_of_parameters,
-    parse_parameter_dialects,
-    speak,
-)
+from distconv.models.parameter_dialect import ParameterDialect, speak
+from distconv.models.parameter_dialect_file import is_of_parameters, parse_parameter_dialects
 
 LIBRARY = Library.of_package()
 FILES = {name: each for name, each in LIBRARY.dialects().items() if is_of_parameters(each["content"])}
@@ -47,7 +43,8 @@ def spoken(dialect: str, model: str, alternative: str | None = None) -> dict[str
 def test_every_dialect_is_for_every_model(dialect, model):
     own = definition(model)
     result = speak(PACKAGED[dialect], own)
-    assert set(result.own.values()) == set(own.rules)
+    used = {part for rule in result.own.values() for part in result.parts.get(rule, (rule,))}
+    assert used == set(own.rules)
     assert result.definition.rules == tuple(result.own)
     # No name is that of two rules of one layer.
     for number, rule in enumerate(result.definition.rules):
@@ -113,6 +110,40 @@ def test_what_is_whole_is_not_cut():
     assert rules[f"{at}.linear_kv_up_proj.weight"].tensor_parallel == "rows"
 
 
+def test_what_is_joined_is_one_rule_of_each_kind_of_layer():
+    result = speak(PACKAGED["mindspeed_llm"], definition("deepseek_v3"))
+    at = "decoder.layers.{layer}.self_attention"
+    found = [rule for rule in result.definition.rules if rule.target == f"{at}.linear_qkv.weight"]
+    sources = {rule.choice and rule.choice[1]: [each.dims[0] for each in rule.sources] for rule in found}
+    assert sources == {"low_rank_q": ["q_rank", "latent"], "full_q": ["query_rows", "latent"]}
+    assert {(rule.operator, rule.tensor_parallel, rule.unit) for rule in found} == {("concat", "replicated", None)}
+    assert not any("down_proj" in rule.target or "linear_q_proj" in rule.target for rule in result.definition.rules)
+
+
+def test_a_part_stays_by_itself_in_layers_that_do_not_join_it():
+    joined = [[f"{AT}.x.weight", *(f"{AT}.self_attention.linear_{part}_down_proj.weight" for part in ("q", "kv"))]]
+    (mine,) = parsed(mine={"parameters": [], "joined": joined}).values()
+    result = speak(mine, definition("deepseek_v3"))
+    rules = [rule for rule in result.definition.rules if rule.section == "qkv"]
+    assert {rule.choice[1] for rule in rules if rule.choice and rule.target == f"{AT}.x.weight"} == {"low_rank_q"}
+    alone = [rule.choice for rule in rules if "linear_kv_down_proj" in rule.target]
+    assert [choice and choice[1] for choice in alone] == ["full_q"]
+
+
+def test_layers_that_predict_have_the_names_of_others():
+    mine, local = parsed(
+        mine={"parameters": [[f"{AT}.mlp.router.", f"{AT}.mlp.gate."]]},
+        local={"parameters": [[f"{AT}.mlp.router.", "gates.{layer}."]]},
+    ).values()
+    inside = "text_decoder.mtp.layers.{next}.transformer_layer.mlp"
+    for name, dialect in (("gate", mine), ("router", local)):
+        found = {rule.target for rule in speak(dialect, definition("glm4_moe")).definition.rules}
+        assert f"{inside}.{name}.weight" in found
+    assert mine.renamed(inside.replace("{next}", "12") + ".router.x", lambda _: False).endswith(
+        "layers.12.transformer_layer.mlp.gate.x"
+    )
+
+
 def test_a_dialect_that_is_like_another_begins_with_its_exchanges():
     found = parsed(
         first={"parameters": [["a.", "b."]], "whole": ["a.x"]},
@@ -131,6 +162,12 @@ def test_a_dialect_that_is_like_another_begins_with_its_exchanges():
         ({"parameters": "a"}, "parameters: expected [beginning, its name, beginning beside], found 'a'"),
         ({"parameters": [["a.{layer}", "b"]]}, "expected the same placeholders in both names"),
         ({"parameters": [["a.{expert}", "b"]]}, "expected the same placeholders in both names"),
+        ({"parameters": [["a.{next}", "b"]]}, "expected the same placeholders in both names"),
+        (
+            {"parameters": [], "joined": [["a", "b"]]},
+            "joined: expected [target, target of a part, target of another, …], found ['a', 'b']",
+        ),
+        ({"parameters": [], "joined": [["a", "b", "c.{layer}"]]}, "expected the same placeholders in all targets"),
         ({"parameters": [], "whole": "a"}, "whole: expected beginnings of targets, found 'a'"),
         ({"parameters": [], "words": 3}, "words: expected text, found 3"),
         ({"parameters": [], "likes": "a"}, "unknown key 'likes'; did you mean 'like'?"),

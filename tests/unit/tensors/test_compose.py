@@ -20,7 +20,7 @@ from distconv.tensors.compose import (
     substitute,
     unstack,
 )
-from distconv.tensors.virtual import invert, narrow, whole, zeros
+from distconv.tensors.virtual import concat, invert, narrow, whole, zeros
 from tests.unit.programs import Program, numbered, programs, shapes
 from tests.unit.reference import evaluate
 
@@ -64,6 +64,13 @@ def test_merging_dims_is_a_reshape_and_splitting_undoes_it(program: Program, dat
             split = split_dim(merged, dim, shape[dim])
             assert split.shape == shape
             np.testing.assert_array_equal(evaluate(split, program.operands), value.array)
+
+
+def test_dims_of_a_tensor_of_two_halves_are_merged():
+    halves = concat([whole("int64", (2, 3)), renumbered(whole("int64", (2, 3)), 1)], 1)
+    arrays = [numbered((2, 3)), 100 + numbered((2, 3))]
+    expected = np.concatenate(arrays, 1).reshape(12)
+    np.testing.assert_array_equal(evaluate(merge_dims(halves, 0), arrays), expected)
 
 
 @given(shapes(), st.data())

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distconv.tensors.cuts import TENSOR_PARALLEL_RULES, uneven_lengths
-from distconv.tensors.virtual import gaps, invert, whole
+from distconv.tensors.tiling import gaps
+from distconv.tensors.virtual import invert, whole
 from tests.unit.programs import numbered
 from tests.unit.reference import evaluate
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import distconv
 from distconv.tensors.operators import OPERATORS, RowsUnknownError
-from distconv.tensors.virtual import VirtualTensor, gaps, invert, whole
+from distconv.tensors.tiling import gaps
+from distconv.tensors.virtual import VirtualTensor, invert, whole
 from tests.unit.programs import numbered
 from tests.unit.reference import evaluate
 

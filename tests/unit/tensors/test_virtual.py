@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distconv.tensors.tiling import gaps
 from distconv.tensors.virtual import (
     Copy,
     VirtualTensor,
     chunk,
     concat,
-    gaps,
     invert,
     narrow,
     permute,
@@ -222,3 +224,21 @@ def test_a_dim_that_the_tensor_does_not_have_is_refused(operation):
     """A model definition can ask for it: a scalar with the tp rule rows."""
     with pytest.raises(ValueError, match="dim"):
         operation()
+
+
+def test_gaps_of_boxes_that_no_plane_parts():
+    """Four boxes around one, none of which another one overlaps: they only touch."""
+    boxes = [((0, 0), (1, 2)), ((0, 2), (2, 1)), ((2, 1), (1, 2)), ((1, 0), (2, 1)), ((1, 1), (1, 1))]
+    copies = [Copy(number, (0, 0), start, shape, (0, 1)) for number, (start, shape) in enumerate(boxes)]
+    assert gaps(VirtualTensor("int8", (3, 3), tuple(copies))) == 0
+    assert gaps(VirtualTensor("int8", (3, 3), tuple(copies[:4]))) == 1
+    longer = replace(copies[0], shape=(2, 2))
+    with pytest.raises(ValueError, match="two sources for the box at"):
+        gaps(VirtualTensor("int8", (3, 3), (longer, *copies[1:])))
+
+
+def test_gaps_refuses_a_box_within_one_that_began_before_others():
+    boxes = [((0, 0), (4, 1)), ((0, 1), (1, 1)), ((2, 0), (1, 1))]
+    copies = [Copy(number, (0, 0), start, shape, (0, 1)) for number, (start, shape) in enumerate(boxes)]
+    with pytest.raises(ValueError, match="two sources for the box at"):
+        gaps(VirtualTensor("int8", (4, 2), tuple(copies)))

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distconv.formats.dcp.blobs import Span, blob_frames, spans_of
-from distconv.formats.dcp.plan import Chunk
+from distconv.formats.dcp.plan import Chunk, Value, Whole
 from distconv.formats.frame import joined_frames, write_frame
 from distconv.formats.torch_zip.blobs import stored_within
+from distconv.formats.torch_zip.create import value_frame
 from distconv.tensors.dtypes import ITEM_SIZE
-from distconv.tensors.stored import NamedTensor
 from distconv.tensors.virtual import whole
 
 FORMS = st.tuples(st.sampled_from(sorted(ITEM_SIZE)), st.lists(st.integers(0, 6), max_size=3).map(tuple))
@@ -24,8 +24,7 @@ FORMS = st.tuples(st.sampled_from(sorted(ITEM_SIZE)), st.lists(st.integers(0, 6)
 
 def chunk(dtype: str, shape: tuple[int, ...]) -> Chunk:
     tensor = whole(dtype, shape)
-    named = NamedTensor((), tensor, "w")
-    return Chunk((), tensor, "all", key="w", group="w", whole=named, offsets=(0,) * len(shape))
+    return Chunk((), tensor, "all", key="w", group="w", whole=Whole("w", dtype, shape), offsets=(0,) * len(shape))
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,8 @@ class Blobs:
 
 def create(path: Path, chunks: list[Chunk], *, with_version: bool) -> Blobs:
     """Write a file without its data."""
-    frames = blob_frames(chunks, with_version=with_version)
+    version = Value(keys=("version",), frame=value_frame(3.0))
+    frames = blob_frames([version] if with_version else [], chunks)
     frame = joined_frames(frames)
     write_frame(path, frame)
     return Blobs(spans_of(frames), frame.holes)

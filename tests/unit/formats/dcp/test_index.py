@@ -16,7 +16,7 @@ from distconv.formats.dcp.index import DcpIndex, locate, open_dcp
 from distconv.formats.torch_zip import blobs as torch_blobs
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import NamedTensor
-from distconv.tensors.virtual import gaps
+from distconv.tensors.tiling import gaps
 from tests.unit.dcp_files import Draft, Name, archive, index, rows, stored
 from tests.unit.reference import evaluate
 

@@ -56,6 +56,14 @@ def test_tensors_chunks_and_other_entries(tmp_path):
     assert found.tensors["model.scalar"].shape == ()
 
 
+@pytest.mark.parametrize(("path", "saved_in"), [("/a/iter_0000007", "/a/iter_0000007"), (None, ""), (7, "")])
+def test_the_directory_that_it_was_saved_in(tmp_path, path, saved_in):
+    made = draft().metadata()
+    assert read(tmp_path, made).saved_in == ""
+    made.state["storage_meta"] = Call(Name(META, "StorageMeta"), (), {"checkpoint_id": path, "save_id": "x"})
+    assert read(tmp_path, made).saved_in == saved_in
+
+
 def test_what_older_versions_of_torch_wrote(tmp_path):
     """Without `version` and `storage_meta`, with another path of `TensorProperties`, and entries without offsets."""
     made = draft().metadata()

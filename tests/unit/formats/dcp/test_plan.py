@@ -65,7 +65,7 @@ def test_chunks_tile_every_tensor_and_hold_what_is_there(tensors):
     written = {each.name: np.zeros(each.tensor.shape, int) for each in tensors}
     met = set()
     for chunk in chunks(plan(tensors)):
-        shape = chunk.whole.tensor.shape
+        shape = chunk.whole.shape
         values = np.arange(1, prod(shape) + 1).reshape(shape)
         box = tuple(slice(low, low + length) for low, length in zip(chunk.offsets, chunk.tensor.shape, strict=True))
         assert (written[chunk.whole.name][box] == 0).all()
@@ -80,11 +80,11 @@ def test_chunks_tile_every_tensor_and_hold_what_is_there(tensors):
 @given(checkpoints())
 def test_a_chunk_is_contiguous_and_small_and_keeps_its_element_type(tensors):
     for chunk in chunks(plan(tensors)):
-        shape, piece = chunk.whole.tensor.shape, chunk.tensor.shape
+        shape, piece = chunk.whole.shape, chunk.tensor.shape
         cut = next((dim for dim in range(len(shape)) if piece[dim] != 1), len(shape))
         assert piece[cut + 1 :] == shape[cut + 1 :]
         assert nbytes(chunk.tensor) <= CHUNK
-        assert chunk.tensor.dtype == chunk.whole.tensor.dtype
+        assert chunk.tensor.dtype == chunk.whole.dtype
 
 
 def test_no_more_chunks_than_needed():

@@ -34,7 +34,12 @@ INT = np.dtype(np.int64)
 class Pieces:
     """Arrays in pieces, each cut in two along a dim, if it is."""
 
-    def __init__(self, given: Arrays, cut: Callable[[str, tuple[int, ...]], tuple[int, int] | None]) -> None:
+    def __init__(
+        self,
+        given: Arrays,
+        cut: Callable[[str, tuple[int, ...]], tuple[int, int] | None],
+        directory: str = "/dcp",
+    ) -> None:
         self.arrays: dict[tuple[str, int], np.ndarray] = {}
         self.tensors: dict[str, NamedTensor] = {}
         tables: dict[object, Any] = {}
@@ -43,7 +48,7 @@ class Pieces:
             pieces = [array] if where is None else np.split(array, [where[1]], where[0])
             parts = []
             for number, piece in enumerate(pieces):
-                file = SourceFile(f"/dcp/__{number}_0.distcp", 1 << 30)
+                file = SourceFile(f"{directory}/__{number}_0.distcp", 1 << 30)
                 parts.append(StoredTensor(name, "bfloat16", piece.shape, file, 64 * len(self.arrays)))
                 self.arrays[file.path, parts[-1].offset] = piece
             key = tuple(part.shape for part in parts), where

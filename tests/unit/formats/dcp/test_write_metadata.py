@@ -58,7 +58,7 @@ def write(directory: Path, plan: DcpPlan) -> Spans:
     """Write files and metadata; the spans of the blobs."""
     spans = {}
     for file in plan.files:
-        frames = blob_frames(plan.chunks(file), with_version=file == plan.files[0])
+        frames = blob_frames(plan.values_in(file), plan.chunks(file))
         write_frame(directory / file.path, joined_frames(frames))
         spans[file.path] = spans_of(frames)
     (directory / ".metadata").write_bytes(metadata_bytes(plan, spans))
@@ -94,7 +94,7 @@ def item(chunk: Chunk) -> WriteItem:
         tensor_data=TensorWriteData(
             chunk=ChunkStorageMetadata(offsets=offsets, sizes=torch.Size(chunk.tensor.shape)),
             properties=TensorProperties(dtype=getattr(torch, chunk.tensor.dtype)),
-            size=torch.Size(chunk.whole.tensor.shape),
+            size=torch.Size(chunk.whole.shape),
         ),
     )
 
@@ -102,8 +102,7 @@ def item(chunk: Chunk) -> WriteItem:
 def write_with_torch(directory: Path, plan: DcpPlan, spans: Spans) -> None:
     """Have torch plan, check and write the metadata of the same chunks at the same places."""
     tensors = {
-        each.name: torch.empty(each.tensor.shape, dtype=getattr(torch, each.tensor.dtype), device="meta")
-        for each in plan.tensors()
+        each.name: torch.empty(each.shape, dtype=getattr(torch, each.dtype), device="meta") for each in plan.tensors()
     }
     planner = Planner(plan)
     planner.set_up_planner({"model": tensors, "checkpoint_version": 3.0}, is_coordinator=True)
@@ -148,9 +147,7 @@ def test_torch_loads_the_tensors(tmp_path_factory, plan):
     """All zeros: the blobs are as they were created."""
     directory = tmp_path_factory.mktemp("dcp")
     write(directory, plan)
-    tensors = {
-        each.name: torch.ones(each.tensor.shape).to(getattr(torch, each.tensor.dtype)) for each in plan.tensors()
-    }
+    tensors = {each.name: torch.ones(each.shape).to(getattr(torch, each.dtype)) for each in plan.tensors()}
     state = {"model": tensors, "checkpoint_version": 0.0}
     dcp.load(state, checkpoint_id=directory)
     assert state["checkpoint_version"] == 3.0
@@ -164,7 +161,7 @@ def test_the_reader_finds_the_chunks(tmp_path_factory, plan):
     found = read_metadata(directory / ".metadata")
     assert tuple(found.blobs) == ("checkpoint_version",)
     assert {name: (entry.dtype, entry.shape) for name, entry in found.tensors.items()} == {
-        f"model.{each.name}": (each.tensor.dtype, each.tensor.shape) for each in plan.tensors()
+        f"model.{each.name}": (each.dtype, each.shape) for each in plan.tensors()
     }
     expected = {
         (f"model.{chunk.whole.name}", chunk.offsets, chunk.tensor.shape, file.path, *span)
