@@ -28,7 +28,8 @@ from distconv.formats.base import (
     Published,
     Source,
     Takes,
-    evidence_of_files,
+    evidence_of,
+    holds_files,
 )
 from distconv.formats.element_types import CAST_OPTIONS, ElementTypes
 from distconv.formats.frame import Frame
@@ -63,7 +64,7 @@ class Npy(Format[CommonOptions]):
 
     def evidence(self, directory: Path) -> Evidence:
         """Files of this kind in it."""
-        return evidence_of_files(directory, f"*{_SUFFIX}")
+        return evidence_of(directory, lambda place: holds_files(place, f"*{_SUFFIX}"))
 
     def open(self, options: CommonOptions, *, adapters: bool, hand_out: HandOut) -> Opened:  # noqa: ARG002
         """The headers of all files."""

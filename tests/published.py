@@ -59,7 +59,8 @@ class Layout:
 class Published:
     """A published checkpoint: its `config.json` in the spellings that are about, and its tensors.
 
-    `definition` is the one that it must be converted with; `parameters` their number as the hub's index gives it
+    `definition` is the one that it must be converted with; `predicts`: it has layers that predict further tokens,
+    beside which training has the embedding; `parameters` their number as the hub's index gives it
     (`metadata.total_size`), where it is known.
     """
 
@@ -69,6 +70,7 @@ class Published:
     tensors: Callable[[], Iterable[Tensor]]
     layouts: tuple[Layout, ...]
     tied: bool = False
+    predicts: bool = False
     experts: int | None = None
     parameters: int | None = None
 

@@ -149,10 +149,14 @@ def _takes(target: Format[Options], key: str, options: Options) -> bool:
 
 
 def _who_takes(key: str, formats: list[Format[Options]]) -> str:
-    conditions = [each.name + (f" and {when}" if (when := each.takes.target[key]) else "") for each in formats]
-    return f"goes with target_format={', or '.join(conditions)}"
+    always = [each.name for each in formats if not each.takes.target[key]]
+    sometimes = [f"{each.name} and {when}" for each in formats if (when := each.takes.target[key])]
+    return f"goes with target_format={', or '.join([*filter(None, [_or(always)]), *sometimes])}"
 
 
 def _nouns(formats: list[Format[Options]]) -> str:
-    *first, last = (each.noun for each in formats)
-    return " or ".join([*filter(None, [", ".join(first)]), last])
+    return _or([each.noun for each in formats])
+
+
+def _or(words: list[str]) -> str:
+    return " or ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

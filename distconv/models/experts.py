@@ -6,6 +6,7 @@ name holds several layouts. Reads nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -153,8 +154,10 @@ class Experts:
         if all(expert is not None for expert, _ in parts):
             return None, self._sizes_of_single(layer, parts, shapes)
         names = set(parts)
-        joined = (None, GATE_UP) in names
-        expected = {(None, GATE_UP), (None, DOWN)} if joined else {(None, GATE), (None, UP), (None, DOWN)}
+        apart = {(None, GATE), (None, UP)}
+        # Where neither is there, what is missing is one tensor, as programs pack experts.
+        joined = (None, GATE_UP) in names or not names & apart
+        expected = {(None, GATE_UP) if joined else each for each in apart} | {(None, DOWN)}
         if names != expected:
             missing = [layer[0].name(layer[1], part) for part in expected - names]
             beside = [parts[part] for part in names - expected]
@@ -187,12 +190,14 @@ class Experts:
     def _sizes_of_single(self, layer: Layer, parts: Mapping[Part, str], shapes: Mapping[Part, Shape]) -> ExpertSizes:
         """The sizes of experts that are one tensor each, all of one shape and none missing."""
         count = self.configured.experts or 1 + max(expert or 0 for expert, _ in parts)
-        gate = next((shapes[part] for part in parts if part[1] in (GATE, UP) and len(shapes[part]) == 2), None)
-        if gate is None:
+        gates = Counter(shapes[part] for part in parts if part[1] in (GATE, UP) and len(shapes[part]) == 2)
+        if not gates:
             raise InputError(
                 f"the experts of layer {layer[1]} have no gate and up of two dims: {named(parts.values())}"
             )
-        sizes = ExpertSizes(experts=count, hidden=gate[1], width=gate[0])
+        # What most are like is right: an odd one is named, not all others.
+        ((width, hidden), _), *_ = gates.most_common()
+        sizes = ExpertSizes(experts=count, hidden=hidden, width=width)
         expected = parts_of(None, sizes)
         missing = [layer[0].name(layer[1], part) for part in expected if part not in parts]
         problems = []
@@ -210,7 +215,7 @@ class Experts:
         ]
         if not problems and not self.configured.agrees(sizes):
             problems.append(
-                f"{parts[0, GATE]} has shape {list(gate)}, but {self.configured.where} says {self.configured}"
+                f"{parts[0, GATE]} has shape {[width, hidden]}, but {self.configured.where} says {self.configured}"
             )
         raise_if(problems)
         return sizes

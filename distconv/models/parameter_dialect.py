@@ -50,7 +50,8 @@ class ParameterDialect:
 
     `joined`: parameters that are one here. `whole`: beginnings of the targets of parameters that every tensor parallel
     rank holds whole. `distributed`: exchanges before the others in a distributed checkpoint, in which modules may save
-    parameters under other names; `extra_states`: patterns of the names of modules that save a state beside them.
+    parameters under other names; `extra_states`: the modules that save a state beside them, as patterns of the last
+    segments of their names, or as `PARENT.NAME`, of a module that has no parameters.
     """
 
     name: str
@@ -65,10 +66,17 @@ class ParameterDialect:
         """The dialect as it names parameters in a distributed checkpoint."""
         return replace(self, exchanges=self.distributed + self.exchanges, distributed=())
 
-    def saves_state(self, module: str) -> bool:
-        """Whether the module with this name saves a state beside its parameters."""
-        last = module.rpartition(".")[2]
-        return any(fnmatch.fnmatchcase(last, pattern) for pattern in self.extra_states)
+    def saving_states(self, parameter: str) -> Iterator[str]:
+        """The modules that save a state where a parameter of this name is: its own, or one that has no parameters."""
+        module, _, name = parameter.rpartition(".")
+        for pattern in self.extra_states:
+            parent, _, child = pattern.rpartition(".")
+            before, found, _ = parameter.partition(f".{parent}.")
+            if parent and found:
+                yield f"{before}.{parent}.{child}"
+            # A norm may be named as if it were of a linear that its layer does not have.
+            elif not parent and name == "weight" and fnmatch.fnmatchcase(module.rpartition(".")[2], pattern):
+                yield module
 
     def renamed(self, target: str, has: _Has) -> str:
         """The name of a target in a layer of which `has` tells the targets."""

@@ -18,7 +18,7 @@ from distconv.errors import InputError
 _MOST = 4096
 _RELEASE = re.compile(r"([0-9]{1,4})\b")
 # More experts in all layers than any model has.
-_MOST_COMBINATIONS = 1 << 18
+MOST_COMBINATIONS = 1 << 18
 DERIVATIONS = ("product", "sum", "quotient")
 
 
@@ -129,9 +129,9 @@ class Sizes:
     def check_combinations(self, one: str, other: str) -> None:
         """Raise `InputError` if names spelled out for each combination of two numbers are more than any model has."""
         combinations = self.count(one) * self.count(other)
-        if combinations > _MOST_COMBINATIONS:
+        if combinations > MOST_COMBINATIONS:
             raise InputError(
-                f"{self._where}: {self.origin(one)} times {self.origin(other)}: expected at most {_MOST_COMBINATIONS}"
+                f"{self._where}: {self.origin(one)} times {self.origin(other)}: expected at most {MOST_COMBINATIONS}"
             )
 
     def divisor(self, name: str | int) -> int:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from distconv.tensors.virtual import Copy, VirtualTensor, overlap
+from distconv.tensors.boxes import most_places, overlap
+from distconv.tensors.virtual import Copy, VirtualTensor
 
 
 def gaps(tensor: VirtualTensor) -> int:
@@ -50,9 +51,7 @@ def _apart(copies: Sequence[Copy]) -> list[list[Copy]]:
 def _check_disjoint(copies: Sequence[Copy]) -> None:
     """Raise `ValueError` where two copies write the same element."""
     active: list[Copy] = []
-    # Along the dim with most places where copies begin, fewest of them lie side by side.
-    places = [len(set(starts)) for starts in zip(*(copy.target_start for copy in copies), strict=True)]
-    along = places.index(max(places)) if places else 0
+    along = most_places(copies)
     for copy in sorted(copies, key=lambda each: (each.target_start[along:], each.target_start)):
         if copy.target_start:
             start = copy.target_start[along]

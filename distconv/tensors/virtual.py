@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
 
+from distconv.tensors.boxes import Found, overlap
 from distconv.tensors.dtypes import ITEM_SIZE
 
 Index = tuple[int, ...]
@@ -197,7 +198,7 @@ def invert(tensors: Sequence[VirtualTensor], operands: Sequence[tuple[str, Seque
     its source, so that every element of the result has one source at most. Elements that no tensor holds are zeros;
     `tiling.gaps` counts them.
     """
-    found: list[list[Copy]] = [[] for _ in operands]
+    backs: list[list[Copy]] = [[] for _ in operands]
     for number, tensor in enumerate(tensors):
         for copy in tensor.copies:
             dims: list[int | None] = [None] * len(copy.source_start)
@@ -205,11 +206,20 @@ def invert(tensors: Sequence[VirtualTensor], operands: Sequence[tuple[str, Seque
                 if source_dim is not None:
                     dims[source_dim] = target_dim
             back = Copy(number, copy.target_start, copy.source_start, copy.source_shape, tuple(dims))
-            found[copy.operand] += remainder(back, found[copy.operand])
+            backs[copy.operand].append(back)
     return [
-        VirtualTensor(dtype, tuple(shape), tuple(copies))
-        for (dtype, shape), copies in zip(operands, found, strict=True)
+        VirtualTensor(dtype, tuple(shape), tuple(_first_of_each(copies)))
+        for (dtype, shape), copies in zip(operands, backs, strict=True)
     ]
+
+
+def _first_of_each(copies: Sequence[Copy]) -> list[Copy]:
+    """The copies, each without the target elements that copies before it write."""
+    found = Found(copies)
+    for copy in copies:
+        for piece in remainder(copy, found.near(copy)):
+            found.add(piece)
+    return found.all
 
 
 def remainder(copy: Copy, taken: Iterable[Copy]) -> list[Copy]:
@@ -218,21 +228,6 @@ def remainder(copy: Copy, taken: Iterable[Copy]) -> list[Copy]:
     for other in taken:
         left = [piece for part in left for piece in _outside(part, other)]
     return left
-
-
-def overlap(one: Copy, other: Copy) -> tuple[Index, Index] | None:
-    """Start and shape of the target box that both copies write, if there is one."""
-    starts, lengths = [], []
-    for low, length, other_low, other_length in zip(
-        one.target_start, one.shape, other.target_start, other.shape, strict=True
-    ):
-        start = max(low, other_low)
-        common = min(low + length, other_low + other_length) - start
-        if common <= 0:
-            return None
-        starts.append(start)
-        lengths.append(common)
-    return tuple(starts), tuple(lengths)
 
 
 def replaced(index: Index, dim: int, value: int) -> Index:

@@ -18,10 +18,9 @@ from pathlib import Path
 
 import pytest
 from programs import run_python
-from training import Convert, Converted, Layout, MegatronClient
+from training import Convert, Converted, Layout, MegatronClient, packages_beside
 
 HERE = Path(__file__).parent
-SIDE = Path(sys.prefix) / "side"
 COMMAND_SECONDS = 120
 # more than the client gives a job, so that it reports a hanging job by itself
 ANSWER_SECONDS = 90
@@ -101,9 +100,7 @@ def megatron_clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calla
 
         def client(release: str) -> MegatronClient:
             if release not in started:
-                packages = None if release == version("megatron-core") else SIDE / f"megatron-core-{release}"
-                if packages and not packages.is_dir():
-                    pytest.skip(f"no megatron-core {release} in {packages}: make setup installs it")
+                packages = None if release == version("megatron-core") else packages_beside(release)
                 log = tmp_path_factory.mktemp("client") / "stderr"
                 started[release] = stack.enter_context(running_client(packages, log))
             return started[release]
@@ -113,7 +110,10 @@ def megatron_clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calla
 
 @contextlib.contextmanager
 def running_client(packages: Path | None, log: Path) -> Iterator[MegatronClient]:
-    """Hand a job to `megatron_client.py` (its docstring says what a job is) and return the answer."""
+    """A `megatron_client.py`, to be handed jobs, of which its docstring tells; `packages` come before others.
+
+    What the client gives for a job is its answer.
+    """
     # compiling takes longer than computing, and each process of a job would
     environment = {"OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1"}
     if packages:

@@ -102,11 +102,25 @@ def fill_from_torch_dist(iteration: Path, stages: Sequence[Stage]) -> list[str]:
     # in its words, unexpected is what the checkpoint lacks
     if missing or unexpected:
         return [f"nothing asks for {sorted(missing)}; the checkpoint has no {sorted(unexpected)}"]
-    if state["checkpoint_version"] != CHECKPOINT_VERSION:
+    if state.get("checkpoint_version") != CHECKPOINT_VERSION:
         raise CheckpointError(f"{iteration} is not of checkpoint_version {CHECKPOINT_VERSION}")
+    if problems := contradictions(state["args"], modules_of(stages)[0].config):
+        return problems
     for name, module in zip(chunk_names(len(stages)), modules_of(stages), strict=True):
         module.load_state_dict(state[name], strict=True)
     return []
+
+
+def contradictions(arguments: argparse.Namespace, config: object) -> list[str]:
+    """What arguments that are of the model, and not of how it is spread, say otherwise than its configuration."""
+    of_model = {name: value for name, value in vars(arguments).items() if not name.endswith("parallel_size")}
+    # of which 0.12 has a default, and the models here have no need
+    of_model.pop("max_position_embeddings", None)
+    return [
+        f"args: {name} is {value}, not {getattr(config, name)}"
+        for name, value in of_model.items()
+        if value != getattr(config, name, value)
+    ]
 
 
 def save_torch_dist(checkpoint: Path, stages: Sequence[Stage], rank: int) -> None:

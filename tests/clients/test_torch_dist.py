@@ -6,12 +6,14 @@ either side.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 from language_models import CLOSE, LAYOUTS, RELEASES, assert_published_alike
-from training import Converted, MegatronClient, loaded
+from programs import run_python
+from training import Converted, MegatronClient, loaded, packages_beside
 
 from tests.here import run_here
 
@@ -85,3 +87,26 @@ def test_made_of_ranks_and_trained_on_from_there_it_comes_back(
     back = {"target": str(tmp_path / "back"), "target_format": "hf", "reference": str(source / "hf")}
     run_here(source=str(tmp_path / "saved"), **back)
     assert_published_alike(tmp_path / "back", source / "hf")
+
+
+TOLD: Mapping[str, Mapping[str, object]] = {
+    "qwen2_tied": {"add_qkv_bias": True, "untie_embeddings_and_output_weights": False, "num_experts": None},
+    "glm4_moe": {"moe_layer_freq": [0, 1, 1, 1], "moe_router_enable_expert_bias": True, "rotary_percent": 0.5},
+    "deepseek_v3": {"group_query_attention": False, "moe_router_score_function": "sigmoid", "kv_channels": None},
+}
+
+
+@pytest.mark.parametrize("model", TOLD)
+def test_training_takes_over_its_arguments(
+    model: str, language_models: Path, written: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """As `--use-checkpoint-args` does, and compares them as `--load` does."""
+    packages, output = packages_beside("0.19.2"), tmp_path / "arguments.json"
+    program = Path(__file__).with_name("megatron_arguments.py")
+    run_python(program, written(model), output, seconds=90, PYTHONPATH=str(packages))
+    found, config = json.loads(output.read_text()), json.loads((language_models / model / "hf/config.json").read_text())
+    same = {"num_layers": "num_hidden_layers", "hidden_size": "hidden_size", "ffn_hidden_size": "intermediate_size"}
+    same |= {"num_attention_heads": "num_attention_heads", "padded_vocab_size": "vocab_size"}
+    assert {name: found[name] for name in same} == {name: config[field] for name, field in same.items()}
+    assert {name: found.get(name) for name in TOLD[model]} == TOLD[model]
+    assert (found["swiglu"], found["normalization"], found["position_embedding_type"]) == (True, "RMSNorm", "rope")

@@ -10,10 +10,12 @@ import dataclasses
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -44,6 +46,14 @@ class Layout:
     def overrides(self) -> list[str]:
         vision = f"layout.stages.vision={as_typed(self.vision)}" if self.vision else "select=[text]"
         return [f"layout.tp={self.tp}", f"layout.ep={self.ep}", f"layout.stages.text={as_typed(self.text)}", vision]
+
+
+def packages_beside(release: str) -> Path:
+    """The packages of a release of megatron-core beside that of `.venv`; skips the test, by name, where it is not."""
+    packages = Path(sys.prefix) / "side" / f"megatron-core-{release}"
+    if not packages.is_dir():
+        pytest.skip(f"no megatron-core {release} in {packages}: make setup installs it")
+    return packages
 
 
 def as_typed(stages: Stages) -> str:

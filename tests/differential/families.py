@@ -8,7 +8,8 @@ from itertools import chain
 from random import Random
 
 from tests import published
-from tests.differential.models import DCP, MEGATRON, Model, drawn_text, drawn_tower, merged, shapes_of
+from tests.differential import language
+from tests.differential.models import DCP, MEGATRON, TORCH_DIST, Model, drawn_text, drawn_tower, merged, shapes_of
 from tests.differential.qwen import qwen2_5_omni, qwen2_vl, qwen3_vl
 from tests.published_towers import (
     LANGUAGE_MODELS,
@@ -39,7 +40,7 @@ def intern_vl(random: Random) -> Model:
         shapes=shapes_of(tensors),
         layers={"text": text.layers, "vision": tower.layers},
         nested=False,
-        unnamed=(MEGATRON, DCP),
+        unnamed=(MEGATRON, TORCH_DIST, DCP),
         loose=re.compile(r"position_embedding|mlp1\.|self_attn\.|attention\.w|attn\.[qk]_norm"),
         optional=re.compile(r"bias$|[qk]_norm"),
     )
@@ -123,4 +124,5 @@ FAMILIES: Mapping[str, Callable[[Random], Model]] = {
     "internvl": intern_vl,
     "glm4_1v": glm4_1v,
     "deepseekvl2": deepseek_vl2,
+    **language.FAMILIES,
 }

@@ -58,7 +58,7 @@ def size_changed(scene: Scene) -> Harm:
     text[key] += scene.random.choice([-1, 1, 2])
     # A model of experts alone has nothing as wide as the dense MLP.
     owed = EITHER if key == "intermediate_size" else REFUSED
-    return Harm(owed=owed, what=f"{key} is {text[key]}", mentions=(key, "layers.", "shape"))
+    return Harm(owed=owed, what=f"{key} is {text[key]}", mentions=(key, "layers.", "shape", scene.model.embedding))
 
 
 def heads_changed(scene: Scene) -> Harm:
@@ -69,10 +69,12 @@ def heads_changed(scene: Scene) -> Harm:
     return Harm(owed=EITHER, what=f"{key} is {text[key]}", mentions=(key, "heads", "shape", "divide", "rows"))
 
 
-def vision_changed(scene: Scene) -> Harm:
+def vision_changed(scene: Scene) -> Harm | None:
     config = scene.configured.config
     above = config["thinker_config"] if scene.model.text.startswith("thinker_config.") else config
-    vision = above["vision_config"]
+    vision = above.get("vision_config")
+    if vision is None:
+        return None
     key = scene.random.choice([each for each, value in vision.items() if type(value) is int])
     vision[key] += scene.random.choice([-1, 1, 2])
     return Harm(owed=EITHER, what=f"vision_config.{key} is {vision[key]}", mentions=("vision", "visual", "image"))

@@ -53,7 +53,7 @@ def is_tied(config: Mapping[str, Any], model: Model) -> bool:
     above = _above(config, model)
     text = above if model.text not in ("text_config", "thinker_config.text_config") else above.get("text_config", {})
     if not model.nested:
-        text = config.get(model.text, {})
+        text = config.get(model.text, {}) if model.text else config
     major = int(str(config.get("transformers_version", "4")).split(".")[0])
     order = (above, text) if major >= 5 and model.nested else (text, above)
     return bool(next((each[TIE] for each in order if TIE in each), False))
@@ -63,7 +63,7 @@ def text_of(config: Mapping[str, Any], model: Model) -> Any:
     """The part of a configuration that has the fields of the language model."""
     above = _above(config, model)
     if not model.nested:
-        return config[model.text]
+        return config[model.text] if model.text else config
     return above["text_config"] if "hidden_size" in above.get("text_config", {}) else above
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from tests.published_towers import Tensor, Text, Tower
 
-HF, MEGATRON, DCP, PUBLISHED_DCP = "hf", "megatron", "dcp", "published dcp"
-FORMATS = (HF, MEGATRON, DCP, PUBLISHED_DCP)
+HF, MEGATRON, TORCH_DIST, DCP, PUBLISHED_DCP = "hf", "megatron", "torch_dist", "dcp", "published dcp"
+FORMATS = (HF, MEGATRON, TORCH_DIST, DCP, PUBLISHED_DCP)
 Shapes = dict[str, tuple[int, ...]]
 NOTHING = re.compile(r"(?!)")
 
@@ -20,7 +20,8 @@ NOTHING = re.compile(r"(?!)")
 class Model:
     """A small model: its tensors as published, its configuration as the hub has it, and what may be asked of it.
 
-    `text` is the path of the language model's configuration, which transformers writes `nested` or not. `variant` is a
+    `text` is the path of the language model's configuration, empty for all of it, which transformers writes `nested` or
+    not. `variant` is a
     definition that must be named. `left_out` are tensors that training has no place for; of those that `loose` matches
     some dims are not checked, and those that `optional` matches may be absent. Parameters that `padded` matches have
     zeros of training's own. `memory` says how names begin in memory. From the formats `unnamed`, config.json alone does

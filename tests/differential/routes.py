@@ -10,7 +10,7 @@ from itertools import pairwise
 from random import Random
 from typing import Any
 
-from tests.differential.models import DCP, FORMATS, HF, MEGATRON, Model
+from tests.differential.models import DCP, FORMATS, HF, MEGATRON, TORCH_DIST, Model
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,10 @@ def _options(random: Random, model: Model, form: str) -> dict[str, Any]:
         return {"target_format": "hf"}
     if form == MEGATRON:
         return {"layout": drawn_layout(random, model)}
+    if form == TORCH_DIST:
+        return {"target_format": form} | random.choice([{}, {"dialect": "mindspeed_mm_te"}])
     if form == DCP:
-        return {"target_format": "dcp"}
+        return {"target_format": form}
     prefix = random.choice([None, None, "model.", "base.inner."])
     return {"target_format": "dcp", "naming": "hf"} | ({} if prefix is None else {"name_prefix": prefix})
 
@@ -56,7 +58,9 @@ def drawn_layout(random: Random, model: Model) -> dict[str, Any]:
         layout["modality_tp"] = {"vision": random.choice(model.tp)}
     layers = model.layers["text"]
     if random.random() < 0.4:
-        layout["pp"] = random.randint(1, max(1, min(3, layers - model.first + 1)))
+        # An encoder may have a stage of its own.
+        most = layers - model.first + (len(model.layers) > 1)
+        layout["pp"] = random.randint(1, max(1, min(3, most)))
         return layout
     pp, vpp = random.choice([(1, 1), (2, 1), (3, 1), (2, 2)])
     stages = _text_stages(random, layers, pp * vpp, model.first)

@@ -75,7 +75,11 @@ def rank_missing(random: Random, directory: Path) -> Harm | None:
     path.unlink()
     if random.random() < 0.5:
         path.parent.rmdir()
-    return Harm(owed=REFUSED, what=f"{path.parent.name} is missing", mentions=("mp_rank", "source_layout", "stage"))
+    return Harm(
+        owed=REFUSED,
+        what=f"{path.parent.name} is missing",
+        mentions=("mp_rank", "source_layout", "stage", "directories"),
+    )
 
 
 def replica_altered(random: Random, directory: Path) -> Harm | None:

@@ -119,8 +119,10 @@ class Travel:
             self.remembered = self.directory
             return
         published = hop.format in (HF, PUBLISHED_DCP)
+        # An index alone names tensors that were left out, and has none to fill in from.
         kinds = ["whole", "config"] if self.lost and published else ["whole", "index", "config"]
-        kind = self.random.choice(kinds if self.remembered is None else [*kinds, "remembered"])
+        remembers = self.remembered is not None and (len(kinds) > 2 or self.remembered != self.references["index"])
+        kind = self.random.choice([*kinds, "remembered"] if remembers else kinds)
         if kind != "remembered":
             self.remembered = options["reference"] = self.references[kind]
         if self.lost and published and self.remembered in self.contents:

@@ -141,5 +141,5 @@ def test_tensor_parallel_ranks_that_are_missing(trained, tmp_path):
     assert refusal(trained, tmp_path / "tp2").splitlines() == [
         f"{tmp_path}/tp2/release: has 1 tensor parallel rank, but its {modality} tensors are pieces of 2: the "
         "directories of the others are missing"
-        for modality in ("vision", "text")
+        for modality in ("text", "vision")
     ]

@@ -148,7 +148,8 @@ def test_a_directory_that_is_no_checkpoint(tmp_path):
         assert (report["source_format"], report["title"], report["bytes"]) == (None, None, None)
         assert report["problems"][0] == (
             f"source={tmp_path}/{name}: is none of: a Hugging Face directory, a Megatron checkpoint, "
-            f"a torch.distributed.checkpoint ({tmp_path}/{name}/config.json: no such file); it holds {holds}"
+            "a torch_dist checkpoint of Megatron-core, a torch.distributed.checkpoint "
+            f"({tmp_path}/{name}/config.json: no such file); it holds {holds}"
         )
         assert "format   unknown" in inspection_text(report, tensors=True)
     for name, words in (("nowhere", "no such directory"), ("other/a.txt", "expected a directory, found a file")):

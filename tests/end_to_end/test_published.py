@@ -1,7 +1,8 @@
 """Every published size plans: from headers alone, under every documented layout, to files of just the right size.
 
-The tensors and the `config.json` are those of `tests/published.py`; nothing is written or read. How many bytes each
-file must hold is worked out here from where training has each tensor, without distconv.
+The tensors and the `config.json` are those of `tests/published.py` and `tests/published_language_models.py`; nothing
+is written or read. How many bytes each file must hold is worked out here from where training has each tensor, without
+distconv.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from distconv.planning.look import _recognised
 from distconv.planning.plan import plan_job
 from distconv.tensors.stored import SourceFile, SourceIndex, StoredTensor
 from tests.published import PUBLISHED, Config, Layout, Published
+from tests.published_language_models import LANGUAGE_MODELS
 from tests.published_towers import EVERY, FIRST, LAST, WHOLE, Cut, Tensor, Units
 
 BYTES = 2
+ALL = (*PUBLISHED, *LANGUAGE_MODELS)
 CASES = {
     f"{published.name}-{number}": (published, config, layout)
-    for published in PUBLISHED
+    for published in ALL
     for number, (config, layout) in enumerate(product(published.configs, published.layouts))
 }
 Coordinate = tuple[int, int, int]
@@ -54,9 +57,18 @@ def planned() -> PlanOf:
         chosen = _recognised(config, "published", known, needed=True)
         assert chosen is not None
         name, definition = chosen
-        facts = Facts(kind="hf", source=source, reference=None, model=name, definition=definition, iteration="release")
+        facts = Facts(
+            kind="hf",
+            source=source,
+            reference=None,
+            model=name,
+            definition=definition,
+            iteration="release",
+            dialects=known.dialects(),
+        )
         found = plan_job(Options.from_content(as_configured(defaults, layout)), facts)
-        assert found.source.replicas == found.notes == ()
+        assert found.notes == ()
+        assert found.source.replicas == ()
         assert isinstance(found.plan, MegatronPlan)
         return name, found.plan
 
@@ -76,7 +88,7 @@ def test_a_published_size_plans_under_a_documented_layout(case: str, planned: Pl
     assert found == expected_bytes(wanted, layout, published)
 
 
-@pytest.mark.parametrize("published", [each for each in PUBLISHED if each.parameters], ids=lambda each: each.name)
+@pytest.mark.parametrize("published", [each for each in ALL if each.parameters], ids=lambda each: each.name)
 def test_the_towers_have_as_many_parameters_as_the_hub_says(published: Published) -> None:
     stored = [tensor for tensor in published.tensors() if tensor.stored and not tensor.left_out]
     assert sum(tensor.elements for tensor in stored) == published.parameters
@@ -104,7 +116,7 @@ def as_configured(defaults: Mapping[str, Any], layout: Layout) -> dict[str, Any]
     content = copy.deepcopy(dict(defaults))
     content |= {"source": "hf", "target": "mm", "select": None if layout.select is None else list(layout.select)}
     content["layout"] |= {"tp": layout.tp, "ep": layout.ep, "placement": layout.placement}
-    content["layout"]["stages"] = {"text": layout.text, "vision": layout.vision, "audio": layout.audio}
+    content["layout"]["stages"] = {"text": layout.text, "vision": layout.vision or None, "audio": layout.audio}
     content["layout"]["modality_tp"] = {
         "vision": layout.encoder_tp,
         "audio": layout.encoder_tp if layout.audio else None,
@@ -125,9 +137,8 @@ def selected(tensors: Iterable[Tensor], layout: Layout) -> tuple[list[Tensor], s
 
 def expected_bytes(tensors: Iterable[Tensor], layout: Layout, published: Published) -> dict[Coordinate, int]:
     """What each file must hold: the shares of its coordinate in all tensors that are on one of its stages."""
-    stages = {"text": Stages(layout, layout.text), "vision": Stages(layout, layout.vision)}
-    if layout.audio is not None:
-        stages["audio"] = Stages(layout, layout.audio)
+    rows = {"text": layout.text, "vision": layout.vision, "audio": layout.audio}
+    stages = {modality: Stages(layout, each) for modality, each in rows.items() if each}
     elements: Counter[tuple[str, int, Cut, int | None]] = Counter()
     for tensor in tensors:
         owner = None
@@ -137,7 +148,8 @@ def expected_bytes(tensors: Iterable[Tensor], layout: Layout, published: Publish
         count = tensor.elements // (layout.ep if tensor.packed else 1)
         for pp_rank in stages[tensor.modality].of(tensor.place):
             elements[tensor.modality, pp_rank, tensor.cut, owner] += count
-        if published.tied and tensor.place == FIRST and tensor.modality == "text":
+        is_copied = published.tied or published.predicts
+        if is_copied and tensor.place == FIRST and tensor.modality == "text":
             for pp_rank in stages["text"].of_copied_head():
                 elements["text", pp_rank, tensor.cut, owner] += count
     pp = len(layout.text[0])

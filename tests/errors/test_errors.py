@@ -398,7 +398,7 @@ DCPS = {
     ),
     "a dialect of a source that has none": Refusal(
         options={**PUBLISHED, "source_dialect": "mm_fsdp2"},
-        says=["source_dialect: goes with a Megatron or DCP source; source=hf is a Hugging Face directory"],
+        says=["source_dialect: goes with a Megatron, torch_dist or DCP source; source=hf is a Hugging Face directory"],
     ),
     "a size of shards for what has none": Refusal(
         options={**PUBLISHED, "shard_size": "5GB"}, says=["shard_size: goes with target_format=hf"]

@@ -139,8 +139,8 @@ def test_a_definition_with_the_name_of_another_is_refused(distconv):
         (["+model.ignore=[]"], "model: give one definition, +model=NAME"),
         (["model.ignore=[]"], "model.ignore is not in the configuration by default: write +model=NAME"),
         (
-            ["+model=glm4_1v", "model.ignore=[]"],
-            "model.ignore: the model definition has no such key; write +model.ignor",
+            ["+model=glm4_1v", "model.lists={}"],
+            "model.lists: the model definition has no such key; write +model.list",
         ),
         (["+model=mine", "layout.tpp=2"], "unknown option layout.tpp"),
         (["+model=mine", "layout.tp=${tp}"], "layout.tp: Interpolation key 'tp' not found"),

@@ -121,7 +121,12 @@ REFERENCES = {
     "the reference is another model, and nothing is remembered": Refusal(
         files=[deleted("mm/release/distconv.json")],
         options={"reference": "moe_hf"},
-        says=["no rule of model definition qwen3vl_moe knows", "tensors are missing", "in config.json"],
+        says=[
+            "24 tensors are missing: ",
+            "q_layernorm.weight",
+            "has shape [40, 48], expected [80, 48]",
+            "in config.json",
+        ],
     ),
     "the reference has more layers": Refusal(
         files=[fields("hf/config.json", num_hidden_layers=7)],
@@ -353,7 +358,7 @@ OPTIONS = {
     ),
     "a reference for what needs none": Refusal(
         options={**ORIGINAL, "reference": "moe_hf", "target_format": "megatron"},
-        says=["reference: goes with a Megatron or DCP source", "source=hf"],
+        says=["reference: goes with a Megatron, torch_dist or DCP source", "source=hf"],
     ),
     "a source layout for what has none": Refusal(
         options={**ORIGINAL, "target_format": "megatron", "source_layout.tp": "2"},
@@ -371,7 +376,7 @@ OPTIONS = {
         says=["layout.tp: target_format=hf holds whole tensors; leave it out", "layout.pp: "],
     ),
     "a dialect for a Hugging Face directory": Refusal(
-        options={"dialect": "mm_fsdp2"}, says=["dialect: goes with target_format=megatron, or dcp"]
+        options={"dialect": "mm_fsdp2"}, says=["dialect: goes with target_format=megatron, torch_dist or dcp"]
     ),
     "a size of shards that is none": Refusal(
         options={"shard_size": "5PB"}, says=["shard_size=5PB: expected a positive size in bytes, such as 5GB"]

@@ -26,6 +26,9 @@ from distconv.tensors.compose import renumbered, unstack
 from distconv.tensors.stored import NamedTensor, SourceFile
 from distconv.tensors.virtual import Copy, VirtualTensor, concat
 
+# A few bytes of metadata could tell of any number of layers and experts.
+_MOST_PARAMETERS = 1 << 20
+
 
 @dataclass(frozen=True, kw_only=True)
 class TorchDistDirectory:
@@ -122,6 +125,8 @@ class _Parameters:
         except ValueError as error:
             self._problems.append(f"{self._where}: tensor {key}: {error}")
             return
+        if len(self._keys) > _MOST_PARAMETERS:
+            raise InputError(f"{self._where}: tells of more than {_MOST_PARAMETERS} parameters, as no model has")
         slices = unstack(tensor.tensor, len(parts[0].position)) if parts else {}
         for part in parts:
             other = self._keys.setdefault((part.name, part.half), key)

@@ -13,8 +13,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
 
 from distconv.models.parameter_dialect import ParameterDialect, ParameterDialects
+from distconv.models.sizes import MOST_COMBINATIONS
 from distconv.tensors.virtual import Index
 
 # What is not of the model, by the beginning of its key: state of training may have keys of the model further on.
@@ -111,29 +114,29 @@ def parts_of(key: str, shape: Index) -> list[Part]:
     """The parameters that the tensor of a key holds.
 
     Raises:
-        ValueError: its shape has not the dims that its key tells of.
+        ValueError: its shape has not the dims that its key tells of, or more layers or experts than any model.
     """
     half = _HALF.search(key)
     if half is not None and half.end() == len(key):
         parts = parts_of(key[: half.end(1)], shape)
         return [replace(each, half="wv".index(half[2])) for each in parts]
-    names: dict[Index, str] = {(): key}
-    pattern = _LAYERS.search(key)
-    if pattern is not None:
-        names = {
-            (layer,): f"{key[: pattern.end()]}{layer}.{key[pattern.end() :]}" for layer in range(_length(shape, 0))
-        }
-    parts = []
-    for position, name in names.items():
-        experts = _EXPERTS.search(name)
-        if experts is None:
-            parts.append(Part(name=local_name(name), position=position))
-            continue
-        stacked = experts[2] is None
-        for number in range(_length(shape, len(position))) if stacked else (int(experts[2]),):
-            own = f"{name[: experts.end(1)]}local_experts.{number}.{name[experts.end() :]}"
-            parts.append(Part(name=local_name(own), position=(*position, number) if stacked else position))
-    return parts
+    layers, experts = _LAYERS.search(key), _EXPERTS.search(key)
+    stacked = [layers is not None, experts is not None and experts[2] is None]
+    lengths = [_length(shape, dim) for dim in range(sum(stacked))]
+    if prod(lengths) > MOST_COMBINATIONS:
+        raise ValueError(f"holds {prod(lengths)} parameters, expected at most {MOST_COMBINATIONS}")
+    return [
+        Part(name=local_name(_numbered(key, position, experts)), position=position)
+        for position in product(*map(range, lengths))
+    ]
+
+
+def _numbered(key: str, position: Index, experts: re.Match[str] | None) -> str:
+    """The key with the numbers of layer and expert, as names in rank files have them."""
+    if experts is not None:
+        number = position[-1] if experts[2] is None else int(experts[2])
+        key = _EXPERTS.sub(rf"\g<1>local_experts.{number}.", key, count=1)
+    return _LAYERS.sub(lambda match: f"{match[0]}{position[0]}.", key, count=1)
 
 
 def local_name(name: str) -> str:

@@ -37,13 +37,10 @@ class Stacks:
 
     def extra_states(self, dialect: ParameterDialect) -> Iterator[str]:
         """The keys of the states that training asks for beside the parameters, one for each layer and expert."""
-        for key, axes in self.axes.items():
-            # A norm may be named as if it were of a linear that its layer does not have.
-            module, dot, name = key.rpartition(".")
-            if f"{dot}{name}" == ".weight" and dialect.saves_state(module):
-                lengths = axes or (1,)
-                for position in product(*map(range, lengths)):
-                    yield f"{module}._extra_state/shard_{_dotted(position)}_{_dotted(lengths)}"
+        modules = {module: axes or (1,) for key, axes in self.axes.items() for module in dialect.saving_states(key)}
+        for module, lengths in modules.items():
+            for position in product(*map(range, lengths)):
+                yield f"{module}._extra_state/shard_{_dotted(position)}_{_dotted(lengths)}"
 
 
 def stack(binding: Binding) -> Stacks:

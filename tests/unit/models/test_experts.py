@@ -101,16 +101,26 @@ def test_other_sizes_than_the_configuration_says_are_refused(form, wrong):
         experts(6, 5, 3).forms(shapes(FORMS[form], hidden, width, count))
 
 
+@pytest.mark.parametrize("part", [(0, "gate"), (0, "up"), (2, "gate")])
+def test_of_experts_that_are_one_each_the_odd_one_is_named(part):
+    given = shapes(None, 6, 5)
+    name = MODULE.name(0, part)
+    with pytest.raises(InputError) as caught:
+        experts(6, 5).forms({**given, name: given[name][::-1]})
+    assert caught.value.problems == [f"{name} has shape [6, 5], expected [5, 6] as the other experts"]
+
+
 def test_experts_that_are_not_complete_are_refused_by_name():
     given = shapes(None, 6, 5)
     lost = given.pop(MODULE.name(0, (1, "up")))
     assert lost
     with pytest.raises(InputError, match=r"1 tensor of the 3 experts of layer 0 missing: m\.0\.experts\.1\.up_proj"):
         experts(6, 5).forms(given)
-    given = shapes(FORMS["in, out"], 6, 5)
-    del given[MODULE.name(0, (None, "down"))]
-    with pytest.raises(InputError, match=r"layer 0 are not complete: missing: m\.0\.experts\.down_proj"):
-        experts(6, 5).forms(given)
+    for part in ("down", "gate_up"):
+        given = shapes(FORMS["in, out"], 6, 5)
+        del given[MODULE.name(0, (None, part))]
+        with pytest.raises(InputError, match=rf"layer 0 are not complete: missing: m\.0\.experts\.{part}_proj$"):
+            experts(6, 5).forms(given)
     both = shapes(FORMS["in, out"], 6, 5) | shapes(None, 6, 5)
     with pytest.raises(InputError, match=r"beside them: m\.0\.experts\.0\.down_proj"):
         experts(6, 5).forms(both)

@@ -11,6 +11,7 @@ import pytest
 
 from distconv.errors import InputError
 from distconv.formats.dcp.index import DcpIndex
+from distconv.formats.torch_dist import index as index_module
 from distconv.formats.torch_dist.index import index_parameters, open_torch_dist
 from tests.unit.dcp_files import Call, Draft, Name, archive, rows
 from tests.unit.formats.dcp.test_index import elements
@@ -183,6 +184,14 @@ def test_everything_that_is_wrong_is_said(tmp_path):
         for each in problems
     )
     assert len(problems) == 5
+
+
+def test_more_parameters_than_any_model_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(index_module, "_MOST_PARAMETERS", 3)
+    made = Draft()
+    for name in "ab":
+        made.put(f"decoder.layers.{name}", numbered(4, ROWS), "float32", rows(1, 4))
+    assert refused(made, tmp_path) == ["tells of more than 3 parameters, as no model has"]
 
 
 def test_a_checkpoint_without_a_model(tmp_path):

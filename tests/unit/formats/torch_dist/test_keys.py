@@ -75,6 +75,20 @@ def test_halves_of_a_gated_unit_are_one_parameter(end, half):
     assert parts_of(key, (4, 3)) == [Part(name=name, position=(), half=half)]
 
 
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("decoder.layers.mlp.router.weight", (10**12, 0)),
+        ("decoder.layers.0.mlp.experts.experts.linear_fc2.weight", (10**12, 0)),
+        ("decoder.layers.mlp.experts.experts.linear_fc2.weight", (4096, 4096, 0)),
+    ],
+)
+def test_more_than_any_model_has_are_not_numbered(key, shape):
+    """The metadata of a few bytes could say so."""
+    with pytest.raises(ValueError, match="expected at most"):
+        parts_of(key, shape)
+
+
 def test_halves_of_all_layers_are_parameters_of_each():
     assert parts_of("decoder.layers.mlp.linear_fc1.weight_v", (2, 4, 3)) == [
         Part(name=f"decoder.layers.{layer}.mlp.linear_fc1.weight", position=(layer,), half=1) for layer in (0, 1)

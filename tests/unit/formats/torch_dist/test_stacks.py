@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -156,6 +157,15 @@ def test_modules_save_states_for_each_layer_and_expert():
         ),
         "text.layers.mlp.linear_fc1._extra_state/shard_0_2",
         "text.layers.mlp.linear_fc1._extra_state/shard_1_2",
+    ]
+
+
+def test_a_module_without_parameters_may_save_a_state():
+    forms = [(f"{BLOCK}self_attention.linear_qkv.weight", layer, None, (4, 2)) for layer in range(2)]
+    forms += [(f"{BLOCK}self_attention.linear_proj.weight", layer, None, (4, 2)) for layer in range(2)]
+    dialect = replace(LOCAL, extra_states=("self_attention.core_attention",))
+    assert list(stack(binding(forms, 2)).extra_states(dialect)) == [
+        f"text.layers.self_attention.core_attention._extra_state/shard_{layer}_2" for layer in range(2)
     ]
 
 
