@@ -61,6 +61,7 @@ bench: $(READY) ## Measure there and back against cp -r, a plain converter and d
 bench-plan: $(READY) ## Measure planning for models of 235 and 671 billion parameters
 	$(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/plan_back.py
+	$(BIN)/python benchmarks/plan_torch_dist.py
 
 clean:          ## Remove what the other targets made
 	rm -rf .venv build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

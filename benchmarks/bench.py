@@ -3,6 +3,7 @@
     python benchmarks/bench.py                    Qwen2-VL-2B, 4.4 GB
     python benchmarks/bench.py --size-mb 400      a smaller lookalike
     python benchmarks/bench.py --only back        from Megatron to Hugging Face alone; megatron, dcp, resplit, cast, fp8
+                                                  or torch_dist, there and back
     python benchmarks/bench.py --check-memory     does memory depend on the size of the model?
 
 The cases take turns, and another one begins each round, so that a drift of the machine hits all alike; one round warms
@@ -40,6 +41,7 @@ from cases import (
     distconv_dcp_case,
     distconv_megatron_case,
     distconv_resplit_case,
+    distconv_torch_dist_case,
     plain_case,
 )
 from measure import CommandError, Measurement, measure
@@ -51,8 +53,10 @@ CHECKOUT = HERE.parent
 KEPT, CAST = "kept", "cast"
 # What is made of bfloat16 weights, and of the same in fp8.
 PLAIN, FP8 = "plain", "fp8"
+# What is made of layers that are one tensor.
+FROM_STACKS = "torch_dist_back"
 MIB = 2**20
-MAKES = ("megatron", "dcp", "back", "resplit", "cast", "fp8")
+MAKES = ("megatron", "dcp", "torch_dist", "back", "resplit", "cast", "fp8")
 MEMORY_SIZES_MB = (1000, 4000)
 MEMORY_LIMIT_MIB = 100
 MEMORY_GROWTH_MIB = 10  # tables for more tensors; the bytes of the tensors must not show
@@ -262,11 +266,20 @@ def comparisons(
     if "dcp" in only:
         there.append(dcp_save_case(source, target))
         there += [distconv_dcp_case(source, target, count, options) for count in arguments.processes]
+    if "torch_dist" in only:
+        there += [distconv_torch_dist_case(source, target, count, options) for count in arguments.processes]
     if there:
         yield [copy_case(source, target), *there], {}
+    if "torch_dist" in only:
+        trained = work / "torch_dist"
+        require_space(work, round(2.5 * read_through(source)))
+        measure(distconv_torch_dist_case(source, trained, 1, options).command, directory=CHECKOUT)
+        os.sync()
+        back = [distconv_back_case(trained, target, count, options, FROM_STACKS) for count in arguments.processes]
+        yield [copy_case(trained, target), *back], {FROM_STACKS: content_of(source)}
+        remove(trained)
     trained = work / "megatron"
-    back = []
-    expected = {}
+    back, expected = [], {}
     if "back" in only:
         back += [distconv_back_case(trained, target, count, options) for count in arguments.processes]
         expected["back"] = content_of(source)

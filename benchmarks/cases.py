@@ -113,10 +113,15 @@ def distconv_dcp_case(source: Path, target: Path, processes: int, overrides: Seq
     return _distconv_case("dcp", source, target, processes, (*options, *overrides))
 
 
+def distconv_torch_dist_case(source: Path, target: Path, processes: int, overrides: Sequence[str]) -> Case:
+    """Distconv on a number of processes, to a torch_dist of Megatron-core."""
+    return _distconv_case("torch_dist", source, target, processes, ("target_format=torch_dist", *overrides))
+
+
 def distconv_back_case(
     source: Path, target: Path, processes: int, overrides: Sequence[str], makes: str = "back"
 ) -> Case:
-    """Distconv on a number of processes, from a Megatron directory of its own to the Hugging Face directory it was."""
+    """Distconv on a number of processes, from a result of its own to the Hugging Face directory it was."""
     return _distconv_case(makes, source, target, processes, ("target_format=hf", *overrides))
 
 

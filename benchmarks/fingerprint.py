@@ -48,7 +48,9 @@ def contents(directory: Path) -> Iterator[tuple[str, object]]:
         )
         yield str(path.parent.relative_to(directory)), loaded
     for path in sorted(directory.rglob("*.pt")):
-        loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        # A torch_dist has the arguments of training in such a file.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         yield str(path.relative_to(directory)), loaded
     shards = sorted(directory.glob("*.safetensors"))
     for path in shards:

@@ -77,6 +77,7 @@ def measure_here(directory: Path, model: str, processes: int, *, balance: bool) 
     from distconv.planning.assign import assign  # noqa: PLC0415
     from distconv.planning.facts import Facts  # noqa: PLC0415
     from distconv.planning.plan import plan_job  # noqa: PLC0415
+    from distconv.runtime.collection import uncollected  # noqa: PLC0415
     from distconv.runtime.measurement import peak_resident_bytes  # noqa: PLC0415
     from distconv.transfer.batches import planned_reads  # noqa: PLC0415
 
@@ -84,10 +85,11 @@ def measure_here(directory: Path, model: str, processes: int, *, balance: bool) 
     definition = content.pop("model")
     job = Options.from_content(content)
     watch = Stopwatch()
-    found = watch.timed("headers", lambda: read_facts(directory, model, definition))
-    shared = watch.timed("telling", lambda: json.dumps(found.to_json()))
-    facts = watch.timed("hearing", lambda: Facts.from_json(json.loads(shared)))
-    plan = watch.timed("planning", lambda: plan_job(job, facts).plan)
+    with uncollected():
+        found = watch.timed("headers", lambda: read_facts(directory, model, definition))
+        shared = watch.timed("telling", lambda: json.dumps(found.to_json()))
+        facts = watch.timed("hearing", lambda: Facts.from_json(json.loads(shared)))
+        plan = watch.timed("planning", lambda: plan_job(job, facts).plan)
     shares = watch.timed("assigning", lambda: assign(plan.files, processes))
     watch.timed("own share", lambda: planned_reads(plan, shares[:1], job.io.buffer_bytes))
     peak = peak_resident_bytes()

@@ -113,14 +113,16 @@ def measure_here(directory: Path) -> Back:
     from distconv.planning.assign import assign  # noqa: PLC0415
     from distconv.planning.facts import Facts  # noqa: PLC0415
     from distconv.planning.plan import plan_job  # noqa: PLC0415
+    from distconv.runtime.collection import uncollected  # noqa: PLC0415
     from distconv.runtime.measurement import peak_resident_bytes  # noqa: PLC0415
     from distconv.transfer.batches import planned_reads  # noqa: PLC0415
 
     job = Options.from_content(configured(f"source={directory}", "target=unused", "target_format=hf"))
     shared = (directory / "facts.json").read_text(encoding="utf-8")
     watch = Stopwatch()
-    facts = watch.timed("hearing", lambda: Facts.from_json(json.loads(shared)))
-    planned = watch.timed("planning", lambda: plan_job(job, facts))
+    with uncollected():
+        facts = watch.timed("hearing", lambda: Facts.from_json(json.loads(shared)))
+        planned = watch.timed("planning", lambda: plan_job(job, facts))
     shares = watch.timed("assigning", lambda: assign(planned.plan.files, TP * PP * EP))
     watch.timed("own share", lambda: planned_reads(planned.plan, shares[:1], job.io.buffer_bytes))
     peak = peak_resident_bytes()

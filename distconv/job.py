@@ -31,6 +31,7 @@ from distconv.planning.plan import Planned, plan_job, shares_of
 from distconv.planning.report_file import ReportFile
 from distconv.planning.summary import plan_report, planned_processes
 from distconv.runtime.agreement import on_all, on_first, on_first_with_hand_out
+from distconv.runtime.collection import uncollected
 from distconv.runtime.hand_out import HandOut
 from distconv.runtime.measurement import peak_resident_bytes
 from distconv.runtime.processes import Processes
@@ -68,9 +69,11 @@ def run_job(
         found = look(options, chosen, library, hand_out)
         return found.to_json()
 
-    told = on_first_with_hand_out(processes, found_facts, tasks(), options.io.threads, "reading the headers")
-    facts = found or Facts.from_json(told)
-    planned, _ = on_all(processes, lambda: plan_job(options, facts), lambda _: None, "planning")
+    # Of a large model, more than a third of the time would go to looking for garbage that there is not.
+    with uncollected():
+        told = on_first_with_hand_out(processes, found_facts, tasks(), options.io.threads, "reading the headers")
+        facts = found or Facts.from_json(told)
+        planned, _ = on_all(processes, lambda: plan_job(options, facts), lambda _: None, "planning")
     phases = Phases(processes, observer, options.io, lambda: facts.looked_at, time.monotonic() - start)
     with phases.means.sources:
         planned = _with_trained_rows(options, facts, planned, processes, phases)

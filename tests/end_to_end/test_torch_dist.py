@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from distconv import inspect
 from distconv.cli.show import inspection_text
+from distconv.formats.dcp.metadata import read_metadata
 from tests.end_to_end.test_language_models import CONFIGS, DENSE, write_model
 from tests.golden.samples import TRAINED, reference, unpacked
 from tests.here import outcome_here, run_here
@@ -109,3 +110,40 @@ def test_a_directory_is_described(tmp_path):
     # By their kind, however many there are.
     for kind in ("extra states of modules: 34", "state of the optimizer: 58", "states of random generators: 2"):
         assert kind in " ".join(text.split())
+
+
+def keys_of_experts(layer: str) -> set[str]:
+    """The keys of four experts in one layer: a tensor and four states of each linear."""
+    linears = [f"{layer}mlp.experts.experts.linear_fc{number}" for number in (1, 2)]
+    states = {f"{each}._extra_state/shard_{expert}_4" for each in linears for expert in range(4)}
+    return states | {f"{each}.weight" for each in linears}
+
+
+def test_a_layer_that_predicts_has_the_keys_that_training_asks_for(tmp_path):
+    """Those of `sharded_state_dict` of a GPTModel in megatron-core 0.16.1, and 0.19.2, with the local spec."""
+    write_model(tmp_path / "hf", "glm4_moe")
+    run_here(source=str(tmp_path / "hf"), target=str(tmp_path / "td"), target_format="torch_dist")
+    metadata = read_metadata(tmp_path / "td" / "release" / ".metadata")
+    layer = "mtp.layers.0.transformer_layer."
+    linears = ["self_attention.linear_qkv", "self_attention.linear_proj"]
+    linears += [f"mlp.shared_experts.linear_fc{number}" for number in (1, 2)]
+    expected = keys_of_experts(layer)
+    expected |= {f"{layer}{each}.weight" for each in linears}
+    expected |= {f"{layer}{each}._extra_state/shard_0_1" for each in linears}
+    expected |= {f"{layer}{each}" for each in ("mlp.router.weight", "mlp.router.expert_bias")}
+    expected |= {f"{layer}{each}.layer_norm_weight" for each in ("self_attention.linear_qkv", "mlp.linear_fc1")}
+    expected |= {f"mtp.layers.0.{each}.weight" for each in ("enorm", "hnorm", "eh_proj", "final_layernorm")}
+    expected |= {f"{layer}self_attention.linear_qkv.bias", "mtp.layers.0.eh_proj._extra_state/shard_0_1"}
+    assert {key for key in (*metadata.tensors, *metadata.blobs) if key.startswith("mtp.")} == expected
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("dialect", ["mcore_local", "mcore_te", "mcore_grouped", "bridge", "mindspeed_llm"])
+def test_every_model_comes_back_from_every_dialect(family, dialect, tmp_path):
+    tensors = write_model(tmp_path / "hf", family)
+    made = {"target_format": "torch_dist", "dialect": dialect}
+    run_here(source=str(tmp_path / "hf"), target=str(tmp_path / "td"), **made)
+    run_here(source=str(tmp_path / "td"), target=str(tmp_path / "back"), target_format="hf")
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[name], each) for name, each in tensors.items())

@@ -49,6 +49,14 @@ def python(*arguments: object) -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_the_wheel_holds_every_module(wheel):
+    """None may come from the checkout, to which the environment of the tests points."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "distconv").rglob("*.py")}
+    assert modules - names == set()
+
+
 def test_the_wheel_holds_the_configuration_and_all_models(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()

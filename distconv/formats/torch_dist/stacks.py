@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import product
 from math import prod
 
-from distconv.errors import raise_if
+from distconv.errors import counted, raise_if
 from distconv.formats.dcp.plan import Part, Whole
 from distconv.formats.torch_dist.keys import block_of, key_of
 from distconv.models.names import filled
@@ -25,7 +25,6 @@ from distconv.tensors.virtual import Index
 LAYER, EXPERT = "{layer}", "{expert}"
 # The modality of a block of layers, and the beginning of its targets.
 _Block = tuple[str, str]
-_Form = tuple[str, Index]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +62,14 @@ def stack(binding: Binding) -> Stacks:
         lengths = axes.setdefault(key, tuple(length for _, length in place))
         whole = wholes.setdefault(key, Whole(key, tensor.dtype, lengths + tensor.shape))
         if (whole.dtype, whole.shape) != (tensor.dtype, lengths + tensor.shape):
-            problems[f"{key}: is one tensor of all experts in torch_dist, but they differ in shape or type"] = None
+            found = f"{whole.dtype} {list(whole.shape[len(lengths) :])} and {tensor.dtype} {list(tensor.shape)}"
+            problems[f"{key}: is one tensor in torch_dist, but parameters that it stacks are {found}"] = None
         parts.append(Part(NamedTensor(each.sources, tensor, each.name), whole, tuple(at for at, _ in place)))
     counts = Counter(part.whole.name for part in parts)
     for key, lengths in axes.items():
         if counts[key] != prod(lengths):
-            problems[f"{key}: is one tensor of {prod(lengths)} experts in torch_dist, found {counts[key]}"] = None
+            expected = counted(prod(lengths), "parameter")
+            problems[f"{key}: is one tensor of {expected} in torch_dist, found {counts[key]}"] = None
     raise_if(list(problems))
     return Stacks(parts=tuple(parts), axes=axes)
 
@@ -83,13 +84,16 @@ def _place(parameter: Parameter, binding: Binding, pattern: str) -> Iterator[tup
 
 
 def _alike(binding: Binding) -> set[_Block]:
-    """The blocks all of whose layers are there, with parameters of the same targets, shapes and element types."""
-    forms: dict[_Block, dict[int, dict[tuple[str, int | None], _Form]]] = {}
+    """The blocks all of whose layers are there, with parameters of the same targets and shapes.
+
+    Layers that differ in element type alone are no reason for training to keep them apart.
+    """
+    forms: dict[_Block, dict[int, dict[tuple[str, int | None], Index]]] = {}
     for each in binding.parameters:
-        rule, tensor = each.recipe.rule, each.recipe.tensor
+        rule = each.recipe.rule
         if each.layer is not None and (block := block_of(rule.target)):
             layer = forms.setdefault((rule.modality, block), {}).setdefault(each.layer, {})
-            layer[rule.target, each.expert] = tensor.dtype, tensor.shape
+            layer[rule.target, each.expert] = each.recipe.tensor.shape
     return {
         block
         for block, layers in forms.items()

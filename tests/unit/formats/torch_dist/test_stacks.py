@@ -114,13 +114,25 @@ def test_experts_that_no_program_stacks_have_their_numbers():
 @pytest.mark.parametrize(
     ("forms", "says"),
     [
-        ([(EXPERT, 0, 0, (4, 2)), (EXPERT, 0, 1, (4, 3))], "they differ in shape or type"),
-        ([(EXPERT, 0, 0, (4, 2))], "is one tensor of 2 experts in torch_dist, found 1"),
+        (
+            [(EXPERT, 0, 0, (4, 2)), (EXPERT, 0, 1, (4, 3))],
+            r"parameters that it stacks are float32 \[4, 2\] and float32 \[4, 3\]",
+        ),
+        ([(EXPERT, 0, 0, (4, 2))], "is one tensor of 2 parameters in torch_dist, found 1"),
     ],
 )
 def test_experts_that_are_no_tensor_together_are_refused(forms, says):
     with pytest.raises(InputError, match=says):
         stack(binding(forms, 1, 2))
+
+
+def test_layers_that_differ_in_element_type_alone_are_refused():
+    """Training would look for one tensor."""
+    one, other = (
+        binding([(NORM, layer, None, (5,))], 2, dtype=dtype) for layer, dtype in ((0, "float32"), (1, "int8"))
+    )
+    with pytest.raises(InputError, match=r"text\.layers\.norm\.weight: .*float32 \[5\] and int8 \[5\]"):
+        stack(replace(one, parameters=one.parameters + other.parameters))
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.sets(st.sampled_from([DENSE, NORM, EXPERT]), min_size=1), st.booleans())
