@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distconv.commit.area import Area
-from distconv.errors import InputError
+from distconv.errors import InputError, reading
 from distconv.formats.iterations import TRACKER_NAME, iteration_name
 from distconv.runtime.containment import is_inside, is_mount_point
 
@@ -123,7 +123,9 @@ def check_result(target: Target, *, overwrite: bool) -> None:
 def _check_replaceable(target: Target, sources: Mapping[str, Path]) -> None:
     """Whether the directory that is there can be replaced, and nothing of a source with it."""
     for key, source in sources.items():
-        for path in _links(source):
+        with reading(source):
+            links = list(_links(source))
+        for path in links:
             if is_inside(path, target.place):
                 raise InputError(f"{key}={source}: {path} leads into {target.result}, which this job would replace")
     if is_mount_point(target.place):
@@ -136,10 +138,14 @@ def _check_replaceable(target: Target, sources: Mapping[str, Path]) -> None:
 
 
 def _links(directory: Path) -> Iterable[Path]:
-    """The symbolic links below a directory."""
+    """The symbolic links below a directory; raises `OSError` where it cannot be listed."""
+
+    def raised(error: OSError) -> None:
+        raise error
+
     return (
         path
-        for parent, directories, files in os.walk(directory)
+        for parent, directories, files in os.walk(directory, onerror=raised)
         for name in (*directories, *files)
         if (path := Path(parent, name)).is_symlink()
     )

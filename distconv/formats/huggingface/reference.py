@@ -114,22 +114,28 @@ def side_files(directory: Path) -> Iterator[str]:
 
 def check_side_files(directory: Path) -> None:
     """Raise `InputError` for every side file that cannot be read, such as a link whose target was not downloaded."""
+    with reading(directory):
+        lost = [path for path in _beside_weights(directory) if path.is_symlink() and not path.exists()]
     raise_if(
         [
             f"{path}: is a link to nothing, and the result needs a copy of it; download it again, or remove the link"
-            for path in _beside_weights(directory)
-            if path.is_symlink() and not path.exists()
+            for path in lost
         ]
     )
 
 
 def _beside_weights(directory: Path) -> Iterator[Path]:
-    for path, directories, names in os.walk(directory):
+    for path, directories, names in os.walk(directory, onerror=_raised):
         directories[:] = sorted(name for name in directories if _belongs_to_model(Path(path, name)))
         for name in sorted(names):
             found = Path(path, name)
             if not name.startswith(".") and not name.endswith(_INDEX_SUFFIX) and not _is_weight(found):
                 yield found
+
+
+def _raised(error: OSError) -> None:
+    """Do not pass over what cannot be listed: it may be part of the model."""
+    raise error
 
 
 def _belongs_to_model(directory: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,20 @@ def test_a_source_may_lie_in_the_target_directory_but_not_in_the_result(tmp_path
         InputError, match=f"text_source={tmp_path}/release/hf: is inside {tmp_path}/release, which this"
     ):
         check(tmp_path, source=tmp_path / "hf", text_source=tmp_path / "release" / "hf")
+
+
+def test_a_source_that_cannot_be_listed_may_link_into_the_result(tmp_path, monkeypatch):
+    plant(tmp_path, {"hf/config.json": "{}", "hf/weights": "", "source/deep/": ""})
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InputError, match=f"{tmp_path}/source: cannot be read: Permission denied"):
+        check(tmp_path / "hf", iteration=None, source=tmp_path / "source")
 
 
 def test_a_source_that_links_into_the_result_would_be_lost_with_it(tmp_path):

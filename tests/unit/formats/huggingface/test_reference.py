@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -147,6 +149,21 @@ def test_links_of_the_cache_are_the_files_behind_them(tmp_path):
         check_side_files(snapshot)
     (snapshot / "lost.txt").unlink()
     check_side_files(snapshot)
+
+
+def test_a_directory_of_side_files_that_cannot_be_listed_is_refused(tmp_path, monkeypatch):
+    put(configured(tmp_path), ["assets/a.json"])
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("assets"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    for read in (lambda: read_reference(tmp_path, "reference"), lambda: check_side_files(tmp_path)):
+        with pytest.raises(InputError, match="cannot be read: Permission denied"):
+            read()
 
 
 def test_what_training_saves_beside_a_model_is_no_part_of_it(tmp_path):
