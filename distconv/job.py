@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from distconv.commit.modes import Modes
 from distconv.commit.recovery import check_settled, leftovers
 from distconv.commit.staging import Staging
 from distconv.commit.target import Target, check_present, check_result, check_target
@@ -138,7 +139,9 @@ class _Job:
 
     def convert(self) -> Outcome:
         """Write the result and give it its name; the outcome with measurements."""
-        with Staging(self._target, tell=self._observer.note, undisturbed=self._observer.undisturbed) as staging:
+        modes = Modes(file=self._options.file_mode, directory=self._options.dir_mode)
+        observer = self._observer
+        with Staging(self._target, tell=observer.note, undisturbed=observer.undisturbed, modes=modes) as staging:
 
             def claim() -> None:
                 self._check_inputs()

@@ -24,6 +24,7 @@ _UNITS = {
     **{f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", 1)},
 }
 _SIZE = re.compile(rf"(?P<number>[0-9]{{1,15}}(?:\.[0-9]{{1,15}})?) ?(?P<unit>{'|'.join(_UNITS)})", re.IGNORECASE)
+_OCTAL = re.compile(r"[0-7]{3,5}")
 T = TypeVar("T")
 
 
@@ -103,6 +104,30 @@ class Number(Value[float]):
     def fits(self, value: Any) -> bool:
         """Whether the value is a positive, finite number."""
         return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
+
+
+@dataclass(frozen=True)
+class Mode(Value[int]):
+    """Permissions in octal digits, with which the owner has what is `needed`; held as a number of bits."""
+
+    needed: int
+    largest: int
+    example = "MODE"
+
+    @property
+    def expected(self) -> str:
+        """The range in digits, and what the owner needs."""
+        return f"octal permissions up to {self.largest:o}, with {self.needed:o} for the owner"
+
+    def fits(self, value: Any) -> bool:
+        """Whether the value has octal digits, and the owner what is needed."""
+        if type(value) not in (int, str) or not _OCTAL.fullmatch(str(value)):
+            return False
+        return self.held(value) & self.needed == self.needed and self.held(value) <= self.largest
+
+    def held(self, value: Any) -> int:
+        """The bits of the digits."""
+        return int(str(value), 8)
 
 
 @dataclass(frozen=True)

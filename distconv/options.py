@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from distconv.fields import Group, Record, option, options_of
-from distconv.kinds import Choice, FilePath, Integer, Text, Texts, Truth, Value
+from distconv.kinds import Choice, FilePath, Integer, Mode, Text, Texts, Truth, Value
 from distconv.layout.request import Layout, SourceLayout
 from distconv.models.rules import MODALITIES, TEXT
 
@@ -202,6 +202,19 @@ class CommonOptions(Record):
         unset="the latest of the source, else `release`",
     )
     overwrite: bool = option(Truth(), False, "replace an existing result, at commit; until then it stays as it is")
+    file_mode: int | None = option(
+        Mode(needed=0o600, largest=0o777),
+        None,
+        "permissions of the files of a result, as `chmod` takes them; whoever may read an executable side file may "
+        "execute it, too",
+        unset="as the umask has them",
+    )
+    dir_mode: int | None = option(
+        Mode(needed=0o700, largest=0o7777),
+        None,
+        "permissions of the directories that are made for a result, such as 2750",
+        unset="as the umask has them",
+    )
     io: InputOutput = option(Group(InputOutput), InputOutput(), "How a process reads and writes")
     report: Path | None = option(
         FilePath("FILE"),

@@ -14,8 +14,9 @@ from pathlib import Path
 from types import TracebackType
 
 from distconv.commit.lock import Lock, take
+from distconv.commit.modes import Modes
 from distconv.commit.recovery import recover, remove
-from distconv.commit.swap import NEW, prepare, unfinished
+from distconv.commit.swap import NEW, TRACKER, prepare, unfinished
 from distconv.commit.target import Target, check_result
 from distconv.errors import DistconvError, InputError, JobError, LostError
 from distconv.runtime.durability import synchronise_directory
@@ -27,7 +28,8 @@ class Staging:
     """A context in which a target can be claimed, written and committed; leaving it lets go of what is not committed.
 
     `tell` gets what a user should know, `undisturbed` surrounds what signals should not cut in two. Without it, a job
-    that is interrupted there still loses nothing: its order, and the next start, are enough.
+    that is interrupted there still loses nothing: its order, and the next start, are enough. `modes` are those of
+    the result, of its tracker and of the directories that are made for it.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class Staging:
         *,
         tell: Callable[[str], object] = lambda _: None,
         undisturbed: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+        modes: Modes | None = None,
     ) -> None:
         self._target = target
+        self._modes = modes or Modes()
         self._tell = tell
         self._undisturbed = undisturbed
         self._area = target.area
@@ -205,7 +209,12 @@ class Staging:
                     self._created.append(path)
 
     def _publish(self) -> None:
+        self._modes.set_below(self.path)
         swap = prepare(self._work, self._target.place.name, self._target.iteration, durable=self._durable)
+        if self._target.iteration is not None:
+            self._modes.set_file(self._work / TRACKER)
+        for created in self._created:
+            self._modes.set_directory(created)
         if self._durable:
             for created in self._created:
                 synchronise_directory(str(created.parent))

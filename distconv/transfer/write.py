@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from distconv.commit.modes import is_executable, make_executable
 from distconv.errors import JobError, system_problem
 from distconv.formats.base import FileFormat
 from distconv.formats.frame import write_frame
@@ -82,6 +83,8 @@ def write_beside(
             if isinstance(content, SourceFile):
                 with sources.opened(content):
                     shutil.copyfile(content.path, path)
+                    if is_executable(content.path):
+                        make_executable(path)
             else:
                 path.write_bytes(content)
         sources.check_these(each for each in beside.values() if isinstance(each, SourceFile))

@@ -117,6 +117,12 @@ def test_every_choice_is_allowed():
             assert getattr(Options.from_content(content(**{"dtype": "float16", key: choice})), key) == choice
 
 
+@pytest.mark.parametrize(("given", "bits"), [(640, 0o640), ("0640", 0o640), ("777", 0o777)])
+def test_permissions_are_octal_digits(given, bits):
+    assert Options.from_content(content(file_mode=given)).file_mode == bits
+    assert Options.from_content(content(dir_mode=2750)).dir_mode == 0o2750
+
+
 def test_another_number_of_processes_goes_with_planning():
     assert Options.from_content(content(action="plan", processes=64)).processes == 64
     assert problems(processes=64) == [
@@ -176,6 +182,17 @@ NO_SIZES = [0, -1, 1.5, 2.0, "2", True, [2], {}]
             "release, or an integer from 1 to 999999999999",
         ),
         ("overwrite", ["yes", "true", 1, 0, None], "true or false"),
+        # What YAML makes of 0640, and Python of 0o640, are other digits, with which the owner could not write.
+        (
+            "file_mode",
+            ["rw-r-----", "8", "689", "40", 416, 0o640, 440, 2640, True, [640], ""],
+            "octal permissions up to 777, with 600 for the owner",
+        ),
+        (
+            "dir_mode",
+            ["u+x", 0o750, 640, 600, 77777, -750, 7.5],
+            "octal permissions up to 7777, with 700 for the owner",
+        ),
         ("io__fsync", ["yes", 1, None], "true or false"),
     ],
 )  # fmt: skip
