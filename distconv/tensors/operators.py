@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from distconv.tensors.virtual import VirtualTensor, chunk, concat, narrow, permute, zeros
+from distconv.tensors.virtual import VirtualTensor, chunk, concat, permute, reordered, zeros
 
 # Rows of the sources, in the order of the rule; `None` for an unknown number.
 Rows = Sequence["int | None"]
@@ -83,7 +83,7 @@ def in_turn(source: VirtualTensor) -> VirtualTensor:
     rows = source.shape[0]
     if rows % 2:
         raise ValueError(f"{rows} rows do not alternate between two")
-    return concat([narrow(source, 0, row, 1) for start in (0, 1) for row in range(start, rows, 2)])
+    return reordered(source, 0, [row // 2 + row % 2 * (rows // 2) for row in range(rows)])
 
 
 def transposed_in_turn(source: VirtualTensor) -> VirtualTensor:

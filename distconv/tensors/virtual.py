@@ -112,13 +112,35 @@ def narrow(tensor: VirtualTensor, dim: int, start: int, length: int) -> VirtualT
         raise ValueError(f"range {start}:{start + length} leaves dim {dim} of shape {list(tensor.shape)}")
     copies = []
     for copy in tensor.copies:
-        low = max(copy.target_start[dim], start)
-        high = min(copy.target_start[dim] + copy.shape[dim], start + length)
+        begin, end = copy.target_start[dim], copy.target_start[dim] + copy.shape[dim]
+        low, high = max(begin, start), min(end, start + length)
         if low < high:
-            kept = _clipped(copy, dim, low, high)
+            kept = copy if (low, high) == (begin, end) else _clipped(copy, dim, low, high)
             moved = replaced(kept.target_start, dim, low - start)
             copies.append(Copy(kept.operand, kept.source_start, moved, kept.shape, kept.dims))
     return VirtualTensor(tensor.dtype, replaced(tensor.shape, dim, length), tuple(copies))
+
+
+def reordered(tensor: VirtualTensor, dim: int, places: Sequence[int]) -> VirtualTensor:
+    """The tensor with element `i` along `dim` at `places[i]`, in copies of one element along it.
+
+    Raises:
+        ValueError: there are other places than elements.
+    """
+    _check_dim(tensor, dim)
+    if sorted(places) != list(range(tensor.shape[dim])):
+        raise ValueError(f"places along dim {dim} of shape {list(tensor.shape)} are no permutation")
+    copies = []
+    for copy in tensor.copies:
+        first, along, shape = copy.target_start[dim], copy.dims[dim], replaced(copy.shape, dim, 1)
+        for number in range(copy.shape[dim]):
+            source = copy.source_start
+            if along is not None:
+                source = replaced(source, along, source[along] + number)
+            target = replaced(copy.target_start, dim, places[first + number])
+            copies.append(Copy(copy.operand, source, target, shape, copy.dims))
+    copies.sort(key=lambda copy: copy.target_start[dim])
+    return VirtualTensor(tensor.dtype, tensor.shape, tuple(copies))
 
 
 def split(tensor: VirtualTensor, lengths: Sequence[int], dim: int = 0) -> list[VirtualTensor]:

@@ -19,6 +19,7 @@ from distconv.tensors.virtual import (
     narrow,
     permute,
     remainder,
+    reordered,
     select,
     split,
     whole,
@@ -35,6 +36,24 @@ def test_a_program_stands_for_what_numpy_makes_of_it(program: Program):
         assert value.tensor.elements == value.array.size
         assert value.tensor.dtype == program.dtype
         np.testing.assert_array_equal(evaluate(value.tensor, program.operands), value.array)
+
+
+@given(shapes(min_rank=1), st.data())
+def test_reordered_is_indexing_with_the_inverse(shape, data):
+    dim = data.draw(st.integers(0, len(shape) - 1))
+    places = data.draw(st.permutations(range(shape[dim])))
+    array = numbered(shape)
+    tensor = reordered(permute(whole("int64", shape[::-1]), tuple(reversed(range(len(shape))))), dim, places)
+    assert tensor.shape == shape
+    expected = np.take(array, np.argsort(places), axis=dim)
+    np.testing.assert_array_equal(evaluate(tensor, [array.T]), expected)
+    assert gaps(tensor) == 0
+
+
+@pytest.mark.parametrize("places", [[0], [0, 0], [1, 2], [0, 1, 2]])
+def test_places_that_are_no_permutation_are_refused(places):
+    with pytest.raises(ValueError, match="no permutation"):
+        reordered(whole("int8", (2, 3)), 0, places)
 
 
 @given(programs())
