@@ -1,13 +1,13 @@
-"""Measure planning of the largest language model to and from Megatron-core's torch_dist, from headers alone.
+"""Measure planning from and to torch_dist checkpoints of DeepSeek-V3, 671B, from headers alone.
 
-    python benchmarks/plan_torch_dist.py                   DeepSeek-V3, 671B
-    python benchmarks/plan_torch_dist.py --processes 64    for another number of processes
+    python benchmarks/plan_torch_dist.py                  to torch_dist, and from those of distconv and Megatron-core
+    python benchmarks/plan_torch_dist.py --processes 64   for another number of processes
 
-Makes the files of the model, and of models with a quarter and half of its layers, with headers and holes instead of
-data: as published, and then as torch_dist, as distconv itself lays it out. What every process of a job does before
-bytes move is measured in a fresh process each: to torch_dist, from there to Hugging Face, and to Megatron. Reading the
-files is handed out to all processes in a job; here rank 0 does it alone. The exit status is 1 if planning takes more
-than is allowed.
+Makes the files for all layers, and for a half and a quarter of them, with headers and holes instead of data, and
+measures in fresh processes what those of a job do before bytes move: rank 0 reads the headers (the chunks in `.distcp`
+files are looked up by all processes; here one looks up all of them) and tells what they say, another one hears it; both
+plan, and derive their shares. Rank 0 also makes `.metadata` of a torch_dist result. The exit status is 1 if planning
+takes more than is allowed.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import MIB, machine, table, work_directory
 from largest import (
     CHECKOUT,
+    EP,
     FRACTIONS,
     HERE,
+    TP,
     Costs,
     Stopwatch,
     command_line,
@@ -37,156 +39,220 @@ from largest import (
     write_files,
 )
 from measure import CommandError, measure
+from torch_dist_headers import FORMS, PP, deepseek_v3
 
-from tests.published_language_models import MIXTURE_OF_DEEPSEEK, Decoder, Latent, of
-from tests.published_towers import Text
+if TYPE_CHECKING:
+    from distconv.formats.registry import Options
+    from distconv.planning.facts import Facts
+    from distconv.planning.plan import Planned
+    from distconv.runtime.hand_out import HandOut
 
-PP = 8
 SECONDS_ALLOWED = 2.5
-LAYERS = 61
-TO_TORCH_DIST, TO_HF, TO_MEGATRON = "to torch_dist", "to hf", "to megatron"
-WAYS: Mapping[str, tuple[str, ...]] = {
-    TO_TORCH_DIST: ("target_format=torch_dist",),
-    TO_HF: ("target_format=hf",),
-    TO_MEGATRON: tuple(layout_options(PP)),
+PUBLISHED = "published"
+# By the format of the result: its options.
+TARGETS = {
+    "torch_dist": ["target_format=torch_dist"],
+    "hf": ["target_format=hf"],
+    "megatron": layout_options(PP),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planning(Costs):
-    """What there was to plan: files and tensors of the result."""
+    """What there was to plan: the files of the result, and their entries."""
 
     files: int
     entries: int
 
 
-def make(directory: Path, divisor: int) -> None:
-    """The model as published, and as torch_dist."""
-    size = replace(Text(LAYERS, 7168, 128, 128, 18432, 129280), layers=LAYERS // divisor)
-    decoder = Decoder(size=size, latent=Latent(), mixture=MIXTURE_OF_DEEPSEEK, further=1)
-    write_files(directory, of("DeepSeek-V3", "deepseek_v3", decoder, parameters=None))
-    measure((sys.executable, str(HERE / "plan_torch_dist.py"), "--make", str(directory)), directory=CHECKOUT)
-
-
-def make_torch_dist(directory: Path) -> None:
-    """Write the torch_dist that a published model becomes, with holes instead of data."""
-    from distconv.formats.frame import write_frame  # noqa: PLC0415
-
-    _, planned = planning(directory, TO_TORCH_DIST, Stopwatch(), [])
-    target = directory / "torch_dist" / "release"
-    target.mkdir(parents=True)
-    for file in planned.plan.files:
-        write_frame(target / file.path, planned.files.frame(file, list(planned.plan.entries(file))))
-    for name, content in planned.files.beside().items():
-        (target / name).write_bytes(content)
-
-
-def planning(directory: Path, way: str, watch: Stopwatch, shared: list[int]) -> tuple[Any, Any]:
-    """The options and the plan of a process that reads all by itself; `shared` gets the size of what rank 0 shares."""
-    from distconv.formats.registry import Options  # noqa: PLC0415
-    from distconv.models.library import Library  # noqa: PLC0415
-    from distconv.planning.facts import Facts  # noqa: PLC0415
-    from distconv.planning.look import look  # noqa: PLC0415
+def make_sources(directory: Path, divisor: int) -> None:
+    """Write a published directory, and the checkpoints that it becomes, of so many of the layers."""
+    from distconv.formats.dcp.plan import DcpPlan  # noqa: PLC0415
     from distconv.planning.plan import plan_job  # noqa: PLC0415
+
+    write_files(directory / PUBLISHED, deepseek_v3(divisor))
+    options = _options(directory / PUBLISHED, "torch_dist")
+    planned = plan_job(options, _look(options))
+    assert isinstance(planned.plan, DcpPlan)
+    for name, write in FORMS.items():
+        write(directory / name, planned.plan, planned.files)
+
+
+def measure_first(source: Path, target: str, processes: int) -> Planning:
+    """The costs of rank 0, in this process, which has done nothing else yet; what it tells is written to a file."""
     from distconv.runtime.collection import uncollected  # noqa: PLC0415
+    from distconv.runtime.hand_out import here  # noqa: PLC0415
+    from distconv.runtime.processes import packed  # noqa: PLC0415
 
-    source = directory if way == TO_TORCH_DIST else directory / "torch_dist"
-    known = [] if way == TO_TORCH_DIST else [f"reference={directory}"]
-    job = Options.from_content(configured(f"source={source}", "target=unused", *known, *WAYS[way]))
+    options, watch = _options(source, target), Stopwatch()
+
+    def hand_out(task: Any, parts: Sequence[Any]) -> list[Any]:
+        return list(watch.timed("chunks", lambda: here(task, parts)))
+
     with uncollected():
-        found = watch.timed("headers", lambda: look(job, None, Library.of_package()))
-        text = watch.timed("telling", lambda: json.dumps(found.to_json()))
-        shared.append(len(text))
-        facts = watch.timed("hearing", lambda: Facts.from_json(json.loads(text)))
-        return job, watch.timed("planning", lambda: plan_job(job, facts))
+        facts = watch.timed("headers", lambda: _look(options, hand_out))
+        chunks = watch.seconds.setdefault("chunks", 0.0)
+        watch.seconds["headers"] -= chunks
+        shared = watch.timed("telling", lambda: packed(facts.to_json()))
+        planned = _plan(watch, options, facts)
+    _share(watch, options, planned, processes)
+    # What rank 0 makes of the result when all have written: the metadata of a torch_dist one.
+    watch.timed("beside", planned.files.beside)
+    _told(source, target).write_bytes(shared)
+    return _costs(watch, planned, len(shared))
 
 
-def measure_here(directory: Path, way: str, processes: int) -> Planning:
-    """The costs of planning in this process, which has done nothing else yet."""
+def measure_other(source: Path, target: str, processes: int) -> Planning:
+    """The costs of any other rank, in this process, which has done nothing else yet."""
+    from distconv.planning.facts import Facts  # noqa: PLC0415
+    from distconv.runtime.collection import uncollected  # noqa: PLC0415
+    from distconv.runtime.processes import unpacked  # noqa: PLC0415
+
+    options, watch = _options(source, target), Stopwatch()
+    shared = _told(source, target).read_bytes()
+    with uncollected():
+        facts = watch.timed("hearing", lambda: Facts.from_json(unpacked(shared)))
+        planned = _plan(watch, options, facts)
+    _share(watch, options, planned, processes)
+    return _costs(watch, planned, len(shared))
+
+
+def _plan(watch: Stopwatch, options: Options, facts: Facts) -> Planned:
+    from distconv.planning.plan import plan_job  # noqa: PLC0415
+
+    planned: Planned = watch.timed("planning", lambda: plan_job(options, facts))
+    return planned
+
+
+def _share(watch: Stopwatch, options: Options, planned: Planned, processes: int) -> None:
     from distconv.planning.assign import assign  # noqa: PLC0415
-    from distconv.runtime.measurement import peak_resident_bytes  # noqa: PLC0415
     from distconv.transfer.batches import planned_reads  # noqa: PLC0415
 
-    watch, told = Stopwatch(), list[int]()
-    job, planned = planning(directory, way, watch, told)
     shares = watch.timed("assigning", lambda: assign(planned.plan.files, processes))
-    watch.timed("own share", lambda: planned_reads(planned.plan, shares[:1], job.io.buffer_bytes))
+    watch.timed("own share", lambda: planned_reads(planned.plan, shares[:1], options.io.buffer_bytes))
+
+
+def _costs(watch: Stopwatch, planned: Planned, shared_bytes: int) -> Planning:
+    from distconv.runtime.measurement import peak_resident_bytes  # noqa: PLC0415
+
     peak = peak_resident_bytes()
-    # What rank 0 writes beside the tensors.
-    watch.timed("beside", planned.files.beside)
     assert "torch" not in sys.modules
+    plan = planned.plan
     return Planning(
         seconds=watch.seconds,
         peak_bytes=peak,
-        shared_bytes=told[0],
-        files=len(planned.plan.files),
-        entries=sum(1 for file in planned.plan.files for _ in planned.plan.entries(file)),
+        shared_bytes=shared_bytes,
+        files=len(plan.files),
+        entries=sum(1 for file in plan.files for _ in plan.entries(file)),
     )
 
 
-def measured(directory: Path, way: str, processes: int, repeat: int) -> Planning:
-    """The costs of planning, in processes of their own."""
-    request = json.dumps({"directory": str(directory), "way": way, "processes": processes})
-    command = (sys.executable, str(HERE / "plan_torch_dist.py"), "--one", request)
-    runs = [Planning(**json.loads(measure(command, directory=CHECKOUT).output)) for _ in range(repeat)]
-    return representative(runs)
+def _options(source: Path, target: str) -> Options:
+    from distconv.formats.registry import Options  # noqa: PLC0415
+
+    given = [f"source={source}", f"target={source.parent / 'unused'}", *TARGETS[target]]
+    if source.name != PUBLISHED:
+        given.append(f"reference={source.parent / PUBLISHED}")
+    return Options.from_content(configured(*given))
 
 
-def costs_table(costs: Mapping[tuple[str, int], Planning]) -> str:
-    """Seconds by phase and memory, for each way and part of the layers."""
-    phases = next(iter(costs.values())).seconds
-    rows = [("way", "layers", "files", "tensors", *phases, "peak MiB", "shared MB")]
-    for (way, divisor), cost in costs.items():
-        seconds = [f"{value:.3f}" for value in cost.seconds.values()]
-        sizes = [f"{cost.peak_bytes / MIB:.0f}", f"{cost.shared_bytes / 1e6:.1f}"]
-        rows.append((way, str(LAYERS // divisor), str(cost.files), str(cost.entries), *seconds, *sizes))
+def _look(options: Options, hand_out: HandOut | None = None) -> Facts:
+    from distconv.models.library import Library  # noqa: PLC0415
+    from distconv.planning.look import look  # noqa: PLC0415
+    from distconv.runtime.hand_out import here  # noqa: PLC0415
+
+    return look(options, None, Library.of_package(), hand_out or here)
+
+
+def _told(source: Path, target: str) -> Path:
+    return source.parent / f"{source.name}-{target}.told"
+
+
+ROLES = {"rank 0": measure_first, "another rank": measure_other}
+# Source, target, divisor of the layers, and role.
+Name = tuple[str, str, int, str]
+
+
+def measured(directory: Path, divisor: int, processes: int, repeat: int) -> Iterator[tuple[Name, Planning]]:
+    """The costs of all jobs with sources in a directory, in processes of their own, by job and role."""
+    jobs = [(PUBLISHED, "torch_dist"), *((form, target) for form in FORMS for target in ("hf", "megatron"))]
+    for source, target in jobs:
+        for role in ROLES:
+            print(f"layers / {divisor}: {source} to {target}, {role}", file=sys.stderr, flush=True)
+            request = json.dumps([role, str(directory / source), target, processes])
+            command = (sys.executable, str(HERE / "plan_torch_dist.py"), "--one", request)
+            runs = [Planning(**json.loads(measure(command, directory=CHECKOUT).output)) for _ in range(repeat)]
+            yield (source, target, divisor, role), representative(runs)
+
+
+def costs_table(costs: Mapping[Name, Planning], role: str) -> str:
+    """Seconds by phase and memory, for each job."""
+    own = {name: cost for name, cost in costs.items() if name[3] == role}
+    phases = next(iter(own.values())).seconds
+    rows = [("source", "target", "layers", "files", "entries", *phases, "us/entry", "peak MiB", "told MB")]
+    for (source, target, divisor, _), cost in own.items():
+        rows.append(
+            (
+                source,
+                target,
+                f"all / {divisor}" if divisor > 1 else "all",
+                *map(str, (cost.files, cost.entries)),
+                *(f"{cost.seconds[phase]:.3f}" for phase in phases),
+                f"{1e6 * per_entry(cost):.1f}",
+                f"{cost.peak_bytes / MIB:.0f}",
+                f"{cost.shared_bytes / 1e6:.1f}",
+            )
+        )
     return table(rows)
 
 
-def verdict(costs: Mapping[tuple[str, int], Planning]) -> list[str]:
+def per_entry(cost: Planning) -> float:
+    """Seconds of planning for each entry of the result."""
+    return cost.seconds["planning"] / cost.entries
+
+
+def verdict(costs: Mapping[Name, Planning]) -> list[str]:
     """What is more than allowed."""
     problems: list[str] = []
-    for (way, divisor), cost in costs.items():
-        problems += excesses(way, cost, SECONDS_ALLOWED)
+    for (source, target, divisor, role), cost in costs.items():
+        name = f"{source} to {target}, {role}"
+        problems += excesses(name, cost, SECONDS_ALLOWED)
         if divisor == 1:
-            least = costs[way, FRACTIONS[0]]
-            growth = cost.seconds["planning"] / cost.entries / (least.seconds["planning"] / least.entries)
-            problems += growth_problems(way, growth, "tensor")
+            growth = per_entry(cost) / per_entry(costs[source, target, FRACTIONS[0], role])
+            problems += growth_problems(name, growth, "entry")
     return problems
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = command_line("Measure planning of the largest language model to and from torch_dist.", ["deepseek_v3"])
-    parser.add_argument("--processes", type=int, default=256, help="of the job that is planned (default 256)")
-    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
-    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
+    parser = command_line("Measure planning from and to torch_dist, from headers alone.", ["deepseek_v3"])
+    parser.add_argument("--processes", type=int, default=TP * PP * EP, help=f"to plan for (default {TP * PP * EP})")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--make", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    if arguments.make is not None:
-        make_torch_dist(arguments.make)
-        return 0
     if arguments.one is not None:
-        request = arguments.one
-        print(json.dumps(vars(measure_here(Path(request["directory"]), request["way"], request["processes"]))))
+        role, source, target, processes = json.loads(arguments.one)
+        print(json.dumps(vars(ROLES[role](Path(source), target, processes))))
         return 0
-    costs: dict[tuple[str, int], Planning] = {}
+    if arguments.make is not None:
+        make_sources(Path(arguments.make[0]), int(arguments.make[1]))
+        return 0
+    costs: dict[Name, Planning] = {}
     with work_directory(arguments.work) as work:
         try:
             for divisor in FRACTIONS:
-                directory = work / f"layers-{divisor}"
-                make(directory, divisor)
-                print(f"DeepSeek-V3, layers / {divisor}", file=sys.stderr, flush=True)
-                for way in WAYS:
-                    costs[way, divisor] = measured(directory, way, arguments.processes, arguments.repeat)
+                directory = work / f"deepseek-{divisor}"
+                directory.mkdir()
+                make = (sys.executable, str(HERE / "plan_torch_dist.py"), "--make", str(directory), str(divisor))
+                measure(make, directory=CHECKOUT)
+                costs.update(measured(directory, divisor, arguments.processes, arguments.repeat))
         except CommandError as error:
             print(error, file=sys.stderr)
             return 1
-    print(f"DeepSeek-V3 on {arguments.processes} processes, least of {arguments.repeat}\n{machine()}\n")
-    print(costs_table({key: costs[key] for key in sorted(costs, key=lambda key: (list(WAYS).index(key[0]), -key[1]))}))
-    print(
-        "\nCPU seconds, of one thread. headers, telling, beside: rank 0, but for reading the files of torch_dist,\n"
-        "which all processes share; hearing, planning, assigning, own share: every process. tensors: of the result.\n"
-    )
+    print(f"DeepSeek-V3, 671B, {arguments.processes} processes, least of {arguments.repeat}\n{machine()}\n")
+    for role in ROLES:
+        print(f"{role}\n{costs_table(costs, role)}\n")
+    print("CPU seconds, of one thread. chunks: looking up those of a source, all by one; told MB: compressed.\n")
     return say_verdict(verdict(costs))
 
 

@@ -1,6 +1,8 @@
-"""torch_dist checkpoints that several processes read or write together: the bytes of one process, and one voice."""
+"""torch_dist checkpoints of several processes: the bytes of one process, one voice, and constant memory."""
 
 from __future__ import annotations
+
+from math import prod
 
 import pytest
 
@@ -8,6 +10,7 @@ from tests.checkpoints import hashes
 from tests.golden.samples import reference, unpacked
 from tests.here import run_here
 from tests.processes.jobs import mpirun, run, torchrun
+from tests.processes.memory import SIZES, as_type, assert_alike, peak, shares_of_two, write_lookalike
 
 CASE = "dsv3_16_tp2"
 
@@ -48,3 +51,21 @@ def test_several_processes_write_one_checkpoint(launcher, tmp_path):
         assert outcome.status == 0, outcome.err
     assert {"metadata.json", "common.pt", ".metadata"} <= {path.name for path in (tmp_path / "one").glob("iter_*/*")}
     assert hashes(tmp_path / "three") == hashes(tmp_path / "one")
+
+
+def test_memory_does_not_grow_with_the_checkpoint(tmp_path):
+    """There and back; the larger checkpoint has thirty times what memory may grow by."""
+    peaks: dict[str, list[int]] = {"torch_dist": [], "hf": []}
+    for size in SIZES:
+        source = tmp_path / str(size)
+        stored = write_lookalike(source, size, as_type("bfloat16"))
+        for target, found in peaks.items():
+            given = (f"source={source}", f"target={tmp_path / target}", f"target_format={target}", "io.fsync=false")
+            shares = shares_of_two(tmp_path, *given)
+            assert sum(share["bytes_written"] for share in shares) == 2 * sum(
+                prod(shape) for _, shape in stored.values()
+            )
+            found.append(peak(shares))
+            source = tmp_path / target
+    for found in peaks.values():
+        assert_alike(*found)

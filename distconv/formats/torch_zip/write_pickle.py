@@ -54,12 +54,12 @@ def dumps(value: Any) -> bytes:
     """
     writer = _Writer()
     writer.write(value)
-    return b"".join((pickle.PROTO, b"\x02", *writer.instructions, pickle.STOP))
+    return b"".join((pickle.PROTO, b"\x02", writer.instructions, pickle.STOP))
 
 
 class _Writer:
     def __init__(self) -> None:
-        self.instructions: list[bytes] = []
+        self.instructions = bytearray()
         # The instruction that fetches a text or global from the memo.
         self._fetch: dict[str | Global, bytes] = {}
 
@@ -71,58 +71,58 @@ class _Writer:
 
     def text(self, value: str) -> None:
         if value in self._fetch:
-            self.instructions.append(self._fetch[value])
+            self.instructions += self._fetch[value]
         else:
             encoded = value.encode("utf-8", "surrogatepass")
             self._remembered(value, pickle.BINUNICODE + struct.pack("<I", len(encoded)) + encoded)
 
     def name(self, value: Global) -> None:
         if value in self._fetch:
-            self.instructions.append(self._fetch[value])
+            self.instructions += self._fetch[value]
         else:
             self._remembered(value, pickle.GLOBAL + f"{value.module}\n{value.name}\n".encode())
 
     def tuple(self, value: tuple[Any, ...]) -> None:
         if 0 < len(value) <= len(_SHORT_TUPLES):
             self._all(value)
-            self.instructions.append(_SHORT_TUPLES[len(value) - 1])
+            self.instructions += _SHORT_TUPLES[len(value) - 1]
         elif value:
-            self.instructions.append(pickle.MARK)
+            self.instructions += pickle.MARK
             self._all(value)
-            self.instructions.append(pickle.TUPLE)
+            self.instructions += pickle.TUPLE
         else:
-            self.instructions.append(pickle.EMPTY_TUPLE)
+            self.instructions += pickle.EMPTY_TUPLE
 
     def list(self, value: list[Any]) -> None:
-        self.instructions += (pickle.EMPTY_LIST, pickle.MARK)
+        self.instructions += pickle.EMPTY_LIST + pickle.MARK
         self._all(value)
-        self.instructions.append(pickle.APPENDS)
+        self.instructions += pickle.APPENDS
 
     def dictionary(self, value: dict[Any, Any]) -> None:
-        self.instructions += (pickle.EMPTY_DICT, pickle.MARK)
+        self.instructions += pickle.EMPTY_DICT + pickle.MARK
         for key, item in value.items():
             self.write(key)
             self.write(item)
-        self.instructions.append(pickle.SETITEMS)
+        self.instructions += pickle.SETITEMS
 
     def call(self, value: Call) -> None:
         self.name(value.function)
         self.tuple(value.arguments)
-        self.instructions.append(pickle.REDUCE)
+        self.instructions += pickle.REDUCE
 
     def instance(self, value: Instance) -> None:
         self.name(value.kind)
-        self.instructions += (pickle.EMPTY_TUPLE, pickle.NEWOBJ)
+        self.instructions += pickle.EMPTY_TUPLE + pickle.NEWOBJ
         if value.state is not None:
             self.write(value.state)
-            self.instructions.append(pickle.BUILD)
+            self.instructions += pickle.BUILD
 
     def persistent(self, value: Persistent) -> None:
         self.tuple(value.identifier)
-        self.instructions.append(pickle.BINPERSID)
+        self.instructions += pickle.BINPERSID
 
     def plain(self, instruction: bytes) -> None:
-        self.instructions.append(instruction)
+        self.instructions += instruction
 
     def _all(self, values: Any) -> None:
         for value in values:
@@ -135,7 +135,7 @@ class _Writer:
         else:
             put, fetch, packed = pickle.LONG_BINPUT, pickle.LONG_BINGET, struct.pack("<I", number)
         self._fetch[value] = fetch + packed
-        self.instructions.append(instruction + put + packed)
+        self.instructions += instruction + put + packed
 
 
 def _integer(value: int) -> bytes:

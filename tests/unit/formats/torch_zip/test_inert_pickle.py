@@ -59,6 +59,25 @@ def test_plain_values_are_as_they_were(protocol):
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_part_of_a_pickle_is_refused_and_names_nothing_else(protocol):
+    """Wherever it ends: half a name would be said to be a foreign one."""
+
+    class Collecting(Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            found.add((module, name))
+            return super().find_class(module, name)
+
+    data, found = pickle.dumps([Plain(), "a text", 1 << 70, b"bytes", 2.5, "another"], protocol), set()
+    Collecting(io.BytesIO(data)).load()
+    known = set(found)
+    for end in range(len(data)):
+        with pytest.raises((EOFError, ValueError, IndexError, struct.error, pickle.UnpicklingError)):
+            Collecting(io.BytesIO(data[:end])).load()
+    assert (__name__, "Plain") in known
+    assert found == known
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_sets_keep_nothing(protocol):
     found = read(pickle.dumps([{1, 2}, frozenset({(1, (2, 3))}), set(), 7], protocol))
     assert [isinstance(each, Inert) for each in found] == [True, True, True, False]
