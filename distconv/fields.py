@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Generic, TypeVar
 
 from distconv.errors import InputError, raise_if, shown, unknown_keys
-from distconv.kinds import Kind
+from distconv.kinds import FilePath, Kind
 
 _METADATA = "option"
 T = TypeVar("T")
@@ -45,13 +45,15 @@ class ByName(Kind[Mapping[str, T]]):
 class Option(Generic[T]):
     """An option: its kind, its default, and its words, with code in `backticks`.
 
-    `unset`: the meaning, in words, of a default that is `None` or empty.
+    `unset`: the meaning, in words, of a default that is `None` or empty. `of_run`: it says how a job runs, and its
+    result is the same with any value.
     """
 
     kind: Kind[T]
     default: T | None
     words: str
     unset: str = ""
+    of_run: bool = False
 
     def read(self, key: str, value: Any) -> T | None:
         """Check and convert a value; `None` is a value if it is the default.
@@ -62,9 +64,9 @@ class Option(Generic[T]):
         return None if value is None and self.default is None else self.kind.read(key, value)
 
 
-def option(kind: Kind[T], default: T | None, words: str, *, unset: str = "") -> Any:
+def option(kind: Kind[T], default: T | None, words: str, *, unset: str = "", of_run: bool = False) -> Any:
     """A field of a record that is an option; the arguments are those of `Option`."""
-    metadata = {_METADATA: Option(kind=kind, default=default, words=words, unset=unset)}
+    metadata = {_METADATA: Option(kind=kind, default=default, words=words, unset=unset, of_run=of_run)}
     if isinstance(default, dict):
         return field(default_factory=lambda: default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -101,6 +103,12 @@ class Record:
     def given(self) -> list[str]:
         """The keys of the options with other values than their defaults, in order; a group is one of them."""
         return [key for key, each in options_of(type(self)).items() if getattr(self, key) != each.default]
+
+    def shaping(self) -> dict[str, Any]:
+        """The given options that shape the result, as plain data: neither those of the run, nor paths."""
+        known = options_of(type(self))
+        shaping = (key for key in self.given() if not known[key].of_run and not isinstance(known[key].kind, FilePath))
+        return {key: _plain(getattr(self, key)) for key in shaping}
 
     @classmethod
     def from_content(cls: type[R], content: Mapping[str, Any]) -> R:
@@ -149,6 +157,15 @@ def keys_of(record: type[Record], prefix: str = "") -> Iterator[tuple[str, Optio
             yield from ((f"{prefix}{name}.{last}", each) for last in each.kind.names)
         else:
             yield prefix + name, each
+
+
+def _plain(value: Any) -> Any:
+    """The value of an option as it would be after a way through JSON."""
+    if isinstance(value, Record):
+        return value.shaping()
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def _no_group(key: str, value: Any, names: Sequence[str]) -> str:

@@ -92,6 +92,7 @@ class CommonOptions(Record):
         ),
         "convert",
         "what to do",
+        of_run=True,
     )
     source: Path = option(_DIRECTORY, None, "the directory of the checkpoint to convert")
     target: Path = option(_DIRECTORY, None, "the directory that gets the result")
@@ -201,34 +202,39 @@ class CommonOptions(Record):
         "iteration of the result, and of a source that has several: a number, or `release`",
         unset="the latest of the source, else `release`",
     )
-    overwrite: bool = option(Truth(), False, "replace an existing result, at commit; until then it stays as it is")
+    overwrite: bool = option(
+        Truth(), False, "replace an existing result, at commit; until then it stays as it is", of_run=True
+    )
     file_mode: int | None = option(
         Mode(needed=0o600, largest=0o777),
         None,
         "permissions of the files of a result, as `chmod` takes them; whoever may read an executable side file may "
         "execute it, too",
         unset="as the umask has them",
+        of_run=True,
     )
     dir_mode: int | None = option(
         Mode(needed=0o700, largest=0o7777),
         None,
         "permissions of the directories that are made for a result, such as 2750",
         unset="as the umask has them",
+        of_run=True,
     )
-    io: InputOutput = option(Group(InputOutput), InputOutput(), "How a process reads and writes")
+    io: InputOutput = option(Group(InputOutput), InputOutput(), "How a process reads and writes", of_run=True)
     report: Path | None = option(
         FilePath("FILE"),
         None,
         "write what was done, planned or found to this file as JSON; it replaces nothing but an older report",
     )
-    tensors: bool = option(Truth(), False, "with `action=inspect`: list the tensors")
+    tensors: bool = option(Truth(), False, "with `action=inspect`: list the tensors", of_run=True)
     processes: int | None = option(
-        _SIZE, None, "with `action=plan`: plan for so many processes", unset="those that run"
+        _SIZE, None, "with `action=plan`: plan for so many processes", unset="those that run", of_run=True
     )
     patience: int = option(
         Integer(_SIZE.largest, smallest=0),
         600,
         "seconds without any progress after which a process is given up, and the job ends; 0: never",
+        of_run=True,
     )
 
     def contradictions(self, wrong: Collection[str]) -> Iterator[str]:

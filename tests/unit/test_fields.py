@@ -32,6 +32,7 @@ class Outer(Record):
     name: str | None = option(Text("x"), None, "name")
     fruit: str = option(Choice(lambda: FRUIT), "apple", "fruit")
     inner: Inner = option(Group(Inner), Inner(), "inner")
+    speed: int = option(Integer(9), 1, "speed", of_run=True)
     note: str = "no option"
 
     def contradictions(self, wrong: Collection[str]) -> Iterator[str]:
@@ -123,7 +124,7 @@ def test_what_is_given_is_what_differs_from_the_defaults():
 
 def test_every_key_that_can_be_given_is_listed_in_order():
     assert [key for key, _ in keys_of(Outer)] == [
-        "place", "exact", "share", "name", "fruit", "inner.size", "inner.sizes.a", "inner.sizes.b",
+        "place", "exact", "share", "name", "fruit", "inner.size", "inner.sizes.a", "inner.sizes.b", "speed",
     ]  # fmt: skip
     assert list(options_of(Inner)) == ["size", "sizes"]
 
@@ -142,3 +143,9 @@ def test_a_size_in_bytes_has_a_decimal_or_a_binary_unit(value, size):
 def test_anything_else_is_no_size(value):
     with pytest.raises(InputError, match="expected a positive size in bytes, such as 5GB, 500MB or 2GiB"):
         Bytes().read("size", value)
+
+
+def test_what_shapes_a_result_is_plain_data():
+    made = Outer(place="a", exact=True, fruit="pear", inner={"sizes": {"a": 3}}, speed=2)
+    assert made.shaping() == {"exact": True, "fruit": "pear", "inner": {"sizes": {"a": 3}}}
+    assert Outer(place="b", speed=3).shaping() == {}

@@ -333,3 +333,9 @@ def test_a_record_is_made_in_python_as_by_a_configuration():
 def test_the_options_need_neither_hydra_nor_torch():
     code = "import sys, distconv.formats.registry; print(*{'hydra', 'omegaconf', 'torch'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split() == []
+
+
+def test_options_of_a_run_do_not_shape_its_result():
+    run = {"io": {"threads": 3}, "patience": 5, "overwrite": True, "file_mode": "0640", "dir_mode": "0750"}
+    given = {**run, "action": "verify", "report": "r.json", "reference": "c", "layout": {"tp": 2}, "select": ["text"]}
+    assert Options(source="a", target="b", **given).shaping() == {"layout": {"tp": 2}, "select": ["text"]}

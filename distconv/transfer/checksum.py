@@ -1,0 +1,103 @@
+"""Checksums of files that are written in pieces, in any order and on several threads: CRC-32, as zip and gzip have it.
+
+Owns its arithmetic: the checksum of a file follows from those of its pieces, so that nothing is read again, and is the
+same for any number of threads, buffers and processes. CRC-32 finds damage, not forgery. Reads and writes no file but
+for `checksum_of`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from zlib import crc32
+
+from distconv.errors import JobError
+from distconv.runtime.progress import finished
+from distconv.transfer.files import read_into
+
+# The polynomial of CRC-32 with its bits reversed, and 1 as a residue modulo it: bit 31 is the coefficient of x^0.
+_POLYNOMIAL = 0xEDB88320
+_ONE = 1 << 31
+# Bytes that are read at a time: they are still in the cache when they are summed.
+_PIECE = 1024 * 1024
+
+
+class Checksums:
+    """The checksums of the pieces of files that are being written; safe to use from several threads."""
+
+    def __init__(self) -> None:
+        # A dictionary's `setdefault` and a list's `append` are atomic.
+        self._pieces: dict[str, list[tuple[int, int, int]]] = {}
+
+    def add(self, path: str, offset: int, data: bytes | memoryview) -> None:
+        """Take a piece into account that is written at `offset` of the file at `path`."""
+        if data:
+            self._pieces.setdefault(path, []).append((offset, len(data), crc32(data)))
+
+    def taken(self, path: str, nbytes: int) -> int:
+        """The checksum of a finished file of this size in bytes, which is forgotten.
+
+        Raises:
+            JobError: its pieces do not cover all of it exactly once.
+        """
+        pieces = sorted(self._pieces.pop(path, []))
+        position = 0
+        for offset, length, _ in pieces:
+            if offset != position:
+                break
+            position += length
+        else:
+            if position == nbytes:
+                return joined(pieces)
+        raise JobError(f"{path}: byte {position:,} of {nbytes:,} was not written, or twice; a fault of distconv")
+
+
+def joined(pieces: Iterable[tuple[int, int, int]]) -> int:
+    """The checksum of consecutive pieces, given as (offset, size in bytes, checksum)."""
+    total = 0
+    for _, nbytes, checksum in pieces:
+        total = _product(_power(nbytes), total) ^ checksum
+    return total
+
+
+def checksum_of(descriptor: int, nbytes: int) -> int:
+    """The checksum of the first `nbytes` of an open file.
+
+    Raises:
+        OSError: it cannot be read, or ends before.
+    """
+    buffer = memoryview(bytearray(min(_PIECE, nbytes)))
+    total = 0
+    for start in range(0, nbytes, _PIECE):
+        piece = buffer[: min(_PIECE, nbytes - start)]
+        read_into(descriptor, start, piece)
+        total = crc32(piece, total)
+        finished()
+    return total
+
+
+def checksum_text(checksum: int) -> str:
+    """A checksum as people write it: eight hexadecimal digits."""
+    return f"{checksum:08x}"
+
+
+@lru_cache(maxsize=4096)
+def _power(nbytes: int) -> int:
+    """x to the number of bits of so many bytes, modulo the polynomial: what they do to a checksum before them."""
+    power, square = _ONE, _ONE >> 8
+    while nbytes:
+        if nbytes & 1:
+            power = _product(square, power)
+        square = _product(square, square)
+        nbytes >>= 1
+    return power
+
+
+def _product(one: int, other: int) -> int:
+    """The product of two polynomials over GF(2), modulo the polynomial of CRC-32."""
+    product = 0
+    for bit in range(31, -1, -1):
+        if one >> bit & 1:
+            product ^= other
+        other = other >> 1 ^ (_POLYNOMIAL if other & 1 else 0)
+    return product
