@@ -13,8 +13,9 @@ from distconv.errors import DistconvError, InputError, JobError
 from distconv.formats.registry import Options
 from distconv.layout.request import Layout, SourceLayout
 from distconv.options import InputOutput
+from distconv.version import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = [
     "DistconvError",
     "InputError",

@@ -37,7 +37,11 @@ class JobError(DistconvError, RuntimeError):
     """A failure with right input: a read error, a full disk, a dead process."""
 
 
-class SourceChangedError(JobError):
+class SpoiledError(JobError):
+    """A failure after which nothing that has been written can be a part of a result."""
+
+
+class SourceChangedError(SpoiledError):
     """Files of a source are not as they were when the job looked at them; `problems` names each."""
 
     def __init__(self, problems: list[str]) -> None:

@@ -10,15 +10,14 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from distconv.commit.modes import Modes
 from distconv.commit.recovery import check_settled, leftovers
 from distconv.commit.staging import Staging
-from distconv.commit.target import Target, check_present, check_result, check_target
+from distconv.commit.target import Target, check_present, check_space, check_target
 from distconv.directories import cleaned, inspected
-from distconv.errors import InputError, LostError
+from distconv.errors import InputError
 from distconv.formats.provenance import PROVENANCE_NAME, provenance_bytes
 from distconv.formats.records import OutputFile
 from distconv.formats.registry import Options, format_named, tasks
@@ -27,6 +26,7 @@ from distconv.observer import Observer, Outcome
 from distconv.options import ERROR
 from distconv.planning.assign import assign
 from distconv.planning.facts import Facts
+from distconv.planning.fingerprint import described
 from distconv.planning.look import Chosen, look
 from distconv.planning.plan import Planned, plan_job, shares_of
 from distconv.planning.report_file import ReportFile
@@ -34,7 +34,6 @@ from distconv.planning.summary import plan_report, planned_processes
 from distconv.runtime.agreement import on_all, on_first, on_first_with_hand_out
 from distconv.runtime.collection import uncollected
 from distconv.runtime.hand_out import HandOut
-from distconv.runtime.measurement import peak_resident_bytes
 from distconv.runtime.processes import Processes
 from distconv.tensors.stored import SourceFile
 from distconv.transfer.batches import planned_reads
@@ -43,7 +42,7 @@ from distconv.transfer.phases import Phases
 from distconv.transfer.sinks import Counters
 from distconv.transfer.surroundings import compare_surroundings
 from distconv.transfer.verify import Compared, compare_files, compare_replicas, together
-from distconv.transfer.write import write_beside, write_files
+from distconv.writing import Writing, left_of
 
 _LOG = logging.getLogger("distconv")
 
@@ -139,19 +138,23 @@ class _Job:
 
     def convert(self) -> Outcome:
         """Write the result and give it its name; the outcome with measurements."""
-        modes = Modes(file=self._options.file_mode, directory=self._options.dir_mode)
-        observer = self._observer
+        options, plan, observer = self._options, self._planned.plan, self._observer
+        modes = Modes(file=options.file_mode, directory=options.dir_mode)
         with Staging(self._target, tell=observer.note, undisturbed=observer.undisturbed, modes=modes) as staging:
 
             def claim() -> None:
                 self._check_inputs()
-                needed = sum(file.nbytes for file in self._planned.plan.files)
-                check_target(self._target, self._facts.directories(self._options), needed=needed)
-                staging.claim(overwrite=self._options.overwrite)
+                check_target(self._target, self._facts.directories(options))
+                staging.claim(
+                    described(options, self._facts, plan, self._target.place.name), overwrite=options.overwrite
+                )
+                check_space(self._target, sum(file.nbytes for file in left_of(plan, staging.finished)))
 
             on_first(self._processes, claim)
             self._begin()
-            self._report["processes"] = self._write(staging)
+            writing = Writing(options=options, planned=self._planned, processes=self._processes, phases=self._phases)
+            self._report["processes"] = writing.run(staging, self._target, self._beside, self._tell_overflow)
+            self._report["continued"] = writing.continued
             return self._done()
 
     def verify(self) -> Outcome:
@@ -203,37 +206,6 @@ class _Job:
             counted_as="comparing",
         )
         return [line for differences in values for line in differences]
-
-    def _write(self, staging: Staging) -> list[Any]:
-        """Write and commit the files; the measurements of all processes."""
-        processes, io, target, means = self._processes, self._options.io, self._target, self._phases.means
-        plan, form = self._planned.plan, self._planned.files
-
-        def commit() -> None:
-            check_result(target, overwrite=self._options.overwrite)
-            sizes = {path: size for value in values for path, size in value.items()}
-            sizes |= write_beside(staging.path, self._beside(), means.sources, durable=io.fsync)
-            staging.commit(sizes, durable=io.fsync)
-
-        directory = Path(on_first(processes, lambda: str(staging.begin())))
-        try:
-            values, measured = self._phases.run(
-                "writing",
-                self._files,
-                sum(file.nbytes for file in self._files),
-                lambda: write_files(plan, self._files, directory, form, means),
-            )
-            self._tell_overflow()
-            self._phases.check_sources()
-            on_first(processes, commit, "putting the result in place")
-        except LostError as error:
-            if processes.rank == 0:
-                raise
-            raise LostError(f"{error}\nwhat rank 0 had begun may be left in {directory.parent}") from error
-        if processes.rank == 0:
-            # Finishing a result can need more memory than writing its files.
-            measured[0]["peak_bytes"] = peak_resident_bytes()
-        return measured
 
     def _tell_overflow(self) -> None:
         """Report numbers that a cast has made infinite, or refuse them."""

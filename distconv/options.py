@@ -64,6 +64,12 @@ class InputOutput(Record):
     fsync: bool = option(Truth(), True, "make everything durable before it gets its final name")
     threads: int = option(_SIZE, 2, "I/O threads of each process")
     buffer_mib: int = option(_SIZE, 8, "size of each of the two buffers of a thread, in MiB")
+    checksum: bool = option(
+        Truth(),
+        True,
+        "compute the checksums of the files of a result while they are written; without them, what is copied as it is "
+        "stays in the kernel",
+    )
 
     @property
     def buffer_bytes(self) -> int:

@@ -230,9 +230,13 @@ def _result_line(report: Mapping[str, Any]) -> str:
     nbytes = sum(file["bytes"] for file in report["files"])
     done = f"{counted(len(report['files']), 'file')}, {binary(nbytes)}"
     done = f"verified: {done}, byte for byte what the source says" if report["action"] == "verify" else f"wrote {done}"
+    moved = nbytes
+    if before := report["continued"]:
+        moved -= before["bytes"]
+        done += f", of which {counted(before['files'], 'file')}, {binary(before['bytes'])}, had been finished before"
     return (
         f"{done}; on {counted(len(processes), 'process', 'processes')} in {seconds:.1f} s "
-        f"({binary(nbytes / max(seconds, 1e-9))}/s; read {binary(read)}, wrote {binary(written)}; "
+        f"({binary(moved / max(seconds, 1e-9))}/s; read {binary(read)}, wrote {binary(written)}; "
         f"peak memory {binary(peak)} per process)"
     )
 

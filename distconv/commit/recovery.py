@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from distconv.commit.area import Area, areas, is_work
+from distconv.commit.journal import finished_in
 from distconv.commit.lock import Lock, holder, take
 from distconv.commit.swap import unfinished
 from distconv.commit.target import Target
-from distconv.errors import InputError
+from distconv.errors import InputError, counted
 
 _ATTEMPTS = 10
 _PAUSE_SECONDS = 0.2
@@ -27,17 +28,21 @@ _PAUSE_SECONDS = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Leftover:
-    """What a job left, or uses if it is `running`; `nbytes` in bytes; `unfinished`: it died while it committed."""
+    """What a job left, or uses if it is `running`; `nbytes` in bytes.
+
+    `unfinished`: it died while it committed; `finished`: the number of files that can be continued.
+    """
 
     path: Path
     nbytes: int
     running: bool
     unfinished: bool
+    finished: int
 
     def __str__(self) -> str:
         if self.running:
             return f"{self.path} is of a job that is running"
-        return f"{self.path} is left of a job that was killed; action=clean removes it"
+        return left_over(self.path, self.finished)
 
     def summary(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -142,6 +147,14 @@ def remove(work: Path) -> None:
         time.sleep(_PAUSE_SECONDS)
 
 
+def left_over(work: Path, finished: int) -> str:
+    """What a directory of work is that no job uses, and what to do with it."""
+    if not finished:
+        return f"{work} is left of a job that was killed; action=clean removes it"
+    what = f"is left of a job that did not end, with {counted(finished, 'finished file')}"
+    return f"{work} {what}: the same command continues it, action=clean removes it"
+
+
 def _clean_area(area: Area, found: Sequence[Leftover]) -> list[str]:
     """Remove what is there of an area; the notes."""
     if not found:
@@ -188,6 +201,7 @@ def _in_area(area: Area) -> list[Leftover]:
             # Of a holder that is not known, everything may be.
             running=at_work is not None and (path == area.lock or at_work.work in ("", path.name)),
             unfinished=_is_unfinished(path),
+            finished=len(finished_in(path)),
         )
         for path in found
     ]

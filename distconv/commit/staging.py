@@ -13,12 +13,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
+from distconv.commit.adoption import adopt
+from distconv.commit.journal import Description, Finished, describe_work, finished_in
 from distconv.commit.lock import Lock, take
 from distconv.commit.modes import Modes
-from distconv.commit.recovery import recover, remove
+from distconv.commit.recovery import left_over, recover, remove
 from distconv.commit.swap import NEW, TRACKER, prepare, unfinished
 from distconv.commit.target import Target, check_result
-from distconv.errors import DistconvError, InputError, JobError, LostError
+from distconv.errors import DistconvError, InputError, JobError, LostError, SpoiledError
 from distconv.runtime.durability import synchronise_directory
 
 _ATTEMPTS = 10
@@ -29,7 +31,8 @@ class Staging:
 
     `tell` gets what a user should know, `undisturbed` surrounds what signals should not cut in two. Without it, a job
     that is interrupted there still loses nothing: its order, and the next start, are enough. `modes` are those of
-    the result, of its tracker and of the directories that are made for it.
+    the result, of its tracker and of the directories that are made for it. `finished`: what an earlier job has
+    finished of the result, by path, after `claim`.
     """
 
     def __init__(
@@ -48,6 +51,8 @@ class Staging:
         self._work = self._area.work(secrets.token_hex(4))
         self._lock: Lock | None = None
         self._claimed = False
+        self._is_spoiled = False
+        self.finished: Mapping[str, Finished] = {}
         self._created: list[Path] = []
         self._durable = True
         self._is_asked = False
@@ -68,18 +73,22 @@ class Staging:
         if not self._is_work_left():
             return "nothing was left in the target"
         if self._is_untouched():
-            return f"{result} is as it was; {work} is left, action=clean removes it"
+            kept = len(self._kept())
+            left = left_over(work, kept) if kept else f"{work} is left, action=clean removes it"
+            return f"{result} is as it was; {left}"
         return (
             f"{result} could neither be put in place nor be taken back: keep {work}, which has the rest; the next job "
             "with this target, or action=clean, takes it back"
         )
 
-    def claim(self, *, overwrite: bool) -> None:
+    def claim(self, description: Description, *, overwrite: bool) -> None:
         """Take the target for this job, put right what jobs left there that died in a commit, and check what is there.
 
+        What an earlier job with an equal description has finished becomes this one's.
+
         Raises:
-            InputError: another job is at work there; what is there is in the way (see `check_result`); a directory
-                cannot be made, or an unfinished commit not be concluded.
+            InputError: another job is at work there; what is there is in the way (see `check_result`), or was begun in
+                another way; a directory cannot be made, or an unfinished commit not be concluded.
         """
         self._is_asked = True
         try:
@@ -95,20 +104,26 @@ class Staging:
         for work in found:
             for note in recover(work):
                 self._tell(note)
-            if work.exists():
-                self._tell(f"{work} is left of a job that was killed; action=clean removes it")
         check_result(self._target, overwrite=overwrite)
+        left = [work for work in found if work.exists()]
+        self._description = description
+        try:
+            self.finished = adopt(left, self._work, description, self._target.result, self._tell)
+        except OSError as error:
+            raise self._not_writable(error) from None
 
-    def begin(self) -> Path:
-        """Make the directory in which the files are written.
+    def begin(self, *, durable: bool) -> Path:
+        """Make the directory in which the files are written, unless that of an earlier job is continued.
 
         Raises:
             InputError: it cannot be made.
         """
-        try:
-            self.path.mkdir(parents=True)
-        except OSError as error:
-            raise self._not_writable(error) from None
+        if not self.finished:
+            try:
+                self.path.mkdir(parents=True)
+                describe_work(self._work, self._description, durable=durable)
+            except OSError as error:
+                raise self._not_writable(error) from None
         return self.path
 
     def commit(self, files: Mapping[str, int], *, durable: bool) -> None:
@@ -138,7 +153,7 @@ class Staging:
         self._leave()
 
     def close(self) -> None:
-        """Remove everything that this job created and has not committed; `account` says what is true then."""
+        """Remove what this job created and has neither committed nor finished; `account` says what is true then."""
         try:
             self._leave()
         finally:
@@ -154,6 +169,7 @@ class Staging:
             KeyboardInterrupt: the job was interrupted; its text is the account.
             JobError: it failed after the commit; its text is the account, too.
         """
+        self._is_spoiled = isinstance(error, SpoiledError)
         try:
             with self._undisturbed():
                 self.close()
@@ -168,7 +184,7 @@ class Staging:
         if self.committed and isinstance(error, DistconvError):
             failure = LostError if isinstance(error, LostError) else JobError
             raise failure(f"{error}; {self.account}") from error
-        if self.committed and (error is not None or self._is_work_left()):
+        if (self.committed and error is not None) or (self._is_asked and self._is_work_left()):
             self._tell(self.account)
 
     def _told(self, interruption: KeyboardInterrupt) -> KeyboardInterrupt:
@@ -207,14 +223,13 @@ class Staging:
                 with contextlib.suppress(FileExistsError):
                     path.mkdir()
                     self._created.append(path)
+                    self._modes.set_directory(path)
 
     def _publish(self) -> None:
         self._modes.set_below(self.path)
         swap = prepare(self._work, self._target.place.name, self._target.iteration, durable=self._durable)
         if self._target.iteration is not None:
             self._modes.set_file(self._work / TRACKER)
-        for created in self._created:
-            self._modes.set_directory(created)
         if self._durable:
             for created in self._created:
                 synchronise_directory(str(created.parent))
@@ -252,13 +267,21 @@ class Staging:
         return swap is None or swap.is_back()
 
     def _leave(self) -> None:
-        """Conclude the commit, if one has begun, and remove the directory of work; what cannot be removed stays."""
+        """Conclude the commit, if one has begun, and remove the directory of work unless it can be continued.
+
+        What cannot be removed stays.
+        """
         with contextlib.suppress(OSError, InputError):
             swap = unfinished(self._work)
             if swap is not None:
                 self.committed |= swap.is_complete()
                 swap.conclude(durable=self._durable)
-            remove(self._work)
+            if self.committed or not self._kept():
+                remove(self._work)
+
+    def _kept(self) -> Mapping[str, Finished]:
+        """What is finished and worth being continued."""
+        return {} if self._is_spoiled else finished_in(self._work)
 
     def _release(self) -> None:
         """Remove the lock and, unless they have a result by now, the directories that this job made."""

@@ -54,12 +54,12 @@ class Target:
         return None if self.iteration is None else self.directory / TRACKER_NAME
 
 
-def check_target(target: Target, sources: Mapping[str, Path], *, needed: int) -> None:
-    """Check that a result can be written there, whatever is there now; `sources` by option, `needed` in bytes.
+def check_target(target: Target, sources: Mapping[str, Path]) -> None:
+    """Check that a result can be written there, whatever is there now; `sources` by option.
 
     Raises:
         InputError: the target is in a source or a source in it, by whatever path; it is no directory, is a mount point,
-            cannot be written, or its disk is too small.
+            or cannot be written.
     """
     try:
         os.stat(target.directory)
@@ -78,12 +78,16 @@ def check_target(target: Target, sources: Mapping[str, Path], *, needed: int) ->
             raise InputError(f"target={target.directory}: {what}exists and is not a directory")
     if os.path.isdir(target.place):
         _check_replaceable(target, sources)
-    parent = next(path for path in (target.home, *target.home.parents) if os.path.exists(path))
+    parent = _existing(target)
     if not parent.is_dir():
         raise InputError(f"target={target.directory}: {parent} is not a directory")
     if not os.access(parent, os.W_OK | os.X_OK) or os.statvfs(parent).f_flag & os.ST_RDONLY:
         raise InputError(f"target={target.directory}: no permission to write in {parent}")
-    space = os.statvfs(parent)
+
+
+def check_space(target: Target, needed: int) -> None:
+    """Raise `InputError` unless so many bytes are free on the file system of a target."""
+    space = os.statvfs(_existing(target))
     free = space.f_bavail * space.f_frsize
     if free < needed:
         raise InputError(
@@ -135,6 +139,11 @@ def _check_replaceable(target: Target, sources: Mapping[str, Path]) -> None:
         )
     if not os.access(target.place, os.R_OK | os.W_OK | os.X_OK):
         raise InputError(f"target={target.directory}: no permission to replace {target.result}")
+
+
+def _existing(target: Target) -> Path:
+    """The directory, on the way to a result, in which the first one would have to be made."""
+    return next(path for path in (target.home, *target.home.parents) if os.path.exists(path))
 
 
 def _links(directory: Path) -> Iterable[Path]:

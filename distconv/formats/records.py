@@ -1,13 +1,13 @@
 """The records of a plan in any format: output files, and the entries (tensors) of a file.
 
-Owns what assignment, transfer, verification and reports have in common. Knows no format, and plans nothing.
+Owns what assignment, transfer, verification, commit and reports have in common. Knows no format, and plans nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from distconv.models.parameters import Unconverted
 from distconv.tensors.stored import NamedTensor
@@ -24,6 +24,13 @@ class OutputFile:
     nbytes: int
     order: tuple[int, ...]
     batch: int
+
+
+class Written(NamedTuple):
+    """A file as its writer left it: its size in bytes, and its CRC-32 where that was computed."""
+
+    nbytes: int
+    checksum: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ def plan_report(options: Options, planned: Planned, facts: Facts, result: Path) 
         "reference": None if facts.reference is None else facts.reference.directory,
         "model": facts.model,
         "iteration": within.name or None,
+        "continued": None,
         **plan.summary(),
         "casts": planned.casts.summary(),
         "files": [{"path": (within / file.path).as_posix(), "bytes": file.nbytes} for file in plan.files],

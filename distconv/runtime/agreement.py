@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from distconv.errors import DistconvError, InputError, JobError, LostError, StoppedError, system_problem
+from distconv.errors import DistconvError, InputError, JobError, LostError, SpoiledError, StoppedError, system_problem
 from distconv.runtime.hand_out import HandOut, Task, attempt_parts, values_of
 from distconv.runtime.interruption import was_interrupted
 from distconv.runtime.processes import Processes
@@ -126,7 +126,8 @@ def _where(progress: Progress, doing: str, error: OSError) -> str:
 def _described(error: Exception) -> dict[str, Any]:
     if isinstance(error, DistconvError):
         problems = error.problems if isinstance(error, InputError) else [str(error)]
-        return {"error": type(error).__name__, "problems": problems, "value": None}
+        spoiled = isinstance(error, SpoiledError)
+        return {"error": type(error).__name__, "problems": problems, "value": None, "spoiled": spoiled}
     text = "".join(traceback.format_exception(error)).rstrip()
     return {"error": "defect", "problems": [f"unexpected {type(error).__name__}: {error}\n{text}"], "value": None}
 
@@ -147,4 +148,5 @@ def _as_error(outcomes: list[dict[str, Any]]) -> DistconvError:
     for each in causes:
         where = f"rank {each['rank']} on {each['host']}: " if "rank" in each else ""
         lines += [f"{where}{problem}" for problem in each["problems"]]
-    return JobError("\n".join(lines))
+    text = "\n".join(lines)
+    return SpoiledError(text) if any(each.get("spoiled") for each in failed) else JobError(text)

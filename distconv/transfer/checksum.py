@@ -7,12 +7,11 @@ for `checksum_of`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from zlib import crc32
 
 from distconv.errors import JobError
-from distconv.runtime.progress import finished
 from distconv.transfer.files import read_into
 
 # The polynomial of CRC-32 with its bits reversed, and 1 as a residue modulo it: bit 31 is the coefficient of x^0.
@@ -33,6 +32,11 @@ class Checksums:
         """Take a piece into account that is written at `offset` of the file at `path`."""
         if data:
             self._pieces.setdefault(path, []).append((offset, len(data), crc32(data)))
+
+    def add_all(self, path: str, pieces: Iterable[tuple[int, bytes]]) -> None:
+        """Take pieces into account, given as (offset, bytes)."""
+        for offset, data in pieces:
+            self.add(path, offset, data)
 
     def taken(self, path: str, nbytes: int) -> int:
         """The checksum of a finished file of this size in bytes, which is forgotten.
@@ -60,8 +64,8 @@ def joined(pieces: Iterable[tuple[int, int, int]]) -> int:
     return total
 
 
-def checksum_of(descriptor: int, nbytes: int) -> int:
-    """The checksum of the first `nbytes` of an open file.
+def checksum_of(descriptor: int, nbytes: int, tell: Callable[[int], object] = lambda _: None) -> int:
+    """The checksum of the first `nbytes` of an open file; `tell` gets the size in bytes of every piece that was read.
 
     Raises:
         OSError: it cannot be read, or ends before.
@@ -72,7 +76,7 @@ def checksum_of(descriptor: int, nbytes: int) -> int:
         piece = buffer[: min(_PIECE, nbytes - start)]
         read_into(descriptor, start, piece)
         total = crc32(piece, total)
-        finished()
+        tell(len(piece))
     return total
 
 
@@ -83,7 +87,7 @@ def checksum_text(checksum: int) -> str:
 
 @lru_cache(maxsize=4096)
 def _power(nbytes: int) -> int:
-    """x to the number of bits of so many bytes, modulo the polynomial: what they do to a checksum before them."""
+    """The power of x by which so many bytes multiply a checksum before them, modulo the polynomial."""
     power, square = _ONE, _ONE >> 8
     while nbytes:
         if nbytes & 1:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from distconv.errors import JobError, counted, named
+from distconv.errors import SpoiledError, counted, named
 
 # Element type → tensor → how many numbers are infinite after a cast to this type, and were not before.
 Overflowed = Mapping[str, Mapping[str, int]]
@@ -19,7 +19,7 @@ def told_overflow(found: Iterable[Overflowed], *, allowed: bool) -> tuple[list[d
     """What all processes have found, as plain data and in words.
 
     Raises:
-        JobError: numbers that are too large for float16, unless that is `allowed`.
+        SpoiledError: numbers that are too large for float16, unless that is `allowed`.
     """
     by_type: dict[str, dict[str, int]] = {}
     for each in found:
@@ -30,7 +30,7 @@ def told_overflow(found: Iterable[Overflowed], *, allowed: bool) -> tuple[list[d
         count = counted(sum(tensors.values()), "number")
         what = f"{count} of {counted(len(tensors), 'tensor')} too large for {dtype}: {named(sorted(tensors))}"
         if dtype == "float16" and not allowed:
-            raise JobError(
+            raise SpoiledError(
                 f"dtype: {what}; dtype=bfloat16 holds them, keep_dtype=[PATTERN] leaves such tensors as they are, "
                 "dtype_overflow=allow makes them infinite"
             )

@@ -13,10 +13,13 @@ from typing import Protocol
 import numpy as np
 
 from distconv.runtime.progress import Progress
+from distconv.transfer.checksum import Checksums
 from distconv.transfer.files import OpenFiles, copy_in_kernel, read_into, write_from
 
 # The size in bytes of the third buffer, through which blocks are compared.
 _PIECE = 1024 * 1024
+# Bytes of a run that are copied at a time where their checksum is computed.
+_SUMMED_PIECE = 4 * 1024 * 1024
 
 
 class Sink(Protocol):
@@ -66,29 +69,44 @@ class Counters:
             found = self.overflowed.setdefault(dtype, {})
             found[tensor] = found.get(tensor, 0) + elements
 
+    def overflowed_in(self, path: str) -> dict[str, dict[str, int]]:
+        """The part of `overflowed` that is in the file of this path, with which the names of its tensors begin."""
+        parts = {
+            dtype: {tensor: elements for tensor, elements in tensors.items() if tensor.startswith(f"{path}: ")}
+            for dtype, tensors in self.overflowed.items()
+        }
+        return {dtype: part for dtype, part in parts.items() if part}
+
 
 class WriteSink:
-    """Writes finished bytes; copies runs in the kernel where the file systems can."""
+    """Writes finished bytes; with `checksums` it adds theirs, otherwise it copies runs in the kernel where that can."""
 
-    def __init__(self, files: OpenFiles, counters: Counters) -> None:
+    def __init__(self, files: OpenFiles, counters: Counters, checksums: Checksums | None = None) -> None:
         self._files = files
         self._counters = counters
+        self._checksums = checksums
 
     def copy(self, source: int, source_offset: int, path: str, offset: int, nbytes: int, scratch: memoryview) -> None:
         """Copy from file to file."""
         target = self._files.get(path)
-        done = copy_in_kernel(source, source_offset, target, offset, nbytes)
+        done = 0 if self._checksums is not None else copy_in_kernel(source, source_offset, target, offset, nbytes)
+        largest = len(scratch) if self._checksums is None else _SUMMED_PIECE
         while done < nbytes:
-            piece = scratch[: min(len(scratch), nbytes - done)]
+            piece = scratch[: min(largest, nbytes - done)]
             read_into(source, source_offset + done, piece)
-            write_from(target, offset + done, piece)
+            self._write(target, path, offset + done, piece)
             done += len(piece)
         self._counters.add(read=nbytes, written=nbytes, done=nbytes)
 
     def put(self, path: str, offset: int, data: memoryview) -> None:
         """Write bytes at their offset."""
-        write_from(self._files.get(path), offset, data)
+        self._write(self._files.get(path), path, offset, data)
         self._counters.add(written=len(data), done=len(data))
+
+    def _write(self, target: int, path: str, offset: int, data: memoryview) -> None:
+        if self._checksums is not None:
+            self._checksums.add(path, offset, data)
+        write_from(target, offset, data)
 
 
 class CompareSink:

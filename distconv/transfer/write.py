@@ -1,24 +1,27 @@
 """Producing files: one process's share of a conversion.
 
-Owns the order of creating, filling and synchronising files. Never gives a file its final name.
+Owns the order of creating, filling, synchronising and journaling files. Never gives a file its final name.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from zlib import crc32
 
+from distconv.commit.journal import Finished, Journal
 from distconv.commit.modes import is_executable, make_executable
 from distconv.errors import JobError, system_problem
 from distconv.formats.base import FileFormat
 from distconv.formats.frame import write_frame
-from distconv.formats.records import OutputFile, Plan
+from distconv.formats.records import OutputFile, Plan, Written
+from distconv.options import InputOutput
 from distconv.runtime.durability import synchronise, synchronise_directory
 from distconv.runtime.progress import reached
 from distconv.tensors.stored import SourceFile
 from distconv.transfer.batches import batches
+from distconv.transfer.checksum import Checksums
 from distconv.transfer.files import OpenFiles
 from distconv.transfer.means import Means
 from distconv.transfer.sinks import WriteSink
@@ -31,15 +34,17 @@ def write_files(
     directory: Path,
     form: FileFormat,
     means: Means,
-) -> dict[str, int]:
-    """Write this process's files below an existing directory; their sizes in bytes by path.
+    journal: Journal,
+) -> dict[str, Written]:
+    """Write this process's files below an existing directory, by path; those that are finished enter the journal.
 
     Raises:
         JobError: a read or write failed, or the directory is missing: it is not shared between the nodes.
     """
     if not directory.is_dir():
         raise JobError(f"{directory}: made by the first process, not seen here; target must be on a shared file system")
-    sizes: dict[str, int] = {}
+    done: dict[str, Written] = {}
+    checksums = Checksums() if means.io.checksum else None
     for batch in batches(plan, files):
         paths = {file: str(directory / file.path) for file in batch.files}
         offsets: dict[tuple[OutputFile, str, str], int] = {}
@@ -52,23 +57,43 @@ def write_files(
                 write_frame(path, frame)
             except OSError as error:
                 raise JobError(system_problem(f"creating {path}", error)) from error
+            if checksums is not None:
+                checksums.add_all(paths[file], frame.pieces)
             holes = zip(entries, frame.holes, strict=True)
             offsets |= {(file, entry.key, entry.name): hole for entry, hole in holes}
         with OpenFiles(os.O_WRONLY) as targets:
-            means.produce(batch.work(paths, offsets), WriteSink(targets, means.counters))
+            means.produce(batch.work(paths, offsets), WriteSink(targets, means.counters, checksums))
             if means.io.fsync:
                 try:
+                    # Those without tensors, too.
+                    for each in paths.values():
+                        targets.get(each)
                     synchronise(targets.items())
                 except OSError as error:
                     raise JobError(system_problem(f"making {directory} durable", error)) from error
-        sizes |= {file.path: os.stat(paths[file]).st_size for file in batch.files}
-    return sizes
+        written = {file.path: _written(paths[file], checksums) for file in batch.files}
+        finished = {
+            path: Finished(written=each, durable=means.io.fsync, overflowed=means.counters.overflowed_in(path))
+            for path, each in written.items()
+        }
+        try:
+            journal.add(finished)
+        except OSError as error:
+            raise JobError(system_problem(f"finishing {', '.join(written)}", error)) from error
+        done |= written
+    return done
+
+
+def _written(path: str, checksums: Checksums | None) -> Written:
+    """A file that is written, with its checksum if those were computed."""
+    nbytes = os.stat(path).st_size
+    return Written(nbytes, None if checksums is None else checksums.taken(path, nbytes))
 
 
 def write_beside(
-    directory: Path, beside: Mapping[str, bytes | SourceFile], sources: SourceFiles, *, durable: bool
-) -> dict[str, int]:
-    """Write the files beside the tensors, given as in `FileFormat.beside`, when all others are there; their sizes.
+    directory: Path, beside: Mapping[str, bytes | SourceFile], sources: SourceFiles, io: InputOutput
+) -> dict[str, Written]:
+    """Write the files beside the tensors, given as in `FileFormat.beside`, when all others are there.
 
     Called by rank 0 alone.
 
@@ -76,24 +101,29 @@ def write_beside(
         JobError: a write failed, or a read of what is copied; that is another file than it was, or became one.
     """
     try:
-        for name, content in beside.items():
-            path = directory / name
-            reached(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(content, SourceFile):
-                with sources.opened(content):
-                    shutil.copyfile(content.path, path)
-                    if is_executable(content.path):
-                        make_executable(path)
-            else:
-                path.write_bytes(content)
+        done = {name: _write_whole(directory / name, content, sources, io) for name, content in beside.items()}
         sources.check_these(each for each in beside.values() if isinstance(each, SourceFile))
-        if durable:
+        if io.fsync:
             with OpenFiles(os.O_RDONLY) as files:
                 synchronise((str(directory / path), files.get(str(directory / path))) for path in beside)
             # Those that name directories alone, too.
             for parent in {parent for name in beside for parent in PurePosixPath(name).parents}:
                 synchronise_directory(str(directory / parent))
-        return {name: (directory / name).stat().st_size for name in beside}
     except OSError as error:
         raise JobError(system_problem(f"finishing {error.filename or directory}", error)) from error
+    return done
+
+
+def _write_whole(path: Path, content: bytes | SourceFile, sources: SourceFiles, io: InputOutput) -> Written:
+    """Write a file with this content, or with that of a file, which may be executable."""
+    reached(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbytes = checksum = 0
+    with path.open("wb") as stream:
+        for piece in sources.pieces(content) if isinstance(content, SourceFile) else [content]:
+            stream.write(piece)
+            nbytes += len(piece)
+            checksum = crc32(piece, checksum)
+    if isinstance(content, SourceFile) and is_executable(content.path):
+        make_executable(path)
+    return Written(nbytes, checksum if io.checksum else None)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from distconv import job
-from distconv.errors import DistconvError, InputError, JobError
+from distconv import job, writing
+from distconv.errors import DistconvError, InputError, SpoiledError
 from distconv.formats.iterations import TRACKER_NAME
 from tests.checkpoints import hashes, load_case, overrides, tensor_bytes, write_safetensors, write_source
 from tests.here import run_here
@@ -141,7 +141,8 @@ def meanwhile(
     monkeypatch: pytest.MonkeyPatch, phase: str, before: Callable[[], object], after: Callable[[], object]
 ) -> None:
     """Have something happen just before and just after a phase of the job."""
-    function = getattr(job, phase)
+    module = writing if phase == "write_files" else job
+    function = getattr(module, phase)
 
     def overtaken(*arguments: Any) -> Any:
         before()
@@ -149,7 +150,7 @@ def meanwhile(
         after()
         return result
 
-    monkeypatch.setattr(job, phase, overtaken)
+    monkeypatch.setattr(module, phase, overtaken)
 
 
 def nothing() -> None:
@@ -178,7 +179,7 @@ def test_all_files_that_change_while_a_job_writes_are_named(setting, when, tmp_p
             saved_again(path)
 
     meanwhile(monkeypatch, "write_files", *((change, nothing) if when == "before" else (nothing, change)))
-    message = refused(options, changes, JobError)
+    message = refused(options, changes, SpoiledError)
 
     # Side files are copied, and compared, when all else is done.
     assert {path for path in files if f"{path}: was modified at " not in message} == {
@@ -220,7 +221,7 @@ def test_a_source_that_changes_while_a_result_is_verified(setting, tmp_path, mon
             saved_again(path)
 
     meanwhile(monkeypatch, "compare_surroundings", nothing, change)
-    message = refused(options, {**changes, "action": "verify"}, JobError)
+    message = refused(options, {**changes, "action": "verify"}, SpoiledError)
     assert {path for path in files if f"{path}: was modified at " not in message} <= {
         path for path in files if path.name == SIDE and "target_format" not in changes
     }
@@ -237,7 +238,7 @@ def test_one_file_that_changes_is_named_alone(name, tmp_path, monkeypatch):
     options, changes = arguments(published, tmp_path)
     path = tmp_path / "hf" / name
     meanwhile(monkeypatch, "write_files", nothing, lambda: saved_again(path))
-    assert [line.partition(": was modified")[0] for line in refused(options, changes, JobError).splitlines()] == [
+    assert [line.partition(": was modified")[0] for line in refused(options, changes, SpoiledError).splitlines()] == [
         f"rank 0 on {os.uname().nodename}: {path}"
     ]
 
@@ -253,7 +254,7 @@ def replace_three(directory: Path) -> None:
 def test_three_of_five_shards_are_replaced_by_others_of_the_same_size(tmp_path, monkeypatch):
     options, changes = arguments(published, tmp_path)
     meanwhile(monkeypatch, "write_files", lambda: replace_three(tmp_path), nothing)
-    message = refused(options, changes, JobError)
+    message = refused(options, changes, SpoiledError)
     named = {name for name in FILES_OF_A_JOB if f"{tmp_path}/hf/{name}: " in message}
     assert named == set(THREE)
     assert message.count("another file has taken its name") == 3
@@ -285,7 +286,7 @@ def test_shards_are_saved_again_with_another_order_of_tensors(when, tmp_path, mo
         save_in_another_order(tmp_path)
 
     meanwhile(monkeypatch, "write_files", *((change, nothing) if when == "before" else (nothing, change)))
-    message = refused(options, changes, JobError)
+    message = refused(options, changes, SpoiledError)
     assert message.count(": its header is another: it is being changed") == 5
 
 
@@ -311,7 +312,7 @@ def test_what_was_interpreted_is_compared_although_size_and_time_are_as_before(s
             flip_a_byte_of_the_header(path)
 
     meanwhile(monkeypatch, "write_files", nothing, change)
-    message = refused(options, changes, JobError)
+    message = refused(options, changes, SpoiledError)
     for path in files:
         what = "content" if path.suffix == ".json" or path.name == ".metadata" else "header"
         assert f"{path}: its {what} is another: it is being changed" in message
@@ -328,14 +329,14 @@ def test_a_cache_that_is_pointed_to_another_snapshot(tmp_path, monkeypatch):
         (tmp_path / "hf").symlink_to(tmp_path / "second")
 
     meanwhile(monkeypatch, "write_files", nothing, point)
-    message = refused(options, changes, JobError)
+    message = refused(options, changes, SpoiledError)
     assert message.count("another file has taken its name") == len(FILES_OF_A_JOB)
 
 
 def test_a_source_that_is_removed(tmp_path, monkeypatch):
     options, changes = arguments(published, tmp_path)
     meanwhile(monkeypatch, "write_files", nothing, lambda: shutil.rmtree(tmp_path / "hf"))
-    message = refused(options, changes, JobError)
+    message = refused(options, changes, SpoiledError)
     assert message.count("cannot be read now: No such file or directory") == len(FILES_OF_A_JOB)
     assert not (tmp_path / "result").exists()
 
@@ -343,7 +344,7 @@ def test_a_source_that_is_removed(tmp_path, monkeypatch):
 def test_side_files_that_change_before_they_are_copied(tmp_path, monkeypatch):
     options, changes = arguments(ranks, tmp_path)
     meanwhile(monkeypatch, "write_files", nothing, lambda: saved_again(tmp_path / "hf" / SIDE))
-    assert f"{tmp_path}/hf/{SIDE}: was modified at " in refused(options, changes, JobError)
+    assert f"{tmp_path}/hf/{SIDE}: was modified at " in refused(options, changes, SpoiledError)
     assert not (tmp_path / "result").exists()
 
 

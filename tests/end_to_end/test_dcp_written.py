@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import prod
 from typing import Any
+from zlib import crc32
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from distconv.formats.dcp import plan as dcp_plan
 from distconv.formats.dcp.files import DcpFiles
 from distconv.formats.dcp.plan import Names, make_dcp_plan
 from distconv.formats.frame import write_frame
+from distconv.options import InputOutput
 from distconv.tensors.stored import SourceFile, StoredTensor, as_stored
 from distconv.transfer.sources import SourceFiles
 from distconv.transfer.write import write_beside
@@ -51,9 +53,10 @@ def test_torch_finds_each_chunk_where_it_was_laid_out(tmp_path_factory, drawn):
                 stream.seek(hole)
                 stream.write(values[chunk.whole.name][box].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
 
-    written = write_beside(directory, form.beside(), SourceFiles(), durable=False)
+    written = write_beside(directory, form.beside(), SourceFiles(), InputOutput(fsync=False))
 
-    assert written == {".metadata": (directory / ".metadata").stat().st_size}
+    content = (directory / ".metadata").read_bytes()
+    assert written == {".metadata": (len(content), crc32(content))}
     expected = {f"model.{name}": value for name, value in values.items()} | {"checkpoint_version": 3.0}
     assert described(read_dcp(directory)) == described(expected)
 

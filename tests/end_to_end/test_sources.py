@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from distconv import job
+from distconv import writing
 from distconv.transfer.write import write_files
 from tests.checkpoints import describe_result, load_case, overrides, tensor_bytes, write_source
 
@@ -86,11 +86,18 @@ def test_a_result_that_appears_while_a_job_runs_is_not_replaced_unasked(tmp_path
         (result / "theirs").touch()
         return write_files(*arguments)
 
-    monkeypatch.setattr(job, "write_files", overtaken)
-    outcome = distconv(*overrides(case), f"source={source}", f"target={tmp_path / 'mm'}")
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(writing, "write_files", overtaken)
+        outcome = distconv(*overrides(case), f"source={source}", f"target={tmp_path / 'mm'}")
     assert outcome.status == 2
     assert "release is already there" in outcome.err
-    assert [path.name for path in (tmp_path / "mm").rglob("*")] == ["release", "theirs"]
+    assert [path.name for path in (tmp_path / "mm").rglob("*") if ".distconv" not in str(path)] == ["release", "theirs"]
+    # The work is not lost.
+    assert "the same command continues it" in outcome.out
+    result.rename(tmp_path / "theirs")
+    outcome = distconv(*overrides(case), f"source={source}", f"target={tmp_path / 'mm'}")
+    assert (outcome.status, "had been finished before" in outcome.out) == (0, True)
+    assert not [path for path in (tmp_path / "mm").iterdir() if path.name.startswith(".")]
 
 
 def test_a_rank_whose_others_are_missing_is_no_model_without_text(tmp_path, distconv):

@@ -127,6 +127,23 @@ class Job:
         """Send a signal to the launcher, or to one rank."""
         _kill(self._launcher.pid if rank is None else self.rank(rank), number)
 
+    def kill(self) -> None:
+        """Kill all processes of the job, those of the launcher included, at once."""
+        for pid in self._living():
+            _kill(pid, signal.SIGKILL)
+
+    def kill_one(self, share: float) -> None:
+        """Kill one of the ranks; `share`, from 0 to 1, says which."""
+        names = surroundings.RANK_NAMES
+        ranks = [
+            pid for pid, environment in sorted(self._living().items()) if any(name in environment for name in names)
+        ]
+        _kill(ranks[int(share * len(ranks))] if ranks else self._launcher.pid, signal.SIGKILL)
+
+    def has_ended(self) -> bool:
+        """Whether the launcher has ended."""
+        return self._launcher.poll() is not None
+
     def until(self, condition: Callable[[], object], what: str) -> None:
         """Wait until the condition holds; fail if the job ends before that."""
         while not condition():

@@ -2,8 +2,8 @@
 
 JSON maps a rank to `directory` (its working directory, in which a pipe can hold it: `held/`), `limits` (of resources,
 by name), `ordinary` (permissions count for it even if it belongs to root), `delay` (seconds before it starts) and
-`slow` (seconds that each move of data takes, or each of the system calls in `calls`). So one process of a job can see
-another file, hit a limit, come late or be slow, on any machine.
+`slow` (seconds that each move of data takes, or each of the system calls in `calls` but for the first `quick` ones).
+So one process of a job can see another file, hit a limit, come late or be slow, on any machine.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ def main() -> None:
     if "directory" in own or "slow" in own:
         os.chdir(own.get("directory", "."))
         os.environ["DISTCONV_TEST_SLOW"] = str(own.get("slow", ""))
+        os.environ["DISTCONV_TEST_QUICK"] = str(own.get("quick", 0))
         os.environ["DISTCONV_TEST_CALLS"] = own.get("calls", "preadv pwritev copy_file_range")
         paths = [str(Path(__file__).parent / "held"), os.environ.get("PYTHONPATH", "")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))

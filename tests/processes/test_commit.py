@@ -82,7 +82,8 @@ def test_killed_in_the_middle_of_a_commit(directory, exchange, after):
 
     outcome = convert(directory, "overwrite=true")
     assert outcome.status == 0, outcome.err
-    assert "is left of a job that was killed; action=clean removes it" in outcome.out
+    assert "of which 1 file" in outcome.out
+    assert found(directory) == NEWER
 
 
 def test_a_first_result_without_its_tracker_does_not_stand_in_the_way(directory):
@@ -106,6 +107,9 @@ def test_a_full_disk_in_the_middle_of_a_commit(directory, exchange, after):
     weights = [path.read_text() for path in (directory / "mm").rglob("weights")]
     assert weights == [OLD]
     if after == 0:
+        (work,) = (directory / "mm").glob(".distconv-*")
+        assert f"{work.name} is left of a job that did not end, with 1 finished file" in outcome.out
+        work.rename(directory / "aside")
         assert found(directory) == (["weights"], "10")
     else:
         assert "could neither be put in place nor be taken back: keep " in outcome.err

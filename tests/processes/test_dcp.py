@@ -7,11 +7,11 @@ import hashlib
 import json
 import os
 from math import prod
-from pathlib import Path
 
 import pytest
 
 from distconv.errors import JobError
+from distconv.transfer import write
 from tests.checkpoints import describe_dcp, hashes, load_case, tensor_bytes, write_source
 from tests.errors.damage import config, sized, sparse
 from tests.processes.jobs import mpirun, run, single, torchrun
@@ -119,7 +119,7 @@ def test_the_disk_is_full_for_one_process(launcher, rank, world):
     assert outcome.status == 1
     assert outcome.seconds < OVER
     check_message(outcome, f"distconv: rank {rank} on ", f"__{rank}_0.distcp", "File too large")
-    assert not world.target.exists()
+    world.check_unfinished(outcome)
 
 
 @LAUNCHERS
@@ -132,7 +132,7 @@ def test_a_shard_is_cut_off_meanwhile(launcher, world):
     assert outcome.status == 1
     assert outcome.seconds < OVER
     check_message(outcome, "distconv: rank 1 on ", f"hf/{SHARD}", str(whole), "now 1000")
-    assert not world.target.exists()
+    world.check_unfinished(outcome)
 
 
 @LAUNCHERS
@@ -147,23 +147,26 @@ def test_a_process_dies(launcher, victim, world):
     assert list(world.directory.rglob(".metadata*")) == []
 
 
-def test_metadata_that_cannot_be_written_leave_nothing(tmp_path, monkeypatch, distconv):
+def test_metadata_that_cannot_be_written_are_written_when_the_job_is_continued(tmp_path, monkeypatch, distconv):
     """The disk becomes full at the very end."""
 
-    def write(path, data):
+    def full(path, *rest):
         if path.name == ".metadata":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/mm/.metadata")
-        return written(path, data)
+        return written(path, *rest)
 
-    written = Path.write_bytes
-    monkeypatch.setattr(Path, "write_bytes", write)
+    written = write._write_whole
     source = write_source(tmp_path / "hf", load_case(CASE))
-
-    outcome = distconv(f"source={source}", f"target={tmp_path / 'mm'}", "target_format=dcp")
+    job = (f"source={source}", f"target={tmp_path / 'mm'}", "target_format=dcp")
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(write, "_write_whole", full)
+        outcome = distconv(*job)
 
     assert outcome.status == JobError.exit_status
     assert outcome.err.splitlines()[-1].endswith("finishing /mm/.metadata: No space left on device")
-    assert not (tmp_path / "mm").exists()
+    assert [path.name[:10] for path in (tmp_path / "mm").iterdir()] == [".distconv-"]
+    outcome = distconv(*job)
+    assert (outcome.status, "had been finished before" in outcome.out) == (0, True)
 
 
 def test_memory_does_not_grow_with_the_checkpoint(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 
 from distconv.errors import JobError
 from distconv.formats.torch_zip.archive import read_archive
+from distconv.transfer import write
 from tests.checkpoints import hashes, load_case, overrides, write_source
 from tests.here import run_here
 from tests.processes.jobs import mpirun, run, torchrun
@@ -117,7 +118,7 @@ def test_the_disk_is_full_for_one_process(rank, world):
     assert outcome.status == 1
     assert outcome.seconds < OVER
     check_message(outcome, f"distconv: rank {rank} on ", "model-0000", "File too large")
-    assert not world.target.exists()
+    world.check_unfinished(outcome)
 
 
 def test_a_file_of_the_source_is_cut_off_meanwhile(world):
@@ -127,7 +128,7 @@ def test_a_file_of_the_source_is_cut_off_meanwhile(world):
 
     assert outcome.status == 1
     check_message(outcome, "distconv: rank 1 on ", f"{MEGATRON}/release/mp_rank_00_002/{FILE}", "now 1000")
-    assert not world.target.exists()
+    world.check_unfinished(outcome)
 
 
 @pytest.mark.parametrize(("launcher", "victim"), [(torchrun, 1), (mpirun, 0)])
@@ -138,23 +139,29 @@ def test_a_process_dies(launcher, victim, world):
     assert not outcome.shows_its_inside
     # Only the first process can clean up, and mpirun leaves nobody the time for it.
     if launcher is torchrun:
-        assert world.staging() == []
-    assert not world.target.exists()
+        world.check_unfinished(outcome)
+    assert world.results() == []
 
 
-def test_side_files_that_cannot_be_copied_leave_nothing(sources, tmp_path, monkeypatch, distconv):
+def test_side_files_that_cannot_be_copied_are_copied_when_the_job_is_continued(
+    sources, tmp_path, monkeypatch, distconv
+):
     """The disk becomes full at the very end."""
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "config.json")
 
-    monkeypatch.setattr("shutil.copyfile", full)
-
-    outcome = distconv(f"source={sources / MEGATRON}", f"target={tmp_path / 'result'}", *BACK)
+    job = (f"source={sources / MEGATRON}", f"target={tmp_path / 'result'}", *BACK)
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(write, "_write_whole", full)
+        outcome = distconv(*job)
 
     assert outcome.status == JobError.exit_status
     assert outcome.err.splitlines()[-1].endswith("No space left on device")
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name[:10] for path in tmp_path.iterdir()] == [".distconv-"]
+    outcome = distconv(*job)
+    assert (outcome.status, "had been finished before" in outcome.out) == (0, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
 
 
 @pytest.mark.parametrize("name", [MEGATRON, DCP])

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from distconv.commit.journal import finished_in
 from tests.processes.jobs import Job, Outcome
 
 # Seconds in which the others must follow the one that failed, and the whole job must be over.
@@ -66,6 +67,14 @@ class World:
     def staging(self) -> list[Path]:
         """In the target, or beside one that is the result itself."""
         return [*self.target.glob(".distconv-*"), *self.directory.glob(".distconv-*")]
+
+    def check_unfinished(self, outcome: Outcome) -> None:
+        """Nothing is in place; a directory of work is left only with finished files, and its user is told."""
+        assert self.results() == []
+        assert self.staging() or not self.target.exists()
+        for work in self.staging():
+            assert finished_in(work)
+            assert f"{work} is left of a job that did not end" in outcome.out + outcome.err
 
     def results(self) -> list[Path]:
         """All that looks like a result, or a part of one."""

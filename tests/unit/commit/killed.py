@@ -22,7 +22,7 @@ from distconv.commit.recovery import clean, leftovers
 from distconv.commit.staging import Staging
 from distconv.commit.target import Target
 from distconv.errors import InputError
-from tests.unit.commit.targets import OTHER_ITERATION, TRACKER, committed, plant, result, target, tree, written
+from tests.unit.commit.targets import JOB, OTHER_ITERATION, TRACKER, committed, plant, result, target, tree, written
 
 KILLED = 9
 # A step that no job comes to.
@@ -149,7 +149,7 @@ def in_child(job: Callable[[], object]) -> bool:
 def commit(there: Target, steps: Steps, number: int) -> None:
     """A job that is killed before a step of its commit, or of what it does until it ends."""
     with Staging(there) as staging:
-        staging.claim(overwrite=True)
+        staging.claim(JOB, overwrite=True)
         files = written(staging)
         steps.counted(number, lambda: os._exit(KILLED))
         staging.commit(files, durable=True)
@@ -219,7 +219,7 @@ def next_job(there: Target) -> None:
     """One that is refused, after it has put right what it found, or has nothing to say against what is there."""
     try:
         with Staging(there) as staging:
-            staging.claim(overwrite=False)
+            staging.claim(JOB, overwrite=False)
     except InputError as error:
         assert "is already there" in str(error), error  # noqa: PT017 - this is no test
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from distconv.commit.journal import Description
 from distconv.commit.staging import Staging
 from distconv.commit.target import Target
 
+JOB = Description(result="release", version="1", directories={}, options={}, definitions="", sources={}, files="")
 TRACKER = "latest_checkpointed_iteration.txt"
 FILE = "mp_rank_00/file.pt"
 OTHER_ITERATION = {"iter_0000010/": "", "iter_0000010/x": "training", TRACKER: "10"}
@@ -53,12 +55,12 @@ def staged(
 ) -> tuple[Staging, dict[str, int]]:
     """A job that has written one file, and what its writer says of it."""
     staging = Staging(found, **settings)
-    staging.claim(overwrite=overwrite)
+    staging.claim(JOB, overwrite=overwrite)
     return staging, written(staging, text)
 
 
 def written(staging: Staging, text: str = "new") -> dict[str, int]:
-    plant(staging.begin(), result(text))
+    plant(staging.begin(durable=False), result(text))
     return {FILE: len(text)}
 
 

@@ -19,7 +19,7 @@ from distconv.commit.recovery import clean
 from distconv.commit.staging import Staging
 from distconv.commit.target import Target
 from tests.unit.commit.killed import SCENARIOS
-from tests.unit.commit.targets import plant, target, tree, written
+from tests.unit.commit.targets import JOB, plant, target, tree, written
 
 PACKAGE = str(Path(distconv.commit.__file__).parent)
 
@@ -55,7 +55,7 @@ def interrupted(there: Target, number: int, kind: str) -> tuple[Any, ...] | None
     """What an interruption says that comes in the commit, or in what follows; None: they do not have so many steps."""
     try:
         with Staging(there) as staging:
-            staging.claim(overwrite=True)
+            staging.claim(JOB, overwrite=True)
             files = written(staging)
             sys.settrace(Interruption(number, kind))
             sys._getframe().f_trace = None
@@ -105,7 +105,7 @@ def test_interrupted_at_each_step(memory, scenario, kind):
             assert not text or "could neither be put in place nor be taken back" in text, text
         said.add(words(text, home))
         with Staging(there) as later:
-            later.claim(overwrite=True)
+            later.claim(JOB, overwrite=True)
         clean(there.directory)
         assert tree(home) in (before, after), number
         assert "is in place" not in text or tree(home) == after, number

@@ -58,7 +58,7 @@ def test_what_was_killed_while_it_wrote_is_listed_and_removed(tmp_path):
     (work / "new" / "more").write_bytes(bytes(1000))
     (work / "new" / "link").symlink_to(tmp_path)
     (left,) = leftovers(tmp_path)
-    assert left == Leftover(path=work, nbytes=len("killed") + 1000, running=False, unfinished=False)
+    assert left == Leftover(path=work, nbytes=len("killed") + 1000, running=False, unfinished=False, finished=0)
     assert clean(tmp_path) == recovery.Cleaned(removed=(left,), kept=(), notes=())
     assert tree(tmp_path) == committed("old")
 

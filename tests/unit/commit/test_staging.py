@@ -18,6 +18,7 @@ from distconv.commit.staging import Staging
 from distconv.errors import InputError, JobError
 from tests.unit.commit.targets import (
     FILE,
+    JOB,
     OTHER_ITERATION,
     TRACKER,
     committed,
@@ -265,12 +266,9 @@ def test_a_commit_that_cannot_be_taken_back_either_is_told_and_the_next_job_take
 
     told: list[str] = []
     later = Staging(target(tmp_path), tell=told.append)
-    later.claim(overwrite=True)
+    later.claim(JOB, overwrite=True)
     assert tree(tmp_path, hidden=False) == before
-    assert told == [
-        f"a job was killed while it put {tmp_path}/release in place: that has been taken back",
-        f"{staging.path.parent} is left of a job that was killed; action=clean removes it",
-    ]
+    assert told == [f"a job was killed while it put {tmp_path}/release in place: that has been taken back"]
 
 
 @pytest.mark.parametrize("old", [{}, OTHER_ITERATION], ids=["fresh", "beside another iteration"])
@@ -344,7 +342,7 @@ def test_a_second_job_is_refused_before_it_works_and_told_of_the_first(tmp_path)
     first, _ = staged(target(tmp_path))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     with pytest.raises(InputError) as caught:
-        Staging(target(tmp_path)).claim(overwrite=True)
+        Staging(target(tmp_path)).claim(JOB, overwrite=True)
     assert (
         f"target={tmp_path}: another job is at work there: process {os.getpid()} on {os.uname().nodename} since "
         in (str(caught.value))
@@ -357,7 +355,7 @@ def test_a_second_job_is_refused_before_it_works_and_told_of_the_first(tmp_path)
 def test_iterations_of_a_directory_share_its_tracker_so_one_is_made_at_a_time(tmp_path):
     first, _ = staged(target(tmp_path, "10"))
     with pytest.raises(InputError, match="another job is at work there"):
-        Staging(target(tmp_path, "20")).claim(overwrite=True)
+        Staging(target(tmp_path, "20")).claim(JOB, overwrite=True)
     first.close()
 
 
@@ -368,7 +366,9 @@ def test_a_second_job_is_refused_by_whatever_path_it_comes(tmp_path, there):
     (tmp_path / "same").symlink_to(tmp_path)
     first, _ = staged(target(tmp_path / "hf", None))
     with pytest.raises(InputError, match="another job is at work there"):
-        Staging(target(tmp_path / "link" if there == "link" else tmp_path / "same" / "hf", None)).claim(overwrite=True)
+        Staging(target(tmp_path / "link" if there == "link" else tmp_path / "same" / "hf", None)).claim(
+            JOB, overwrite=True
+        )
     first.close()
 
 
@@ -385,13 +385,13 @@ def test_results_beside_each_other_are_made_at_the_same_time(tmp_path):
 def test_a_target_that_cannot_be_made_is_refused_and_nothing_is_left(tmp_path):
     plant(tmp_path, {"file": ""})
     with pytest.raises(InputError, match=f"target={tmp_path}/file/a: cannot be written"):
-        Staging(target(tmp_path / "file" / "a")).claim(overwrite=False)
+        Staging(target(tmp_path / "file" / "a")).claim(JOB, overwrite=False)
     assert tree(tmp_path) == {"file": ""}
 
 
 def test_directories_are_not_left_if_the_last_cannot_be_made(tmp_path):
     with pytest.raises(InputError, match="cannot be written: File name too long"):
-        Staging(target(tmp_path / "a" / ("b" * 250), None)).claim(overwrite=False)
+        Staging(target(tmp_path / "a" / ("b" * 250), None)).claim(JOB, overwrite=False)
     assert tree(tmp_path) == {}
 
 
@@ -399,7 +399,7 @@ def test_a_result_that_is_in_the_way_is_refused_without_a_trace(tmp_path):
     put(target(tmp_path), "old")
     before = tmp_path.stat().st_mtime_ns
     with pytest.raises(InputError, match="release is already there"), Staging(target(tmp_path)) as staging:
-        staging.claim(overwrite=False)
+        staging.claim(JOB, overwrite=False)
     assert tmp_path.stat().st_mtime_ns == before
 
 
@@ -412,7 +412,7 @@ def test_a_result_that_came_while_the_lock_was_taken_is_in_the_way(tmp_path, mon
 
     monkeypatch.setattr(staging_module, "take", take)
     with pytest.raises(InputError, match="release is already there"), Staging(target(tmp_path)) as staging:
-        staging.claim(overwrite=False)
+        staging.claim(JOB, overwrite=False)
     assert tree(tmp_path) == committed("of another")
 
 
@@ -436,13 +436,13 @@ def test_a_result_that_appears_at_the_last_moment_is_not_replaced_unasked(tmp_pa
 @contextlib.contextmanager
 def leaving(staging: Staging) -> Iterator[None]:
     with staging:
-        staging.claim(overwrite=True)
+        staging.claim(JOB, overwrite=True)
         yield
 
 
 def leave(staging: Staging, error: BaseException | None, *, commit: bool) -> None:
     with staging:
-        staging.claim(overwrite=True)
+        staging.claim(JOB, overwrite=True)
         if commit:
             staging.commit(written(staging), durable=False)
         if error is not None:

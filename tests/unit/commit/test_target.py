@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from distconv.commit import target as target_module
-from distconv.commit.target import Target, check_result, check_target
+from distconv.commit.target import Target, check_result, check_space, check_target
 from distconv.errors import InputError
 from tests.unit.commit.targets import TRACKER, plant, target, tree
 
@@ -39,8 +39,8 @@ def test_where_a_result_goes(tmp_path, monkeypatch, directory, iteration, place,
     assert found.tracker == (None if iteration is None else Path(directory) / TRACKER)
 
 
-def check(directory: Path, *, needed: int = 1, iteration: str | None = "release", **sources: Path) -> None:
-    check_target(target(directory, iteration), sources, needed=needed)
+def check(directory: Path, *, iteration: str | None = "release", **sources: Path) -> None:
+    check_target(target(directory, iteration), sources)
 
 
 def test_a_target_that_can_be_written_is_not_touched(tmp_path):
@@ -114,9 +114,9 @@ def test_a_target_that_will_not_do_is_refused(tmp_path, prepare: Callable[[Path]
 def test_space_is_what_this_user_may_use_in_units_of_the_file_system(tmp_path, monkeypatch):
     found = SimpleNamespace(f_bavail=7, f_bfree=11, f_blocks=13, f_frsize=512, f_bsize=4096, f_flag=0)
     monkeypatch.setattr(os, "statvfs", lambda _: found)
-    check(tmp_path / "new", needed=7 * 512)
+    check_space(target(tmp_path / "new"), 7 * 512)
     with pytest.raises(InputError, match=r"needs 3,585 bytes, but only 3,584 are free on its file system"):
-        check(tmp_path / "new", needed=7 * 512 + 1)
+        check_space(target(tmp_path / "new"), 7 * 512 + 1)
 
 
 @pytest.mark.parametrize(("iteration", "closed"), [("release", "a"), (None, ".")])

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distconv.commit.journal import Journal
 from distconv.formats.megatron.files import MegatronFiles
 from distconv.formats.megatron.plan import MegatronPlan
 from distconv.tensors.compose import box_of
@@ -47,7 +48,14 @@ def plan(tmp_path: Path) -> MegatronPlan:
     form = MegatronFiles(found.dictionaries)
     with SourceFiles() as sources:
         counters = Counters(lambda _: None)
-        write_files(found, found.files, tmp_path / "release", form, means(sources, counters))
+        write_files(
+            found,
+            found.files,
+            tmp_path / "release",
+            form,
+            means(sources, counters),
+            Journal(tmp_path, 0, durable=False),
+        )
     return found
 
 

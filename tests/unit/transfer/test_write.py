@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from zlib import crc32
 
 import pytest
 
+from distconv.commit.journal import Finished, Journal, finished_in
 from distconv.errors import JobError, SourceChangedError
+from distconv.formats.frame import write_frame
 from distconv.formats.megatron.plan import MegatronPlan
-from distconv.formats.records import OutputFile
+from distconv.formats.records import OutputFile, Written
 from distconv.runtime.identity import look_at
 from distconv.tensors.stored import SourceFile
 from distconv.transfer import write as writing
@@ -30,30 +32,30 @@ IO = SmallBuffers(fsync=True, threads=2, buffer_bytes=4096)
 
 def written(
     plan: MegatronPlan, directory: Path, files: tuple[OutputFile, ...] | None = None, **changes: Any
-) -> dict[str, int]:
+) -> dict[str, Written]:
     options = {"must_stop": lambda: False, "io": IO, "form": Unmarked(plan.dictionaries), **changes}
     counters = Counters(lambda _: None)
     files = plan.files if files is None else files
     form, io, must_stop = options["form"], options["io"], options["must_stop"]
     with SourceFiles() as sources:
         means = Means(io=io, counters=counters, sources=sources, must_stop=must_stop)
-        return write_files(plan, files, directory, form, means)
+        return write_files(plan, files, directory, form, means, Journal(directory.parent, 3, durable=io.fsync))
 
 
-def beside(directory: Path, files: Mapping[str, bytes | SourceFile], *, durable: bool) -> dict[str, int]:
+def beside(directory: Path, files: Mapping[str, bytes | SourceFile], *, durable: bool) -> dict[str, Written]:
     with SourceFiles() as sources:
-        return write_beside(directory, files, sources, durable=durable)
+        return write_beside(directory, files, sources, replace(IO, fsync=durable))
 
 
 def test_files_hold_the_converted_tensors(tmp_path):
     plan = planned(tmp_path, tp=2, ep=2, stages={"text": ((1, 0), (1, 1))})
     (tmp_path / "out").mkdir()
-    sizes = written(plan, tmp_path / "out")
-    assert set(sizes) == {file.path for file in plan.files}
+    done = written(plan, tmp_path / "out")
+    assert set(done) == {file.path for file in plan.files}
     for file in plan.files:
         content = (tmp_path / "out" / file.path).read_bytes()
         assert content == bytes(START) + expected(plan, file.path)
-        assert sizes[file.path] == len(content)
+        assert done[file.path] == (len(content), crc32(content))
 
 
 def test_a_process_writes_its_own_files_only(tmp_path):
@@ -97,13 +99,50 @@ def test_what_cannot_be_made_durable_is_an_error(tmp_path):
         written(planned(tmp_path), tmp_path / "out")
 
 
+def test_without_checksums_none_are_computed_and_files_are_the_same(tmp_path):
+    plan = planned(tmp_path, tp=2)
+    contents = []
+    for name, checksum in (("with", True), ("without", False)):
+        (tmp_path / name / "out").mkdir(parents=True)
+        done = written(plan, tmp_path / name / "out", io=replace(IO, checksum=checksum))
+        assert all((each.checksum is not None) == checksum for each in done.values())
+        contents.append({path: (tmp_path / name / "out" / path).read_bytes() for path in done})
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("fsync", [True, False])
+def test_files_that_are_finished_are_in_the_journal(tmp_path, fsync):
+    plan = planned(tmp_path, tp=2)
+    (tmp_path / "out").mkdir()
+    done = written(plan, tmp_path / "out", io=replace(IO, fsync=fsync))
+    assert finished_in(tmp_path) == {path: Finished(written=each, durable=fsync) for path, each in done.items()}
+
+
+def test_a_file_that_is_not_finished_is_in_no_journal(tmp_path):
+    plan = planned(tmp_path, tp=2, stages={"text": ((1, 2),)})
+    (tmp_path / "out").mkdir()
+    first = min(file.batch for file in plan.files)
+    later = {str(tmp_path / "out" / file.path) for file in plan.files if file.batch != first}
+
+    def write(path: Path, *rest: Any) -> None:
+        if str(path) in later:
+            raise OSError(5, "Input/output error")
+        write_frame(path, *rest)
+
+    with patch.object(writing, "write_frame", write), pytest.raises(JobError, match="creating"):
+        written(plan, tmp_path / "out")
+    assert later
+    assert finished_in(tmp_path).keys() == {file.path for file in plan.files if file.batch == first}
+
+
 def test_files_beside_the_tensors_are_written_or_copied_and_made_durable(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "original").write_bytes(b"copied")
     made = {"text.json": b"made", "sub/copy": look_at(tmp_path / "original")}
     with patch.object(writing, "synchronise", side_effect=lambda files: durable.extend(dict(files))):
         durable: list[str] = []
-        assert beside(tmp_path / "out", made, durable=True) == {"text.json": 4, "sub/copy": 6}
+        done = beside(tmp_path / "out", made, durable=True)
+    assert done == {"text.json": (4, crc32(b"made")), "sub/copy": (6, crc32(b"copied"))}
     assert sorted(durable) == sorted(str(tmp_path / "out" / name) for name in made)
     assert (tmp_path / "out" / "text.json").read_bytes() == b"made"
     assert (tmp_path / "out" / "sub" / "copy").read_bytes() == b"copied"
@@ -131,10 +170,9 @@ def test_a_file_that_changes_before_or_while_it_is_copied_is_named(tmp_path):
         beside(tmp_path, {"copy": file}, durable=False)
     file = look_at(tmp_path / "side.json")
 
-    def changing(source: str, target: Path) -> None:
-        copy(source, target)
-        os.utime(tmp_path / "side.json", ns=(2, 2))
+    def changing(source: str) -> bool:
+        os.utime(source, ns=(2, 2))
+        return False
 
-    copy = shutil.copyfile
-    with patch.object(shutil, "copyfile", changing), pytest.raises(SourceChangedError, match="was modified at "):
+    with patch.object(writing, "is_executable", changing), pytest.raises(SourceChangedError, match="was modified at "):
         beside(tmp_path, {"copy": file}, durable=False)

@@ -190,6 +190,7 @@ import pathlib, sys
 from distconv.formats.dcp.files import DcpFiles
 from distconv.formats.dcp.plan import Names, make_dcp_plan
 from distconv.formats.frame import write_frame
+from distconv.options import InputOutput
 from distconv.tensors.stored import NamedTensor
 from distconv.tensors.virtual import whole
 from distconv.transfer.sources import SourceFiles
@@ -197,7 +198,7 @@ from distconv.transfer.write import write_beside
 plan = make_dcp_plan([NamedTensor((), whole("float32", (3, 2)), "a")], (), Names(naming="hf"))
 form, (file,) = DcpFiles(plan), plan.files
 write_frame(pathlib.Path(file.path), form.frame(file, list(plan.entries(file))))
-write_beside(pathlib.Path(), form.beside(), SourceFiles(), durable=False)
+write_beside(pathlib.Path(), form.beside(), SourceFiles(), InputOutput(fsync=False))
 print("torch" in sys.modules)
 """
     environment = {"PYTHONPATH": str(Path(__file__).parents[4])}

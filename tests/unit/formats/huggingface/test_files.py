@@ -7,9 +7,11 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 
+from distconv.commit.journal import Journal
 from distconv.commit.target import Target
 from distconv.formats.frame import write_frame
 from distconv.formats.huggingface.files import HuggingFaceFiles
@@ -17,6 +19,7 @@ from distconv.formats.huggingface.plan import HuggingFacePlan, make_huggingface_
 from distconv.formats.huggingface.reference import read_reference
 from distconv.formats.huggingface.safetensors import read_header, safetensors_frame
 from distconv.formats.model import Reference
+from distconv.formats.records import Written
 from distconv.tensors.stored import NamedTensor, SourceFile, StoredTensor, as_stored
 from distconv.tensors.virtual import permute, whole
 from distconv.transfer.means import Means
@@ -77,12 +80,13 @@ def means(sources: SourceFiles) -> Means:
     return Means(io=IO, counters=Counters(lambda _: None), sources=sources, must_stop=lambda: False)
 
 
-def write(found: HuggingFacePlan, directory: Path) -> dict[str, int]:
+def write(found: HuggingFacePlan, directory: Path) -> dict[str, Written]:
     directory.mkdir()
     form = HuggingFaceFiles(found)
+    journal = Journal(directory.parent, 0, durable=False)
     with SourceFiles() as sources:
-        written = write_files(found, found.files, directory, form, means(sources))
-        return written | write_beside(directory, form.beside(), sources, durable=False)
+        written = write_files(found, found.files, directory, form, means(sources), journal)
+        return written | write_beside(directory, form.beside(), sources, IO)
 
 
 def compared(found: HuggingFacePlan, directory: Path) -> Compared:
@@ -104,7 +108,8 @@ def test_a_result_is_the_tensors_the_index_and_all_side_files(tmp_path):
     out = tmp_path / "out"
     files = {str(path.relative_to(out)): path for path in out.rglob("*") if path.is_file()}
     assert files.keys() == written.keys() == {ONE, TWO, INDEX_NAME, *SIDE}
-    assert written == {name: path.stat().st_size for name, path in files.items()}
+    contents = {name: path.read_bytes() for name, path in files.items()}
+    assert written == {name: (len(content), crc32(content)) for name, content in contents.items()}
     for name in (*SIDE, INDEX_NAME):
         assert files[name].read_bytes() == (tmp_path / "hf" / name).read_bytes()
     (a,) = read_header(out / ONE)

@@ -1,0 +1,120 @@
+"""Writing a planned result, on all processes: what is not finished yet, what is beside it, and its commit.
+
+Owns the order of these phases and what passes between them. Neither plans nor tells the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distconv.commit.journal import Finished, Journal
+from distconv.commit.staging import Staging
+from distconv.commit.target import Target, check_result
+from distconv.errors import LostError
+from distconv.formats.records import OutputFile, Plan, Written
+from distconv.formats.registry import Options
+from distconv.planning.assign import assign
+from distconv.planning.plan import Planned
+from distconv.runtime.agreement import on_first
+from distconv.runtime.measurement import peak_resident_bytes
+from distconv.runtime.processes import Processes
+from distconv.tensors.stored import SourceFile
+from distconv.transfer.continuing import proved
+from distconv.transfer.phases import Phases
+from distconv.transfer.write import write_beside, write_files
+
+_PREPARING = "preparing the target"
+
+
+def left_of(plan: Plan, finished: Collection[str]) -> list[OutputFile]:
+    """The files of a plan that are not finished."""
+    return [file for file in plan.files if file.path not in finished]
+
+
+@dataclass(kw_only=True)
+class Writing:
+    """The writing of a planned result.
+
+    `continued`: the number, and the bytes of tensor data, of the files that an earlier job had finished, if one had.
+    """
+
+    options: Options
+    planned: Planned
+    processes: Processes
+    phases: Phases
+    continued: dict[str, int] | None = field(default=None, init=False)
+
+    def run(
+        self,
+        staging: Staging,
+        target: Target,
+        beside: Callable[[], Mapping[str, bytes | SourceFile]],
+        check_values: Callable[[], object],
+    ) -> list[Any]:
+        """Write and commit the files of a claimed target; the measurements of all processes.
+
+        `beside` gives the files beside the tensors; `check_values` raises where values of the result are refused.
+
+        Raises:
+            DistconvError: the failure of any process, as the same error on every process.
+        """
+        processes, io, means = self.processes, self.options.io, self.phases.means
+        plan, form = self.planned.plan, self.planned.files
+        directory = Path(on_first(processes, lambda: str(staging.begin(durable=io.fsync)), _PREPARING))
+        journal = Journal(directory.parent, processes.rank, durable=io.fsync)
+        try:
+            kept = self._kept(staging, directory)
+            files = assign(left_of(plan, kept), processes.size)[processes.rank]
+            values, measured = self.phases.run(
+                "writing",
+                files,
+                sum(file.nbytes for file in files),
+                lambda: write_files(plan, files, directory, form, means, journal),
+            )
+            check_values()
+            self.phases.check_sources()
+
+            def commit() -> None:
+                check_result(target, overwrite=self.options.overwrite)
+                done = kept | _gathered(values)
+                done |= write_beside(directory, beside(), means.sources, io)
+                staging.commit({path: each.nbytes for path, each in done.items()}, durable=io.fsync)
+
+            on_first(processes, commit, "putting the result in place")
+        except LostError as error:
+            if processes.rank == 0:
+                raise
+            raise LostError(f"{error}\nwhat rank 0 had begun may be left in {directory.parent}") from error
+        if processes.rank == 0:
+            # Finishing a result can need more memory than writing its files.
+            measured[0]["peak_bytes"] = peak_resident_bytes()
+        return measured
+
+    def _kept(self, staging: Staging, directory: Path) -> dict[str, Written]:
+        """The files that an earlier job has finished, by path, and that need not be written again."""
+        told = on_first(
+            self.processes, lambda: {path: each.to_json() for path, each in staging.finished.items()}, _PREPARING
+        )
+        finished = {path: Finished.from_json(each) for path, each in told.items()}
+        files = [file for file in self.planned.plan.files if file.path in finished]
+        if not files:
+            return {}
+        share = assign(files, self.processes.size)[self.processes.rank]
+        values, _ = self.phases.run(
+            "checking what is finished",
+            share,
+            sum(file.nbytes for file in share),
+            lambda: proved(directory, finished, share, self.phases.means),
+            counted_as="checking",
+        )
+        kept = _gathered(values)
+        self.continued = {"files": len(kept), "bytes": sum(file.nbytes for file in files if file.path in kept)}
+        return kept
+
+
+def _gathered(values: list[Any]) -> dict[str, Written]:
+    """The files that all processes have told of."""
+    return {path: Written(*each) for value in values for path, each in value.items()}
