@@ -116,6 +116,8 @@ def verify(
 ) -> list[str]:
     """Compare an existing result, byte for byte, with what its source says; the differences in words, none if equal.
 
+    Without a source it is compared with its own record, `distconv.json`: its files by size and checksum.
+
     Arguments and errors are those of `convert`; a difference is no error, nor is a file that is missing or damaged.
 
     Example:

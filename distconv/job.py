@@ -19,7 +19,7 @@ from distconv.commit.target import Target, check_present, check_space, check_tar
 from distconv.directories import cleaned, inspected
 from distconv.errors import InputError
 from distconv.formats.provenance import PROVENANCE_NAME, provenance_bytes
-from distconv.formats.records import OutputFile
+from distconv.formats.records import OutputFile, Written
 from distconv.formats.registry import Options, format_named, tasks
 from distconv.models.library import Library
 from distconv.observer import Observer, Outcome
@@ -29,18 +29,20 @@ from distconv.planning.facts import Facts
 from distconv.planning.fingerprint import described
 from distconv.planning.look import Chosen, look
 from distconv.planning.plan import Planned, plan_job, shares_of
+from distconv.planning.record import record_of
 from distconv.planning.report_file import ReportFile
 from distconv.planning.summary import plan_report, planned_processes
+from distconv.proving import compare_files_recorded, proved
 from distconv.runtime.agreement import on_all, on_first, on_first_with_hand_out
 from distconv.runtime.collection import uncollected
 from distconv.runtime.hand_out import HandOut
 from distconv.runtime.processes import Processes
-from distconv.tensors.stored import SourceFile
 from distconv.transfer.batches import planned_reads
 from distconv.transfer.overflow import told_overflow
 from distconv.transfer.phases import Phases
+from distconv.transfer.recorded import compare_record
 from distconv.transfer.sinks import Counters
-from distconv.transfer.surroundings import compare_surroundings
+from distconv.transfer.surroundings import compare_beside, look_around
 from distconv.transfer.verify import Compared, compare_files, compare_replicas, together
 from distconv.writing import Writing, left_of
 
@@ -60,6 +62,8 @@ def run_job(
         return cleaned(options, processes)
     if options.action == "inspect":
         return inspected(options, chosen, library, processes)
+    if options.action == "verify" and options.source is None:
+        return proved(options, chosen, processes, observer)
     start = time.monotonic()
     found: Facts | None = None
 
@@ -111,7 +115,9 @@ class _Job:
         self._processes, self._observer = processes, observer
         form = format_named(options.target_format)
         iteration = facts.iteration if form.holds_iterations else None
-        self._target = Target(directory=options.target, iteration=iteration, marks=form.marks)
+        self._target = Target(
+            directory=options.target, iteration=iteration, marks=form.marks, readers_names=form.readers_names
+        )
         self._report_file = ReportFile(options.report)
         self._report = plan_report(options, planned, facts, self._target.result)
         self._files: Sequence[OutputFile] = assign(planned.plan.files, processes.size)[processes.rank]
@@ -153,7 +159,7 @@ class _Job:
             on_first(self._processes, claim)
             self._begin()
             writing = Writing(options=options, planned=self._planned, processes=self._processes, phases=self._phases)
-            self._report["processes"] = writing.run(staging, self._target, self._beside, self._tell_overflow)
+            self._report["processes"] = writing.run(staging, self._target, self._provenance, self._tell_overflow)
             self._report["continued"] = writing.continued
             return self._done()
 
@@ -214,17 +220,16 @@ class _Job:
         self._report["notes"] += notes
         self._remarks += notes
 
-    def _beside(self) -> Mapping[str, bytes | SourceFile]:
-        """The files beside the tensors: those of the format, and the provenance of a result that is an iteration."""
-        beside = self._planned.files.beside()
-        if self._target.iteration is None:
-            return beside
-        return {**beside, PROVENANCE_NAME: provenance_bytes(self._facts.provenance(self._options))}
+    def _provenance(self, files: Mapping[str, Written]) -> Mapping[str, bytes]:
+        """The record of the result by its path, unless it is left out; `files` as in `record_of`."""
+        if not self._options.provenance:
+            return {}
+        return {PROVENANCE_NAME: provenance_bytes(record_of(self._options, self._facts, self._planned, files))}
 
     def _compare(self) -> tuple[Compared, list[Any]]:
         """The differences between result and plan, and the measurements of all processes."""
         plan, form, result = self._planned.plan, self._planned.files, self._target.result
-        means = self._phases.means
+        means, target = self._phases.means, self._target
         values, measured = self._phases.run(
             "comparing",
             self._files,
@@ -232,9 +237,26 @@ class _Job:
             lambda: asdict(compare_files(plan, self._files, result, form, means)),
         )
         self._tell_overflow()
-        beside, target = self._beside, self._target
-        around = on_first(
-            self._processes, lambda: asdict(compare_surroundings(plan, form, beside(), means.sources, target))
-        )
+
+        def around() -> dict[str, Any]:
+            beside = form.beside()
+            names = [*(each.path for each in plan.files), *beside]
+            found: list[Compared] = [compare_beside(form, beside, means.sources, target)]
+            recorded: Mapping[str, Written] = {}
+            if self._options.provenance:
+                expected = record_of(self._options, self._facts, self._planned, dict.fromkeys(names, Written(0, None)))
+                by_record, recorded = compare_record(result, expected)
+                found.append(by_record)
+                names.append(PROVENANCE_NAME)
+            found.append(look_around(names, target))
+            return {"found": [asdict(each) for each in found], "recorded": recorded}
+
+        told = on_first(self._processes, around)
+        compared = together([*told["found"], *values])
         self._phases.check_sources()
-        return together([around, *values]), measured
+        if told["recorded"] and not compared.differences:
+            # Of files that are right, so that it is the record that is not.
+            recorded = {path: Written(*each) for path, each in told["recorded"].items()}
+            wrong, measured = compare_files_recorded(result, recorded, self._processes, self._phases, "checksums")
+            compared.differences.extend(wrong)
+        return compared, measured

@@ -26,7 +26,14 @@ _ITERATION = re.compile(r"[1-9][0-9]{0,11}")
 KEEP, REFERENCE = "keep", "reference"
 ERROR = "error"
 # The required paths of the actions that do not need both.
-_NEEDED: dict[str, tuple[str, ...]] = {"models": (), "inspect": ("source",), "clean": ("target",)}
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "models": (),
+    "inspect": ("source",),
+    "clean": ("target",),
+    "verify": ("target",),
+}
+# Options that say which result is compared with its own record.
+_OF_PROOF = ("action", "target", "iteration")
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ class CommonOptions(Record):
             {
                 "convert": "",
                 "plan": "print what would happen, write nothing",
-                "verify": "prove a result against its source",
+                "verify": "prove a result against its source, or without one against its `distconv.json`",
                 "inspect": "say what the directory `source` is, and what is missing or odd",
                 "clean": "remove what killed jobs left in or beside the directory `target`, never what a job uses",
                 "models": "list the model definitions",
@@ -208,6 +215,12 @@ class CommonOptions(Record):
         "iteration of the result, and of a source that has several: a number, or `release`",
         unset="the latest of the source, else `release`",
     )
+    provenance: bool = option(
+        Truth(),
+        True,
+        "leave `distconv.json` beside the result: source, model, layout, dialect, options, and of each file its size "
+        "and checksum; not for what is published",
+    )
     overwrite: bool = option(
         Truth(), False, "replace an existing result, at commit; until then it stays as it is", of_run=True
     )
@@ -231,6 +244,7 @@ class CommonOptions(Record):
         FilePath("FILE"),
         None,
         "write what was done, planned or found to this file as JSON; it replaces nothing but an older report",
+        of_run=True,
     )
     tensors: bool = option(Truth(), False, "with `action=inspect`: list the tensors", of_run=True)
     processes: int | None = option(
@@ -249,6 +263,9 @@ class CommonOptions(Record):
         for key in _NEEDED.get(self.action, ("source", "target")):
             if key not in wrong and getattr(self, key) is None:
                 yield f"{key} is missing: give {key}=DIR, {words[key].words} (--help lists all options)"
+        if self.action == "verify" and self.source is None:
+            shaping = (key for key in self.given() if key not in _OF_PROOF and not words[key].of_run)
+            yield from (f"{key}: goes with source=DIR; a result alone is compared with its record" for key in shaping)
         if self.processes is not None and self.action != "plan" and "action" not in wrong:
             yield "processes: goes with action=plan; otherwise the launcher says how many processes run"
         if self.tensors and self.action != "inspect" and "action" not in wrong:

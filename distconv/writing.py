@@ -21,7 +21,6 @@ from distconv.planning.plan import Planned
 from distconv.runtime.agreement import on_first
 from distconv.runtime.measurement import peak_resident_bytes
 from distconv.runtime.processes import Processes
-from distconv.tensors.stored import SourceFile
 from distconv.transfer.continuing import proved
 from distconv.transfer.phases import Phases
 from distconv.transfer.write import write_beside, write_files
@@ -51,12 +50,13 @@ class Writing:
         self,
         staging: Staging,
         target: Target,
-        beside: Callable[[], Mapping[str, bytes | SourceFile]],
+        record: Callable[[Mapping[str, Written]], Mapping[str, bytes]],
         check_values: Callable[[], object],
     ) -> list[Any]:
         """Write and commit the files of a claimed target; the measurements of all processes.
 
-        `beside` gives the files beside the tensors; `check_values` raises where values of the result are refused.
+        `record` gives, for all files of the result, the one that names them; `check_values` raises where values of the
+        result are refused.
 
         Raises:
             DistconvError: the failure of any process, as the same error on every process.
@@ -80,7 +80,8 @@ class Writing:
             def commit() -> None:
                 check_result(target, overwrite=self.options.overwrite)
                 done = kept | _gathered(values)
-                done |= write_beside(directory, beside(), means.sources, io)
+                done |= write_beside(directory, form.beside(), means.sources, io)
+                done |= write_beside(directory, record(done), means.sources, io)
                 staging.commit({path: each.nbytes for path, each in done.items()}, durable=io.fsync)
 
             on_first(processes, commit, "putting the result in place")

@@ -82,6 +82,14 @@ def hashes(directory: Path) -> dict[str, str]:
     }
 
 
+def forget(directory: Path) -> None:
+    """Have the records below a directory say no more than those of the first version: nothing of what files hold."""
+    for path in directory.rglob("distconv.json"):
+        content = json.loads(path.read_text())
+        kept = {key: content[key] for key in ("model", "reference", "adapters") if key in content}
+        path.write_text(json.dumps(kept))
+
+
 def is_refused(case: Mapping[str, Any]) -> bool:
     """Whether the layout of a case leaves text layers without deepstack features, so that they are trained wrongly."""
     merged = case["hf_config"].get("vision_config", {}).get("deepstack_visual_indexes", ())

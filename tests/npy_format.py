@@ -61,6 +61,7 @@ class Npy(Format[CommonOptions]):
     title = "a directory of npy files"
     words = "one `.npy` file per tensor, under published names"
     takes = Takes(source=frozenset({"reference"}), target=dict.fromkeys(CAST_OPTIONS, ""))
+    readers_names = (f"*{_SUFFIX}",)
 
     def evidence(self, directory: Path) -> Evidence:
         """Files of this kind in it."""
@@ -70,7 +71,7 @@ class Npy(Format[CommonOptions]):
         """The headers of all files."""
         tensors = {each.name: each for each in map(read_npy, sorted(options.source.glob(f"*{_SUFFIX}")))}
         facts = NpyFacts(index=SourceIndex(directory=str(options.source), tensors=tensors))
-        return Opened(directory=options.source, iteration=RELEASE, read=lambda _: facts, held=facts.held)
+        return Opened(directory=options.source, iteration=RELEASE, read=lambda *_: facts, held=facts.held)
 
     def facts_from_json(self, data: Mapping[str, Any]) -> NpyFacts:
         """The index in plain data."""
@@ -169,8 +170,6 @@ class NpyPlan:
 
 class NpyFiles(FileFormat):
     """A header, and the data."""
-
-    readers_names = (f"*{_SUFFIX}",)
 
     def frame(self, file: OutputFile, entries: Sequence[Entry]) -> Frame:  # noqa: ARG002
         """The header."""

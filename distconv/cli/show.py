@@ -23,6 +23,7 @@ from distconv.words import binary, table
 _FILES_SHOWN = 16
 _LOG_SECONDS = 10
 _WIDTH, _COLUMN = 80, 9
+_BY_SOURCE = "byte for byte what the source says"
 
 
 class Reporter(Observer):
@@ -121,6 +122,7 @@ def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
         f"source   {report['source']}",
         *([f"text     {report['text_source']}"] if report["text_source"] else []),
         *format_named(report["source_format"]).source_words(report),
+        *([f"         as {report['source_record']} says, too"] if report["source_record"] else []),
         *([f"follows  {report['reference']}"] if report["reference"] else []),
         f"target   {result}",
         *format_named(report["target_format"]).target_words(report),
@@ -172,6 +174,7 @@ def inspection_text(report: Mapping[str, Any], *, tensors: bool) -> str:
             *([f"size     {report['parameters']:,} parameters"] if report["parameters"] is not None else []),
             f"stored   {binary(report['bytes'])}: {', '.join(kinds) or 'nothing'}",
         ]
+    lines += [f"record   {_record_words(record)}"] if (record := report["record"]) else []
     lines += [f"problem  {line}" for line in joined(report["problems"]).splitlines()]
     lines += [f"note     {line}" for line in joined(report["notes"]).splitlines()]
     lines = [f"source   {report['source']}", *map(_folded, lines)]
@@ -179,6 +182,18 @@ def inspection_text(report: Mapping[str, Any], *, tensors: bool) -> str:
         rows = [[printable(file), printable(name), dtype, str(shape)] for file, name, dtype, shape in report["tensors"]]
         lines += ["", table([["file", "tensor", "type", "shape"], *rows], align=str.ljust)]
     return "\n".join(lines)
+
+
+def _record_words(record: Mapping[str, Any]) -> str:
+    """What the record of a result says of it."""
+    made = f"made by distconv {record['distconv']}" if record["distconv"] else "made by an earlier distconv"
+    path = record["source"].get("path")
+    source = [f"from {path}"] if path else []
+    said = [f"{key} {record[key]}" for key in ("format", "model", "dialect") if record[key]]
+    layout = record["layout"] or {}
+    cut = [f"{axis}={layout[axis]}" for axis in ("tp", "pp", "vpp", "ep", "expert_tp", "placement") if axis in layout]
+    files = [f"{counted(record['files'], 'file')}, {binary(record['bytes'])}"] if record["files"] else []
+    return printable("; ".join([" ".join([made, *source]), *said, *filter(None, [" ".join(cut)]), *files]))
 
 
 def cleaned_text(report: Mapping[str, Any]) -> str:
@@ -229,7 +244,10 @@ def _result_line(report: Mapping[str, Any]) -> str:
     peak = max(each["peak_bytes"] for each in processes)
     nbytes = sum(file["bytes"] for file in report["files"])
     done = f"{counted(len(report['files']), 'file')}, {binary(nbytes)}"
-    done = f"verified: {done}, byte for byte what the source says" if report["action"] == "verify" else f"wrote {done}"
+    if report["action"] == "verify":
+        done = f"verified: {done}, {'what the record says' if report['source'] is None else _BY_SOURCE}"
+    else:
+        done = f"wrote {done}"
     moved = nbytes
     if before := report["continued"]:
         moved -= before["bytes"]

@@ -21,11 +21,13 @@ class Target:
     """Where a result goes: an iteration below the directory that the user named, or (`None`) that directory itself.
 
     `marks` are files of which an existing result has one; without any, every directory passes for a result.
+    `readers_names`: patterns of names that readers take for a part of it.
     """
 
     directory: Path
     iteration: str | None
     marks: tuple[str, ...] = ()
+    readers_names: tuple[str, ...] = ()
 
     @property
     def result(self) -> Path:

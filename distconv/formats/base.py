@@ -18,6 +18,7 @@ from distconv.formats.frame import Frame
 from distconv.formats.iterations import iterations_in
 from distconv.formats.model import Model
 from distconv.formats.records import Entry, OutputFile, Plan
+from distconv.layout.layout import CompleteLayout
 from distconv.models.parameters import Binding, Unconverted
 from distconv.runtime.hand_out import HandOut, Task
 from distconv.tensors.replicas import Replica
@@ -109,15 +110,16 @@ class Opened:
 
     `directory`: the directory of the files, of the chosen iteration if there are several; `iteration`: its name, empty
     without iterations. `config`: the source's own configuration, `None` if a reference has it. `adapters`: the source
-    holds adapters alone, and `config` is their configuration. `read` maps the model to the facts of the source, and
-    raises `InputError` for files that are damaged or not of this model. `held` lists the tensors in the files, whatever
-    the model; `summary` has further facts of the files as plain data, `notes` sentences about what is not read.
+    holds adapters alone, and `config` is their configuration. `read` maps the model, and a `source_dialect` that is
+    given or recorded, to the facts of the source, and raises `InputError` for files that are damaged or not of this
+    model. `held` lists the tensors in the files, whatever the model; `summary` has further facts of the files as plain
+    data, `notes` sentences about what is not read.
     `names_suffice`: it may be read without a model definition, though it has no configuration.
     """
 
     directory: Path
     iteration: str
-    read: Callable[[Model], SourceFacts]
+    read: Callable[[Model, str | None], SourceFacts]
     held: Callable[[], Iterable[Held]]
     summary: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
@@ -171,12 +173,7 @@ class Located:
 
 
 class FileFormat(ABC):
-    """The files of one result: those of tensors, and those beside them, of which there may be none.
-
-    `readers_names`: patterns of names that readers take for a part of such a result, whoever made the file.
-    """
-
-    readers_names: tuple[str, ...]
+    """The files of one result: those of tensors, and those beside them, of which there may be none."""
 
     @abstractmethod
     def frame(self, file: OutputFile, entries: Sequence[Entry]) -> Frame:
@@ -208,12 +205,18 @@ class FileFormat(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedResult:
-    """The plan of a result, the format of its files, sentences about the result for the report, and what is cast."""
+    """The plan of a result, the format of its files, sentences about the result for the report, and what is cast.
+
+    `dialect`: the `source_dialect` that tells its names when it is a source, if one does; `layout`: of a result that is
+    cut by ranks, how.
+    """
 
     plan: Plan
     files: FileFormat
     notes: tuple[str, ...] = ()
     casts: Casts = field(default_factory=Casts)
+    dialect: str | None = None
+    layout: CompleteLayout | None = None
 
 
 def holds_files(directory: Path, *patterns: str) -> bool:
@@ -237,8 +240,9 @@ class Format(ABC, Generic[_Options_contra]):
     `name`: the value of `target_format`. `noun` and `title`: for messages ("DCP", "a Megatron checkpoint"). `words`:
     the description of a result in the help. `tasks`: the functions that reading hands out to processes.
     `needs_config`: a result needs the configuration of the model, also where its tensors keep their names.
-    `holds_iterations`: a result is an iteration in the target directory, with a tracker and its provenance; otherwise
-    it is the target directory itself, and an existing result has at least one of the files `marks`.
+    `holds_iterations`: a result is an iteration in the target directory, with a tracker; otherwise it is the target
+    directory itself, and an existing result has at least one of the files `marks`. `readers_names`: patterns of names
+    that readers take for a part of a result, whoever made the file.
     """
 
     name: str
@@ -250,6 +254,7 @@ class Format(ABC, Generic[_Options_contra]):
     needs_config: bool = True
     holds_iterations: bool = False
     marks: tuple[str, ...] = ()
+    readers_names: tuple[str, ...]
 
     @abstractmethod
     def evidence(self, directory: Path) -> Evidence:

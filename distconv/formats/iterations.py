@@ -41,8 +41,8 @@ def iterations_in(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob("*") if path.is_dir() and iteration_of(path) is not None)
 
 
-def iteration_directory(directory: Path, iteration: str | None) -> Path:
-    """The directory of an iteration of a source; without `iteration`, that of the tracker or the only one.
+def iteration_directory(directory: Path, iteration: str | None, key: str = "source") -> Path:
+    """The directory of an iteration of that in option `key`; without `iteration`, the tracker's or the only one.
 
     Raises:
         InputError: no such iteration, or several and no tracker.
@@ -60,11 +60,11 @@ def iteration_directory(directory: Path, iteration: str | None) -> Path:
         return directory / there[0]
     elif there:
         raise InputError(
-            f"source={directory}: holds {len(there)} iterations ({named(there)}) and no {TRACKER_NAME} that says which "
+            f"{key}={directory}: holds {len(there)} iterations ({named(there)}) and no {TRACKER_NAME} that says which "
             f"is the latest; give iteration={RELEASE} or iteration=NUMBER"
         )
     else:
-        raise InputError(f"source={directory}: is no checkpoint; expected {TRACKER_NAME}, {RELEASE}/ or iter_*/ in it")
+        raise InputError(f"{key}={directory}: is no checkpoint; expected {TRACKER_NAME}, {RELEASE}/ or iter_*/ in it")
     name = iteration_name(iteration)
     if name is None:
         raise InputError(f"{says}: expected {RELEASE} or the number of an iteration, found {iteration[:40]!r}")

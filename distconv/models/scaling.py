@@ -7,6 +7,7 @@ Owns the arithmetic of PEFT's `lora_alpha` and rank, and the scaling as plain da
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -72,7 +73,7 @@ class Scaling:
             and isinstance(content.get("initialisation"), str | None)
         )
         if not sound:
-            raise InputError(f"{where}: expected the scaling of adapters, found {data!r:.60}; remove the file")
+            raise InputError(f"{where}: expected the scaling of adapters, found {reprlib.repr(data)}; remove the file")
         return Scaling(**{key: content[key] for key in known}, where=where)
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from distconv.errors import InputError, counted
@@ -18,10 +19,12 @@ from distconv.formats.config_dtypes import says_quantised
 from distconv.formats.huggingface.directory import check_directory
 from distconv.formats.iterations import iterations_in
 from distconv.formats.model import Model
-from distconv.formats.provenance import read_provenance
+from distconv.formats.provenance import Provenance, newer_note, read_provenance
+from distconv.formats.recorded_files import check_inside, wrong_sizes
 from distconv.formats.registry import Options, format_of, mixed_problem, unknown_problem
 from distconv.models.definition_parser import parse_definition
 from distconv.models.library import Library
+from distconv.planning.facts import Facts
 from distconv.planning.fit_vocabulary import fit_vocabulary
 from distconv.planning.look import Chosen, facts_of
 from distconv.runtime.hand_out import HandOut, here
@@ -58,6 +61,7 @@ def describe(options: Options, chosen: Chosen | None, library: Library, hand_out
         "parameters": None,
         "bytes": None,
         "dtypes": {},
+        "record": None,
         "notes": [],
         "problems": [],
         "tensors": [],
@@ -72,8 +76,23 @@ def describe(options: Options, chosen: Chosen | None, library: Library, hand_out
         opened = _opened(form, options, hand_out)
     except InputError as error:
         return {**report, "problems": report["problems"] + error.problems}
+    found = report | _contents(options, form, opened, chosen, library, hand_out)
+    says = _of_record(opened.directory)
+    joint = {key: list(dict.fromkeys([*found[key], *says[key]])) for key in ("notes", "problems")}
+    return {**found, **says, **joint}
+
+
+def _contents(
+    options: Options,
+    form: Format[Options],
+    opened: Opened,
+    chosen: Chosen | None,
+    library: Library,
+    hand_out: HandOut,
+) -> dict[str, Any]:
+    """The part of the description that depends on the files of a source."""
     held = list(opened.held())
-    report |= {
+    report = {
         "iteration": opened.iteration if form.holds_iterations else None,
         "dtypes": _by_dtype(held),
         "bytes": sum(map(_nbytes, held)),
@@ -88,6 +107,20 @@ def describe(options: Options, chosen: Chosen | None, library: Library, hand_out
         except InputError as error:
             return report | {"problems": error.problems}
     return report | _of_model(options, form, opened, held, chosen, library)
+
+
+def _of_record(directory: Path) -> dict[str, Any]:
+    """What the record in a directory says of it, and whether the files that it names have the sizes that it says."""
+    try:
+        record = read_provenance(directory)
+        check_inside(directory, record.files)
+    except InputError as error:
+        return {"record": None, "notes": [], "problems": error.problems}
+    if record == Provenance() or record.newer is not None:
+        return {"record": None, "notes": list(newer_note(record, directory)), "problems": []}
+    said = {key: each for key, each in record.to_json().items() if key not in ("record", "files")}
+    counts = {"files": len(record.files), "bytes": sum(each.nbytes for each in record.files.values())}
+    return {"record": said | counts, "notes": [], "problems": list(wrong_sizes(directory, record.files))}
 
 
 def _opened(form: Format[Options], options: Options, hand_out: HandOut) -> Opened:
@@ -129,10 +162,15 @@ def _of_model(
             what = f"not compared with a model: {_nameless(opened, found['model_type'])}; name one with +model=NAME"
             found |= {"notes": [what], "resembles": _resembling(held, library)}
             by_names = not opened.adapters and (opened.config is not None or opened.names_suffice)
-            return found | (_of_names(form.source(options, facts.source, model), what) if by_names else _of_held(held))
-        return found | _of_source(form.source(options, facts.source, model), model, options)
+            return found | (_of_names(_source(form, options, facts, model), what) if by_names else _of_held(held))
+        return found | _of_source(_source(form, options, facts, model), model, options)
     except InputError as error:
         return found | {"problems": error.problems}
+
+
+def _source(form: Format[Options], options: Options, facts: Facts, model: Model) -> Source:
+    """The source, with what its record suggests where the user gave nothing."""
+    return facts.suggested.heeded(options, lambda completed: form.source(completed, facts.source, model))
 
 
 def _nameless(opened: Opened, model_type: object) -> str:

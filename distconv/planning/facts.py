@@ -12,7 +12,6 @@ from typing import Any
 
 from distconv.formats.base import SourceFacts
 from distconv.formats.model import MODEL_CONFIG, Model, Reference
-from distconv.formats.provenance import Provenance, provenance_of
 from distconv.formats.registry import format_named
 from distconv.models.definition_parser import parse_definition
 from distconv.models.parameter_dialect_file import is_of_parameters, parse_parameter_dialects
@@ -20,6 +19,7 @@ from distconv.models.scaling import Scaling
 from distconv.models.sizes import Sizes
 from distconv.models.spellings import Spellings
 from distconv.options import CommonOptions
+from distconv.planning.suggested import Suggested
 from distconv.tensors.stored import SourceFile
 
 
@@ -30,9 +30,9 @@ class Facts:
     `model` is the name of the model definition and `definition` its content, where there is one; `reference` is `None`
     for a source that describes itself; `scaling` is that of adapters, where it is known; `dialects` are the files of
     dialects, as `Library.dialects`. `described_by`: files that say something of the source beside its own and those of
-    the reference. `trained_rows`: rows of the vocabulary beyond those of the reference are known to be no padding.
-    `notes` are sentences about what lies in the source and is not read. `parsed` is the model that rank 0 needed to
-    read the source; it is not shared.
+    the reference. `suggested`: what the record of the source says of its files. `trained_rows`: rows of the vocabulary
+    beyond those of the reference are known to be no padding. `notes` are sentences about what lies in the source and is
+    not read. `parsed` is the model that rank 0 needed to read the source; it is not shared.
     """
 
     kind: str
@@ -44,6 +44,7 @@ class Facts:
     scaling: Scaling | None = None
     dialects: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     described_by: tuple[SourceFile, ...] = ()
+    suggested: Suggested = field(default_factory=Suggested)
     trained_rows: bool = False
     notes: tuple[str, ...] = ()
     parsed: Model | None = field(default=None, compare=False)
@@ -63,14 +64,6 @@ class Facts:
             "reference": None if self.reference is None else Path(self.reference.directory),
         }
         return {key: directory for key, directory in named.items() if directory is not None}
-
-    def provenance(self, options: CommonOptions) -> Provenance:
-        """The record of a result that is made from the source."""
-        read = self.directories(options)
-        # A model made from two directories has neither as its reference, and one that nothing describes has none.
-        alone = "text_source" not in read and self.source.config is not None
-        reference = read.get("reference", read["source"] if alone else None)
-        return provenance_of(self.model, reference, self.scaling)
 
     def bound_model(self) -> Model:
         """The model of the job, made from its definition on first use.
@@ -95,6 +88,7 @@ class Facts:
             "reference": reference,
             "scaling": scaling,
             "described_by": [file.to_json() for file in self.described_by],
+            "suggested": self.suggested.to_json(),
             "parsed": None,
         }
         return {**vars(self), **shared}
@@ -107,7 +101,8 @@ class Facts:
         scaling = None if data["scaling"] is None else Scaling.parse(data["scaling"], data["scaling"]["where"])
         described_by = tuple(map(SourceFile.from_json, data["described_by"]))
         known = {"source": source, "reference": reference, "scaling": scaling, "described_by": described_by}
-        return Facts(**{**data, **known, "notes": tuple(data["notes"])})
+        others = {"suggested": Suggested(**data["suggested"]), "notes": tuple(data["notes"])}
+        return Facts(**{**data, **known, **others})
 
 
 def model_of(

@@ -19,7 +19,7 @@ from distconv.formats.huggingface.peft_config import read_scaling
 from distconv.formats.huggingface.reference import read_reference
 from distconv.formats.iterations import chosen_iteration
 from distconv.formats.model import MODEL_CONFIG, Model, Reference
-from distconv.formats.provenance import PROVENANCE_NAME, Provenance, read_provenance
+from distconv.formats.provenance import PROVENANCE_NAME, Provenance, newer_note, read_provenance
 from distconv.formats.registry import (
     Options,
     format_named,
@@ -34,6 +34,7 @@ from distconv.models.library import Library, head_of
 from distconv.models.scaling import Scaling
 from distconv.models.sizes import field_of
 from distconv.planning.facts import Facts, model_of
+from distconv.planning.suggested import Suggested
 from distconv.runtime.hand_out import HandOut, here
 from distconv.tensors.stored import SourceFile
 
@@ -104,9 +105,10 @@ def facts_of(
     scaling = _scaling(parsed, opened, record, seen)
     chosen_here = chosen_iteration(options.source, opened.directory) if options.iteration is None else ()
     parsed = replace(parsed, scaling=scaling)
+    suggested = Suggested.by(record, opened.directory, form, dialects)
     return Facts(
         kind=form.name,
-        source=opened.read(parsed),
+        source=suggested.heeded(options, lambda completed: opened.read(parsed, completed.source_dialect)),
         reference=reference,
         model=name,
         definition=content,
@@ -114,7 +116,8 @@ def facts_of(
         scaling=scaling,
         dialects=dialects,
         described_by=tuple(seen),
-        notes=(*chosen_here, *opened.notes),
+        suggested=suggested,
+        notes=(*chosen_here, *newer_note(record, opened.directory), *opened.notes),
         parsed=parsed,
     )
 

@@ -13,6 +13,7 @@ from distconv.formats.base import FileFormat, Published, Source
 from distconv.formats.element_types import Casts
 from distconv.formats.records import Plan
 from distconv.formats.registry import Options, format_named
+from distconv.layout.layout import CompleteLayout
 from distconv.layout.partition import balanced_ranges
 from distconv.models.parameters import Binding
 from distconv.planning.bind_published import bind_published
@@ -27,7 +28,7 @@ class Planned:
 
     `not_checked`: in words, what of the source nothing is known of that it could be compared with; `notes`: sentences
     about source and result; `padding`: what the plan takes for equal; where it is not, the plan is another one.
-    `casts`: what is cast.
+    `casts`: what is cast; `dialect` and `layout` are those of a `PlannedResult`.
     """
 
     source: Source
@@ -37,6 +38,8 @@ class Planned:
     not_checked: tuple[str, ...] = ()
     padding: tuple[Replica, ...] = ()
     casts: Casts = field(default_factory=Casts)
+    dialect: str | None = None
+    layout: CompleteLayout | None = None
 
     @property
     def replicas(self) -> tuple[Replica, ...]:
@@ -58,7 +61,8 @@ def plan_job(options: Options, facts: Facts) -> Planned:
         InputError: all problems of the source, the definition or the layout, one kind at a time.
     """
     model = facts.bound_model()
-    source = format_named(facts.kind).source(options, facts.source, model)
+    form = format_named(facts.kind)
+    source = facts.suggested.heeded(options, lambda completed: form.source(completed, facts.source, model))
     notes = (*facts.notes, *source.notes, *(() if model.reference is None else model.reference.notes))
     target = format_named(options.target_format)
     if not target.is_published(options):
@@ -69,6 +73,8 @@ def plan_job(options: Options, facts: Facts) -> Planned:
             files=result.files,
             notes=(*notes, *result.notes),
             casts=result.casts,
+            dialect=result.dialect,
+            layout=result.layout,
         )
     fitted = fit_vocabulary(source.published(), options, model)
     result = target.plan(options, _Fitted(source, fitted.published), model, facts.iteration)
@@ -80,6 +86,8 @@ def plan_job(options: Options, facts: Facts) -> Planned:
         notes=(*notes, *fitted.notes, *result.notes),
         padding=fitted.padding,
         casts=result.casts,
+        dialect=result.dialect,
+        layout=result.layout,
     )
 
 

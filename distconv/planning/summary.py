@@ -51,6 +51,7 @@ def plan_report(options: Options, planned: Planned, facts: Facts, result: Path) 
         "notes": [*(f"not checked: {each}" for each in planned.not_checked), *planned.notes],
         "source_names": None,
         **planned.source.summary(),
+        "source_record": facts.suggested.where or None,
         "processes": [],
     }
 

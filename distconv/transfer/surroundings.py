@@ -14,7 +14,6 @@ from distconv.commit.target import Target
 from distconv.errors import named, system_problem
 from distconv.formats.base import FileFormat
 from distconv.formats.frame import first_difference, text_frame
-from distconv.formats.records import Plan
 from distconv.runtime.regular_files import read_file
 from distconv.tensors.stored import SourceFile
 from distconv.transfer.sources import SourceFiles
@@ -23,32 +22,37 @@ from distconv.transfer.verify import Compared
 _NAMED = 20
 
 
-def compare_surroundings(
-    plan: Plan, form: FileFormat, beside: Mapping[str, bytes | SourceFile], sources: SourceFiles, target: Target
+def compare_beside(
+    form: FileFormat, beside: Mapping[str, bytes | SourceFile], sources: SourceFiles, target: Target
 ) -> Compared:
-    """Compare tracker and files beside the tensors, byte for byte, and look for files that are not of the plan."""
-    compared = Compared(differences=_wrong_tracker(target))
+    """Compare tracker and files beside the tensors, byte for byte."""
+    compared = Compared(differences=wrong_tracker(target))
     for name, content in beside.items():
         _compare(form, target.result, name, content, sources, compared)
-    expected = {file.path for file in plan.files} | beside.keys()
+    return compared
+
+
+def look_around(expected: Collection[str], target: Target) -> Compared:
+    """Look for files beside the expected ones of a result, which are given by path below it."""
+    compared = Compared()
     strays = {target.result: list(_strays(target.result, expected))}
     if target.tracker is not None:
         known = {target.result.name, target.tracker.name}
         names = sorted(path.name for path in target.directory.iterdir())
         strays[target.directory] = [name for name in names if name not in known and not is_hidden(name)]
     for directory, found in strays.items():
-        taken = [name for name in found if any(PurePosixPath(name).match(each) for each in form.readers_names)]
+        taken = [name for name in found if any(PurePosixPath(name).match(each) for each in target.readers_names)]
         compared.differences.extend(
             f"{directory / name}: is not expected, and readers may take it for a part of the result; move it elsewhere"
             for name in taken
         )
         others = [name for name in found if name not in taken]
         if others:
-            compared.notes.append(f"{directory}: holds more than this job makes: {named(others, _NAMED)}")
+            compared.notes.append(f"{directory}: holds more than belongs to the result: {named(others, _NAMED)}")
     return compared
 
 
-def _wrong_tracker(target: Target) -> list[str]:
+def wrong_tracker(target: Target) -> list[str]:
     """The difference of a tracker that does not name the result, in words."""
     if target.tracker is None or target.iteration is None:
         return []

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from distconv.errors import InputError
-from tests.checkpoints import load_case, write_source
+from tests.checkpoints import forget, load_case, write_source
 from tests.here import outcome_here, run_here
 
 CASE = load_case("qwen3vl_moe__tp2_pp1")
@@ -45,6 +45,7 @@ def changed_in(trained: Path, name: str, directory: Path, change: Callable[[Mode
         content: dict[str, Any] = torch.load(path, weights_only=True)
         path.unlink()
         torch.save({**content, "model": change(content["model"])}, path)
+    forget(directory / name)
 
 
 def refusal(trained: Path, source: Path, **options: Any) -> str:

@@ -220,7 +220,7 @@ def test_a_source_that_changes_while_a_result_is_verified(setting, tmp_path, mon
         for path in files:
             saved_again(path)
 
-    meanwhile(monkeypatch, "compare_surroundings", nothing, change)
+    meanwhile(monkeypatch, "compare_beside", nothing, change)
     message = refused(options, {**changes, "action": "verify"}, SpoiledError)
     assert {path for path in files if f"{path}: was modified at " not in message} <= {
         path for path in files if path.name == SIDE and "target_format" not in changes

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from distconv.formats import registry
 from distconv.formats.frame import Frame, first_difference
 from distconv.observer import Outcome
-from tests.checkpoints import load_case, write_source
+from tests.checkpoints import forget, load_case, write_source
 from tests.here import outcome_here, run_here
 from tests.npy_format import Npy
 
@@ -68,7 +68,7 @@ def flip(path: Path, at: int, bit: int) -> None:
 
 
 def frames(directory: Path, name: str) -> dict[Path, Frame]:
-    """What verification compares byte by byte: the frames of all files, the tracker apart."""
+    """What verification compares byte by byte: the frames of all files, tracker and record apart."""
     found = {}
 
     def compare(path: Path, frame: Frame) -> int | None:
@@ -86,8 +86,8 @@ def frames(directory: Path, name: str) -> dict[Path, Frame]:
 @pytest.mark.parametrize("name", JOBS)
 def test_all_files_are_compared_and_a_file_is_its_frame_and_its_tensors(made, name):
     found = frames(made, name)
-    tracker = {made / name / "latest_checkpointed_iteration.txt"}
-    assert found.keys() | tracker == {path for path in (made / name).rglob("*") if path.is_file()} | tracker
+    apart = {made / name / "latest_checkpointed_iteration.txt", *(made / name).rglob("distconv.json")}
+    assert found.keys() | apart == {path for path in (made / name).rglob("*") if path.is_file()} | apart
     for path, frame in found.items():
         assert path.stat().st_size == frame.nbytes
         gaps = [end for end, _ in frame.pieces[1:]] + [frame.nbytes]
@@ -169,7 +169,7 @@ def test_what_was_added_is_named_or_a_difference(undamaged, name, added, make, t
     else:
         assert outcome.differences == []
         (note,) = outcome.notes
-        assert "holds more than this job makes: " in note
+        assert "holds more than belongs to the result: " in note
         assert added.endswith(note.rsplit(": ", 1)[1])
 
 
@@ -183,10 +183,13 @@ def test_a_result_of_an_earlier_version_is_compared_by_its_tensors(undamaged, na
             torch.save(torch.load(path, weights_only=True), path)
     else:
         save_again(undamaged / name / "release")
+    forget(undamaged / name)
     outcome = verified(undamaged, name)
     assert outcome.differences == []
-    assert len(outcome.notes) == len(files) + (name == "dcp")
-    assert all("was written by torch" in note for note in outcome.notes)
+    *notes, of_record = sorted(outcome.notes, key=lambda note: "distconv.json" in note)
+    assert of_record.endswith("distconv.json: was written by an earlier version, and names no files")
+    assert len(notes) == len(files) + (name == "dcp")
+    assert all("was written by torch" in note for note in notes)
     content = files[0].read_bytes()
     files[0].write_bytes(content[: len(content) // 2] + b"\x55" * 64 + content[len(content) // 2 + 64 :])
     assert verified(undamaged, name).differences != []

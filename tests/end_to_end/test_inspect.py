@@ -73,6 +73,7 @@ def test_a_published_directory(made):
         "parameters": PARAMETERS,
         "bytes": nbytes,
         "dtypes": {"bfloat16": {"tensors": len(tensors), "elements": nbytes // 2, "bytes": nbytes}},
+        "record": None,
         "notes": [],
         "problems": [],
     }

@@ -45,6 +45,7 @@ def test_what_the_result_makes_false_stays_behind_and_the_doubtful_is_named(kind
     back = tmp_path / "back"
     assert {each.name for each in back.iterdir()} == {
         "config.json",
+        "distconv.json",
         "model.safetensors",
         "tokenizer.json",
         "trainer_state.json",

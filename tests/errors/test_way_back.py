@@ -229,7 +229,9 @@ MEGATRON = {
         options={"source_layout.stages.audio": "[1]"}, says=["source_layout.stages.audio", "text, vision"]
     ),
     "pipeline or expert parallel ranks": Refusal(
-        options=VISION, says=["vision/release", "mp_rank_00_001", "source_layout.pp=2", "source_layout.ep=2"]
+        files=[deleted("vision/release/distconv.json")],
+        options=VISION,
+        says=["vision/release", "mp_rank_00_001", "source_layout.pp=2", "source_layout.ep=2"],
     ),
     "an iteration that is not there": Refusal(
         options={"iteration": "20"}, says=["iteration=20", "iter_0000020", "holds release"]

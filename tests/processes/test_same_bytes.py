@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 from contextlib import ExitStack
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -103,6 +105,33 @@ def test_same_bytes_from_two_nodes(tmp_path, expected):
     assert [outcome.status for outcome in outcomes] == [0, 0]
     assert outcomes[0].out == ""
     expected(VIRTUAL_STAGES).check(outcomes[1], tmp_path, 2)
+
+
+@pytest.mark.parametrize("launcher", [torchrun, mpirun])
+def test_several_processes_prove_a_result_by_its_record(launcher, tmp_path, expected):
+    """Each its share of the files; a difference that any of them finds, all tell."""
+    shutil.copytree(expected(MANY_FILES).directory / "mm", tmp_path / "mm")
+    record = tmp_path / "mm" / "release" / "distconv.json"
+    content = json.loads(record.read_text())
+    for name, each in content["files"].items():
+        each["crc32"] = f"{crc32((record.parent / name).read_bytes()):08x}"
+    record.write_text(json.dumps(content))
+    verify = launcher(2, "action=verify", "target=mm", "report=report.json")
+
+    outcome = run(verify, tmp_path)
+    assert outcome.status == 0, outcome.err
+    assert "on 2 processes" in outcome.out
+    shares = [each["files"] for each in json.loads((tmp_path / "report.json").read_text())["processes"]]
+    assert [len(share) for share in shares] == [2, 2]
+    assert {*shares[0], *shares[1]} == content["files"].keys()
+    for name in (shares[0][0], shares[1][0]):
+        path = record.parent / name
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    outcome = run(verify, tmp_path)
+    assert outcome.status == 1
+    assert [line.partition(": has the checksum")[0] for line in outcome.err.splitlines() if "checksum " in line] == [
+        f"{before}mm/release/{share[0]}" for before, share in zip(("distconv: ", ""), shares, strict=True)
+    ]
 
 
 def test_several_processes_verify(tmp_path, expected):

@@ -27,7 +27,7 @@ ROOMS = [
     {"formats"},
     {"commit"},
     {"transfer", "planning"},
-    {"directories", "writing"},
+    {"directories", "proving", "writing"},
     {"job"},
     {"api"},
     {"cli", "distconv"},

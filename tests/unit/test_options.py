@@ -223,6 +223,20 @@ def test_a_missing_directory_is_asked_for(key):
     assert problem.startswith(f"{key} is missing: give {key}=DIR, the ")
 
 
+def test_a_result_is_verified_without_a_source_if_nothing_else_needs_one():
+    alone = {"action": "verify", "source": None}
+    assert problems(**alone, target=None)[0].startswith("target is missing: give target=DIR")
+    free = {"layout": {}, "iteration": 7, "report": "x.json", "io__threads": 4, "overwrite": True, "patience": 0}
+    content_of = {key: each for key, each in content(**alone, **free).items() if key != "target_format"}
+    assert Options.from_content({**content_of, "layout": {}}).source is None
+    wrong = {"layout": {"tp": 2}, "dtype": "float16", "provenance": False, "reference": "/hf", "target_format": "hf"}
+    with pytest.raises(InputError) as caught:
+        Options.from_content({**content_of, **wrong})
+    assert [problem.partition(": ")[0] for problem in caught.value.problems] == sorted(
+        wrong, key=list(options_of(Options)).index
+    )
+
+
 def test_listing_the_models_needs_no_directories():
     assert Options.from_content(content(action="models", source=None, target=None)).action == "models"
 

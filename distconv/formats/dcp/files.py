@@ -14,7 +14,6 @@ from distconv.formats.dcp.metadata import METADATA, Metadata, read_metadata
 from distconv.formats.dcp.plan import DcpPlan
 from distconv.formats.dcp.write_metadata import metadata_bytes
 from distconv.formats.frame import Frame, joined_frames
-from distconv.formats.iterations import ITERATION_PARTS
 from distconv.formats.records import Entry, OutputFile, mismatch
 from distconv.formats.torch_zip.archive import ArchivedTensor, is_written_by_torch
 from distconv.formats.torch_zip.blobs import stored_within
@@ -23,8 +22,6 @@ from distconv.tensors.stored import SourceFile
 
 class DcpFiles(FileFormat):
     """The files of the result of `plan`."""
-
-    readers_names: tuple[str, ...] = ITERATION_PARTS
 
     def __init__(self, plan: DcpPlan) -> None:
         self._plan = plan

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,13 @@ from distconv.formats.dcp.files import DcpFiles
 from distconv.formats.dcp.index import open_dcp
 from distconv.formats.dcp.live_model import held_tensors, packed, with_tied_head
 from distconv.formats.dcp.metadata import METADATA
-from distconv.formats.dcp.options import DcpOptions
+from distconv.formats.dcp.options import AUTO, DcpOptions
 from distconv.formats.dcp.plan import Names, make_dcp_plan
 from distconv.formats.dcp.source import PUBLISHED, DcpFacts, MegatronNamedDcp, PublishedDcp, read_dcp
 from distconv.formats.element_types import CAST_OPTIONS, ElementTypes
 from distconv.formats.foreign import KIND_NAME, has_backend
 from distconv.formats.huggingface.follow import Followed, follow_reference, tie_of
-from distconv.formats.iterations import RELEASE, iteration_of
+from distconv.formats.iterations import ITERATION_PARTS, RELEASE, iteration_of
 from distconv.formats.model import Model
 from distconv.layout.balance import complete_layout
 from distconv.layout.request import Layout
@@ -76,6 +75,7 @@ class Dcp(Format[DcpOptions]):
     tasks = (locate_chunks,)
     needs_config = False
     holds_iterations = True
+    readers_names = ITERATION_PARTS
 
     def evidence(self, directory: Path) -> Evidence:
         """Files of chunks, or metadata, in the directory or in an iteration of it; not those of Megatron-core."""
@@ -89,7 +89,7 @@ class Dcp(Format[DcpOptions]):
         return Opened(
             directory=opened.directory,
             iteration=iteration_of(opened.directory.resolve()) or RELEASE,
-            read=partial(read_dcp, opened, prefix, options.source_dialect, hand_out),
+            read=lambda model, dialect: read_dcp(opened, prefix, dialect, hand_out, model),
             held=opened.held,
             names_suffice=True,
             notes=opened.unread(),
@@ -113,18 +113,21 @@ class Dcp(Format[DcpOptions]):
             dialect, _ = model.spellings.chosen(options.dialect or AS_PUBLISHED, "dialect")
             prefix = dialect.prefix if options.name_prefix is None else options.name_prefix
             names = Names(naming=PUBLISHED, dialect=dialect.name, prefix=prefix)
+            # Experts that are packed otherwise are in no dialect.
+            told = dialect.name if options.packed_experts == AUTO else None
             types = ElementTypes(options, model, prefix)
             tensors, left_out = _published(options, source, model, names, types)
             notes = (*model.spellings.notes(dialect.name), *types.notes(tensors))
         else:
             dialect_name = model.parameter_dialect(options.dialect).name
+            told = dialect_name
             names = Names(naming=options.naming, dialect=dialect_name, prefix=options.name_prefix or "")
             types = ElementTypes(options, model, names.prefix)
             tensors, left_out = _parameters(options, source, model, types)
             tensors = [replace(each, name=names.prefix + each.name) for each in tensors]
             notes = resizing_of(source.parameters(), options.vocab_size)
         plan = make_dcp_plan(tensors, left_out, names)
-        return PlannedResult(plan=plan, files=DcpFiles(plan), notes=notes, casts=types.casts())
+        return PlannedResult(plan=plan, files=DcpFiles(plan), notes=notes, casts=types.casts(), dialect=told)
 
     def source_words(self, report: Mapping[str, Any]) -> list[str]:
         """The naming of the source, its prefix, and its dialect."""

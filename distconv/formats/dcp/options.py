@@ -8,6 +8,8 @@ from distconv.fields import option
 from distconv.kinds import Choice, Text
 from distconv.options import CommonOptions
 
+AUTO = "auto"
+
 
 @dataclass(frozen=True, kw_only=True)
 class DcpOptions(CommonOptions):
@@ -25,12 +27,12 @@ class DcpOptions(CommonOptions):
     packed_experts: str = option(
         Choice(
             {
-                "auto": "as the `dialect` has them; if it is `published`, flatten with a `name_prefix`, since wrapped "
+                AUTO: "as the `dialect` has them; if it is `published`, flatten with a `name_prefix`, since wrapped "
                 "models hold them so",
                 "flatten": "`[experts, a, b]` becomes `[experts * a, b]`",
                 "keep": "as they are in the source, not flattened",
             }
         ),
-        "auto",
+        AUTO,
         "of a `dcp` with `hf` names: experts packed into one tensor",
     )

@@ -21,15 +21,6 @@ from distconv.tensors.stored import SourceFile
 class HuggingFaceFiles(FileFormat):
     """The files of the result of `plan`."""
 
-    readers_names = (
-        "*.safetensors",
-        "*.safetensors.index.json",
-        "pytorch_model*.bin",
-        "pytorch_model*.bin.index.json",
-        "adapter_model*.bin",
-        "adapter_config.json",
-    )
-
     def __init__(self, plan: HuggingFacePlan) -> None:
         self._plan = plan
 

@@ -51,6 +51,14 @@ class HuggingFace(Format[HuggingFaceOptions]):
         refusals=refusals_of_whole_tensors(name),
     )
     marks = (MODEL_CONFIG, CONFIG_NAME)
+    readers_names = (
+        "*.safetensors",
+        "*.safetensors.index.json",
+        "pytorch_model*.bin",
+        "pytorch_model*.bin.index.json",
+        "adapter_model*.bin",
+        "adapter_config.json",
+    )
 
     def evidence(self, directory: Path) -> Evidence:
         """A configuration may lie beside a checkpoint of training, never one of training beside a published model."""
@@ -62,7 +70,7 @@ class HuggingFace(Format[HuggingFaceOptions]):
         return Opened(
             directory=options.source,
             iteration=options.iteration or RELEASE,
-            read=lambda _: facts,
+            read=lambda *_: facts,
             held=facts.held,
             config=facts.model.config,
             adapters=adapters,

@@ -25,6 +25,7 @@ from distconv.formats.huggingface.schemes import Scheme, scheme_in
 from distconv.formats.iterations import TRACKER_NAME
 from distconv.formats.jsonfile import read_object
 from distconv.formats.model import MODEL_CONFIG, Reference
+from distconv.formats.provenance import PROVENANCE_NAME
 from distconv.models.adapters import CONFIG_NAME
 from distconv.runtime.identity import look_at
 from distconv.tensors.stored import SourceFile, SourceIndex
@@ -129,7 +130,9 @@ def _beside_weights(directory: Path) -> Iterator[Path]:
         directories[:] = sorted(name for name in directories if _belongs_to_model(Path(path, name)))
         for name in sorted(names):
             found = Path(path, name)
-            if not name.startswith(".") and not name.endswith(_INDEX_SUFFIX) and not _is_weight(found):
+            # The record of a result is of that one alone.
+            is_own = name.startswith(".") or name == PROVENANCE_NAME
+            if not is_own and not name.endswith(_INDEX_SUFFIX) and not _is_weight(found):
                 yield found
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from distconv.formats.base import FileFormat, Located
 from distconv.formats.frame import Frame
-from distconv.formats.iterations import CHECKPOINT_VERSION, ITERATION_PARTS, VERSION_KEY
+from distconv.formats.iterations import CHECKPOINT_VERSION, VERSION_KEY
 from distconv.formats.records import Entry, OutputFile, mismatch
 from distconv.formats.torch_zip.archive import ArchivedTensor, is_written_by_torch, read_archive
 from distconv.formats.torch_zip.create import dictionaries_frame
@@ -20,8 +20,6 @@ from distconv.formats.torch_zip.create import dictionaries_frame
 
 class MegatronFiles(FileFormat):
     """The rank files of a result; `dictionaries`: the keys of the dictionaries of tensors, in every file."""
-
-    readers_names = (*ITERATION_PARTS, "*.pt")
 
     def __init__(self, dictionaries: Sequence[str]) -> None:
         self._dictionaries = dictionaries

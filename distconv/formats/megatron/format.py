@@ -11,7 +11,7 @@ from typing import Any
 
 from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, Takes, evidence_of, holds_files
 from distconv.formats.element_types import CAST_OPTIONS, ElementTypes
-from distconv.formats.iterations import iterations_in
+from distconv.formats.iterations import ITERATION_PARTS, iterations_in
 from distconv.formats.megatron.directory import RANK_PREFIX, notes_of_others
 from distconv.formats.megatron.files import MegatronFiles
 from distconv.formats.megatron.index import MegatronIndex, read_megatron, read_rank_file
@@ -42,6 +42,7 @@ class Megatron(Format[CommonOptions]):
     )
     tasks = (read_rank_file,)
     holds_iterations = True
+    readers_names = (*ITERATION_PARTS, "*.pt")
 
     def evidence(self, directory: Path) -> Evidence:
         """Rank directories, in the directory or in one of its iterations; or iterations alone."""
@@ -54,7 +55,7 @@ class Megatron(Format[CommonOptions]):
         return Opened(
             directory=Path(index.directory),
             iteration=index.iteration,
-            read=lambda _: index,
+            read=lambda *_: index,
             held=index.held,
             summary=index.summary(),
             notes=tuple(notes_of_others(Path(file.file.path) for file in index.files)),
@@ -89,7 +90,14 @@ class Megatron(Format[CommonOptions]):
         dialect = model.parameter_dialect(options.dialect)
         named = dialect.names(with_embedding(resolve_head(binding, model.defined, layout, options.tied_head)))
         plan = make_plan(types.of_parameters(named), layout, dialect.name)
-        return PlannedResult(plan=plan, files=MegatronFiles(plan.dictionaries), notes=notes, casts=types.casts())
+        return PlannedResult(
+            plan=plan,
+            files=MegatronFiles(plan.dictionaries),
+            notes=notes,
+            casts=types.casts(),
+            dialect=dialect.name,
+            layout=layout,
+        )
 
     def source_words(self, report: Mapping[str, Any]) -> list[str]:
         """The detected layout."""

@@ -31,8 +31,6 @@ _ARGUMENTS = Global("argparse", "Namespace")
 class TorchDistFiles(DcpFiles):
     """The files of the result of a plan: of an iteration, of training with these arguments."""
 
-    readers_names = (*DcpFiles.readers_names, COMMON_NAME)
-
     def __init__(self, plan: DcpPlan, arguments: Mapping[str, Any], iteration: int) -> None:
         super().__init__(plan)
         self._arguments, self._iteration = arguments, iteration

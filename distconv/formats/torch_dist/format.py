@@ -23,9 +23,10 @@ from distconv.formats.base import (
 from distconv.formats.dcp.chunks import locate_chunks
 from distconv.formats.element_types import CAST_OPTIONS, ElementTypes
 from distconv.formats.foreign import KIND_NAME, has_backend
-from distconv.formats.iterations import RELEASE, iteration_of
+from distconv.formats.iterations import ITERATION_PARTS, RELEASE, iteration_of
 from distconv.formats.model import Model
 from distconv.formats.torch_dist.arguments import arguments_of
+from distconv.formats.torch_dist.common import COMMON_NAME
 from distconv.formats.torch_dist.files import TorchDistFiles
 from distconv.formats.torch_dist.index import TorchDistDirectory, open_torch_dist
 from distconv.formats.torch_dist.kind import BACKEND
@@ -54,6 +55,7 @@ class TorchDist(Format[CommonOptions]):
     )
     tasks = (locate_chunks,)
     holds_iterations = True
+    readers_names = (*ITERATION_PARTS, COMMON_NAME)
 
     def evidence(self, directory: Path) -> Evidence:
         """A `metadata.json` that names a backend, in the directory or in one of its iterations."""
@@ -66,7 +68,7 @@ class TorchDist(Format[CommonOptions]):
         return Opened(
             directory=checkpoint.directory,
             iteration=_iteration(opened),
-            read=lambda _: read_torch_dist(opened, hand_out),
+            read=lambda *_: read_torch_dist(opened, hand_out),
             held=checkpoint.held,
             notes=checkpoint.unread(),
         )
@@ -95,10 +97,12 @@ class TorchDist(Format[CommonOptions]):
         binding = types.of_parameters(resolve_head(binding, model.defined, layout, options.tied_head))
         # Whole parameters, but proved as shards are: no element of a source is lost or doubled.
         cut_recipes((each.recipe for each in binding.parameters), layout)
-        plan = make_torch_dist_plan(binding, model.parameter_dialect(options.dialect))
+        dialect = model.parameter_dialect(options.dialect)
+        plan = make_torch_dist_plan(binding, dialect)
         arguments = arguments_of(model, binding, options.vocab_multiple)
         files = TorchDistFiles(plan, arguments, int(iteration) if iteration.isdecimal() else 0)
-        return PlannedResult(plan=plan, files=files, notes=resizing_of(parameters, rows), casts=types.casts())
+        notes = resizing_of(parameters, rows)
+        return PlannedResult(plan=plan, files=files, notes=notes, casts=types.casts(), dialect=dialect.name)
 
     def source_words(self, report: Mapping[str, Any]) -> list[str]:
         """The modules of the model, and how it was built, where its keys tell."""

@@ -15,6 +15,7 @@ from distconv.commit.journal import Journal
 from distconv.commit.target import Target
 from distconv.formats.frame import write_frame
 from distconv.formats.huggingface.files import HuggingFaceFiles
+from distconv.formats.huggingface.format import HuggingFace
 from distconv.formats.huggingface.plan import HuggingFacePlan, make_huggingface_plan
 from distconv.formats.huggingface.reference import read_reference
 from distconv.formats.huggingface.safetensors import read_header, safetensors_frame
@@ -25,7 +26,7 @@ from distconv.tensors.virtual import permute, whole
 from distconv.transfer.means import Means
 from distconv.transfer.sinks import Counters
 from distconv.transfer.sources import SourceFiles
-from distconv.transfer.surroundings import compare_surroundings
+from distconv.transfer.surroundings import compare_beside, look_around
 from distconv.transfer.verify import Compared, compare_files, together
 from distconv.transfer.write import write_beside, write_files
 from tests.unit.buffers import SmallBuffers
@@ -91,11 +92,12 @@ def write(found: HuggingFacePlan, directory: Path) -> dict[str, Written]:
 
 def compared(found: HuggingFacePlan, directory: Path) -> Compared:
     form = HuggingFaceFiles(found)
-    target = Target(directory=directory, iteration=None)
+    target = Target(directory=directory, iteration=None, readers_names=HuggingFace.readers_names)
     with SourceFiles() as sources:
         shards = compare_files(found, found.files, directory, form, means(sources))
-        around = compare_surroundings(found, form, form.beside(), sources, target)
-    return together(map(vars, (shards, around)))
+        beside = compare_beside(form, form.beside(), sources, target)
+    around = look_around({*form.beside(), *(each.path for each in found.files)}, target)
+    return together(map(vars, (shards, beside, around)))
 
 
 def differences(found: HuggingFacePlan, directory: Path) -> list[str]:
@@ -222,7 +224,7 @@ def test_what_is_added_beside_a_result_is_named_and_no_difference(made, tmp_path
     add(tmp_path / "out" / name)
     found = compared(made, tmp_path / "out")
     assert found.differences == []
-    assert found.notes == [f"{tmp_path}/out: holds more than this job makes: {name.rstrip('/')}"]
+    assert found.notes == [f"{tmp_path}/out: holds more than belongs to the result: {name.rstrip('/')}"]
 
 
 @pytest.mark.parametrize(
