@@ -49,6 +49,10 @@ class SourceChangedError(SpoiledError):
         super().__init__(joined(problems))
 
 
+class ReaderError(JobError):
+    """A result that a reader of other programs refuses, or fails with."""
+
+
 class LostError(JobError):
     """The loss of another process, or of the connection to it: nothing can be agreed on any more."""
 

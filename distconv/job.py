@@ -19,6 +19,7 @@ from distconv.commit.target import Target, check_present, check_space, check_tar
 from distconv.directories import cleaned, inspected
 from distconv.errors import InputError
 from distconv.formats.provenance import PROVENANCE_NAME, provenance_bytes
+from distconv.formats.readers import Reader
 from distconv.formats.records import OutputFile, Written
 from distconv.formats.registry import Options, format_named, tasks
 from distconv.models.library import Library
@@ -42,7 +43,7 @@ from distconv.transfer.overflow import told_overflow
 from distconv.transfer.phases import Phases
 from distconv.transfer.recorded import compare_record
 from distconv.transfer.sinks import Counters
-from distconv.transfer.surroundings import compare_beside, look_around
+from distconv.transfer.surroundings import compare_beside, look_around, wrong_tracker
 from distconv.transfer.verify import Compared, compare_files, compare_replicas, together
 from distconv.writing import Writing, left_of
 
@@ -146,6 +147,7 @@ class _Job:
         """Write the result and give it its name; the outcome with measurements."""
         options, plan, observer = self._options, self._planned.plan, self._observer
         modes = Modes(file=options.file_mode, directory=options.dir_mode)
+        reader = self._reader()
         with Staging(self._target, tell=observer.note, undisturbed=observer.undisturbed, modes=modes) as staging:
 
             def claim() -> None:
@@ -158,7 +160,9 @@ class _Job:
 
             on_first(self._processes, claim)
             self._begin()
-            writing = Writing(options=options, planned=self._planned, processes=self._processes, phases=self._phases)
+            writing = Writing(
+                options=options, planned=self._planned, processes=self._processes, phases=self._phases, reader=reader
+            )
             self._report["processes"] = writing.run(staging, self._target, self._provenance, self._tell_overflow)
             self._report["continued"] = writing.continued
             return self._done()
@@ -213,6 +217,13 @@ class _Job:
         )
         return [line for differences in values for line in differences]
 
+    def _reader(self) -> Reader | None:
+        """The reader through which the result is to be checked, if it is."""
+        if not self._options.verify:
+            return None
+        reader, _ = on_all(self._processes, self._planned.files.reader, lambda _: None, "importing the reader")
+        return reader
+
     def _tell_overflow(self) -> None:
         """Report numbers that a cast has made infinite, or refuse them."""
         allowed = self._options.dtype_overflow != ERROR
@@ -241,7 +252,8 @@ class _Job:
         def around() -> dict[str, Any]:
             beside = form.beside()
             names = [*(each.path for each in plan.files), *beside]
-            found: list[Compared] = [compare_beside(form, beside, means.sources, target)]
+            tracked = Compared(differences=wrong_tracker(target))
+            found = [tracked, compare_beside(form, result, beside, means.sources)]
             recorded: Mapping[str, Written] = {}
             if self._options.provenance:
                 expected = record_of(self._options, self._facts, self._planned, dict.fromkeys(names, Written(0, None)))

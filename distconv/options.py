@@ -247,6 +247,13 @@ class CommonOptions(Record):
         of_run=True,
     )
     tensors: bool = option(Truth(), False, "with `action=inspect`: list the tensors", of_run=True)
+    verify: bool = option(
+        Truth(),
+        False,
+        "check the result before it gets its name, through the readers that programs use: `torch.load`, safetensors, "
+        "torch.distributed.checkpoint",
+        of_run=True,
+    )
     processes: int | None = option(
         _SIZE, None, "with `action=plan`: plan for so many processes", unset="those that run", of_run=True
     )
@@ -270,6 +277,8 @@ class CommonOptions(Record):
             yield "processes: goes with action=plan; otherwise the launcher says how many processes run"
         if self.tensors and self.action != "inspect" and "action" not in wrong:
             yield "tensors: goes with action=inspect"
+        if self.verify and self.action != "convert" and "action" not in wrong:
+            yield "verify: goes with action=convert; an existing result is proved by action=verify"
         if self.vocab_size is not None and self.vocab_multiple is not None:
             yield "vocab_multiple: says how many rows there are, and so does vocab_size; give one of the two"
         given = {"keep_dtype": self.keep_dtype is not None, "dtype_overflow": self.dtype_overflow != ERROR}

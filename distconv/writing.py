@@ -14,6 +14,7 @@ from distconv.commit.journal import Finished, Journal
 from distconv.commit.staging import Staging
 from distconv.commit.target import Target, check_result
 from distconv.errors import LostError
+from distconv.formats.readers import Reader
 from distconv.formats.records import OutputFile, Plan, Written
 from distconv.formats.registry import Options
 from distconv.planning.assign import assign
@@ -23,6 +24,7 @@ from distconv.runtime.measurement import peak_resident_bytes
 from distconv.runtime.processes import Processes
 from distconv.transfer.continuing import proved
 from distconv.transfer.phases import Phases
+from distconv.transfer.staged_check import StagedCheck
 from distconv.transfer.write import write_beside, write_files
 
 _PREPARING = "preparing the target"
@@ -35,7 +37,7 @@ def left_of(plan: Plan, finished: Collection[str]) -> list[OutputFile]:
 
 @dataclass(kw_only=True)
 class Writing:
-    """The writing of a planned result.
+    """The writing of a planned result, which is checked through `reader` before its commit, if there is one.
 
     `continued`: the number, and the bytes of tensor data, of the files that an earlier job had finished, if one had.
     """
@@ -44,6 +46,7 @@ class Writing:
     planned: Planned
     processes: Processes
     phases: Phases
+    reader: Reader | None = None
     continued: dict[str, int] | None = field(default=None, init=False)
 
     def run(
@@ -75,15 +78,23 @@ class Writing:
                 lambda: write_files(plan, files, directory, form, means, journal),
             )
             check_values()
-            self.phases.check_sources()
+            done = kept | _gathered(values)
+
+            def finish() -> list[dict[str, Written]]:
+                beside = write_beside(directory, form.beside(), means.sources, io)
+                return [beside, write_beside(directory, record(done | beside), means.sources, io)]
 
             def commit() -> None:
                 check_result(target, overwrite=self.options.overwrite)
-                done = kept | _gathered(values)
-                done |= write_beside(directory, form.beside(), means.sources, io)
-                done |= write_beside(directory, record(done), means.sources, io)
-                staging.commit({path: each.nbytes for path, each in done.items()}, durable=io.fsync)
+                everything = done | _gathered(finished)
+                staging.commit({path: each.nbytes for path, each in everything.items()}, durable=io.fsync)
 
+            finished = on_first(processes, finish, "writing what is beside the tensors")
+            if self.reader is not None:
+                named = done | _gathered(finished[:1])
+                check = StagedCheck(plan=plan, form=form, reader=self.reader, shares=assign(plan.files, processes.size))
+                measured = check.run(directory, lambda: {**form.beside(), **record(named)}, processes, self.phases)
+            self.phases.check_sources()
             on_first(processes, commit, "putting the result in place")
         except LostError as error:
             if processes.rank == 0:

@@ -27,7 +27,6 @@ from distconv.formats.base import (
     PlannedResult,
     Published,
     Source,
-    Takes,
     evidence_of,
     holds_files,
 )
@@ -35,8 +34,10 @@ from distconv.formats.element_types import CAST_OPTIONS, ElementTypes
 from distconv.formats.frame import Frame
 from distconv.formats.iterations import RELEASE
 from distconv.formats.model import Model
+from distconv.formats.readers import Reader, ReadFile, reading_by
 from distconv.formats.records import Entry, OutputFile, mismatch
 from distconv.formats.select import check_taken_whole, selection
+from distconv.formats.takes import Takes
 from distconv.models.bind import bind
 from distconv.models.parameters import Binding, Unconverted
 from distconv.options import CommonOptions
@@ -180,6 +181,10 @@ class NpyFiles(FileFormat):
         start = stream.tell()
         return Frame(pieces=[(0, stream.getvalue())], holes=[start], nbytes=start + entry.tensor.nbytes)
 
+    def reader(self) -> Reader:
+        """Numpy itself."""
+        return NpyReader()
+
     def locate(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Located:  # noqa: ARG002
         """Compare the header with the entry."""
         (entry,) = entries
@@ -188,6 +193,20 @@ class NpyFiles(FileFormat):
         if wrong is not None:
             return Located(offsets={}, differences=[f"{path}: {entry.name} {wrong}"])
         return Located(offsets={(entry.key, entry.name): found.offset})
+
+
+class NpyReader(Reader):
+    """`numpy.load`."""
+
+    name = "numpy.load"
+
+    def open(self, directory: Path, file: OutputFile) -> ReadFile:
+        """The one tensor of a file, mapped."""
+        path = directory / file.path
+        with reading_by(self.name, path):
+            array = np.load(path, mmap_mode="r")
+            key, form = ("", path.name.removesuffix(_SUFFIX)), (_DTYPES[array.dtype], array.shape)
+            return ReadFile(forms={key: form}, data=lambda _: array.reshape(-1).view(np.uint8).data, is_mapped=True)
 
 
 def read_npy(path: Path) -> StoredTensor:

@@ -252,6 +252,8 @@ def _result_line(report: Mapping[str, Any]) -> str:
     if before := report["continued"]:
         moved -= before["bytes"]
         done += f", of which {counted(before['files'], 'file')}, {binary(before['bytes'])}, had been finished before"
+    read_back = max(each["seconds"].get("verifying", 0) for each in processes)
+    done += f", verified in {read_back:.1f} s as programs read them" if read_back else ""
     return (
         f"{done}; on {counted(len(processes), 'process', 'processes')} in {seconds:.1f} s "
         f"({binary(moved / max(seconds, 1e-9))}/s; read {binary(read)}, wrote {binary(written)}; "

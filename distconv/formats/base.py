@@ -17,15 +17,14 @@ from distconv.formats.element_types import Casts
 from distconv.formats.frame import Frame
 from distconv.formats.iterations import iterations_in
 from distconv.formats.model import Model
-from distconv.formats.records import Entry, OutputFile, Plan
+from distconv.formats.readers import Reader
+from distconv.formats.records import Entry, Offsets, OutputFile, Plan
+from distconv.formats.takes import Takes
 from distconv.layout.layout import CompleteLayout
 from distconv.models.parameters import Binding, Unconverted
 from distconv.runtime.hand_out import HandOut, Task
 from distconv.tensors.replicas import Replica
 from distconv.tensors.stored import NamedTensor, SourceFile
-
-# File offsets in bytes of tensors, by (key, name) of their entries.
-Offsets = Mapping[tuple[str, str], int]
 
 
 class Evidence(IntEnum):
@@ -36,27 +35,6 @@ class Evidence(IntEnum):
     CONFIGURATION = 2  # the configuration of a model
     BELOW = 3  # files of the format in an iteration in the directory
     HERE = 4  # files of the format in the directory
-
-
-@dataclass(frozen=True, kw_only=True)
-class Takes:
-    """The options that apply to a source, to a result, or to either in a format, besides the options of every job.
-
-    `target` maps an option to its condition, as `KEY=VALUE`, empty for none. `refusals`: the reason in words why an
-    option does not apply to a result in the format, by option; without one, messages name the formats that take it.
-    `again`: those with which a source in the same format is converted, besides element types.
-    """
-
-    source: frozenset[str] = frozenset()
-    target: Mapping[str, str] = field(default_factory=dict)
-    either: frozenset[str] = frozenset()
-    refusals: Mapping[str, str] = field(default_factory=dict)
-    again: frozenset[str] = frozenset()
-
-
-def refusals_of_whole_tensors(name: str) -> Mapping[str, str]:
-    """The `refusals` of a format, by its name, that holds whole tensors under published names."""
-    return {"layout": f"target_format={name} holds whole tensors; leave it out"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +164,10 @@ class FileFormat(ABC):
         Raises:
             InputError: it is damaged.
         """
+
+    @abstractmethod
+    def reader(self) -> Reader:
+        """The reader that programs use; `InputError` where it is not installed."""
 
     def check_inputs(self) -> None:  # noqa: B027 - for others
         """Raise `InputError` unless everything can be read that `beside` copies."""

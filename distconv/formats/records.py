@@ -5,7 +5,7 @@ Owns what assignment, transfer, verification, commit and reports have in common.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -61,6 +61,10 @@ def mismatch(entry: Entry, dtype: str, shape: Sequence[int]) -> str | None:
     if (dtype, tuple(shape)) == (tensor.dtype, entry.shape):
         return None
     return f"is {dtype} {list(shape)}, expected {tensor.dtype} {list(entry.shape)}"
+
+
+# File offsets in bytes of tensors, by (key, name) of their entries.
+Offsets = Mapping[tuple[str, str], int]
 
 
 class Plan(Protocol):

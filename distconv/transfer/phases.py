@@ -41,6 +41,7 @@ class Phases:
         """`planning` is the time in seconds that planning took."""
         self._processes, self._observer = processes, observer
         self._seconds = {"planning": planning}
+        self._cpu_seconds: dict[str, float] = {}
         self.means = Means(
             io=io,
             counters=Counters(observer.advance, processes.progress),
@@ -74,6 +75,7 @@ class Phases:
 
         def told(value: Any) -> dict[str, Any]:
             self._seconds[counted_as] = time.monotonic() - start
+            self._cpu_seconds[counted_as] = cpu_seconds() - cpu
             counters = self.means.counters
             return {
                 "value": value,
@@ -82,7 +84,7 @@ class Phases:
                 "bytes_read": counters.read,
                 "bytes_written": counters.written,
                 "seconds": self._seconds,
-                "cpu_seconds": {"transfer": cpu_seconds() - cpu},
+                "cpu_seconds": self._cpu_seconds,
                 "peak_bytes": peak_resident_bytes(),
                 "overflowed": counters.overflowed,
             }

@@ -16,9 +16,9 @@ from math import prod
 from pathlib import Path
 
 from distconv.errors import InputError, SourceChangedError, system_problem
-from distconv.formats.base import FileFormat, Located, Offsets
+from distconv.formats.base import FileFormat, Located
 from distconv.formats.frame import first_difference
-from distconv.formats.records import Entry, OutputFile, Plan
+from distconv.formats.records import Entry, Offsets, OutputFile, Plan
 from distconv.tensors.compose import substitute
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.replicas import Replica

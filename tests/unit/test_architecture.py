@@ -38,7 +38,12 @@ FORMATS = [{"base"}, {"torch_zip"}, {"huggingface"}, {"megatron"}, {"dcp"}, {"to
 # Everything outside of the standard library, by module or folder. What is not here needs nothing.
 THIRD_PARTY = {
     "cli": {"hydra", "omegaconf", "tqdm", "yaml"},
+    "formats.dcp.reader": {"torch"},
+    "formats.huggingface.reader": {"safetensors"},
+    "formats.megatron.reader": {"torch"},
+    "formats.torch_dist.reader": {"torch"},
     "formats.torch_dist.sizes": {"yaml"},
+    "formats.torch_tensors": {"torch"},
     "models.definition_file": {"yaml"},
     "runtime.mpi_processes": {"mpi4py"},
     "runtime.store_processes": {"torch"},
@@ -48,7 +53,7 @@ THIRD_PARTY = {
     "transfer": {"numpy"},
 }
 # What is not imported by whoever plans, on a machine with nothing but Python and small packages.
-HEAVY = {"torch", "mpi4py", "hydra", "omegaconf"}
+HEAVY = {"torch", "safetensors", "mpi4py", "hydra", "omegaconf"}
 
 
 def name_of(path: Path) -> str:

@@ -14,6 +14,7 @@ from distconv.formats.dcp.metadata import METADATA, Metadata, read_metadata
 from distconv.formats.dcp.plan import DcpPlan
 from distconv.formats.dcp.write_metadata import metadata_bytes
 from distconv.formats.frame import Frame, joined_frames
+from distconv.formats.readers import Reader, importing
 from distconv.formats.records import Entry, OutputFile, mismatch
 from distconv.formats.torch_zip.archive import ArchivedTensor, is_written_by_torch
 from distconv.formats.torch_zip.blobs import stored_within
@@ -38,6 +39,12 @@ class DcpFiles(FileFormat):
 
     def _blobs(self, file: OutputFile) -> list[Frame]:
         return blob_frames(self._plan.values_in(file), self._plan.chunks(file))
+
+    def reader(self) -> Reader:
+        """Torch's own."""
+        with importing("torch"):
+            from distconv.formats.dcp.reader import DcpReader  # noqa: PLC0415 - imports torch
+        return DcpReader(self._plan)
 
     def locate(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Located:
         """Compare the chunks at the positions in the metadata with the entries."""

@@ -11,17 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distconv.errors import InputError, counted
-from distconv.formats.base import (
-    Evidence,
-    Format,
-    Opened,
-    PlannedResult,
-    Source,
-    Takes,
-    evidence_of,
-    holds_files,
-    refusals_of_whole_tensors,
-)
+from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, evidence_of, holds_files
 from distconv.formats.dcp.chunks import locate_chunks
 from distconv.formats.dcp.files import DcpFiles
 from distconv.formats.dcp.index import open_dcp
@@ -35,6 +25,7 @@ from distconv.formats.foreign import KIND_NAME, has_backend
 from distconv.formats.huggingface.follow import Followed, follow_reference, tie_of
 from distconv.formats.iterations import ITERATION_PARTS, RELEASE, iteration_of
 from distconv.formats.model import Model
+from distconv.formats.takes import Takes, refusals_of_whole_tensors
 from distconv.layout.balance import complete_layout
 from distconv.layout.request import Layout
 from distconv.layout.shards import cut_recipes

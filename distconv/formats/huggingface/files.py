@@ -14,6 +14,7 @@ from distconv.formats.frame import Frame
 from distconv.formats.huggingface.plan import HuggingFacePlan
 from distconv.formats.huggingface.reference import check_side_files
 from distconv.formats.huggingface.safetensors import read_header, safetensors_frame
+from distconv.formats.readers import Reader, importing
 from distconv.formats.records import Entry, OutputFile, mismatch
 from distconv.tensors.stored import SourceFile
 
@@ -27,6 +28,12 @@ class HuggingFaceFiles(FileFormat):
     def frame(self, file: OutputFile, entries: Sequence[Entry]) -> Frame:  # noqa: ARG002 - of the interface
         """The header."""
         return safetensors_frame((entry.name, entry.tensor.dtype, entry.tensor.shape) for entry in entries)
+
+    def reader(self) -> Reader:
+        """Safetensors."""
+        with importing("safetensors"):
+            from distconv.formats.huggingface.reader import SafetensorsReader  # noqa: PLC0415 - imports torch
+        return SafetensorsReader(self._plan)
 
     def locate(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Located:  # noqa: ARG002
         """Compare the tensors of the header with the entries."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distconv.errors import InputError, counted, named
-from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, Takes, refusals_of_whole_tensors
+from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source
 from distconv.formats.element_types import CAST_OPTIONS, ElementTypes
 from distconv.formats.huggingface.files import HuggingFaceFiles
 from distconv.formats.huggingface.follow import follow_reference, tie_of
@@ -22,6 +22,7 @@ from distconv.formats.huggingface.source import HuggingFaceFacts, HuggingFaceSou
 from distconv.formats.huggingface.true_config import untied, with_vocabulary
 from distconv.formats.iterations import RELEASE
 from distconv.formats.model import MODEL_CONFIG, Model, Reference
+from distconv.formats.takes import Takes, refusals_of_whole_tensors
 from distconv.layout.tied_head import NOT_TIED
 from distconv.models.adapters import CONFIG_NAME
 from distconv.models.spellings import dialect_words

@@ -13,6 +13,7 @@ from typing import Any
 from distconv.formats.base import FileFormat, Located
 from distconv.formats.frame import Frame
 from distconv.formats.iterations import CHECKPOINT_VERSION, VERSION_KEY
+from distconv.formats.readers import Reader, importing
 from distconv.formats.records import Entry, OutputFile, mismatch
 from distconv.formats.torch_zip.archive import ArchivedTensor, is_written_by_torch, read_archive
 from distconv.formats.torch_zip.create import dictionaries_frame
@@ -29,6 +30,12 @@ class MegatronFiles(FileFormat):
         tensors = [(entry.key, entry.name, entry.tensor.dtype, entry.shape) for entry in entries]
         frame, offsets = dictionaries_frame(self._dictionaries, tensors, {VERSION_KEY: CHECKPOINT_VERSION})
         return replace(frame, holes=[offsets[entry.key, entry.name] for entry in entries])
+
+    def reader(self) -> Reader:
+        """`torch.load`."""
+        with importing("torch"):
+            from distconv.formats.megatron.reader import RankFileReader  # noqa: PLC0415 - imports torch
+        return RankFileReader(self._dictionaries)
 
     def locate(self, path: Path, file: OutputFile, entries: Sequence[Entry]) -> Located:  # noqa: ARG002
         """Compare the tensors and keys of the archive with the entries."""

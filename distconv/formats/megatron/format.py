@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, Takes, evidence_of, holds_files
+from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, evidence_of, holds_files
 from distconv.formats.element_types import CAST_OPTIONS, ElementTypes
 from distconv.formats.iterations import ITERATION_PARTS, iterations_in
 from distconv.formats.megatron.directory import RANK_PREFIX, notes_of_others
@@ -18,6 +18,7 @@ from distconv.formats.megatron.index import MegatronIndex, read_megatron, read_r
 from distconv.formats.megatron.plan import make_plan
 from distconv.formats.megatron.source import MegatronSource
 from distconv.formats.model import Model
+from distconv.formats.takes import Takes
 from distconv.layout.balance import complete_layout
 from distconv.layout.layout import shown_stages
 from distconv.layout.predicting import with_embedding

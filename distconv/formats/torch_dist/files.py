@@ -17,6 +17,7 @@ from distconv.formats.dcp.metadata import METADATA
 from distconv.formats.dcp.plan import DcpPlan
 from distconv.formats.foreign import KIND_NAME
 from distconv.formats.iterations import CHECKPOINT_VERSION, VERSION_KEY
+from distconv.formats.readers import Reader, importing
 from distconv.formats.torch_dist.common import COMMON_NAME
 from distconv.formats.torch_dist.kind import check_kind, kind_content
 from distconv.formats.torch_zip.archive import read_archive
@@ -46,6 +47,12 @@ class TorchDistFiles(DcpFiles):
         }
         ((_, content),) = value_frame(common).pieces
         return {COMMON_NAME: content, **super().beside(), KIND_NAME: json.dumps(kind_content()).encode()}
+
+    def reader(self) -> Reader:
+        """As of a DCP, with the common part."""
+        with importing("torch"):
+            from distconv.formats.torch_dist.reader import TorchDistReader  # noqa: PLC0415 - imports torch
+        return TorchDistReader(self._plan)
 
     def locate_beside(self, directory: Path, name: str) -> Located:
         """What the file says otherwise."""

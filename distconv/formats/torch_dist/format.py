@@ -10,21 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from distconv.errors import counted
-from distconv.formats.base import (
-    Evidence,
-    Format,
-    Opened,
-    PlannedResult,
-    Source,
-    Takes,
-    evidence_of,
-    refusals_of_whole_tensors,
-)
+from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, evidence_of
 from distconv.formats.dcp.chunks import locate_chunks
 from distconv.formats.element_types import CAST_OPTIONS, ElementTypes
 from distconv.formats.foreign import KIND_NAME, has_backend
 from distconv.formats.iterations import ITERATION_PARTS, RELEASE, iteration_of
 from distconv.formats.model import Model
+from distconv.formats.takes import Takes, refusals_of_whole_tensors
 from distconv.formats.torch_dist.arguments import arguments_of
 from distconv.formats.torch_dist.common import COMMON_NAME
 from distconv.formats.torch_dist.files import TorchDistFiles

@@ -95,7 +95,7 @@ def compared(found: HuggingFacePlan, directory: Path) -> Compared:
     target = Target(directory=directory, iteration=None, readers_names=HuggingFace.readers_names)
     with SourceFiles() as sources:
         shards = compare_files(found, found.files, directory, form, means(sources))
-        beside = compare_beside(form, form.beside(), sources, target)
+        beside = compare_beside(form, directory, form.beside(), sources)
     around = look_around({*form.beside(), *(each.path for each in found.files)}, target)
     return together(map(vars, (shards, beside, around)))
 
