@@ -7,10 +7,12 @@ SIDE := $(wildcard tests/clients/side/*.txt)
 TESTS := tests
 # Tests that run at a time: most wait for processes of their own, which are at least as many again.
 WORKERS := 2
-# Of `make soak`.
+# Of `make soak` and `make faults`.
 ROUNDS := 1000
+KILLS := 300
+INPUTS := 10000
 
-.PHONY: help setup demo fmt options check test mutate soak bench bench-plan clean
+.PHONY: help setup demo fmt options check test mutate soak faults bench bench-plan clean
 
 help:           ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -52,8 +54,12 @@ test: check     ## Lint, types and all tests (make test TESTS=tests/unit WORKERS
 mutate: $(READY) ## Try small wrong changes of the code: a test must notice each, in an hour (make mutate MUTATE='transfer planning')
 	$(BIN)/python -m tests.mutations.run --workers $(WORKERS) $(MUTATE)
 
-soak: $(READY)  ## Random models, damages and routes: each right or refused (make soak ROUNDS=2000, again with SEED=7)
+soak: $(READY)  ## Random models, damages and routes: each right or refused (make soak ROUNDS=2000, again with SEED=7); then faults
 	$(BIN)/python -m tests.differential $(ROUNDS) $(if $(SEED),--seed $(SEED)) --workers $(WORKERS)
+	$(if $(SEED),,$(MAKE) faults)
+
+faults: $(READY) ## Kills, every call of the system failing once, and fuzzed readers, in hours (make faults KILLS=300 INPUTS=10000)
+	$(BIN)/python -m tests.faults --kills $(KILLS) --inputs $(INPUTS) --workers $(WORKERS)
 
 bench: $(READY) ## Measure there and back against cp -r, a plain converter and dcp.save (make bench BENCH='--size-mb 1000 --only back')
 	$(BIN)/python benchmarks/bench.py $(BENCH)

@@ -2,8 +2,8 @@
 
     python benchmarks/bench.py                    Qwen2-VL-2B, 4.4 GB
     python benchmarks/bench.py --size-mb 400      a smaller lookalike
-    python benchmarks/bench.py --only back        from Megatron to Hugging Face alone; megatron, dcp, resplit, cast, fp8
-                                                  or torch_dist, there and back
+    python benchmarks/bench.py --only back        from Megatron to Hugging Face alone; megatron, dcp, resplit, cast,
+                                                  fp8, checksum or torch_dist, there and back
     python benchmarks/bench.py --check-memory     does memory depend on the size of the model?
 
 The cases take turns, and another one begins each round, so that a drift of the machine hits all alike; one round warms
@@ -24,7 +24,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -53,10 +53,12 @@ CHECKOUT = HERE.parent
 KEPT, CAST = "kept", "cast"
 # What is made of bfloat16 weights, and of the same in fp8.
 PLAIN, FP8 = "plain", "fp8"
+# What is made without checksums, and with them.
+UNSUMMED, SUMMED = "unsummed", "summed"
 # What is made of layers that are one tensor.
 FROM_STACKS = "torch_dist_back"
 MIB = 2**20
-MAKES = ("megatron", "dcp", "torch_dist", "back", "resplit", "cast", "fp8")
+MAKES = ("megatron", "dcp", "torch_dist", "back", "resplit", "cast", "fp8", "checksum")
 MEMORY_SIZES_MB = (1000, 4000)
 MEMORY_LIMIT_MIB = 100
 MEMORY_GROWTH_MIB = 10  # tables for more tensors; the bytes of the tensors must not show
@@ -315,12 +317,23 @@ def comparisons(
         write_fp8_twin(source, codes)
         os.sync()
         print(f"fp8: {layout}, of bfloat16 (plain) and of fp8 in blocks (fp8), both made bfloat16\n")
-        quantised = []
-        for count in arguments.processes:
-            quantised.append(distconv_megatron_case(source, target, layout, count, options, PLAIN))
-            given = ["dtype=bfloat16", *options]
-            quantised.append(distconv_megatron_case(codes, target, layout, count, given, FP8))
-        yield [copy_case(source, target), *quantised], {}
+        pairs = ((PLAIN, source, options), (FP8, codes, ["dtype=bfloat16", *options]))
+        yield [copy_case(source, target), *in_turn(pairs, target, layout, arguments.processes)], {}
+    if "checksum" in only:
+        print(f"checksum: {layout}, as it is copied in the kernel (unsummed) and with checksums (summed)\n")
+        pairs = ((UNSUMMED, source, ["io.checksum=false", *options]), (SUMMED, source, options))
+        yield [copy_case(source, target), *in_turn(pairs, target, layout, arguments.processes)], {}
+
+
+def in_turn(
+    pairs: Iterable[tuple[str, Path, Sequence[str]]], target: Path, layout: Layout, processes: Sequence[int]
+) -> list[Case]:
+    """Conversions to a Megatron directory, given as what they make, source and options, on numbers of processes."""
+    return [
+        distconv_megatron_case(source, target, layout, count, options, makes)
+        for count in processes
+        for makes, source, options in pairs
+    ]
 
 
 def print_tables(cases: Sequence[Case], runs: Mapping[str, Sequence[Run]], baseline: Summary) -> None:
@@ -332,7 +345,7 @@ def print_tables(cases: Sequence[Case], runs: Mapping[str, Sequence[Run]], basel
         first = next(iter(made))
         plain = None if first.startswith("distconv") else made[first]
         print(f"{makes}\n{comparison(made, copy, baseline, plain)}\n", flush=True)
-    for one, other, counted in ((KEPT, CAST, "read"), (PLAIN, FP8, "written")):
+    for one, other, counted in ((KEPT, CAST, "read"), (PLAIN, FP8, "written"), (UNSUMMED, SUMMED, "written")):
         print_ratios(cases, summaries, one, other, counted)
 
 

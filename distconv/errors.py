@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from typing import Any
 
 LINES_SHOWN = 20
 _LONGEST_BITS = 512
+# Nothing of that name; or a name, a position or a kind of file that cannot be read.
+_ANSWERS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO}
 
 
 class DistconvError(Exception):
@@ -20,11 +23,16 @@ class DistconvError(Exception):
 
 
 class InputError(DistconvError, ValueError):
-    """Wrong input; nothing has been written. `problems` are all problems of the same kind."""
+    """Wrong input; nothing has been written. `problems` are all problems of the same kind.
+
+    `unreadable`: the operating system failed, so nothing is known of what is there; whoever can do without a file that
+    is missing or damaged cannot conclude that it is.
+    """
 
     exit_status = 2
 
-    def __init__(self, problems: str | Iterable[str]) -> None:
+    def __init__(self, problems: str | Iterable[str], *, unreadable: bool = False) -> None:
+        self.unreadable = unreadable
         self.problems = [printable(each) for each in ([problems] if isinstance(problems, str) else problems)]
         super().__init__(joined(self.problems))
 
@@ -88,7 +96,12 @@ def reading(where: object, missing: str | None = None) -> Iterator[None]:
     except OSError as error:
         absent = missing is not None and isinstance(error, FileNotFoundError)
         problem = f"{where}: {missing}" if absent else system_problem(f"{where}: cannot be read", error)
-        raise InputError(problem) from None
+        raise InputError(problem, unreadable=tells_nothing(error)) from None
+
+
+def tells_nothing(error: OSError) -> bool:
+    """Whether an error of the operating system is a failure, and not its answer to what is there."""
+    return error.errno not in _ANSWERS
 
 
 def printable(text: str) -> str:

@@ -146,7 +146,7 @@ class _Job:
     def convert(self) -> Outcome:
         """Write the result and give it its name; the outcome with measurements."""
         options, plan, observer = self._options, self._planned.plan, self._observer
-        modes = Modes(file=options.file_mode, directory=options.dir_mode)
+        modes = Modes.of(file=options.file_mode, directory=options.dir_mode)
         reader = self._reader()
         with Staging(self._target, tell=observer.note, undisturbed=observer.undisturbed, modes=modes) as staging:
 

@@ -107,8 +107,11 @@ class Number(Value[float]):
 
 
 @dataclass(frozen=True)
-class Mode(Value[int]):
-    """Permissions in octal digits, with which the owner has what is `needed`; held as a number of bits."""
+class Mode(Value[str]):
+    """Permissions in octal digits, with which the owner has what is `needed`; held as four or more digits.
+
+    A number of bits would be read as digits when a record is made of another one.
+    """
 
     needed: int
     largest: int
@@ -123,11 +126,12 @@ class Mode(Value[int]):
         """Whether the value has octal digits, and the owner what is needed."""
         if type(value) not in (int, str) or not _OCTAL.fullmatch(str(value)):
             return False
-        return self.held(value) & self.needed == self.needed and self.held(value) <= self.largest
+        bits = int(str(value), 8)
+        return bits & self.needed == self.needed and bits <= self.largest
 
-    def held(self, value: Any) -> int:
-        """The bits of the digits."""
-        return int(str(value), 8)
+    def held(self, value: Any) -> str:
+        """The digits."""
+        return f"{int(str(value), 8):04o}"
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,7 @@ class CommonOptions(Record):
     overwrite: bool = option(
         Truth(), False, "replace an existing result, at commit; until then it stays as it is", of_run=True
     )
-    file_mode: int | None = option(
+    file_mode: str | None = option(
         Mode(needed=0o600, largest=0o777),
         None,
         "permissions of the files of a result, as `chmod` takes them; whoever may read an executable side file may "
@@ -232,7 +232,7 @@ class CommonOptions(Record):
         unset="as the umask has them",
         of_run=True,
     )
-    dir_mode: int | None = option(
+    dir_mode: str | None = option(
         Mode(needed=0o700, largest=0o7777),
         None,
         "permissions of the directories that are made for a result, such as 2750",
@@ -247,15 +247,15 @@ class CommonOptions(Record):
         of_run=True,
     )
     tensors: bool = option(Truth(), False, "with `action=inspect`: list the tensors", of_run=True)
+    processes: int | None = option(
+        _SIZE, None, "with `action=plan`: plan for so many processes", unset="those that run", of_run=True
+    )
     verify: bool = option(
         Truth(),
         False,
         "check the result before it gets its name, through the readers that programs use: `torch.load`, safetensors, "
         "torch.distributed.checkpoint",
         of_run=True,
-    )
-    processes: int | None = option(
-        _SIZE, None, "with `action=plan`: plan for so many processes", unset="those that run", of_run=True
     )
     patience: int = option(
         Integer(_SIZE.largest, smallest=0),

@@ -143,6 +143,7 @@ def _report(
         "target": str(options.target),
         "target_format": record.format,
         "iteration": within.name or None,
+        "continued": None,
         "model": record.model,
         "files": [{"path": (within / path).as_posix(), "bytes": each.nbytes} for path, each in record.files.items()],
         "notes": compared.notes,

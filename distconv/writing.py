@@ -118,7 +118,7 @@ class Writing:
         values, _ = self.phases.run(
             "checking what is finished",
             share,
-            sum(file.nbytes for file in share),
+            sum(finished[file.path].written.nbytes for file in share),
             lambda: proved(directory, finished, share, self.phases.means),
             counted_as="checking",
         )

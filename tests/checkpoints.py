@@ -82,6 +82,11 @@ def hashes(directory: Path) -> dict[str, str]:
     }
 
 
+def hashes_but_record(directory: Path) -> dict[str, str]:
+    """The same without the record, which says of what a result was made."""
+    return {path: digest for path, digest in hashes(directory).items() if Path(path).name != "distconv.json"}
+
+
 def forget(directory: Path) -> None:
     """Have the records below a directory say no more than those of the first version: nothing of what files hold."""
     for path in directory.rglob("distconv.json"):

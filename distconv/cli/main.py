@@ -17,7 +17,7 @@ from distconv.job import run_job
 from distconv.models.library import Library
 from distconv.planning.look import Chosen
 from distconv.runtime.clerk import FAREWELL_SECONDS
-from distconv.runtime.interruption import end_politely
+from distconv.runtime.interruption import end_as_signalled, end_politely
 from distconv.runtime.launch import Launch, connect, launch
 from distconv.runtime.processes import PATIENCE, Processes
 
@@ -36,6 +36,9 @@ def main() -> int:
     end_politely()
     try:
         return _main(start, connection)
+    except KeyboardInterrupt:
+        # Once more, of a process that is ending because of the first one.
+        return _INTERRUPTED
     except LostError as error:
         # A launcher interrupts this process when another one has told.
         with contextlib.suppress(KeyboardInterrupt):
@@ -74,6 +77,8 @@ def _main(start: Launch, connection: _Connection) -> int:
             reporter.complain("; ".join(["distconv: interrupted", *map(str, interruption.args)]))
         with contextlib.suppress(LostError):
             connection.leave(FAREWELL_SECONDS)
+        if start.size > 1 and not connection.is_made():
+            end_as_signalled()
         return _INTERRUPTED
     except OSError as error:
         Reporter(rank=0).complain(f"distconv: rank {start.rank}: {system_problem(error.filename or 'failed', error)}")
@@ -123,6 +128,10 @@ class _Connection:
             self._processes = connect(self._start, patience)
             self._processes.end_if_stuck(lambda loss: Reporter(rank=0).complain(f"distconv: {loss}"))
         return self._processes
+
+    def is_made(self) -> bool:
+        """Whether there is a connection."""
+        return self._processes is not None
 
     def leave(self, patience: float | None = None) -> None:
         """Leave the others, if there is a connection; with `patience` as `Processes.close`."""

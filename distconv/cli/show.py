@@ -122,7 +122,7 @@ def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
         f"source   {report['source']}",
         *([f"text     {report['text_source']}"] if report["text_source"] else []),
         *format_named(report["source_format"]).source_words(report),
-        *([f"         as {report['source_record']} says, too"] if report["source_record"] else []),
+        *([f"         completed from {report['source_record']}"] if report["source_record"] else []),
         *([f"follows  {report['reference']}"] if report["reference"] else []),
         f"target   {result}",
         *format_named(report["target_format"]).target_words(report),

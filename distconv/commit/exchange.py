@@ -10,9 +10,12 @@ import errno
 import os
 from pathlib import Path
 
+from distconv.runtime.file_systems import LACKING
+
 _RELATIVE_TO_WORKING_DIRECTORY = -100
 _EXCHANGE = 2
-_UNKNOWN = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
+# Two renames, which come then, say what else is wrong.
+_UNKNOWN = LACKING | {errno.EXDEV}
 
 
 def exchange(one: Path, other: Path) -> bool:

@@ -21,7 +21,10 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+from distconv.runtime.file_systems import LACKING
+from distconv.runtime.regular_files import read_at
+
+_NO_LOCKS = LACKING | {errno.ENOLCK}
 _TAKEN_ELSEWHERE = {errno.EAGAIN, errno.EACCES}
 # Whoever asks for the holder has the lock for a moment.
 _ATTEMPTS, _PAUSE_SECONDS = 5, 0.05
@@ -147,7 +150,9 @@ def _attempt(path: Path, work: str) -> Lock | Holder | None:
             found = None
         else:
             stream.truncate(0)
-            stream.write(json.dumps(asdict(_own(work))).encode())
+            record = json.dumps(asdict(_own(work))).encode()
+            while record:
+                record = record[stream.write(record) :]
             return Lock(path, stream)
     except BaseException:
         if created and _is_at(path, stream):
@@ -193,7 +198,7 @@ def _is_at(path: Path, stream: FileIO) -> bool:
 def _read(stream: FileIO) -> Holder | None:
     """The holder that a lock file names; None: it is not, or not yet, written."""
     try:
-        content = json.loads(os.pread(stream.fileno(), _RECORD_BYTES, 0))
+        content = json.loads(read_at(stream.fileno(), _RECORD_BYTES, 0))
     except ValueError:
         return None
     return _parsed(content) if isinstance(content, Mapping) else None

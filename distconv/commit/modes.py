@@ -23,6 +23,13 @@ class Modes:
     file: int | None = None
     directory: int | None = None
 
+    @classmethod
+    def of(cls, *, file: str | None, directory: str | None) -> Modes:
+        """The permissions in octal digits."""
+        return cls(
+            file=None if file is None else int(file, 8), directory=None if directory is None else int(directory, 8)
+        )
+
     def set_below(self, place: Path) -> None:
         """Set the permissions of a directory and of all that is in it.
 
@@ -58,4 +65,7 @@ def is_executable(path: str | Path) -> bool:
 def make_executable(path: Path) -> None:
     """Let those execute a file who may read it."""
     mode = stat.S_IMODE(os.stat(path).st_mode)
-    os.chmod(path, mode | (mode & _READ) >> 2)
+    wanted = mode | (mode & _READ) >> 2
+    # Where every file is executable, the file system may not have modes to set.
+    if wanted != mode:
+        os.chmod(path, wanted)

@@ -91,7 +91,8 @@ def check_space(target: Target, needed: int) -> None:
     """Raise `InputError` unless so many bytes are free on the file system of a target."""
     space = os.statvfs(_existing(target))
     free = space.f_bavail * space.f_frsize
-    if free < needed:
+    # A file system that does not tell its size tells zeros.
+    if space.f_blocks and free < needed:
         raise InputError(
             f"target={target.directory}: needs {needed:,} bytes, but only {free:,} are free on its file system"
         )

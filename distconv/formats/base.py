@@ -88,11 +88,10 @@ class Opened:
 
     `directory`: the directory of the files, of the chosen iteration if there are several; `iteration`: its name, empty
     without iterations. `config`: the source's own configuration, `None` if a reference has it. `adapters`: the source
-    holds adapters alone, and `config` is their configuration. `read` maps the model, and a `source_dialect` that is
-    given or recorded, to the facts of the source, and raises `InputError` for files that are damaged or not of this
-    model. `held` lists the tensors in the files, whatever the model; `summary` has further facts of the files as plain
-    data, `notes` sentences about what is not read.
-    `names_suffice`: it may be read without a model definition, though it has no configuration.
+    holds adapters alone, and `config` is their configuration. `read` maps the model, and a `source_dialect` if one is
+    given or recorded, to the facts; it raises `InputError` for files that are damaged or not of this model. `held`
+    lists the tensors in the files, whatever the model; `summary` has further facts of the files as plain data, `notes`
+    sentences about what is not read. `names_suffice`: it may be read without a definition, though without `config`.
     """
 
     directory: Path
@@ -220,11 +219,10 @@ class Format(ABC, Generic[_Options_contra]):
     """A format of checkpoints, as a source and as a result.
 
     `name`: the value of `target_format`. `noun` and `title`: for messages ("DCP", "a Megatron checkpoint"). `words`:
-    the description of a result in the help. `tasks`: the functions that reading hands out to processes.
-    `needs_config`: a result needs the configuration of the model, also where its tensors keep their names.
-    `holds_iterations`: a result is an iteration in the target directory, with a tracker; otherwise it is the target
-    directory itself, and an existing result has at least one of the files `marks`. `readers_names`: patterns of names
-    that readers take for a part of a result, whoever made the file.
+    the description of a result in the help. `tasks`: the functions that reading hands out. `needs_config`: a result
+    needs the configuration of the model, also where its tensors keep their names. `holds_iterations`: a result is an
+    iteration in the target directory, with a tracker; otherwise it is that directory itself, and an existing one has at
+    least one of the files `marks`. `readers_names`: patterns of names that readers take for a part, whoever made it.
     """
 
     name: str

@@ -33,7 +33,9 @@ def has_backend(mark: Path) -> bool:
     """Whether a `metadata.json` is that of Megatron-core's distributed checkpoints, or a damaged one beside chunks."""
     try:
         return "sharded_backend" in read_object(mark, "the kind of the checkpoint")
-    except InputError:
+    except InputError as error:
+        if error.unreadable:
+            raise
         return mark.exists() and any(mark.parent.glob("*.distcp"))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from distconv.runtime.regular_files import open_descriptor
+from distconv.runtime.regular_files import open_descriptor, read_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ def first_difference(path: Path, frame: Frame) -> int | None:
     try:
         size = os.fstat(descriptor).st_size
         for offset, data in frame.pieces:
-            found = os.pread(descriptor, len(data), offset)
+            found = read_at(descriptor, len(data), offset)
             if found != data:
                 pairs = enumerate(zip(found, data, strict=False))
                 return offset + next((at for at, (one, other) in pairs if one != other), len(found))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,11 +74,15 @@ def _deciding(directory: Path, iteration: str | None) -> Path:
     """The directory, or where it has iterations in several formats the one that is converted."""
     found = _strongest(directory)
     if len(found) > 1 and found[0].evidence(directory) == Evidence.BELOW:
-        # Where there is no such iteration, whoever reads the directory says so.
-        with suppress(InputError):
+        try:
             chosen = iteration_directory(directory, iteration)
-            if any(each.evidence(chosen) for each in FORMATS):
-                return chosen
+        except InputError as error:
+            if error.unreadable:
+                raise
+            # Where there is no such iteration, whoever reads the directory says so.
+            return directory
+        if any(each.evidence(chosen) for each in FORMATS):
+            return chosen
     return directory
 
 

@@ -257,7 +257,7 @@ class _Parser:
             module, parts = entry.get("module"), entry.get("parts", list(ExpertModule.parts))
             if not isinstance(module, str) or module.count(_LAYER) != 1:
                 self._wrong(f"published: module: expected a name with one {_LAYER}, found {module!r}")
-            elif not isinstance(parts, list) or len({*map(str, parts)}) != 3:
+            elif not isinstance(parts, list) or not len(parts) == len({*map(str, parts)}) == 3:
                 self._wrong(f"published: parts: expected the names of gate, up and down, found {parts!r}")
             else:
                 gate, up, down = map(str, parts)

@@ -95,7 +95,7 @@ def facts_of(
             # The same in another element type.
             reference = read_reference(options.source, "source")
     else:
-        reference = _reference(options, record.reference, opened.directory)
+        reference = _reference(options, record, opened.directory)
         config, directory = reference.config, reference.directory
         model.remember(record)
         model.recognise(config, directory, needed=needed, is_adapter=reference.is_adapter)
@@ -144,17 +144,18 @@ def _scaling(model: Model, opened: Opened, record: Provenance, seen: list[Source
     return told or record.scaling
 
 
-def _reference(options: Options, recorded: str | None, directory: Path) -> Reference:
+def _reference(options: Options, record: Provenance, directory: Path) -> Reference:
     """The reference of a source that does not describe itself: named by the user, or by its provenance."""
     if options.reference is not None:
         return read_reference(options.reference, "reference")
-    if recorded is None:
+    if record.reference is None:
+        ignored = "".join(f"; {note}" for note in newer_note(record, directory))
         raise InputError(
             f"reference is missing: give reference=DIR, the Hugging Face directory of the model that {directory} was "
-            "trained from; its config.json says the sizes"
+            f"trained from; its config.json says the sizes{ignored}"
         )
     try:
-        return read_reference(Path(recorded), "reference")
+        return read_reference(Path(record.reference), "reference")
     except InputError as error:
         where = directory / PROVENANCE_NAME
         first = f"{where}: the reference that it names cannot be used; give one with reference=DIR"

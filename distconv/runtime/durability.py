@@ -5,10 +5,15 @@ Owns the system calls that write through to the disk. Knows nothing of what file
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 
+from distconv.runtime.file_systems import LACKING
 from distconv.runtime.progress import reached
+
+# File systems that keep no names of their own, such as some in user space, synchronise files alone.
+_FILES_ALONE = LACKING | {errno.EBADF}
 
 
 def synchronise(files: Iterable[tuple[str, int]]) -> None:
@@ -24,13 +29,16 @@ def synchronise(files: Iterable[tuple[str, int]]) -> None:
 
 
 def synchronise_directory(path: str) -> None:
-    """Make the names in a directory durable.
+    """Make the names in a directory durable, as far as its file system has a call for that.
 
     Raises:
-        OSError: the system cannot.
+        OSError: the system failed.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _FILES_ALONE:
+            raise
     finally:
         os.close(descriptor)

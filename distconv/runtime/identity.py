@@ -15,7 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 from secrets import token_hex
 
-from distconv.runtime.regular_files import open_file
+from distconv.runtime.regular_files import open_file, read_at
 from distconv.tensors.stored import Header, Inode, SourceFile
 
 # The most bytes of a header in memory at a time.
@@ -106,7 +106,7 @@ def changes(known: SourceFile, found: SourceFile) -> list[str]:
 def _content(descriptor: int, ranges: Ranges) -> Iterator[bytes]:
     for start, stop in ranges:
         for position in range(start, stop, _PIECE):
-            yield os.pread(descriptor, min(_PIECE, stop - position), position)
+            yield read_at(descriptor, min(_PIECE, stop - position), position)
 
 
 def _time(nanoseconds: int) -> str:

@@ -14,8 +14,18 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def end_politely() -> None:
-    """Let SIGTERM raise `KeyboardInterrupt` from now on, so that a job removes its unfinished files."""
+    """Let the next SIGTERM raise `KeyboardInterrupt`, so that a job leaves what is true; later ones are ignored."""
     signal.signal(signal.SIGTERM, _interrupt)
+
+
+def end_as_signalled() -> None:
+    """End this process as SIGTERM ends one that has no handler.
+
+    For one that the others do not know yet: a launcher of MPI ends them for a process that a signal ended, but not for
+    one that left with a status before it joined, and they would wait for it for ever. What was said must be flushed.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -39,6 +49,8 @@ def undisturbed() -> Iterator[None]:
 
 
 def _interrupt(*_: object) -> NoReturn:
+    # Once is enough: launchers and batch systems may both ask, and this process is ending by then.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

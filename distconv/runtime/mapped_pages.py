@@ -11,6 +11,8 @@ import mmap
 import os
 from pathlib import Path
 
+# With a page that is touched, the system maps those around it that it has in memory: at most those of a huge page.
+_WINDOW_BYTES = 2 * 1024 * 1024
 _MAPS = Path("/proc/self/maps")
 
 
@@ -23,13 +25,13 @@ class MappedPages:
         self._advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
     def drop(self, address: int, nbytes: int) -> None:
-        """Give back the pages that hold `nbytes` from `address` on; a later read takes them from the file again.
+        """Give back the pages that hold `nbytes` from `address` on, and those that were mapped along with them.
 
-        What of them is written, and not to the file, is lost.
+        A later read takes them from the file again. What of them was changed, and is not in the file, is lost.
         """
         for start, end in self._ranges:
-            low = max(start, address // mmap.PAGESIZE * mmap.PAGESIZE)
-            high = min(end, -(-(address + nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE)
+            low = max(start, address // _WINDOW_BYTES * _WINDOW_BYTES)
+            high = min(end, -(-(address + nbytes) // _WINDOW_BYTES) * _WINDOW_BYTES)
             if low < high:
                 # Where it fails, memory is used and nothing is wrong.
                 self._advise(low, high - low, mmap.MADV_DONTNEED)

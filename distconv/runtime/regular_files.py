@@ -1,7 +1,7 @@
 """Opening files that a job reads: regular ones.
 
-Owns that no read waits for ever, and that none is endless: a pipe, a device or a directory in the place of a file is an
-error of the operating system like others. Knows nothing of what files hold.
+Owns that no read waits for ever, that none is endless, and that none ends early: a pipe, a device or a directory in the
+place of a file is an error of the operating system like others. Knows nothing of what files hold.
 """
 
 from __future__ import annotations
@@ -47,6 +47,23 @@ def open_file(path: Path) -> BinaryIO:
         OSError: as `open_descriptor`.
     """
     return os.fdopen(open_descriptor(path), "rb")
+
+
+def read_at(descriptor: int, nbytes: int, offset: int) -> bytes:
+    """The bytes of an open file from an offset on: so many, or fewer where it ends before.
+
+    A single call of the system may give fewer at any place: of more than 2 GiB it does.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    data = os.pread(descriptor, nbytes, offset)
+    pieces = [data]
+    while data and (nbytes := nbytes - len(data)):
+        offset += len(data)
+        data = os.pread(descriptor, nbytes, offset)
+        pieces.append(data)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def read_file(path: Path) -> bytes:

@@ -12,12 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from distconv.commit.journal import Finished
-from distconv.errors import StoppedError
 from distconv.formats.records import OutputFile, Written
 from distconv.runtime.durability import synchronise
-from distconv.runtime.regular_files import open_descriptor
-from distconv.transfer.checksum import checksum_of
+from distconv.transfer.files import OpenFiles
 from distconv.transfer.means import Means
+from distconv.transfer.recorded import compare_written
 
 
 def proved(
@@ -33,9 +32,7 @@ def proved(
     """
 
     def attempt(file: OutputFile) -> bool:
-        found = _is_proved(directory / file.path, finished[file.path], means)
-        means.counters.add(done=file.nbytes)
-        return found
+        return _is_proved(directory / file.path, finished[file.path], means)
 
     with ThreadPoolExecutor(means.io.threads, thread_name_prefix="continuing") as pool:
         kept = [file.path for file, found in zip(files, pool.map(attempt, files), strict=True) if found]
@@ -48,34 +45,13 @@ def proved(
 
 
 def _is_proved(path: Path, known: Finished, means: Means) -> bool:
-    nbytes, checksum = known.written
-    if checksum is None and means.io.checksum:
+    if known.written.checksum is None and means.io.checksum:
+        means.counters.add(done=known.written.nbytes)
         return False
-    try:
-        descriptor = open_descriptor(path)
-    except OSError:
+    if compare_written(path, known.written, means):
         return False
-    try:
-        if os.fstat(descriptor).st_size != nbytes:
-            return False
-        if checksum is not None and not _has_checksum(descriptor, known.written, means):
-            return False
-        if means.io.fsync and not known.durable:
-            synchronise([(str(path), descriptor)])
-        return True
-    finally:
-        os.close(descriptor)
-
-
-def _has_checksum(descriptor: int, written: Written, means: Means) -> bool:
-    """Whether an open file has the checksum that it was left with; one that cannot be read has not."""
-
-    def count(nbytes: int) -> None:
-        means.counters.add(read=nbytes)
-        if means.must_stop():
-            raise StoppedError("stopped because another process failed")
-
-    try:
-        return checksum_of(descriptor, written.nbytes, count) == written.checksum
-    except OSError:
-        return False
+    if means.io.fsync and not known.durable:
+        with OpenFiles(os.O_RDONLY) as files:
+            files.get(str(path))
+            synchronise(files.items())
+    return True

@@ -13,9 +13,10 @@ from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 
 from distconv.errors import LostError
+from distconv.runtime.file_systems import LACKING
 from distconv.runtime.regular_files import open_descriptor
 
-_NO_KERNEL_COPY = {errno.ENOSYS, errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.ETXTBSY}
+_NO_KERNEL_COPY = LACKING | {errno.EXDEV, errno.ETXTBSY}
 
 
 class OpenFiles:

@@ -46,13 +46,18 @@ def compare_recorded(
     """
 
     def compared(file: OutputFile) -> list[str]:
-        return _compared(directory / file.path, files[file.path], means)
+        return compare_written(directory / file.path, files[file.path], means)
 
     with ThreadPoolExecutor(means.io.threads, thread_name_prefix="checksums") as pool:
         return [line for lines in pool.map(compared, share) for line in lines]
 
 
-def _compared(path: Path, recorded: Written, means: Means) -> list[str]:
+def compare_written(path: Path, recorded: Written, means: Means) -> list[str]:
+    """Compare a file with what its writer left, which is then done; the difference, in words.
+
+    Raises:
+        StoppedError: another process failed.
+    """
     done = 0
 
     def count(nbytes: int) -> None:

@@ -20,7 +20,7 @@ from types import TracebackType
 from distconv.errors import SourceChangedError, printable, system_problem
 from distconv.runtime.identity import changes, look_again, this_process
 from distconv.runtime.progress import finished
-from distconv.runtime.regular_files import open_descriptor
+from distconv.runtime.regular_files import open_descriptor, read_at
 from distconv.tensors.stored import SourceFile
 
 _PIECE = 1024 * 1024
@@ -72,7 +72,7 @@ class SourceFiles:
         """The content of a file, in pieces of some size; raises as `opened`."""
         with self.opened(file) as descriptor:
             position = 0
-            while piece := os.pread(descriptor, _PIECE, position):
+            while piece := read_at(descriptor, _PIECE, position):
                 position += len(piece)
                 yield piece
 

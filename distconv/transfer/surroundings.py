@@ -35,7 +35,7 @@ def compare_beside(
 def look_around(expected: Collection[str], target: Target) -> Compared:
     """Look for files beside the expected ones of a result, which are given by path below it."""
     compared = Compared()
-    strays = {target.result: list(_strays(target.result, expected))}
+    strays = {target.result: list(_strays(target.result, frozenset(expected)))}
     if target.tracker is not None:
         known = {target.result.name, target.tracker.name}
         names = sorted(path.name for path in target.directory.iterdir())

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distconv.errors import InputError
+from tests.checkpoints import forget
 from tests.end_to_end.test_language_models import CONFIGS, HIDDEN, LAYERS, write_model
 from tests.here import run_here
 
@@ -129,6 +130,10 @@ def test_whether_down_projections_are_whole_is_asked_for_where_nothing_tells_it(
     cut = {"layout__tp": 2, "layout__stages__text": [[LAYERS]], "dialect": dialect}
     run_here("+model=deepseek_v3_lora", source=str(tmp_path / "peft"), target=str(tmp_path / "mm"), **cut)
     back = {"source": str(tmp_path / "mm"), "target_format": "hf", "target": str(tmp_path / "back")}
+    # The record tells it.
+    run_here("+model=deepseek_v3_lora", **{**back, "target": str(tmp_path / "told")})
+    same(load_file(tmp_path / "told" / "adapter_model.safetensors"), factors)
+    forget(tmp_path / "mm")
     with pytest.raises(InputError, match=r"linear_q_down_proj.* cut or whole .*; give source_dialect, or a reference"):
         run_here("+model=deepseek_v3_lora", **back, reference=str(tmp_path / "peft"))
     run_here("+model=deepseek_v3_lora", **back, reference=str(tmp_path / "peft"), source_dialect=dialect)

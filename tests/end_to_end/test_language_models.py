@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distconv.errors import InputError
+from tests.checkpoints import forget
 from tests.here import outcome_here, run_here
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, MLP, EXPERT_MLP, VOCABULARY, EXPERTS, LAYERS = 32, 4, 2, 16, 48, 16, 60, 4, 4
@@ -169,6 +170,7 @@ def test_a_model_comes_back(family, dialect, tmp_path):
     ep = 1 if family in DENSE else 2
     made = {"layout__tp": 2, "layout__pp": 2, "layout__ep": ep, "dialect": dialect}
     run_here(source=str(tmp_path / "hf"), target=str(tmp_path / "mm"), **made)
+    forget(tmp_path / "mm")
     outcome = outcome_here(source=str(tmp_path / "mm"), target=str(tmp_path / "back"), target_format="hf")
     layout = outcome.report["source_layout"]
     assert (layout["tp"], layout["pp"], layout["ep"]) == (2, 2, ep)
@@ -191,11 +193,15 @@ def test_any_number_of_layers_that_predict(family, q_rank, further, dialect, tmp
     last = rank(tmp_path / "mm", 0, 1, 0)
     numbers = {int(match[1]) for name in last if (match := re.search(r"mtp\.\w+\.(\d+)\.", name))}
     assert numbers == set(range(further))
-    run_here(source=str(tmp_path / "mm"), target=str(tmp_path / "back"), target_format="hf")
-    back = load_file(tmp_path / "back" / "model.safetensors")
-    assert back.keys() == tensors.keys()
-    for name, each in tensors.items():
-        assert torch.equal(back[name], each), name
+    outcome = outcome_here(source=str(tmp_path / "mm"), target=str(tmp_path / "back"), target_format="hf")
+    assert outcome.report["source_names"]["dialect"] == dialect
+    forget(tmp_path / "mm")
+    run_here(source=str(tmp_path / "mm"), target=str(tmp_path / "recognised"), target_format="hf")
+    for directory in ("back", "recognised"):
+        back = load_file(tmp_path / directory / "model.safetensors")
+        assert back.keys() == tensors.keys()
+        for name, each in tensors.items():
+            assert torch.equal(back[name], each), name
 
 
 @pytest.mark.parametrize("said", [None, 0])

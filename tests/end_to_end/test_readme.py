@@ -82,7 +82,7 @@ def tensors(directory: Path) -> dict[str, tuple[str, list[int], bytes]]:
 def test_the_commands_are_those_expected():
     assert [shlex.split(job)[0] for job in JOBS] == [
         "torchrun", "mpirun", "python", "python", "python", "python", "python", "python", "python", "python",
-        "torchrun", "torchrun", "mpirun", "torchrun", "python",
+        "python", "torchrun", "torchrun", "mpirun", "torchrun", "python",
     ]  # fmt: skip
     assert commands()[:2] == ["make demo", "make test"]
 

@@ -13,13 +13,17 @@ from typing import Any
 import pytest
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-from distconv import job
+from distconv import writing
 from distconv.errors import InputError, JobError
 from distconv.formats import registry
 from distconv.formats.dcp import files as dcp_files
+from distconv.formats.dcp.plan import Value
 from distconv.formats.huggingface.files import HuggingFaceFiles
+from distconv.formats.megatron import files as megatron_files
 from distconv.formats.megatron.files import MegatronFiles
 from distconv.formats.records import Entry
+from distconv.formats.torch_dist.files import TorchDistFiles
+from distconv.formats.torch_zip.create import value_frame
 from distconv.observer import Outcome
 from distconv.transfer.write import write_files
 from tests.checkpoints import hashes, load_case, overrides, tensor_bytes, write_safetensors, write_source
@@ -178,7 +182,7 @@ def removed(files: Files) -> None:
 @pytest.mark.parametrize("damage", [flipped, emptied, halved, removed])
 @pytest.mark.parametrize("name", RESULTS)
 def test_damaged_files_are_no_result(name, damage, made, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "write_files", damaging(damage))
+    monkeypatch.setattr(writing, "write_files", damaging(damage))
     said = refused(made, name, tmp_path)
     if damage is flipped:
         (line,) = said.splitlines()[1:]
@@ -191,7 +195,7 @@ def test_an_older_result_stays(name, made, tmp_path, monkeypatch):
     target = tmp_path / "result"
     outcome_here(**given(made, name, target))
     before = hashes(target)
-    monkeypatch.setattr(job, "write_files", damaging(flipped))
+    monkeypatch.setattr(writing, "write_files", damaging(flipped))
     with pytest.raises(JobError, match="is not what its source says"):
         verified(made, name, target, overwrite=True)
     assert hashes(target) == before
@@ -223,21 +227,85 @@ def test_what_files_say_wrongly_is_found(form, name, change, says, made, tmp_pat
         assert each in said
 
 
-@pytest.mark.parametrize("name", ["dcp", "published dcp", "torch_dist"])
+def renamed_dictionary(keys: Sequence[str], tensors: Any, extra: Any) -> tuple[Any, ...]:
+    first, *others = keys
+    return ["other", *others], (("other" if key == first else key, *rest) for key, *rest in tensors), extra
+
+
 @pytest.mark.parametrize(
-    ("old", "new", "says"),
+    ("change", "says"),
     [
-        (b"norm.weight", b"norm.weighs", ("norm.weight is missing, expected (", "expected no such tensor")),
-        (b"bfloat16", b"float16\n", ("does not read it",)),
-        (b"__0_0.distcp", b"__1_0.distcp", (" is missing",)),
-        (b"BytesStorageMetadata", b"TensorStorageMetadat", ("does not read it",)),
+        (lambda keys, tensors, _: (keys, tensors, {"checkpoint_version": 2.0}), "checkpoint_version is 2.0, expected"),
+        (lambda keys, tensors, _: (keys, tensors, {}), "checkpoint_version is None, expected 3.0"),
+        (lambda keys, tensors, extra: (keys, tensors, {**extra, "args": 1}), "args is not expected"),
+        (renamed_dictionary, "has no model0\n"),
     ],
+)
+def test_what_rank_files_hold_beside_tensors(change, says, made, tmp_path, monkeypatch):
+    frame = megatron_files.dictionaries_frame
+
+    def changed(*given: Any) -> Any:
+        found, offsets = frame(*change(*given))
+        return found, {("model0" if key == "other" else key, name): at for (key, name), at in offsets.items()}
+
+    monkeypatch.setattr(megatron_files, "dictionaries_frame", changed)
+    assert says in refused(made, "vpp", tmp_path) + "\n"
+
+
+def test_a_value_of_a_dcp(made, tmp_path, monkeypatch):
+    """That of the version, as large as the right one."""
+    frames = dcp_files.blob_frames
+
+    def changed(values: Sequence[Value], chunks: Any) -> Any:
+        return frames([replace(each, frame=value_frame(2.0)) for each in values], chunks)
+
+    monkeypatch.setattr(dcp_files, "blob_frames", changed)
+    assert "__0_0.distcp: the value checkpoint_version is not what was planned" in refused(made, "dcp", tmp_path)
+
+
+DCPS = ("dcp", "published dcp", "torch_dist")
+WRONG_METADATA = [
+    (DCPS, b"norm.weight", b"norm.weighs", ("norm.weight is missing, expected (", "expected no such tensor")),
+    (DCPS, b"bfloat16", b"float16\n", ("does not read it",)),
+    (DCPS, b"__0_0.distcp", b"__1_0.distcp", (" is missing",)),
+    (DCPS, b"BytesStorageMetadata", b"TensorStorageMetadat", ("does not read it",)),
+    (
+        DCPS[:2],
+        b"checkpoint_version",
+        b"checkpoint_versiom",
+        ("has no values checkpoint_v", "not expected: checkpoint_v"),
+    ),
+    (DCPS[2:], b"_extra_state", b"_extra_stage", ("has no values ", "not expected: ")),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "says"), [(name, *wrong) for names, *wrong in WRONG_METADATA for name in names]
 )
 def test_what_metadata_say_wrongly_is_found(name, old, new, says, made, tmp_path, monkeypatch):
     made_of = dcp_files.metadata_bytes
     monkeypatch.setattr(dcp_files, "metadata_bytes", lambda *arguments: made_of(*arguments).replace(old, new))
     said = refused(made, name, tmp_path)
     assert all(each in said for each in says), said
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (lambda right: right[: len(right) // 2], "common.pt: torch.load does not read it: "),
+        (lambda right: right.replace(b"argparse", b"argparsf"), "common.pt: torch.load does not read it: "),
+        (lambda _: b"".join(data for _, data in value_frame({"args": 1}).pieces), "common.pt: expected a dictionary"),
+    ],
+)
+def test_the_common_part_must_load(content, says, made, tmp_path, monkeypatch):
+    beside = TorchDistFiles.beside
+
+    def wrong(self: TorchDistFiles) -> dict[str, Any]:
+        found = dict(beside(self))
+        return {**found, "common.pt": content(found["common.pt"])}
+
+    monkeypatch.setattr(TorchDistFiles, "beside", wrong)
+    assert says in refused(made, "torch_dist", tmp_path)
 
 
 def test_an_index_that_is_wrong_is_found(made, tmp_path, monkeypatch):
@@ -260,7 +328,7 @@ def test_an_index_that_is_not_there_is_missed(made, tmp_path, monkeypatch):
 
 def test_files_beside_are_compared(made, tmp_path, monkeypatch):
     """By their bytes, before torch unpickles what they are."""
-    beside = job.write_beside
+    beside = writing.write_beside
 
     def written(directory: Path, *arguments: Any, **options: Any) -> dict[str, int]:
         sizes = beside(directory, *arguments, **options)
@@ -268,7 +336,7 @@ def test_files_beside_are_compared(made, tmp_path, monkeypatch):
         path.write_bytes(path.read_bytes()[:-1] + b"!")
         return sizes
 
-    monkeypatch.setattr(job, "write_beside", written)
+    monkeypatch.setattr(writing, "write_beside", written)
     monkeypatch.setattr(FileSystemReader, "read_metadata", pytest.fail)
     assert "/.metadata: truncated, or not a pickle" in refused(made, "dcp", tmp_path)
 

@@ -24,10 +24,9 @@ LOST = {
 
 
 def contents(directory: Path) -> dict[str, Any]:
-    """All files of a directory by name: the tensors of safetensors files, the bytes of others."""
-    return {
-        path.name: tensors(path) if path.suffix == ".safetensors" else path.read_bytes() for path in directory.iterdir()
-    }
+    """All files of a directory but its record, by name: the tensors of safetensors files, the bytes of others."""
+    files = [path for path in directory.iterdir() if path.name != "distconv.json"]
+    return {path.name: tensors(path) if path.suffix == ".safetensors" else path.read_bytes() for path in files}
 
 
 def tensors(path: Path) -> dict[str, tuple[str, list[int], bytes]]:

@@ -127,22 +127,19 @@ class Job:
         """Send a signal to the launcher, or to one rank."""
         _kill(self._launcher.pid if rank is None else self.rank(rank), number)
 
-    def kill(self) -> None:
-        """Kill all processes of the job, those of the launcher included, at once."""
+    def send_all(self, number: signal.Signals) -> None:
+        """Send a signal to the launcher and to every rank."""
         for pid in self._living():
-            _kill(pid, signal.SIGKILL)
+            _kill(pid, number)
 
-    def kill_one(self, share: float) -> None:
-        """Kill one of the ranks; `share`, from 0 to 1, says which."""
-        names = surroundings.RANK_NAMES
-        ranks = [
-            pid for pid, environment in sorted(self._living().items()) if any(name in environment for name in names)
-        ]
-        _kill(ranks[int(share * len(ranks))] if ranks else self._launcher.pid, signal.SIGKILL)
+    def is_running(self) -> bool:
+        """Whether the launcher has not ended."""
+        return self._launcher.poll() is None
 
-    def has_ended(self) -> bool:
-        """Whether the launcher has ended."""
-        return self._launcher.poll() is not None
+    def end_by(self, moment: float) -> None:
+        """Wait until a moment of the monotonic clock, or until the launcher has ended."""
+        while self.is_running() and time.monotonic() < moment:
+            time.sleep(0.002)
 
     def until(self, condition: Callable[[], object], what: str) -> None:
         """Wait until the condition holds; fail if the job ends before that."""

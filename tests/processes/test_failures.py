@@ -183,3 +183,24 @@ def test_processes_that_cannot_find_each_other(environment, fragments, world):
     assert outcome.status == 2
     check_message(outcome, *fragments)
     world.check_unfinished(outcome)
+
+
+@LAUNCHERS
+def test_a_process_is_asked_to_end_before_it_knows_the_others(launcher, tmp_path):
+    """It waits for a model definition here; the others end, too, though nothing connects them yet."""
+    (tmp_path / "models" / "model").mkdir(parents=True)
+    (tmp_path / "models" / "model" / "mine.yaml").write_text("model_types: [mine]\n")
+    world = World(tmp_path, "models/model/mine.yaml", "mm")
+    for rank in range(2):
+        world.hold_intact(rank)
+    command = launcher(2, f"--config-dir={tmp_path / 'models'}", "+model=mine", *world.arguments(), own=world.own)
+
+    with Job(command, tmp_path) as job:
+        job.until(lambda: all(view.with_name("waits").exists() for view in world.views), "both processes")
+        job.send(signal.SIGTERM, 0)
+        sent = time.monotonic()
+        outcome = job.end()
+
+    assert time.monotonic() - sent < SOON
+    check_message(outcome, "distconv: interrupted")
+    assert outcome.status != 0

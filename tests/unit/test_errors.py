@@ -88,6 +88,7 @@ def test_what_cannot_be_read_is_wrong_input(error, missing, problem):
     with pytest.raises(InputError) as caught, reading("/hf/a", missing):
         raise error
     assert caught.value.problems == [problem]
+    assert caught.value.unreadable == isinstance(error, PermissionError)
 
 
 def test_reading_lets_other_errors_pass():

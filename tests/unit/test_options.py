@@ -117,10 +117,10 @@ def test_every_choice_is_allowed():
             assert getattr(Options.from_content(content(**{"dtype": "float16", key: choice})), key) == choice
 
 
-@pytest.mark.parametrize(("given", "bits"), [(640, 0o640), ("0640", 0o640), ("777", 0o777)])
-def test_permissions_are_octal_digits(given, bits):
-    assert Options.from_content(content(file_mode=given)).file_mode == bits
-    assert Options.from_content(content(dir_mode=2750)).dir_mode == 0o2750
+@pytest.mark.parametrize(("given", "digits"), [(640, "0640"), ("0640", "0640"), ("777", "0777")])
+def test_permissions_are_octal_digits(given, digits):
+    made = Options.from_content(content(file_mode=given, dir_mode=2750))
+    assert (made.file_mode, made.dir_mode) == (digits, "2750")
 
 
 def test_another_number_of_processes_goes_with_planning():
@@ -353,3 +353,16 @@ def test_options_of_a_run_do_not_shape_its_result():
     run = {"io": {"threads": 3}, "patience": 5, "overwrite": True, "file_mode": "0640", "dir_mode": "0750"}
     given = {**run, "action": "verify", "report": "r.json", "reference": "c", "layout": {"tp": 2}, "select": ["text"]}
     assert Options(source="a", target="b", **given).shaping() == {"layout": {"tp": 2}, "select": ["text"]}
+
+
+def test_a_record_made_of_another_holds_the_same():
+    """Whatever the kinds of its options convert their values to."""
+    given = {
+        "file_mode": 640,
+        "dir_mode": "2750",
+        "shard_size": "5GB",
+        "iteration": 7,
+        "layout": {"stages": {"text": [1, 2]}},
+    }
+    made = Options(source="a", target="b", **given)
+    assert replace(made, patience=3) == replace(Options(source="a", target="b", patience=3, **given))

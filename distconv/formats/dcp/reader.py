@@ -6,6 +6,7 @@ Owns the requests. The metadata is a pickle, which torch executes: callers compa
 from __future__ import annotations
 
 import io
+import threading
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
+from distconv.errors import named
 from distconv.formats.dcp.metadata import METADATA
 from distconv.formats.dcp.plan import DcpPlan
 from distconv.formats.readers import Form, Key, Reader, ReadFile, reading_by
@@ -68,10 +70,10 @@ class DcpReader(Reader):
                 for name in sorted(expected.keys() | found.keys())
                 if found.get(name) != expected.get(name)
             ]
-            differences += [
-                f"{path}: the value {name} is {'missing' if name in values else 'not expected'}"
-                for name in sorted(values.keys() ^ others)
-            ]
+            if missing := sorted(values.keys() - others):
+                differences.append(f"{path}: has no values {named(missing)}")
+            if added := sorted(others - values.keys()):
+                differences.append(f"{path}: has values that are not expected: {named(added)}")
         if differences:
             return differences
         # All values are in the first file.
@@ -95,6 +97,8 @@ class _Checkpoint:
 
     def __init__(self, directory: Path) -> None:
         self._storage = FileSystemReader(directory)
+        # torch holds several copies of a chunk while it loads one.
+        self._reading = threading.Lock()
         metadata = self._storage.read_metadata()
         self._storage.set_up_storage_reader(metadata, is_coordinator=False)
         self.entries: dict[str, Any] = metadata.state_dict_metadata
@@ -133,7 +137,8 @@ class _Checkpoint:
         return self._values[span]
 
     def _read(self, request: ReadItem, planner: _Into) -> None:
-        self._storage.read_data(LoadPlan([request]), planner).wait()
+        with self._reading:
+            self._storage.read_data(LoadPlan([request]), planner).wait()
 
 
 class _Into(DefaultLoadPlanner):

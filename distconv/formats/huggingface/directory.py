@@ -172,6 +172,7 @@ def _read_files(
 ) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     problems: list[str] = []
+    unreadable = False
     for name in names:
         try:
             for tensor in read(directory / name):
@@ -180,5 +181,7 @@ def _read_files(
                     problems.append(f"tensor {tensor.name} is in both {other.file.path} and {tensor.file.path}")
         except InputError as error:
             problems += error.problems
-    raise_if(problems)
+            unreadable |= error.unreadable
+    if problems:
+        raise InputError(problems, unreadable=unreadable)
     return tensors

@@ -62,6 +62,8 @@ def read_reference(directory: Path, key: str) -> Reference:
         if unread := unread_weights(directory, index, adapter=adapter):
             notes = (f"{key}={directory}: not read, beside the weights: {named(unread)}",)
     except InputError as error:
+        if error.unreadable:
+            raise
         # Without weights, the index file gives the shard files, and without both the result has its own.
         if index_file is not None:
             shard_files = read_weight_map(index_file, seen)

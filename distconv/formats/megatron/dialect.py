@@ -27,13 +27,13 @@ def spoken_in(index: MegatronIndex, definition: Definition, dialects: ParameterD
     Raises:
         InputError: there is no such dialect.
     """
-    if given is not None:
-        return speak(dialects.chosen(given, "source_dialect"), definition)
     held = {skeleton(name) for name in {name for file in index.files for _, name in file.tensors}}
     usual = dialects.chosen(definition.dialect, f"model definition {definition.name}: dialect")
     # Names of others may depend on whether there are layers that predict.
     definitions = (definition, definition.without_predicting())[: 1 if definition.predicting is None else 2]
     ordered = dict.fromkeys((usual, *dialects.dialects.values()))
+    if given is not None:
+        ordered = {dialects.chosen(given, "source_dialect"): None}
     found = [speak(dialect, each) for dialect in ordered for each in definitions]
 
     def score(spoken: Spoken) -> tuple[int, bool, int, str]:

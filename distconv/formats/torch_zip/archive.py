@@ -17,7 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import IO, Any
 
-from distconv.errors import InputError, system_problem
+from distconv.errors import InputError, system_problem, tells_nothing
 from distconv.formats.torch_zip.inert_pickle import Inert, InertUnpickler, Namespace, first_words
 from distconv.runtime.identity import look_at, look_into
 from distconv.runtime.regular_files import open_file
@@ -159,7 +159,7 @@ def refusals(where: str) -> Iterator[None]:
     except FileNotFoundError:
         raise InputError(f"{where}: no such file") from None
     except OSError as error:
-        raise InputError(system_problem(f"{where}: cannot be read", error)) from None
+        raise InputError(system_problem(f"{where}: cannot be read", error), unreadable=tells_nothing(error)) from None
     except zipfile.BadZipFile as error:
         raise InputError(
             f"{where}: truncated, or not in the zip format of torch >= 1.6 ({error}); an older file can be saved again "

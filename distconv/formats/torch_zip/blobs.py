@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from distconv.formats.torch_zip.archive import ArchivedTensor, archive_content, refusals
-from distconv.runtime.regular_files import open_descriptor
+from distconv.runtime.regular_files import open_descriptor, read_at
 
 # Holds the end of one archive and the beginning of the next one in most files, so that a tensor costs one read.
 _BLOCK_BYTES = 16 << 10
@@ -42,7 +42,7 @@ def stored_within(path: Path, names: set[str] | None = None) -> Iterator[Callabl
     with refusals(str(path)):
         descriptor = open_descriptor(path)
     try:
-        block = lru_cache(8)(lambda number: os.pread(descriptor, _BLOCK_BYTES, number * _BLOCK_BYTES))
+        block = lru_cache(8)(lambda number: read_at(descriptor, _BLOCK_BYTES, number * _BLOCK_BYTES))
         forms: dict[int, list[_Form]] = defaultdict(list)
 
         def read(offset: int, length: int) -> Any:

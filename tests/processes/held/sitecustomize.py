@@ -1,5 +1,7 @@
 """Let a process wait when it opens a file named `shard`, for as long as a pipe `held` lies beside it; or be slow.
 
+A file `waits` beside the pipe says that one does.
+
 On the path of modules of processes that tests start (`surroundings.py`): the file itself cannot be the pipe, as
 conversions refuse to read one.
 """
@@ -17,6 +19,7 @@ def _wait(event: str, arguments: tuple[object, ...]) -> None:
     directory, name = os.path.split(os.path.realpath(os.fsdecode(arguments[0])))
     pipe = os.path.join(directory, "held")
     if name == "shard" and os.path.exists(pipe):
+        os.close(os.open(os.path.join(directory, "waits"), os.O_WRONLY | os.O_CREAT))
         os.close(os.open(pipe, os.O_RDONLY))
 
 

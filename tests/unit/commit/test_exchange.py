@@ -26,7 +26,7 @@ def test_nothing_happens_to_one_name_if_the_other_is_missing(tmp_path):
     assert tree(tmp_path) == {"a/": "", "a/x": "1"}
 
 
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL, errno.ENOTSUP])
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EXDEV, errno.EPERM])
 def test_a_file_system_that_cannot_is_no_error(tmp_path, monkeypatch, number):
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Mock(renameat2=Mock(return_value=-1)))
     monkeypatch.setattr(ctypes, "get_errno", lambda: number)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -49,3 +51,9 @@ def test_who_may_read_may_execute(before, after, result):
     (result / "a").chmod(before)
     make_executable(result / "a")
     assert mode(result / "a") == after
+
+
+def test_what_is_executable_already_is_left_alone(result, monkeypatch):
+    """There are file systems without modes, on which every file is."""
+    monkeypatch.setattr(os, "chmod", Mock(side_effect=PermissionError))
+    make_executable(result / "deep" / "run.sh")

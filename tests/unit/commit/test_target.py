@@ -119,6 +119,13 @@ def test_space_is_what_this_user_may_use_in_units_of_the_file_system(tmp_path, m
         check_space(target(tmp_path / "new"), 7 * 512 + 1)
 
 
+def test_a_file_system_that_does_not_tell_its_size_has_room(tmp_path, monkeypatch):
+    """One in user space that has no such call gives zeros."""
+    unknown = SimpleNamespace(f_bavail=0, f_bfree=0, f_blocks=0, f_frsize=512, f_bsize=512, f_flag=0)
+    monkeypatch.setattr(os, "statvfs", lambda _: unknown)
+    check_space(target(tmp_path / "new"), 1)
+
+
 @pytest.mark.parametrize(("iteration", "closed"), [("release", "a"), (None, ".")])
 def test_a_directory_that_cannot_be_written_is_refused(tmp_path, monkeypatch, iteration, closed):
     """A result that is a directory itself gets its name in the one above."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from distconv.errors import InputError
 from distconv.formats.foreign import foreign_problem
 
 TORCH_DIST = '{"sharded_backend": "torch_dist", "sharded_backend_version": 1}'
@@ -57,3 +61,10 @@ def test_a_directory_of_another_program_is_named(tmp_path, paths, words):
 )
 def test_other_directories_are_not(tmp_path, paths):
     assert foreign_problem(made(tmp_path, *paths), "source") is None
+
+
+def test_of_what_cannot_be_read_nothing_is_concluded(tmp_path, monkeypatch):
+    made(tmp_path, f"weights/metadata.json={TORCH_DIST}", "context/model.yaml")
+    monkeypatch.setattr(os, "open", Mock(side_effect=OSError(errno.EIO, os.strerror(errno.EIO))))
+    with pytest.raises(InputError, match=r"metadata\.json: cannot be read: Input/output error"):
+        foreign_problem(tmp_path, "source")

@@ -173,10 +173,12 @@ def test_a_link_that_leads_out_is_an_error_and_one_that_stays_is_none(tmp_path):
 def test_sizes_are_compared(tmp_path):
     (tmp_path / "a").write_text("xy")
     (tmp_path / "b").write_text("xy")
-    files = {"a": Written(2, None), "b": Written(1234, None), "c": Written(0, None)}
+    (tmp_path / "d").write_text("xy")
+    files = {"a": Written(2, None), "b": Written(1234, None), "c": Written(0, None), "d": Written(1, None)}
     assert list(wrong_sizes(tmp_path, files)) == [
         f"{tmp_path}/b: is 2 bytes long, its record says 1,234",
         f"{tmp_path}/c: is in the record: No such file or directory",
+        f"{tmp_path}/d: is 2 bytes long, its record says 1",
     ]
 
 

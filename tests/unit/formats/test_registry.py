@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
+from distconv.errors import InputError
+from distconv.formats.iterations import TRACKER_NAME
 from distconv.formats.registry import (
     FORMATS,
     format_named,
@@ -88,6 +92,22 @@ def test_two_checkpoints_in_one_directory_are_refused(tmp_path, above, paths):
     problem = mixed_problem(tmp_path, None)
     assert problem is not None
     assert problem.startswith(f"{tmp_path / above}: holds a Megatron checkpoint and a torch")
+
+
+def test_a_tracker_that_cannot_be_read_is_not_taken_for_missing(tmp_path, monkeypatch):
+    paths = ["iter_0000001/mp_rank_00/model_optim_rng.pt", f"iter_0000002/{KIND}", "iter_0000002/.metadata"]
+    made(tmp_path, paths)
+    (tmp_path / TRACKER_NAME).write_text("1")
+    real = os.open
+
+    def opened(path, *arguments):
+        if Path(path).name == TRACKER_NAME:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path, *arguments)
+
+    monkeypatch.setattr(os, "open", opened)
+    with pytest.raises(InputError, match=f"{TRACKER_NAME}: cannot be read: Input/output error"):
+        format_of(tmp_path)
 
 
 def test_formats_are_told_apart():

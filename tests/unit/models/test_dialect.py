@@ -161,6 +161,10 @@ WRONG_FAMILY: dict[str, tuple[dict[str, Any], str]] = {
         {"published": [{"module": "a.{layer}", "parts": ["a", "a", "b"]}]},
         "published: parts: expected the names of gate, up and down",
     ),
+    "too many parts": (
+        {"published": [{"module": "a.{layer}", "parts": ["a", "b", "c", "a"]}]},
+        "published: parts: expected the names of gate, up and down",
+    ),
 }
 
 

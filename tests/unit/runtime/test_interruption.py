@@ -30,6 +30,17 @@ def test_being_asked_to_end_interrupts(number):
         os.kill(os.getpid(), number)
 
 
+def test_being_asked_again_does_not_disturb_the_end():
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    with undisturbed():
+        os.kill(os.getpid(), signal.SIGTERM)
+    # Whoever sits at the keyboard may be impatient.
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 def insist(number: signal.Signals, steps: list[str], error: JobError | None = None) -> None:
     """Two signals come while something is done that must be finished, and may fail."""
     with undisturbed():
@@ -46,8 +57,6 @@ def test_what_must_be_finished_is_not_interrupted(number):
     with pytest.raises(KeyboardInterrupt):
         insist(number, steps)
     assert steps == ["first", "second"]
-    with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), number)
 
 
 @pytest.mark.parametrize("number", SIGNALS)

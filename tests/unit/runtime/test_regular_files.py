@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from distconv.runtime.regular_files import open_descriptor, open_file, read_file
+from distconv.runtime.regular_files import open_descriptor, open_file, read_at, read_file
 
 
 def test_a_file_and_a_link_to_it_are_read(tmp_path):
@@ -25,6 +25,17 @@ def test_flags_are_those_of_the_system(tmp_path):
     assert not os.get_inheritable(descriptor)
     os.close(descriptor)
     assert read_file(tmp_path / "file") == b"Content"
+
+
+@pytest.mark.parametrize("most", [1, 3, 100])
+def test_reads_that_end_early_go_on(most, tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"0123456789")
+    descriptor, real = os.open(tmp_path / "file", os.O_RDONLY), os.pread
+    monkeypatch.setattr(os, "pread", lambda file, nbytes, offset: real(file, min(nbytes, most), offset))
+    wanted = [(0, 10), (2, 5), (8, 5), (10, 1), (20, 1), (3, 0)]
+    found = [read_at(descriptor, nbytes, offset) for offset, nbytes in wanted]
+    os.close(descriptor)
+    assert found == [b"0123456789", b"23456", b"89", b"", b"", b""]
 
 
 @pytest.mark.timeout(20)

@@ -6,6 +6,7 @@ import pytest
 
 from distconv.errors import JobError
 from distconv.transfer.overflow import told_overflow
+from distconv.transfer.sinks import Counters
 
 FOUND = [{"float16": {"b: y": 2}}, {}, {"float16": {"a: x": 1}, "bfloat16": {"c: z": 5}}]
 
@@ -32,3 +33,12 @@ def test_float16_is_refused_and_its_tensors_are_named():
         "keep_dtype=[PATTERN] leaves such tensors as they are, dtype_overflow=allow makes them infinite"
     )
     assert told_overflow([*FOUND[1:2], {"bfloat16": {"c: z": 5}}], allowed=False)[1]
+
+
+def test_what_is_counted_of_one_file_is_known_by_its_path():
+    counters = Counters(lambda _: None)
+    for tensor, elements in (("a/b.pt: w", 1), ("a/b.pt: w", 2), ("a/b.pt2: w", 5), ("a: b.pt: w", 7)):
+        counters.add_overflow("float16", tensor, elements)
+    counters.add_overflow("bfloat16", "c: w", 9)
+    assert counters.overflowed_in("a/b.pt") == {"float16": {"a/b.pt: w": 3}}
+    assert counters.overflowed_in("d") == {}

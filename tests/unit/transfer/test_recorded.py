@@ -133,7 +133,10 @@ def test_another_way_to_the_same_result_is_a_note(tmp_path, change, words):
 
 def test_the_same_scaling_from_another_file(tmp_path):
     scaling = Scaling(alpha=1, where="/peft/adapter_config.json")
-    assert by_record(tmp_path, replace(EXPECTED, scaling=scaling), replace(EXPECTED, scaling=scaling)) == ([], [])
+    expected = replace(EXPECTED, scaling=scaling)
+    assert by_record(tmp_path, expected, expected) == ([], [])
+    other = replace(EXPECTED, scaling=replace(scaling, alpha=2))
+    assert by_record(tmp_path, other, expected)[0] == ["says another scaling of adapters than they have"]
 
 
 def test_a_record_that_is_missing_damaged_or_of_another_version(tmp_path):

@@ -50,6 +50,28 @@ def test_a_single_file_has_no_index(tmp_path):
     assert (found.shard_files, found.index_content) == ({"a": "model.safetensors", "b": "model.safetensors"}, None)
 
 
+def failing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let the system fail to open files of a name."""
+    real = os.open
+
+    def opened(path, *arguments):
+        if Path(path).name == name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path, *arguments)
+
+    monkeypatch.setattr(os, "open", opened)
+
+
+@pytest.mark.parametrize("name", ["m-1.safetensors", INDEX_NAME])
+def test_weights_that_cannot_be_read_are_not_taken_for_missing(name, tmp_path, monkeypatch):
+    """The result would depend on whether the file system answers."""
+    directory = configured(indexed(tmp_path / "hf", {"m-1.safetensors": ["a"], "m-2.safetensors": ["b"]}))
+    (directory / "m-2.safetensors").unlink()
+    failing(monkeypatch, name)
+    with pytest.raises(InputError, match=f"{name}: cannot be read: Input/output error"):
+        read_reference(directory, "reference")
+
+
 def test_an_index_without_its_shards_still_says_where_tensors_go(tmp_path):
     found = read_reference(with_index(tmp_path / "hf", {"a": "m-2.safetensors"}), "reference")
     assert found.index is None
