@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import numpy as np
@@ -104,9 +104,8 @@ class WriteSink:
         self._counters.add(written=len(data), done=len(data))
 
     def _write(self, target: int, path: str, offset: int, data: memoryview) -> None:
-        if self._checksums is not None:
-            self._checksums.add(path, offset, data)
-        write_from(target, offset, data)
+        with nullcontext() if self._checksums is None else self._checksums.adding(path, offset, data):
+            write_from(target, offset, data)
 
 
 class CompareSink:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 from zlib import crc32
 
@@ -20,7 +21,7 @@ from distconv.options import InputOutput
 from distconv.runtime.durability import synchronise, synchronise_directory
 from distconv.runtime.progress import reached
 from distconv.tensors.stored import SourceFile
-from distconv.transfer.batches import batches
+from distconv.transfer.batches import Batch, batches
 from distconv.transfer.checksum import Checksums
 from distconv.transfer.files import OpenFiles
 from distconv.transfer.means import Means
@@ -44,44 +45,51 @@ def write_files(
     if not directory.is_dir():
         raise JobError(f"{directory}: made by the first process, not seen here; target must be on a shared file system")
     done: dict[str, Written] = {}
-    checksums = Checksums() if means.io.checksum else None
-    for batch in batches(plan, files):
-        paths = {file: str(directory / file.path) for file in batch.files}
-        offsets: dict[tuple[OutputFile, str, str], int] = {}
-        for file, entries in batch.files.items():
-            path = Path(paths[file])
-            reached(path)
+    with Checksums(means.io.threads) if means.io.checksum else nullcontext() as checksums:
+        for batch in batches(plan, files):
+            written = _write_batch(batch, directory, form, means, checksums)
+            finished = {
+                path: Finished(written=each, durable=means.io.fsync, overflowed=means.counters.overflowed_in(path))
+                for path, each in written.items()
+            }
             try:
-                path.parent.mkdir(exist_ok=True)
-                frame = form.frame(file, entries)
-                write_frame(path, frame)
+                journal.add(finished)
             except OSError as error:
-                raise JobError(system_problem(f"creating {path}", error)) from error
-            if checksums is not None:
-                checksums.add_all(paths[file], frame.pieces)
-            holes = zip(entries, frame.holes, strict=True)
-            offsets |= {(file, entry.key, entry.name): hole for entry, hole in holes}
-        with OpenFiles(os.O_WRONLY) as targets:
-            means.produce(batch.work(paths, offsets), WriteSink(targets, means.counters, checksums))
-            if means.io.fsync:
-                try:
-                    # Those without tensors, too.
-                    for each in paths.values():
-                        targets.get(each)
-                    synchronise(targets.items())
-                except OSError as error:
-                    raise JobError(system_problem(f"making {directory} durable", error)) from error
-        written = {file.path: _written(paths[file], checksums) for file in batch.files}
-        finished = {
-            path: Finished(written=each, durable=means.io.fsync, overflowed=means.counters.overflowed_in(path))
-            for path, each in written.items()
-        }
-        try:
-            journal.add(finished)
-        except OSError as error:
-            raise JobError(system_problem(f"finishing {', '.join(written)}", error)) from error
-        done |= written
+                raise JobError(system_problem(f"finishing {', '.join(written)}", error)) from error
+            done |= written
     return done
+
+
+def _write_batch(
+    batch: Batch, directory: Path, form: FileFormat, means: Means, checksums: Checksums | None
+) -> dict[str, Written]:
+    """Lay out the files of a batch, fill them, and make them durable if that is wanted; by path below the directory."""
+    paths = {file: str(directory / file.path) for file in batch.files}
+    offsets: dict[tuple[OutputFile, str, str], int] = {}
+    for file, entries in batch.files.items():
+        path = Path(paths[file])
+        reached(path)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            frame = form.frame(file, entries)
+            write_frame(path, frame)
+        except OSError as error:
+            raise JobError(system_problem(f"creating {path}", error)) from error
+        if checksums is not None:
+            checksums.add_all(paths[file], frame.pieces)
+        holes = zip(entries, frame.holes, strict=True)
+        offsets |= {(file, entry.key, entry.name): hole for entry, hole in holes}
+    with OpenFiles(os.O_WRONLY) as targets:
+        means.produce(batch.work(paths, offsets), WriteSink(targets, means.counters, checksums))
+        if means.io.fsync:
+            try:
+                # Those without tensors, too.
+                for each in paths.values():
+                    targets.get(each)
+                synchronise(targets.items())
+            except OSError as error:
+                raise JobError(system_problem(f"making {directory} durable", error)) from error
+    return {file.path: _written(paths[file], checksums) for file in batch.files}
 
 
 def _written(path: str, checksums: Checksums | None) -> Written:
