@@ -57,6 +57,16 @@ CONVERSIONS = {
     "verification of hf": Conversion(source="mm", action="verify", options=(_TO["hf"],), older="back"),
     "inspection": Conversion(source="torch_dist", action="inspect"),
 }
+# The other pairs of formats, which call nothing that those do not: for jobs that are killed.
+OTHER_PAIRS = {
+    "hf to hf": Conversion(source="hf", options=(_TO["hf"], "shard_size=200KB")),
+    "ranks to dcp": Conversion(source="mm", options=(_TO["dcp"],)),
+    "ranks to torch_dist": Conversion(source="mm", options=(_TO["torch_dist"],)),
+    "dcp to dcp": Conversion(source="dcp", options=(_TO["dcp"], "naming=hf")),
+    "dcp to torch_dist": Conversion(source="dcp", options=(_TO["torch_dist"],)),
+    "torch_dist to dcp": Conversion(source="torch_dist", options=(_TO["dcp"],)),
+    "torch_dist to torch_dist": Conversion(source="torch_dist", options=(_TO["torch_dist"], "dialect=mcore_te")),
+}
 
 
 def make_sources(directory: Path) -> Path:

@@ -24,7 +24,7 @@ from itertools import count
 from pathlib import Path
 from random import Random
 
-from tests.faults.conversions import CONVERSIONS, Conversion, make_sources
+from tests.faults.conversions import CONVERSIONS, OTHER_PAIRS, Conversion, make_sources
 from tests.faults.inject import Tree, tree
 from tests.processes.jobs import Job, Outcome, mpirun, run, single, torchrun
 
@@ -43,7 +43,7 @@ _MOST_KILLS = 3
 _WRITING, _WRITING_SECONDS = 0.8, 1.5
 # Each of these calls takes so long, in seconds, so that a job writes for about that time.
 _SLOW = {"slow": 0.004, "calls": "pwritev copy_file_range fsync rename mkdir unlink"}
-_MADE = [name for name, each in CONVERSIONS.items() if each.action == "convert"]
+_MADE = {name: each for name, each in {**CONVERSIONS, **OTHER_PAIRS}.items() if each.action == "convert"}
 
 
 class FoundError(Exception):
@@ -82,10 +82,10 @@ class Killing:
             FoundError: something is wrong.
         """
         random = Random(seed)  # noqa: S311 - reproducible, and no secret
-        name = random.choice(_MADE)
+        name = random.choice(list(_MADE))
         launcher, last = random.choices(list(_WEIGHTS), list(_WEIGHTS.values()), k=2)
         record = Record([f"seed {seed}: {name}, {launcher}, in the end {last}"])
-        home, conversion = self._room / f"round-{seed}", CONVERSIONS[name]
+        home, conversion = self._room / f"round-{seed}", _MADE[name]
         target = home / "result"
         given, own = conversion.arguments(self._made, target), {str(rank): _SLOW for rank in range(2)}
         command = LAUNCHERS[launcher](*given, own=own)
@@ -105,7 +105,7 @@ class Killing:
     def _undisturbed(self, name: str, launcher: str, command: list[str], home: Path, target: Path) -> Tree:
         """What the job makes; the first time it runs."""
         if name not in self._after or launcher not in self._seconds:
-            self._planted(home, target, CONVERSIONS[name])
+            self._planted(home, target, _MADE[name])
             outcome = run(command, self._room)
             if outcome.status:
                 raise Record([name]).found("it fails undisturbed", outcome)
