@@ -6,6 +6,7 @@ it is defined here, and a conversion that casts nothing.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 from distconv.cli.show import plan_text
+from distconv.commit.journal import Finished, Journal, finished_in
 from distconv.errors import InputError, JobError
 from distconv.formats.torch_zip.archive import read_archive
 from tests.checkpoints import hashes, load_case, overrides, tensor_bytes, write_safetensors, write_source
@@ -303,6 +305,35 @@ def test_what_overflows_float16_leaves_nothing_behind(tmp_path):
     assert counted == {each: count for each, count in finite.items() if count}
     assert name in counted
     assert any(f"now infinite: {total} numbers" in note for note in outcome.notes)
+
+
+def test_what_overflowed_before_a_job_ended_is_counted_when_it_is_continued(tmp_path, monkeypatch):
+    made = Pair(tmp_path, "dense", "megatron to hf")
+    wide = made.source("wide", made.tensors)
+    finite = sum(int((torch.isinf(t.half()) & torch.isfinite(t)).sum()) for t in made.tensors.values())
+    add = Journal.add
+
+    def ended(journal: Journal, finished: Mapping[str, Finished]) -> None:
+        add(journal, finished)
+        raise OSError(errno.EIO, "Input/output error")
+
+    before = sorted(tmp_path.iterdir())
+    for allowed in ("error", "allow"):
+        options = {**TO_HF, "dtype": "float16", "dtype_overflow": allowed}
+        monkeypatch.setattr(Journal, "add", ended)
+        with pytest.raises(JobError, match="Input/output error"):
+            made.run(wide, tmp_path / "out", options)
+        monkeypatch.setattr(Journal, "add", add)
+        (work,) = tmp_path.glob(".distconv-out-*")
+        assert any(each.overflowed for each in finished_in(work).values())
+        if allowed == "error":
+            with pytest.raises(JobError, match=f"dtype: {finite} numbers of "):
+                made.run(wide, tmp_path / "out", options)
+            # The same command would only fail again.
+            assert sorted(tmp_path.iterdir()) == before
+    report = made.run(wide, tmp_path / "out", options).report
+    assert report["continued"]["files"] == 1
+    assert sum(each["elements"] for each in report["casts"]["overflowed"]) == finite
 
 
 def test_a_byte_that_is_not_what_was_cast_is_found(tmp_path):
