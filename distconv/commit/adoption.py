@@ -15,12 +15,27 @@ from distconv.commit.swap import NEW
 from distconv.errors import counted, raise_if
 
 
+def of_worth(left: Sequence[Path]) -> list[Path]:
+    """The directories of work in which something is finished; others, which nobody can continue, are removed.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    found = []
+    for work in left:
+        if description_of(work) is not None and finished_in(work):
+            found.append(work)
+        else:
+            remove(work)
+    return found
+
+
 def adopt(
     left: Sequence[Path], work: Path, description: Description, result: Path, tell: Callable[[str], object]
 ) -> Mapping[str, Finished]:
     """Make that directory of work which makes what is described the one of this job, if there is one.
 
-    What is finished in it, by path below the result. Those without a finished file are removed.
+    What is finished in it, by path below the result. `left`: those in which something is.
 
     Raises:
         InputError: there is none, but others make the same result in another way, or of another source.
@@ -30,9 +45,7 @@ def adopt(
     problems = []
     for each in left:
         before, finished = description_of(each), finished_in(each)
-        if before is not None and not finished:
-            remove(each)
-        elif before is None or before.result != description.result:
+        if before is None or before.result != description.result:
             tell(left_over(each, len(finished)))
         elif differences := before.differences(description):
             problems.append(

@@ -138,12 +138,27 @@ def describe_work(work: Path, description: Description, *, durable: bool) -> Non
         synchronise_directory(str(work))
 
 
+def forget_description(work: Path, *, durable: bool) -> None:
+    """Let nobody continue what was made in a directory of work: from now on it is worth nothing.
+
+    Raises:
+        OSError: that is refused.
+    """
+    (work / _DESCRIPTION).unlink(missing_ok=True)
+    if durable:
+        synchronise_directory(str(work))
+
+
 def description_of(work: Path) -> Description | None:
-    """What was made in a directory of work; `None` if that cannot be read: then nothing was finished."""
+    """What was made in a directory of work; `None` if it does not say: then it cannot be continued.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     try:
         content = json.loads((work / _DESCRIPTION).read_bytes())
         values = {each.name: content[each.name] for each in fields(Description)}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, RecursionError):
         return None
     mappings = ("directories", "options", "sources")
     return Description(**values) if all(isinstance(values[key], dict) for key in mappings) else None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from distconv.commit.adoption import adopt
+from distconv.commit.adoption import adopt, of_worth
 from distconv.commit.journal import Description, Finished, describe_work, finished_in
 from distconv.commit.lock import Lock, take
 from distconv.commit.modes import Modes
@@ -104,10 +104,10 @@ class Staging:
         for work in found:
             for note in recover(work):
                 self._tell(note)
-        check_result(self._target, overwrite=overwrite)
-        left = [work for work in found if work.exists()]
         self._description = description
         try:
+            left = of_worth([work for work in found if work.exists()])
+            check_result(self._target, overwrite=overwrite)
             self.finished = adopt(left, self._work, description, self._target.result, self._tell)
         except OSError as error:
             raise self._not_writable(error) from None

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from distconv.commit.exchange import exchange
+from distconv.commit.journal import forget_description
 from distconv.errors import InputError
 from distconv.formats.iterations import TRACKER_NAME
 from distconv.runtime.durability import synchronise_directory
@@ -93,12 +94,15 @@ class Swap:
     def conclude(self, *, durable: bool) -> None:
         """Make a commit that is complete durable, take any other back, and remove the journal.
 
+        What is left of one that is complete, such as the older result, nobody must take for what was finished.
+
         Raises:
             OSError: a step failed; it can be tried again.
             InputError: as `take_back`.
         """
         if self.is_complete():
             self.settle(durable=durable)
+            forget_description(self._journal.parent, durable=durable)
         else:
             self.take_back(durable=durable)
         self._journal.unlink(missing_ok=True)

@@ -18,11 +18,24 @@ from pathlib import Path
 from typing import Any
 
 from distconv.commit import swap
+from distconv.commit.journal import Finished, Journal
 from distconv.commit.recovery import clean, leftovers
 from distconv.commit.staging import Staging
 from distconv.commit.target import Target
 from distconv.errors import InputError
-from tests.unit.commit.targets import JOB, OTHER_ITERATION, TRACKER, committed, plant, result, target, tree, written
+from distconv.formats.records import Written
+from tests.unit.commit.targets import (
+    FILE,
+    JOB,
+    OTHER_ITERATION,
+    TRACKER,
+    committed,
+    plant,
+    result,
+    target,
+    tree,
+    written,
+)
 
 KILLED = 9
 # A step that no job comes to.
@@ -151,6 +164,7 @@ def commit(there: Target, steps: Steps, number: int) -> None:
     with Staging(there) as staging:
         staging.claim(JOB, overwrite=True)
         files = written(staging)
+        Journal(staging.path.parent, 0, durable=True).add({FILE: Finished(written=Written(3, None), durable=True)})
         steps.counted(number, lambda: os._exit(KILLED))
         staging.commit(files, durable=True)
     steps.uncounted()
@@ -173,7 +187,7 @@ def check_restart(
     outcomes = []
     # Of a commit that has not begun, or is over, there is nothing to put right.
     first = 1 if twice and any(home.rglob("commit.json")) else LATER
-    for restart in (next_job, clean_up):
+    for restart in (next_job, replacing_job, clean_up):
         for number in range(first, LATER + 1):
             copy = home.parent / f"{home.name}-{restart.__name__}-{number}"
             move_results(home, copy)
@@ -222,6 +236,13 @@ def next_job(there: Target) -> None:
             staging.claim(JOB, overwrite=False)
     except InputError as error:
         assert "is already there" in str(error), error  # noqa: PT017 - this is no test
+
+
+def replacing_job(there: Target) -> None:
+    """One that may replace what is there, and takes nothing for finished that is not its own."""
+    with Staging(there) as staging:
+        staging.claim(JOB, overwrite=True)
+        assert not staging.finished or (staging.path / FILE).read_text() == "new"
 
 
 def clean_up(there: Target) -> None:

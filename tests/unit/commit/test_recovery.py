@@ -75,8 +75,8 @@ def test_what_is_left_beside_a_result_and_below_a_directory_of_results_is_found(
 
 
 def test_what_runs_is_listed_and_stays(tmp_path):
-    dead = killed(target(tmp_path))
     job, files = staged(target(tmp_path))
+    dead = killed(target(tmp_path))
     found = {each.path: each.running for each in leftovers(tmp_path)}
     assert found == {dead: False, job.path.parent: True}
     done = clean(tmp_path)
