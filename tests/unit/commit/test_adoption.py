@@ -82,6 +82,17 @@ def test_where_nothing_is_finished_nothing_is_kept(tmp_path, error):
     assert tree(tmp_path) == {}
 
 
+def test_what_does_not_say_what_it_is_is_worth_nothing(tmp_path):
+    """As what a commit leaves that is complete: it may hold the older result."""
+    ended(tmp_path, None)
+    (work,) = works(tmp_path)
+    (work / "job.json").unlink()
+    staging = Staging(target(tmp_path))
+    staging.claim(JOB, overwrite=False)
+    assert (staging.finished, works(tmp_path)) == ({}, [])
+    staging.close()
+
+
 def test_what_can_be_no_part_of_a_result_is_not_kept(tmp_path):
     assert ended(tmp_path, SpoiledError("the source has changed")) == ["the source has changed"]
     assert tree(tmp_path) == {}
