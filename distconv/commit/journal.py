@@ -96,8 +96,8 @@ class Journal:
     """The journal of one process in a directory of work; each line is there whole or not at all."""
 
     def __init__(self, work: Path, rank: int, *, durable: bool) -> None:
-        """`durable`: files are synchronised before they are added, and so is each line."""
-        self._path = work / f"{_JOURNAL}{rank}"
+        """`durable`: files are synchronised before they are added, and so is each line; it will be at `path`."""
+        self.path = work / f"{_JOURNAL}{rank}"
         self.durable = durable
 
     def add(self, finished: Mapping[str, Finished]) -> None:
@@ -108,8 +108,8 @@ class Journal:
         """
         # One that was cut off, of a process before this one, ends here.
         line = b"\n" + json.dumps({path: each.to_json() for path, each in finished.items()}).encode() + b"\n"
-        begun = not self._path.exists()
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        begun = not self.path.exists()
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             while line:
                 line = line[os.write(descriptor, line) :]
@@ -118,7 +118,7 @@ class Journal:
         finally:
             os.close(descriptor)
         if begun and self.durable:
-            synchronise_directory(str(self._path.parent))
+            synchronise_directory(str(self.path.parent))
 
 
 def describe_work(work: Path, description: Description, *, durable: bool) -> None:

@@ -55,7 +55,7 @@ def write_files(
             try:
                 journal.add(finished)
             except OSError as error:
-                raise JobError(system_problem(f"finishing {', '.join(written)}", error)) from error
+                raise JobError(system_problem(f"writing {journal.path}", error)) from error
             done |= written
     return done
 

@@ -45,7 +45,9 @@ CONVERSIONS = {
     "hf to dcp": Conversion(source="hf", options=(_TO["dcp"],)),
     "hf to torch_dist": Conversion(source="hf", options=(_TO["torch_dist"],)),
     "ranks to hf": Conversion(source="mm", options=(_TO["hf"],)),
-    "ranks to ranks": Conversion(source="mm", options=("layout.tp=2", "file_mode=640", "dir_mode=750")),
+    "ranks to ranks": Conversion(
+        source="mm", options=("layout.tp=2", "file_mode=640", "dir_mode=750", "io.checksum=false")
+    ),
     "dcp to hf": Conversion(source="dcp", options=(_TO["hf"], "shard_size=200KB")),
     "dcp to ranks": Conversion(source="dcp", options=("dtype=float32",)),
     "torch_dist to hf": Conversion(source="torch_dist", options=(_TO["hf"],)),
