@@ -20,8 +20,8 @@ from distconv.formats.provenance import PROVENANCE_NAME, Provenance, newer_note,
 from distconv.formats.recorded_files import check_inside
 from distconv.formats.records import Written
 from distconv.formats.registry import FORMATS, Options, format_named
-from distconv.layout.partition import balanced_ranges
 from distconv.observer import Observer, Outcome
+from distconv.planning.assign import assign
 from distconv.planning.look import Chosen
 from distconv.planning.report_file import ReportFile
 from distconv.runtime.agreement import on_first
@@ -80,9 +80,7 @@ def compare_files_recorded(
     Raises:
         DistconvError: the failure of any process, as the same error on every process.
     """
-    outputs = as_outputs(files)
-    part = balanced_ranges([each.nbytes for each in outputs], processes.size)[processes.rank]
-    share = outputs[part.start : part.stop]
+    share = assign(as_outputs(files), processes.size)[processes.rank]
     values, measured = phases.run(
         "comparing checksums",
         share,

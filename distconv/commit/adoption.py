@@ -14,28 +14,32 @@ from distconv.commit.recovery import left_over, remove
 from distconv.commit.swap import NEW
 from distconv.errors import counted, raise_if
 
+# A directory of work in which something is finished: what it makes, and what of that is finished, by path.
+Begun = tuple[Description, Mapping[str, Finished]]
 
-def of_worth(left: Sequence[Path]) -> list[Path]:
+
+def of_worth(left: Sequence[Path]) -> dict[Path, Begun]:
     """The directories of work in which something is finished; others, which nobody can continue, are removed.
 
     Raises:
         OSError: one cannot be read.
     """
-    found = []
+    found: dict[Path, Begun] = {}
     for work in left:
-        if description_of(work) is not None and finished_in(work):
-            found.append(work)
+        description, finished = description_of(work), finished_in(work)
+        if description is not None and finished:
+            found[work] = description, finished
         else:
             remove(work)
     return found
 
 
 def adopt(
-    left: Sequence[Path], work: Path, description: Description, result: Path, tell: Callable[[str], object]
+    left: Mapping[Path, Begun], work: Path, description: Description, result: Path, tell: Callable[[str], object]
 ) -> Mapping[str, Finished]:
     """Make that directory of work which makes what is described the one of this job, if there is one.
 
-    What is finished in it, by path below the result. `left`: those in which something is.
+    What is finished in it, by path below the result. `left`: as `of_worth` finds them.
 
     Raises:
         InputError: there is none, but others make the same result in another way, or of another source.
@@ -43,9 +47,8 @@ def adopt(
     """
     found: dict[Path, Mapping[str, Finished]] = {}
     problems = []
-    for each in left:
-        before, finished = description_of(each), finished_in(each)
-        if before is None or before.result != description.result:
+    for each, (before, finished) in left.items():
+        if before.result != description.result:
             tell(left_over(each, len(finished)))
         elif differences := before.differences(description):
             problems.append(

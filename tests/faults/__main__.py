@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import secrets
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,25 +19,12 @@ from pathlib import Path
 
 from tests.faults.conversions import CONVERSIONS, make_sources
 from tests.faults.fuzz.targets import TARGETS
-
-REPOSITORY = Path(__file__).parents[2]
-
-
-def _program(module: str, *arguments: object, directory: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        cwd=directory,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        check=False,
-    )
+from tests.faults.programs import program
 
 
 def fuzzed(name: str, inputs: int, seed: int) -> tuple[bool, str]:
     """Whether a reader held, and what became of it; an input that it did not bear stays in the working directory."""
-    done = _program("tests.faults.fuzz", name, "--inputs", inputs, "--seed", seed, directory=Path.cwd())
+    done = program("tests.faults.fuzz", name, "--inputs", inputs, "--seed", seed, directory=Path.cwd())
     covered = re.findall(r"DONE\s+cov: (\d+)", done.stderr)
     if done.returncode or not covered:
         return False, f"fuzzing {name}, seed {seed}\n{done.stderr[-3000:]}"
@@ -48,7 +33,7 @@ def fuzzed(name: str, inputs: int, seed: int) -> tuple[bool, str]:
 
 def injected(name: str, room: Path, *options: str) -> tuple[bool, str]:
     """Whether a job bore every fault, and how its runs ended."""
-    done = _program("tests.faults.inject", room, name, *options)
+    done = program("tests.faults.inject", room, name, *options)
     if done.returncode:
         return False, f"{name}: {done.stderr[-3000:]}"
     found = json.loads(done.stdout)
@@ -61,7 +46,7 @@ def injected(name: str, room: Path, *options: str) -> tuple[bool, str]:
 
 def killed(kills: int, seed: int) -> tuple[bool, str]:
     """Whether jobs bore being killed."""
-    done = _program("tests.faults.kills", "--kills", kills, "--seed", seed)
+    done = program("tests.faults.kills", "--kills", kills, "--seed", seed)
     return not done.returncode, done.stdout.splitlines()[-1] if not done.returncode else f"{done.stdout}{done.stderr}"
 
 

@@ -6,19 +6,15 @@ Whatever is in a file, its reader reads it or refuses it with `DistconvError`, s
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 from random import Random
 
 import pytest
 
 from tests.faults.fuzz.targets import TARGETS
 from tests.faults.fuzz.trees import changed
+from tests.faults.programs import program
 
-REPOSITORY = Path(__file__).parents[2]
 INPUTS = 1000
 needs_atheris = pytest.mark.skipif(
     importlib.util.find_spec("atheris") is None,
@@ -29,15 +25,7 @@ needs_atheris = pytest.mark.skipif(
 @needs_atheris
 @pytest.mark.parametrize("name", TARGETS)
 def test_damaged_files_are_refused(name, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.fuzz", name, "--inputs", str(INPUTS)],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        check=False,
-    )
+    done = program("tests.faults.fuzz", name, "--inputs", INPUTS, directory=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     # It was led by coverage, and did not read the same again and again.
     (covered,) = re.findall(rf"#{INPUTS}\s+DONE\s+cov: (\d+)", done.stderr)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from distconv.formats.registry import (
     target_contradictions,
 )
 from tests import configuration
+from tests.unit.failing import failing_to_open
 
 KIND = 'metadata.json={"sharded_backend": "torch_dist"}'
 
@@ -98,14 +97,7 @@ def test_a_tracker_that_cannot_be_read_is_not_taken_for_missing(tmp_path, monkey
     paths = ["iter_0000001/mp_rank_00/model_optim_rng.pt", f"iter_0000002/{KIND}", "iter_0000002/.metadata"]
     made(tmp_path, paths)
     (tmp_path / TRACKER_NAME).write_text("1")
-    real = os.open
-
-    def opened(path, *arguments):
-        if Path(path).name == TRACKER_NAME:
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return real(path, *arguments)
-
-    monkeypatch.setattr(os, "open", opened)
+    failing_to_open(monkeypatch, TRACKER_NAME)
     with pytest.raises(InputError, match=f"{TRACKER_NAME}: cannot be read: Input/output error"):
         format_of(tmp_path)
 

@@ -12,6 +12,7 @@ import pytest
 
 from distconv.errors import InputError
 from distconv.formats.huggingface.reference import check_side_files, read_reference, side_files
+from tests.unit.failing import failing_to_open
 from tests.unit.safetensors_files import INDEX_NAME, indexed, shard
 
 
@@ -50,24 +51,12 @@ def test_a_single_file_has_no_index(tmp_path):
     assert (found.shard_files, found.index_content) == ({"a": "model.safetensors", "b": "model.safetensors"}, None)
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Let the system fail to open files of a name."""
-    real = os.open
-
-    def opened(path, *arguments):
-        if Path(path).name == name:
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return real(path, *arguments)
-
-    monkeypatch.setattr(os, "open", opened)
-
-
 @pytest.mark.parametrize("name", ["m-1.safetensors", INDEX_NAME])
 def test_weights_that_cannot_be_read_are_not_taken_for_missing(name, tmp_path, monkeypatch):
     """The result would depend on whether the file system answers."""
     directory = configured(indexed(tmp_path / "hf", {"m-1.safetensors": ["a"], "m-2.safetensors": ["b"]}))
     (directory / "m-2.safetensors").unlink()
-    failing(monkeypatch, name)
+    failing_to_open(monkeypatch, name)
     with pytest.raises(InputError, match=f"{name}: cannot be read: Input/output error"):
         read_reference(directory, "reference")
 
