@@ -17,7 +17,7 @@ from typing import Any
 from distconv.errors import InputError, printable, raise_if
 from distconv.fields import options_of
 from distconv.formats.jsonfile import read_object
-from distconv.formats.records import Written
+from distconv.formats.records import Written, checksum_text
 from distconv.layout.request import SourceLayout
 from distconv.models.scaling import Scaling
 from distconv.tensors.stored import SourceFile
@@ -127,7 +127,7 @@ def newer_note(record: Provenance, directory: Path) -> tuple[str, ...]:
 
 def _file_json(file: Written) -> dict[str, Any]:
     known = {"bytes": file.nbytes}
-    return known if file.checksum is None else {**known, "crc32": f"{file.checksum:08x}"}
+    return known if file.checksum is None else {**known, "crc32": checksum_text(file.checksum)}
 
 
 def _written(data: Mapping[str, Any]) -> Written:

@@ -33,6 +33,11 @@ class Written(NamedTuple):
     checksum: int | None
 
 
+def checksum_text(checksum: int) -> str:
+    """A checksum as people write it: eight hexadecimal digits."""
+    return f"{checksum:08x}"
+
+
 @dataclass(frozen=True, slots=True)
 class Entry(NamedTensor):
     """A tensor of an output file, under its name in the dictionary `key` of the file; `key` is empty without one.

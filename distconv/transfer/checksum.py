@@ -109,11 +109,6 @@ def checksum_of(descriptor: int, nbytes: int, tell: Callable[[int], object] = la
     return total
 
 
-def checksum_text(checksum: int) -> str:
-    """A checksum as people write it: eight hexadecimal digits."""
-    return f"{checksum:08x}"
-
-
 @lru_cache(maxsize=4096)
 def _power(nbytes: int) -> int:
     """The power of x by which so many bytes multiply a checksum before them, modulo the polynomial."""

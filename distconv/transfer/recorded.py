@@ -14,9 +14,9 @@ from typing import Any
 from distconv.errors import InputError, StoppedError, named, printable, system_problem
 from distconv.formats.provenance import PROVENANCE_NAME, Provenance, newer_note, read_provenance
 from distconv.formats.recorded_files import check_inside, wrong_size
-from distconv.formats.records import OutputFile, Written
+from distconv.formats.records import OutputFile, Written, checksum_text
 from distconv.runtime.regular_files import open_descriptor
-from distconv.transfer.checksum import checksum_of, checksum_text
+from distconv.transfer.checksum import checksum_of
 from distconv.transfer.means import Means
 from distconv.transfer.verify import Compared
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from distconv.errors import JobError
-from distconv.transfer.checksum import Checksums, checksum_of, checksum_text, joined
+from distconv.formats.records import checksum_text
+from distconv.transfer.checksum import Checksums, checksum_of, joined
 
 
 @given(some.lists(some.binary(max_size=300), max_size=12), some.randoms(use_true_random=False))
