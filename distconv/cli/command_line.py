@@ -21,6 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from distconv.cli.config import help_text
+from distconv.cli.plain import Job
 from distconv.cli.rejections import in_own_words
 from distconv.cli.show import lose_reader
 from distconv.cli.values import (
@@ -36,9 +37,6 @@ from distconv.models.library import Library
 
 if TYPE_CHECKING:
     from importlib.abc import Traversable
-
-# The options of a job, the name and content of the chosen model definition, and the library of all definitions.
-Job = Callable[[Options, "tuple[str, Mapping[str, Any]] | None", Library], None]
 
 
 def run_command_line(job: Job, *, quiet: bool) -> None:

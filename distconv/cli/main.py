@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import traceback
 
-from distconv.cli.command_line import run_command_line
+from distconv.cli.config import help_text
+from distconv.cli.plain import Job, composed
 from distconv.cli.show import Reporter, models_text, outcome_text
 from distconv.errors import DistconvError, JobError, LauncherError, LostError, joined, system_problem
 from distconv.formats.registry import Options
@@ -57,8 +59,9 @@ def _main(start: Launch, connection: _Connection) -> int:
     """
     reporter = Reporter(start.rank, start.size)
     try:
-        run_command_line(
+        _run_words(
             lambda options, chosen, library: _run(options, chosen, library, connection, reporter),
+            reporter,
             quiet=start.rank != 0,
         )
     except LostError:
@@ -91,6 +94,27 @@ def _main(start: Launch, connection: _Connection) -> int:
         return 1
     connection.leave()
     return 0
+
+
+def _run_words(job: Job, reporter: Reporter, *, quiet: bool) -> None:
+    """Run the jobs of the command line; plain words need no Hydra, whose output is discarded if `quiet`.
+
+    Raises:
+        DistconvError: a command line that is wrong; the job failed.
+        SystemExit: a command of Hydra itself is done.
+    """
+    words = sys.argv[1:]
+    if words == ["--help"]:
+        reporter.say(help_text())
+        return
+    found = composed(words)
+    if found is not None:
+        job(*found)
+        return
+    # Here, since it takes longer to import and to compose than many a conversion.
+    from distconv.cli.command_line import run_command_line  # noqa: PLC0415
+
+    run_command_line(job, quiet=quiet)
 
 
 def _run(

@@ -59,9 +59,9 @@ def with_group_as_value(word: str) -> str:
     `--multirun`, are wrapped one by one. `without_wrapping` takes the values out again.
     """
     key, equals, value = word.partition("=")
-    if key not in _FOLDERS or not equals or value == "null":
+    if key not in _FOLDERS or not equals:
         return word
-    values = [value] if _QUOTED.fullmatch(value) else value.split(",")
+    values = [value] if value.startswith("[") or _QUOTED.fullmatch(value) else value.split(",")
     return f"{key}={','.join(f'{{{_NAME}:{each}}}' for each in values)}"
 
 
