@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Any, NoReturn
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from typing import Any
 
-from tqdm import tqdm
-
+from distconv.cli.bar import Bar
 from distconv.errors import JobError, counted, joined, named, printable, system_problem
 from distconv.formats.registry import format_named
 from distconv.observer import Observer, Outcome
@@ -32,7 +32,8 @@ class Reporter(Observer):
     def __init__(self, rank: int, size: int = 1) -> None:
         self._speaks = rank == 0
         self._is_alone = size == 1
-        self._bar: tqdm[NoReturn] | None = None
+        self._bar: Bar | None = None
+        self._width = 0
 
     def say(self, text: str) -> None:
         """Print to standard output; a reader that has left, such as `head`, misses the rest.
@@ -65,32 +66,28 @@ class Reporter(Observer):
         if self._speaks:
             pause = 0.1 if sys.stderr.isatty() else _LOG_SECONDS
             words = phase if self._is_alone else f"{phase} (rank 0's share)"
-            with self._may_fail():
-                self._bar = tqdm(
-                    total=nbytes, desc=words, unit="B", unit_scale=True, mininterval=pause, maxinterval=pause
-                )
+            self._bar = Bar(words, nbytes, start=time.monotonic(), pause=pause)
+            self.advance(0)
 
     def advance(self, nbytes: int) -> None:
         """Advance the bar."""
-        if self._bar is not None:
-            with self._may_fail():
-                self._bar.update(nbytes)
+        if self._bar is not None and (line := self._bar.advance(nbytes, time.monotonic())) is not None:
+            self._draw(line, last=False)
 
     def end(self) -> None:
         """Leave the bar as it is."""
         if self._bar is not None:
-            with self._may_fail():
-                self._bar.close()
-            self._bar = None
+            self._draw(self._bar.line(time.monotonic()), last=True)
+            self._bar, self._width = None, 0
 
-    @contextmanager
-    def _may_fail(self) -> Iterator[None]:
-        """A bar that cannot be shown, since the disk of a log is full, is given up: the job goes on."""
+    def _draw(self, line: str, *, last: bool) -> None:
+        """Draw a line of the bar over the one before; a log gets one below the other."""
+        over, end = ("\r", "\n" if last else "") if sys.stderr.isatty() else ("", "\n")
         try:
-            yield
+            print(f"{over}{line:{self._width}}", end=end, file=sys.stderr, flush=True)
+            self._width = len(line) if over else 0
         except OSError:
-            if self._bar is not None:
-                self._bar.disable = True
+            # The disk of a log is full: the job goes on without a bar.
             self._bar = None
 
     def note(self, text: str) -> None:

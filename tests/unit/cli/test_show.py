@@ -58,6 +58,20 @@ def test_a_bar_of_several_processes_says_whose_it_is(capsys):
         assert capsys.readouterr().err.strip().startswith(words)
 
 
+def test_a_terminal_has_one_line_of_a_bar_and_a_log_has_them_below_each_other(capsys, monkeypatch):
+    for terminal in (True, False):
+        monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal)
+        reporter = Reporter(0)
+        reporter.begin("writing", 10)
+        reporter.advance(10)
+        reporter.end()
+        reporter.complain("after")
+        *lines, after = capsys.readouterr().err.splitlines()
+        assert after == "after"
+        drawn = [line for line in lines if line]
+        assert [line[9:13] for line in drawn][:: len(drawn) - 1] == ["  0%", "100%"]
+
+
 def test_the_text_of_a_plan_names_the_layout_and_what_is_left_out():
     config = replace(CONFIG, text_source=Path("/llm"))
     text = plan_text(report_of(config, planned(select=("vision",))), full=False)
