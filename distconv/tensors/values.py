@@ -38,6 +38,13 @@ def scaled_product(b: Numbers, a: Numbers, scaling: float) -> Numbers:
     return product
 
 
+def added(one: Numbers, other: Numbers) -> Numbers:
+    """The sum of two tensors of one shape; numbers that are too large become infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        total: Numbers = one + other
+    return total
+
+
 def as_bytes(values: Numbers, dtype: str) -> tuple[memoryview, int]:
     """The bytes of a tensor of element type `dtype` with these elements, and how many became infinite by that."""
     if str(values.dtype) == dtype:

@@ -6,24 +6,27 @@ writes finished bytes itself; a sink does.
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
-
-import numpy as np
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from distconv.errors import JobError, LostError, StoppedError
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import Assembled, LowRank, StoredTensor, position
-from distconv.tensors.values import as_bytes, numbers, scaled_product
 from distconv.tensors.virtual import VirtualTensor, narrow
 from distconv.transfer.lower import lower
-from distconv.transfer.moves import Moving
 from distconv.transfer.reading import Reader, failure
 from distconv.transfer.sinks import Counters, MemorySink, Sink
 from distconv.transfer.sources import SourceFiles
 from distconv.transfer.steps import CopyRun, Gather
+
+if TYPE_CHECKING:
+    from distconv.transfer.moves import Moving
 
 _ALARM_SECONDS = 0.5
 # How long a thread may take to stop, where nobody waits for it for ever.
@@ -136,15 +139,17 @@ class _Engine:
         self._sink = sink
         self._sources = sources
         self._counters = counters
-        self._moving = Moving()
         self._reader = Reader(sources, counters)
         self._stop = stop
         self._buffer_bytes = buffer_bytes
-        # Of numpy, which asks for huge pages: a transposition touches thousands of rows at a time.
-        try:
-            self._memory = np.empty(2 * buffer_bytes + _ALIGNMENT, np.uint8).data
-        except MemoryError:
-            raise JobError(f"no memory for buffers of 2 x {buffer_bytes:,} bytes; lower io.buffer_mib") from None
+        self._memory = _allocated(buffer_bytes)
+
+    @cached_property
+    def _moving(self) -> Moving:
+        # Here, since a run that is copied as it is needs no numpy, and another thread may be copying meanwhile.
+        from distconv.transfer.moves import Moving  # noqa: PLC0415
+
+        return Moving()
 
     def produce(self, work: Work) -> None:
         if work.low_rank is not None:
@@ -161,6 +166,9 @@ class _Engine:
 
     def _produce_sum(self, work: Work, low_rank: LowRank) -> None:
         """Produce the sum of a tensor and a low-rank product in blocks of rows."""
+        # Here, as above.
+        from distconv.tensors.values import added, as_bytes, numbers, scaled_product  # noqa: PLC0415
+
         (shard,) = work.shards
         dtype, (rows, columns) = shard.tensor.dtype, shard.tensor.shape
         wide = "float64" if any(source.dtype == "float64" for source in work.sources) else "float32"
@@ -172,9 +180,7 @@ class _Engine:
             block = replace(narrow(shard.tensor, 0, start, min(count, rows - start)), dtype=wide)
             data = self._collected(Assembled(work.sources, block))
             product = scaled_product(b[start : start + count], a, low_rank.scaling)
-            with np.errstate(over="ignore", invalid="ignore"):
-                total = numbers(data, wide, block.shape) + product
-            rounded, overflow = as_bytes(total, dtype)
+            rounded, overflow = as_bytes(added(numbers(data, wide, block.shape), product), dtype)
             self._count(shard, overflow)
             self._put(shard, start * columns * ITEM_SIZE[dtype], rounded)
 
@@ -254,3 +260,19 @@ class _Engine:
     def _count(self, shard: Shard, overflow: int) -> None:
         if overflow:
             self._counters.add_overflow(shard.tensor.dtype, shard.title, overflow)
+
+
+def _allocated(buffer_bytes: int) -> memoryview:
+    """Memory for two buffers, of huge pages where there are some: a transposition touches thousands of rows at a time.
+
+    Raises:
+        JobError: there is not that much memory.
+    """
+    try:
+        memory = mmap.mmap(-1, 2 * buffer_bytes + _ALIGNMENT)
+    except OSError:
+        raise JobError(f"no memory for buffers of 2 x {buffer_bytes:,} bytes; lower io.buffer_mib") from None
+    # Not every system has them, nor every kernel.
+    with suppress(AttributeError, OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(memory)

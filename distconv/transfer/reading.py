@@ -5,13 +5,17 @@ Owns the reading of a thread, and what a failing one is called. Never writes, an
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from distconv.errors import JobError, system_problem
 from distconv.tensors.dtypes import ITEM_SIZE
-from distconv.tensors.quantised import Dequantise, boxes
 from distconv.tensors.stored import StoredTensor
 from distconv.transfer.files import read_into
 from distconv.transfer.sinks import Counters
 from distconv.transfer.sources import SourceFiles
+
+if TYPE_CHECKING:
+    from distconv.tensors.quantised import Dequantise
 
 
 class Reader:
@@ -36,6 +40,9 @@ class Reader:
         if stored.quantised is None:
             self._fill(stored, first * size, data)
             return data
+        # Here, since whoever reads nothing of the kind needs no numpy.
+        from distconv.tensors.quantised import Dequantise, boxes  # noqa: PLC0415
+
         if self._dequantise is None:
             self._dequantise = Dequantise()
         done = 0

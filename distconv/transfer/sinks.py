@@ -10,8 +10,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
-import numpy as np
-
 from distconv.runtime.progress import Progress
 from distconv.transfer.checksum import Checksums
 from distconv.transfer.files import OpenFiles, copy_in_kernel, read_into, write_from
@@ -133,6 +131,9 @@ class CompareSink:
         self._counters.add(read=len(data), done=len(data))
 
     def _compare(self, path: str, offset: int, expected: memoryview, found: memoryview) -> None:
+        # Here, since whoever writes does without.
+        import numpy as np  # noqa: PLC0415
+
         with self._files.opened(path) as descriptor:
             read_into(descriptor, offset, found)
         if not np.array_equal(np.frombuffer(expected, np.uint8), np.frombuffer(found, np.uint8)):

@@ -18,7 +18,6 @@ from distconv.runtime.agreement import on_all
 from distconv.runtime.processes import Processes
 from distconv.tensors.stored import SourceFile
 from distconv.transfer.phases import Phases
-from distconv.transfer.read_back import read_back, read_beside
 from distconv.transfer.surroundings import compare_beside
 
 
@@ -45,6 +44,9 @@ class StagedCheck:
         Raises:
             SpoiledError: what is not as the plan says, on every process.
         """
+        # Here, since whoever checks nothing needs no numpy.
+        from distconv.transfer.read_back import read_back, read_beside  # noqa: PLC0415
+
         # Half the ranks further is another node, if there are several: what a node remembers of its own files proves
         # nothing of what others will read.
         turn = (processes.rank + processes.size // 2) % processes.size

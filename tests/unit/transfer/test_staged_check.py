@@ -10,6 +10,7 @@ import pytest
 
 from distconv.errors import JobError
 from distconv.formats.records import OutputFile
+from distconv.transfer import read_back as read_back_module
 from distconv.transfer import staged_check
 from distconv.transfer.staged_check import StagedCheck
 from distconv.transfer.verify import Compared
@@ -56,8 +57,8 @@ def check(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Rank, list[int
             return Compared(differences=list(beside))
 
         monkeypatch.setattr(staged_check, "on_all", lambda _, phase, tell, __: (None, [tell(phase())]))
-        monkeypatch.setattr(staged_check, "read_back", read_back)
-        monkeypatch.setattr(staged_check, "read_beside", lambda *_: [])
+        monkeypatch.setattr(read_back_module, "read_back", read_back)
+        monkeypatch.setattr(read_back_module, "read_beside", lambda *_: [])
         monkeypatch.setattr(staged_check, "compare_beside", compare_beside)
         process.means = type("Means", (), {"sources": None})
         StagedCheck(plan=None, form=None, reader=None, shares=shares(size)).run(
