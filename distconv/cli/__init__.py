@@ -1,1 +1,1 @@
-"""The command line: its options composed by Hydra, its exit statuses, and all printed text."""
+"""The command line: its options, composed by Hydra unless they are plain; exit statuses, and all printed text."""

@@ -11,7 +11,7 @@ _CELLS = 20
 
 
 class Bar:
-    """The progress of a phase that moves `total` bytes and began at `start`, in seconds; a line each `pause` seconds."""
+    """The progress of a phase of `total` bytes that began at `start`, in seconds; a line each `pause` seconds."""
 
     def __init__(self, phase: str, total: int, *, start: float, pause: float) -> None:
         self._phase, self._total, self._start, self._pause = phase, total, start, pause

@@ -51,7 +51,9 @@ THIRD_PARTY = {
     "tensors.casts": {"numpy"},
     "tensors.quantised": {"numpy"},
     "tensors.values": {"numpy", "torch"},
-    "transfer": {"numpy"},
+    "transfer.moves": {"numpy"},
+    "transfer.read_back": {"numpy"},
+    "transfer.sinks": {"numpy"},
 }
 # What is not imported by whoever plans, on a machine with nothing but Python and small packages.
 HEAVY = {"torch", "safetensors", "mpi4py", "hydra", "omegaconf"}

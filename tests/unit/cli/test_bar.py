@@ -25,7 +25,10 @@ def test_what_a_line_says():
 
 
 def test_a_phase_of_nothing_is_done():
-    assert Bar("writing", 0, start=0, pause=1).line(0.5) == "writing: 100% |####################| 0 B of 0 B [00:00, 0 B/s]"
+    assert (
+        Bar("writing", 0, start=0, pause=1).line(0.5)
+        == "writing: 100% |####################| 0 B of 0 B [00:00, 0 B/s]"
+    )
 
 
 def test_not_all_is_done_before_all_is_done():

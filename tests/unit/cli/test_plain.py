@@ -1,4 +1,4 @@
-"""Plain words are composed to exactly what Hydra composes of them, and refused in the same words; others are Hydra's."""
+"""Plain words are composed to what Hydra composes of them, and refused in the same words; others are left to Hydra."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ VALUES = ["null", "Null", "true", "FALSE", "yes", "off", "0", "-1", "+1", "01", 
           "inf", "-inf", "NaN", "nano", "infinite", "5GB", "2GiB", "5E3", "1E", "0x10", "release", "convert", "inspect",
           "hf", "dcp", "megatron", "float16", "bfloat16", "a.b", "a/b", "a-b", "a:b", "a b", "a,b", "a=b", "true.x", "",
           "[]", "[1]", "[1,10,10,7]", "[[0,1],[4,3]]", "[[0],2]", "[1,[2]]", "[[[1]]]", "[1,]", "[,]", "[ 1, 2 ]",
-          "[text]", "[text,vision]", "[null,true,x]", "[a*]", "[1", "1]", "{}", "{a:1}", "'1'", '"x"', "'a", "${layout.tp}",
-          "$HOME", "~", "???", "\\", "é", "range(1,3)", "2026-11-27", "12:30", "99999999999999999999", "模型"]  # fmt: skip
+          "[text]", "[text,vision]", "[null,true,x]", "[a*]", "[1", "1]", "{}", "{a:1}", "'1'", '"x"', "'a",
+          "${layout.tp}", "$HOME", "~", "???", "\\", "é", "range(1,3)", "2026-11-27", "12:30",
+          "99999999999999999999", "模型"]  # fmt: skip
 NAMES = ["qwen2vl", "llama", "qwen3_moe_lora", "qwen2vl.yaml", "nothing", "null", "5", "", "[llama]", "qwen2vl,llama"]
-OTHER = ["source", "source=", "layout={tp: 2}", "layout=2", "layout.stages=[1]", "~source", "+source=x", "++layout.tp=2",
-         "model.keep_dtype=null", "model=llama", "layuot.tp=2", "hydra.verbose=true", "=1", " source=x"]  # fmt: skip
+OTHER = ["source", "source=", "layout={tp: 2}", "layout=2", "layout.stages=[1]", "~source", "+source=x",
+         "++layout.tp=2", "model.keep_dtype=null", "model=llama", "layuot.tp=2", "hydra.verbose=true", "=1",
+         " source=x"]  # fmt: skip
 WORDS = st.one_of(
     st.builds("{}={}".format, st.sampled_from(list(KEYS)), st.sampled_from(VALUES)),
     st.builds("{}={}".format, st.sampled_from(list(KEYS)), st.integers() | st.text("ab1.-_/[],:'$ ", max_size=6)),
