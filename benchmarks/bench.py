@@ -4,13 +4,15 @@
     python benchmarks/bench.py --size-mb 400      a smaller lookalike
     python benchmarks/bench.py --only back        from Megatron to Hugging Face alone; megatron, dcp, resplit, cast,
                                                   fp8, checksum or torch_dist, there and back
+    python benchmarks/bench.py --processes 1,mpi8 one process, and eight that mpirun starts
     python benchmarks/bench.py --check-memory     does memory depend on the size of the model?
 
-The cases take turns, and another one begins each round, so that a drift of the machine hits all alike; one round warms
-up and does not count; medians are quoted. The page cache is warm and nothing is synchronised to the disk within the
-timed part, so the ratios compare the programs and not the disk. In the warm-up round results of one format are compared
-by content; what comes back, with what it was made from; what is split anew, with a conversion straight to that
-layout. All files it makes are in one directory that it removes.
+Every run is printed as it ends, with the seconds of its phases. The cases take turns, and another one begins each
+round, so that a drift of the machine hits all alike; one round warms up and does not count; medians are quoted. The
+page cache is warm and nothing is synchronised to the disk within the timed part, so the ratios compare the programs and
+not the disk. In the warm-up round results of one format are compared by content; what comes back, with what it was made
+from; what is split anew, with a conversion straight to that layout. All files it makes are in one directory that it
+removes; no others are ever synchronised.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from cases import (
     Case,
     Details,
     Layout,
+    Start,
     copy_case,
     dcp_save_case,
     distconv_back_case,
@@ -59,6 +62,9 @@ UNSUMMED, SUMMED = "unsummed", "summed"
 FROM_STACKS = "torch_dist_back"
 MIB = 2**20
 MAKES = ("megatron", "dcp", "torch_dist", "back", "resplit", "cast", "fp8", "checksum")
+ALONE = Start(count=1)
+# The columns of a table.
+PHASES = ("start-up", "planning", "transfer", "commit")
 MEMORY_SIZES_MB = (1000, 4000)
 MEMORY_LIMIT_MIB = 100
 MEMORY_GROWTH_MIB = 10  # tables for more tensors; the bytes of the tensors must not show
@@ -71,6 +77,11 @@ class Run:
     measurement: Measurement
     details: Details
 
+    @property
+    def start_up(self) -> float:
+        """The seconds that are of no phase: start-up, agreements, and the end of the processes."""
+        return self.measurement.wall - sum(self.details.phases.values())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
@@ -78,6 +89,7 @@ class Summary:
 
     wall: float
     work: float
+    phases: Mapping[str, float]
     cpu: float
     largest_peak: float
     sum_of_peaks: float
@@ -104,10 +116,11 @@ def run_rounds(cases: Sequence[Case], target: Path, repeat: int, expected: Mappi
     for turn in range(repeat + 1):
         first = turn % len(cases)
         for case in (*cases[first:], *cases[:first]):
-            print(f"{'round ' + str(turn) if turn else 'warm-up'}: {case.name}", file=sys.stderr, flush=True)
             measurement = measure(case.command, directory=CHECKOUT)
+            run = Run(measurement=measurement, details=case.details(measurement))
+            print(f"{'round ' + str(turn) if turn else 'warm-up'}: {case.name}: {timed(run)}", flush=True)
             if turn:
-                runs[case.name].append(Run(measurement=measurement, details=case.details(measurement)))
+                runs[case.name].append(run)
             elif case.makes is not None:
                 contents[case.makes][case.name] = content_of(target)
             remove(target)
@@ -122,10 +135,25 @@ def content_of(target: Path) -> str:
     return measure((sys.executable, str(HERE / "fingerprint.py"), str(target)), directory=CHECKOUT).output
 
 
+def timed(run: Run) -> str:
+    """What one run took, in words."""
+    phases = {"start-up": run.start_up, **run.details.phases} if run.details.phases else {}
+    parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in phases.items())
+    peak = max(run.measurement.peaks, default=0) / MIB
+    return f"{run.measurement.wall:.2f} s{f' ({parts})' if parts else ''}, {peak:.0f} MiB"
+
+
 def remove(target: Path) -> None:
-    """Remove a result, and let the disk come to rest before the next run."""
+    """Remove a result; what the disk has not got of it yet, it need not get."""
     shutil.rmtree(target)
-    os.sync()
+
+
+def settle(directory: Path) -> None:
+    """Have the disk get what was made, so that it rests while others are measured; of nobody else's files."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def summarise(runs: Sequence[Run]) -> Summary:
@@ -133,12 +161,20 @@ def summarise(runs: Sequence[Run]) -> Summary:
     return Summary(
         wall=median(run.measurement.wall for run in runs),
         work=median(run.details.work for run in runs),
+        phases=median_phases(runs),
         cpu=median(run.measurement.cpu for run in runs),
         largest_peak=median(max(run.measurement.peaks, default=0) for run in runs),
         sum_of_peaks=median(sum(run.measurement.peaks) for run in runs),
         read=runs[-1].details.read,
         written=runs[-1].details.written,
     )
+
+
+def median_phases(runs: Sequence[Run]) -> dict[str, float]:
+    """The medians of the phases of a program that tells them, start-up among them."""
+    names = runs[-1].details.phases
+    start = {"start-up": median(run.start_up for run in runs)} if names else {}
+    return {**start, **{name: median(run.details.phases[name] for run in runs) for name in names}}
 
 
 def torch_alone() -> Summary:
@@ -154,6 +190,7 @@ def comparison(summaries: dict[str, Summary], copy: Summary, baseline: Summary, 
             "case",
             "wall s",
             "work s",
+            *PHASES,
             "CPU s",
             "wall / cp",
             "work / cp",
@@ -171,6 +208,7 @@ def comparison(summaries: dict[str, Summary], copy: Summary, baseline: Summary, 
                 name,
                 f"{summary.wall:.2f}",
                 f"{summary.work:.2f}",
+                *(f"{summary.phases[name]:.2f}" if name in summary.phases else "" for name in PHASES),
                 f"{summary.cpu:.2f}",
                 f"{summary.wall / copy.wall:.2f}",
                 f"{summary.work / copy.work:.2f}",
@@ -249,9 +287,10 @@ def compare(arguments: argparse.Namespace, work: Path) -> int:
     for cases, expected in comparisons(arguments, work, source, layout, other):
         print_tables(cases, run_rounds(cases, work / "target", arguments.repeat, expected), baseline)
     print(
-        "work: wall time after start-up and imports, of dcp.save without reading the source; peak: largest resident "
-        "size of one\nprocess; above torch: of it, what an import of torch does not take; all processes: sum of the "
-        "peaks, launcher included;\nread, written: as each process counted."
+        "work: wall time after start-up and imports, of dcp.save without reading the source; start-up: what is of no\n"
+        "phase, the end of the processes, too; peak: largest resident size of one process; above torch: of it, what\n"
+        "an import of torch does not take; all processes: sum of the peaks, launcher included; read, written: as each\n"
+        "process counted."
     )
     return 0
 
@@ -275,8 +314,8 @@ def comparisons(
     if "torch_dist" in only:
         trained = work / "torch_dist"
         require_space(work, round(2.5 * read_through(source)))
-        measure(distconv_torch_dist_case(source, trained, 1, options).command, directory=CHECKOUT)
-        os.sync()
+        measure(distconv_torch_dist_case(source, trained, ALONE, options).command, directory=CHECKOUT)
+        settle(trained)
         back = [distconv_back_case(trained, target, count, options, FROM_STACKS) for count in arguments.processes]
         yield [copy_case(trained, target), *back], {FROM_STACKS: content_of(source)}
         remove(trained)
@@ -287,13 +326,13 @@ def comparisons(
         expected["back"] = content_of(source)
     if "resplit" in only:
         back += [distconv_resplit_case(trained, target, other, count, options) for count in arguments.processes]
-        measure(distconv_megatron_case(source, target, other, 1, options).command, directory=CHECKOUT)
+        measure(distconv_megatron_case(source, target, other, ALONE, options).command, directory=CHECKOUT)
         expected["resplit"] = content_of(target)
         remove(target)
     if back:
         require_space(work, round(2.5 * read_through(source)))
-        measure(distconv_megatron_case(source, trained, layout, 1, options).command, directory=CHECKOUT)
-        os.sync()
+        measure(distconv_megatron_case(source, trained, layout, ALONE, options).command, directory=CHECKOUT)
+        settle(trained)
         print(f"back, and resplit: from {layout}\nto {other}\n")
         yield [copy_case(trained, target), *back], expected
         remove(trained)
@@ -301,9 +340,9 @@ def comparisons(
         require_space(work, round(4.5 * read_through(source)))
         wide = work / "wide"
         measure(
-            distconv_megatron_case(source, wide, layout, 1, ["dtype=float32", *options]).command, directory=CHECKOUT
+            distconv_megatron_case(source, wide, layout, ALONE, ["dtype=float32", *options]).command, directory=CHECKOUT
         )
-        os.sync()
+        settle(wide)
         print(f"cast: a float32 training state, {layout}, as float32 (kept) and as bfloat16 (cast)\n")
         cast = []
         for count in arguments.processes:
@@ -315,7 +354,7 @@ def comparisons(
         require_space(work, round(2.5 * read_through(source)))
         codes = work / "fp8"
         write_fp8_twin(source, codes)
-        os.sync()
+        settle(codes)
         print(f"fp8: {layout}, of bfloat16 (plain) and of fp8 in blocks (fp8), both made bfloat16\n")
         pairs = ((PLAIN, source, options), (FP8, codes, ["dtype=bfloat16", *options]))
         yield [copy_case(source, target), *in_turn(pairs, target, layout, arguments.processes)], {}
@@ -326,7 +365,7 @@ def comparisons(
 
 
 def in_turn(
-    pairs: Iterable[tuple[str, Path, Sequence[str]]], target: Path, layout: Layout, processes: Sequence[int]
+    pairs: Iterable[tuple[str, Path, Sequence[str]]], target: Path, layout: Layout, processes: Sequence[Start]
 ) -> list[Case]:
     """Conversions to a Megatron directory, given as what they make, source and options, on numbers of processes."""
     return [
@@ -376,9 +415,9 @@ def check_memory(arguments: argparse.Namespace, work: Path) -> int:
             vision=(dimensions.vision_layers, 0, 0, 0),
         )
         for case, made in (
-            (distconv_megatron_case(source, target, layout, 1, options), target),
-            (distconv_torch_dist_case(source, saved, 1, options), saved),
-            (distconv_back_case(saved, target, 1, options, FROM_STACKS), target),
+            (distconv_megatron_case(source, target, layout, ALONE, options), target),
+            (distconv_torch_dist_case(source, saved, ALONE, options), saved),
+            (distconv_back_case(saved, target, ALONE, options, FROM_STACKS), target),
         ):
             peak = measure(case.command, directory=CHECKOUT).peaks[0]
             above = (peak - baseline.largest_peak) / MIB
@@ -404,7 +443,7 @@ def make_source(source: Path, dimensions: Qwen2VLDimensions) -> None:
     """Write the synthetic checkpoint; it and one result have to fit."""
     require_space(source.parent, round(2.5 * checkpoint_bytes(dimensions)))
     write_checkpoint(source, dimensions)
-    os.sync()
+    settle(source)
 
 
 def dimensions_of(arguments: argparse.Namespace) -> Qwen2VLDimensions:
@@ -427,6 +466,11 @@ def work_directory(parent: Path | None) -> Iterator[Path]:
         yield Path(directory)
 
 
+def starts(text: str) -> tuple[Start, ...]:
+    """Read `1,2,mpi8`."""
+    return tuple(Start(count=int(each.removeprefix("mpi")), by_mpi=each.startswith("mpi")) for each in text.split(","))
+
+
 def numbers(text: str) -> tuple[int, ...]:
     """Read `7,7,7,7`."""
     return tuple(int(number) for number in text.split(",") if number)
@@ -446,7 +490,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tp", type=int, default=2, help="tensor-parallel size (default 2)")
     parser.add_argument("--text-stages", type=numbers, metavar="N,N,...", help="default: four stages, alike")
     parser.add_argument("--vision-stages", type=numbers, metavar="N,N,...", help="default: all on the first stage")
-    parser.add_argument("--processes", type=numbers, default=(1, 2, 4), metavar="N,N,...", help="of distconv (1,2,4)")
+    parser.add_argument(
+        "--processes",
+        type=starts,
+        default=starts("1,2,4"),
+        metavar="N,N,...",
+        help="of distconv, started by torchrun; mpiN: by mpirun (1,2,4)",
+    )
     parser.add_argument("--repeat", type=int, default=3, help="rounds that count (default 3)")
     parser.add_argument(
         "--only",

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,36 @@ class Layout:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Start:
+    """How many processes of distconv are started, and whether by `mpirun`; several others by `torchrun`."""
+
+    count: int
+    by_mpi: bool = False
+
+    @property
+    def name(self) -> str:
+        """It in words."""
+        return f"{self.count} process{'es' if self.count > 1 else ''}{' of MPI' if self.by_mpi else ''}"
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What stands before the name of the module that runs."""
+        if self.by_mpi:
+            mpirun = str(Path(sys.executable).parent / "mpirun")
+            return (mpirun, "-n", str(self.count), sys.executable, "-m", "mpi4py")
+        launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.count}")
+        return (sys.executable, *(launcher if self.count > 1 else ()))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Details:
-    """What a program says of itself: seconds after start-up, and per process the bytes it counted, where it counts."""
+    """What a program says of itself: seconds after start-up, and per process the bytes it counted, where it counts.
+
+    `phases`: the seconds of each phase, the longest of all processes; what they leave of the wall time is start-up.
+    """
 
     work: float
+    phases: Mapping[str, float] = field(default_factory=dict)
     read: tuple[int, ...] = ()
     written: tuple[int, ...] = ()
 
@@ -101,43 +127,43 @@ def printed_seconds(output: str, done: str) -> float:
 
 
 def distconv_megatron_case(
-    source: Path, target: Path, layout: Layout, processes: int, overrides: Sequence[str], makes: str = "megatron"
+    source: Path, target: Path, layout: Layout, processes: Start, overrides: Sequence[str], makes: str = "megatron"
 ) -> Case:
     """Distconv on a number of processes, to a Megatron directory."""
     return _distconv_case(makes, source, target, processes, (*layout.options, *overrides))
 
 
-def distconv_dcp_case(source: Path, target: Path, processes: int, overrides: Sequence[str]) -> Case:
+def distconv_dcp_case(source: Path, target: Path, processes: Start, overrides: Sequence[str]) -> Case:
     """Distconv on a number of processes, to a DCP with published names."""
     options = ("target_format=dcp", "naming=hf")
     return _distconv_case("dcp", source, target, processes, (*options, *overrides))
 
 
-def distconv_torch_dist_case(source: Path, target: Path, processes: int, overrides: Sequence[str]) -> Case:
+def distconv_torch_dist_case(source: Path, target: Path, processes: Start, overrides: Sequence[str]) -> Case:
     """Distconv on a number of processes, to a torch_dist of Megatron-core."""
     return _distconv_case("torch_dist", source, target, processes, ("target_format=torch_dist", *overrides))
 
 
 def distconv_back_case(
-    source: Path, target: Path, processes: int, overrides: Sequence[str], makes: str = "back"
+    source: Path, target: Path, processes: Start, overrides: Sequence[str], makes: str = "back"
 ) -> Case:
     """Distconv on a number of processes, from a result of its own to the Hugging Face directory it was."""
     return _distconv_case(makes, source, target, processes, ("target_format=hf", *overrides))
 
 
-def distconv_resplit_case(source: Path, target: Path, layout: Layout, processes: int, overrides: Sequence[str]) -> Case:
+def distconv_resplit_case(
+    source: Path, target: Path, layout: Layout, processes: Start, overrides: Sequence[str]
+) -> Case:
     """Distconv on a number of processes, from one Megatron directory to another."""
     return _distconv_case("resplit", source, target, processes, (*layout.options, *overrides))
 
 
-def _distconv_case(makes: str, source: Path, target: Path, processes: int, overrides: Sequence[str]) -> Case:
-    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
-    report = target.with_name(f"report-{makes}-{processes}.json")
+def _distconv_case(makes: str, source: Path, target: Path, processes: Start, overrides: Sequence[str]) -> Case:
+    report = target.with_name(f"report-{makes}-{processes.name.replace(' ', '-')}.json")
     return Case(
-        name=f"distconv {makes}, {processes} process{'es' if processes > 1 else ''}",
+        name=f"distconv {makes}, {processes.name}",
         command=(
-            sys.executable,
-            *(launcher if processes > 1 else ()),
+            *processes.command,
             "-m",
             "distconv",
             "+model=qwen2vl",
@@ -156,6 +182,10 @@ def read_report(path: Path) -> Details:
     processes: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["processes"]
     return Details(
         work=max(sum(process["seconds"].values()) for process in processes),
+        phases={
+            name: max(process["seconds"].get(name, 0) for process in processes)
+            for name in dict.fromkeys(name for process in processes for name in process["seconds"])
+        },
         read=tuple(process["bytes_read"] for process in processes),
         written=tuple(process["bytes_written"] for process in processes),
     )

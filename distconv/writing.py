@@ -5,6 +5,7 @@ Owns the order of these phases and what passes between them. Neither plans nor t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +78,7 @@ class Writing:
                 sum(file.nbytes for file in files),
                 lambda: write_files(plan, files, directory, form, means, journal),
             )
+            written = time.monotonic()
             check_values()
             done = kept | _gathered(values)
 
@@ -101,8 +103,10 @@ class Writing:
                 raise
             raise LostError(f"{error}\nwhat rank 0 had begun may be left in {directory.parent}") from error
         if processes.rank == 0:
+            first = measured[0]
+            first["seconds"]["commit"] = time.monotonic() - written - first["seconds"].get("verifying", 0)
             # Finishing a result can need more memory than writing its files.
-            measured[0]["peak_bytes"] = peak_resident_bytes()
+            first["peak_bytes"] = peak_resident_bytes()
         return measured
 
     def _kept(self, staging: Staging, directory: Path) -> dict[str, Written]:
