@@ -122,11 +122,12 @@ def test_the_buffers_of_a_process_are_small_by_default():
 def test_a_process_needs_little_memory_by_default(tmp_path):
     """With all buffers filled, rows and columns moved, casts, and checksums."""
     write_lookalike(tmp_path / "hf", 3 * 10**8, as_type("bfloat16"))
-    for options in (("layout.tp=2",), ("target_format=dcp", "dtype=float16")):
-        done = run(
-            single("source=hf", "target=out", "overwrite=true", "report=report.json", "io.fsync=false", *options),
-            tmp_path,
-        )
+    for options in (
+        ("source=hf", "target=mm", "layout.tp=2"),
+        ("source=mm", "target=dcp", "target_format=dcp", "dtype=float16"),
+        ("source=mm", "target=back", "target_format=hf", "reference=hf"),
+    ):
+        done = run(single("report=report.json", "io.fsync=false", *options), tmp_path)
         assert done.status == 0, done.err
         (share,) = json.loads((tmp_path / "report.json").read_text())["processes"]
         assert share["peak_bytes"] < 120 * MIB, f"{share['peak_bytes'] / MIB:.0f} MiB"
