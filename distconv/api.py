@@ -14,10 +14,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from distconv.campaign.run import run
 from distconv.errors import DistconvError, JobError, LostError, joined, unknown_keys
 from distconv.fields import options_of
 from distconv.formats.registry import Options
-from distconv.job import run_job
 from distconv.models.library import Library
 from distconv.observer import Observer, Outcome
 from distconv.planning.look import Chosen
@@ -224,7 +224,7 @@ def _run(
     observer = Observer() if progress is None else _Progress(progress)
     with _connected(processes) as group:
         (options, library, chosen), _ = on_all(group, prepare, lambda _: None)
-        return run_job(options, chosen, library, group, observer)
+        return run(options, chosen, library, group, observer)
 
 
 @contextmanager

@@ -45,6 +45,16 @@ class JobError(DistconvError, RuntimeError):
     """A failure with right input: a read error, a full disk, a dead process."""
 
 
+class UnfinishedError(JobError):
+    """The end of a job with several sources, of which some failed; `report` has the outcome of each, as plain data."""
+
+    def __init__(self, text: str, report: Mapping[str, Any], *, refused: bool) -> None:
+        super().__init__(text)
+        self.report = report
+        # As if there had been one, and it had been wrong input.
+        self.exit_status = InputError.exit_status if refused else JobError.exit_status
+
+
 class SpoiledError(JobError):
     """A failure after which nothing that has been written can be a part of a result."""
 

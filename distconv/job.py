@@ -17,6 +17,7 @@ from distconv.commit.recovery import check_settled, leftovers
 from distconv.commit.staging import Staging
 from distconv.commit.target import Target, check_present, check_space, check_target
 from distconv.directories import cleaned, inspected
+from distconv.done import is_done
 from distconv.errors import InputError
 from distconv.formats.provenance import PROVENANCE_NAME, provenance_bytes
 from distconv.formats.readers import Reader
@@ -51,9 +52,17 @@ _LOG = logging.getLogger("distconv")
 
 
 def run_job(
-    options: Options, chosen: Chosen | None, library: Library, processes: Processes, observer: Observer
+    options: Options,
+    chosen: Chosen | None,
+    library: Library,
+    processes: Processes,
+    observer: Observer,
+    *,
+    skip_done: bool = False,
 ) -> Outcome:
     """Run the action of the options: convert, plan, verify, inspect or clean; the same outcome on every process.
+
+    With `skip_done`, a conversion whose result is there already, by its record, is skipped.
 
     Raises:
         DistconvError: the failure of any process, as the same error on every process.
@@ -84,6 +93,8 @@ def run_job(
         planned = _with_trained_rows(options, facts, planned, processes, phases)
         _LOG.info("planned %d files from %s", len(planned.plan.files), options.source)
         job = _Job(options, facts, planned, processes, observer, phases)
+        if skip_done and options.action != "verify" and job.is_done():
+            return job.skipped()
         return {"plan": job.plan, "verify": job.verify, "convert": job.convert}[options.action]()
 
 
@@ -124,6 +135,15 @@ class _Job:
         self._files: Sequence[OutputFile] = assign(planned.plan.files, processes.size)[processes.rank]
         self._phases = phases
         self._remarks: list[str] = []
+
+    def is_done(self) -> bool:
+        """Whether the target holds what this job would write."""
+        made = self._options, self._facts, self._planned
+        return bool(on_first(self._processes, lambda: is_done(*made, self._target, self._observer.note)))
+
+    def skipped(self) -> Outcome:
+        """The outcome of a job that is done already: its plan."""
+        return Outcome(report=self._report, skipped=f"done already, as {self._target.result / PROVENANCE_NAME} says")
 
     def plan(self) -> Outcome:
         """The outcome of `action=plan`: the report with reads and memory of the planned processes."""

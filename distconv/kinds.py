@@ -25,6 +25,8 @@ _UNITS = {
 }
 _SIZE = re.compile(rf"(?P<number>[0-9]{{1,15}}(?:\.[0-9]{{1,15}})?) ?(?P<unit>{'|'.join(_UNITS)})", re.IGNORECASE)
 _OCTAL = re.compile(r"[0-7]{3,5}")
+_LAST_ITERATION = 10**12 - 1
+_ITERATION = re.compile(r"[1-9][0-9]{0,11}")
 T = TypeVar("T")
 
 
@@ -203,6 +205,44 @@ class FilePath(Value[Path]):
     def held(self, value: Any) -> Path:
         """The value as a path."""
         return Path(value)
+
+
+@dataclass(frozen=True)
+class Directories(Value["str | tuple[str, ...]"]):
+    """Several directories: a text, which is a pattern or names a list, or the paths themselves; held as texts."""
+
+    expected = "a pattern of paths, @FILE, or a list of paths"
+    example = "PATTERN"
+
+    def fits(self, value: Any) -> bool:
+        """Whether the value is text, a path, or a list of paths."""
+        return all(isinstance(each, (str, os.PathLike)) and each != "" for each in _several(value))
+
+    def held(self, value: Any) -> str | tuple[str, ...]:
+        """The text, or the texts of the paths."""
+        return value if isinstance(value, str) else tuple(map(os.fspath, _several(value)))
+
+
+def _several(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+@dataclass(frozen=True)
+class Iteration(Value[str]):
+    """`release`, or the number of an iteration; held as text."""
+
+    expected = f"release, or an integer from 1 to {_LAST_ITERATION}"
+    example = "N"
+
+    def fits(self, value: Any) -> bool:
+        """Whether the value is the word or such a number."""
+        if isinstance(value, str):
+            return value == "release" or _ITERATION.fullmatch(value) is not None
+        return type(value) is int and 1 <= value <= _LAST_ITERATION
+
+    def held(self, value: Any) -> str:
+        """The word, or the digits."""
+        return str(value)
 
 
 @dataclass(frozen=True)

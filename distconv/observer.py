@@ -29,6 +29,15 @@ class Observer:
     def end(self) -> None:
         """The phase has ended."""
 
+    def checkpoint(self, source: str, target: str, number: int, count: int) -> None:
+        """The job of one of several checkpoints begins: the `number`th of `count` that are known."""
+
+    def ended(self, outcome: Outcome | None, why: str | None) -> None:
+        """That job has ended, with its outcome, or `None` if it failed; `why` it was skipped or failed, in words."""
+
+    def all_ended(self, report: Mapping[str, Any]) -> None:
+        """All jobs of several checkpoints have ended; the report of all of them."""
+
     def undisturbed(self) -> AbstractContextManager[None]:
         """A context that signals must not interrupt: a commit, and the removal of unfinished files."""
         return nullcontext()
@@ -36,8 +45,12 @@ class Observer:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The report of a job as plain data; of a verification, the differences in words; and notes for the user."""
+    """The report of a job as plain data; of a verification, the differences in words; and notes for the user.
+
+    `skipped`: why nothing was done, in words, where nothing was to do.
+    """
 
     report: dict[str, Any]
     differences: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    skipped: str | None = None

@@ -6,22 +6,19 @@ format: an option of one format is a field in that format's folder, and `formats
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from distconv.fields import Group, Record, option, options_of
-from distconv.kinds import Choice, FilePath, Integer, Mode, Text, Texts, Truth, Value
+from distconv.kinds import Choice, Directories, FilePath, Integer, Iteration, Mode, Text, Texts, Truth, Value
 from distconv.layout.request import Layout, SourceLayout
 from distconv.models.rules import MODALITIES, TEXT
 
 _DIRECTORY = FilePath("DIR")
 # Larger than any vocabulary or number of threads; rejects typing errors.
 _SIZE = Integer(2**24)
-_LAST_ITERATION = 10**12 - 1
-_ITERATION = re.compile(r"[1-9][0-9]{0,11}")
 # Values of `dtype` that name no type, and of `dtype_overflow`.
 KEEP, REFERENCE = "keep", "reference"
 ERROR = "error"
@@ -32,6 +29,8 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "clean": ("target",),
     "verify": ("target",),
 }
+# The actions on several sources in one job.
+_OF_SEVERAL = ("convert", "plan", "verify")
 # Options that say which result is compared with its own record.
 _OF_PROOF = ("action", "target", "iteration")
 
@@ -46,20 +45,6 @@ class _Modalities(Value[tuple[str, ...]]):
 
     def held(self, value: Any) -> tuple[str, ...]:
         return tuple(value)
-
-
-@dataclass(frozen=True)
-class _Iteration(Value[str]):
-    expected = f"release, or an integer from 1 to {_LAST_ITERATION}"
-    example = "N"
-
-    def fits(self, value: Any) -> bool:
-        if isinstance(value, str):
-            return value == "release" or _ITERATION.fullmatch(value) is not None
-        return type(value) is int and 1 <= value <= _LAST_ITERATION
-
-    def held(self, value: Any) -> str:
-        return str(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +93,14 @@ class CommonOptions(Record):
         of_run=True,
     )
     source: Path = option(_DIRECTORY, None, "the directory of the checkpoint to convert")
+    sources: str | Sequence[str] | None = option(
+        Directories(),
+        None,
+        "instead of `source`: several checkpoints in one job, those that match a pattern, such as `runs/*/iter_*`, or "
+        "that a file lists, a path a line: `@list.txt`. In `target`, `reference` and `report`, `{name}` is then the "
+        "name of the source's directory, and `{parent}` that of its parent",
+        of_run=True,
+    )
     target: Path = option(_DIRECTORY, None, "the directory that gets the result")
     target_format: str = option(Text("FORMAT"), "", "format of the result")
     reference: Path | None = option(
@@ -210,7 +203,7 @@ class CommonOptions(Record):
     )
     lora_only: bool = option(Truth(), False, "keep only the adapter tensors of a source that holds both")
     iteration: str | None = option(
-        _Iteration(),
+        Iteration(),
         None,
         "iteration of the result, and of a source that has several: a number, or `release`",
         unset="the latest of the source, else `release`",
@@ -257,6 +250,13 @@ class CommonOptions(Record):
         "torch.distributed.checkpoint",
         of_run=True,
     )
+    watch: bool = option(
+        Truth(),
+        False,
+        "with `sources` that are iterations of a running training: convert each once the tracker beside it names it or "
+        "a later one, until SIGTERM or Ctrl-C",
+        of_run=True,
+    )
     patience: int = option(
         Integer(_SIZE.largest, smallest=0),
         600,
@@ -267,10 +267,17 @@ class CommonOptions(Record):
     def contradictions(self, wrong: Collection[str]) -> Iterator[str]:
         """Missing options, and options that exclude each other, in words."""
         words = options_of(type(self))
+        several = self.sources is not None or "sources" in wrong
         for key in _NEEDED.get(self.action, ("source", "target")):
-            if key not in wrong and getattr(self, key) is None:
+            if key not in wrong and getattr(self, key) is None and not (key == "source" and several):
                 yield f"{key} is missing: give {key}=DIR, {words[key].words} (--help lists all options)"
-        if self.action == "verify" and self.source is None:
+        if several and self.source is not None:
+            yield "sources: says what is converted, and so does source; give one of the two"
+        if several and self.action not in _OF_SEVERAL and "action" not in wrong:
+            yield f"sources: goes with action={', '.join(_OF_SEVERAL)}"
+        if self.watch and not (several and self.action == "convert"):
+            yield "watch: goes with sources, and action=convert"
+        if self.action == "verify" and self.source is None and not several:
             shaping = (key for key in self.given() if key not in _OF_PROOF and not words[key].of_run)
             yield from (f"{key}: goes with source=DIR; a result alone is compared with its record" for key in shaping)
         if self.processes is not None and self.action != "plan" and "action" not in wrong:

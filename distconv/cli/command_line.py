@@ -38,6 +38,9 @@ from distconv.models.library import Library
 if TYPE_CHECKING:
     from importlib.abc import Traversable
 
+# Flags with which Hydra runs no job.
+_COMMANDS = ("help", "hydra_help", "cfg", "info", "shell_completion")
+
 
 def run_command_line(job: Job, *, quiet: bool) -> None:
     """Run every job of the command line; `quiet`: discard the output of Hydra.
@@ -48,8 +51,11 @@ def run_command_line(job: Job, *, quiet: bool) -> None:
         Exception: the first error of a job.
     """
     failures: list[Exception] = []
+    begun = 0
 
     def task(content: DictConfig) -> None:
+        nonlocal begun
+        begun += 1
         try:
             library = _library()
             _check_named(library, overrides)
@@ -59,6 +65,8 @@ def run_command_line(job: Job, *, quiet: bool) -> None:
 
     # Hydra's documented switch: it raises its own errors, too.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    flags = get_args_parser().parse_intermixed_args(sys.argv[1:])
+    sweeps = flags.multirun and not any(getattr(flags, each) for each in _COMMANDS)
     with contextlib.ExitStack() as stack:
         if quiet:
             stack.enter_context(_silence())
@@ -71,6 +79,8 @@ def run_command_line(job: Job, *, quiet: bool) -> None:
             lose_reader()
     if failures:
         raise failures[0]
+    if sweeps and not begun:
+        raise InputError(f"--multirun {' '.join(overrides)}: means no job: a list of values is empty; nothing to do")
 
 
 def _arrange_words(stack: contextlib.ExitStack) -> Sequence[str]:

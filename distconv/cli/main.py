@@ -10,16 +10,16 @@ import os
 import sys
 import traceback
 
+from distconv.campaign.run import run
 from distconv.cli.config import help_text
 from distconv.cli.plain import Job, composed
 from distconv.cli.show import Reporter, models_text, outcome_text
 from distconv.errors import DistconvError, JobError, LauncherError, LostError, joined, system_problem
 from distconv.formats.registry import Options
-from distconv.job import run_job
 from distconv.models.library import Library
 from distconv.planning.look import Chosen
 from distconv.runtime.clerk import FAREWELL_SECONDS
-from distconv.runtime.interruption import end_as_signalled, end_politely
+from distconv.runtime.interruption import EndOfWatchError, end_as_signalled, end_politely
 from distconv.runtime.launch import Launch, connect, launch
 from distconv.runtime.processes import PATIENCE, Processes
 
@@ -76,13 +76,14 @@ def _main(start: Launch, connection: _Connection) -> int:
         return status
     except KeyboardInterrupt as interruption:
         # The others may have ended a job in which this process did not move.
-        if start.rank == 0 and connection.has_to_tell():
+        expected = isinstance(interruption, EndOfWatchError)
+        if start.rank == 0 and not expected and connection.has_to_tell():
             reporter.complain("; ".join(["distconv: interrupted", *map(str, interruption.args)]))
         with contextlib.suppress(LostError):
             connection.leave(FAREWELL_SECONDS)
         if start.size > 1 and not connection.is_made():
             end_as_signalled()
-        return _INTERRUPTED
+        return interruption.exit_status if isinstance(interruption, EndOfWatchError) else _INTERRUPTED
     except OSError as error:
         Reporter(rank=0).complain(f"distconv: rank {start.rank}: {system_problem(error.filename or 'failed', error)}")
         connection.abort()
@@ -128,10 +129,11 @@ def _run(
     if options.action == "models":
         reporter.say(models_text(library.heads()))
         return
-    outcome = run_job(options, chosen, library, connection.made(options.patience), reporter)
+    outcome = run(options, chosen, library, connection.made(options.patience), reporter)
     if outcome.differences:
         raise JobError(joined(outcome.differences))
-    reporter.say(outcome_text(outcome, tensors=options.tensors))
+    if options.sources is None:
+        reporter.say(outcome_text(outcome, tensors=options.tensors))
 
 
 class _Connection:

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 from distconv.cli.bar import Bar
+from distconv.cli.campaign_text import campaign_text
 from distconv.errors import JobError, counted, joined, named, printable, system_problem
 from distconv.formats.registry import format_named
 from distconv.observer import Observer, Outcome
@@ -93,6 +94,21 @@ class Reporter(Observer):
     def note(self, text: str) -> None:
         """Print it."""
         self.say(f"note: {text}")
+
+    def checkpoint(self, source: str, target: str, number: int, count: int) -> None:
+        """Print its place among them."""
+        self.say(f"{number} of {count}: {source} to {target}")
+
+    def ended(self, outcome: Outcome | None, why: str | None) -> None:
+        """Print the outcome, or why there is none."""
+        if outcome is None:
+            self.complain(f"distconv: {why}\n")
+        elif not outcome.differences:
+            self.say(f"{f'skipped: {why}' if outcome.skipped else outcome_text(outcome)}\n")
+
+    def all_ended(self, report: Mapping[str, Any]) -> None:
+        """Print a table of all."""
+        self.say(campaign_text(report))
 
     def undisturbed(self) -> AbstractContextManager[None]:
         """Hold SIGTERM and SIGINT back meanwhile."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from distconv.fields import options_of
 from distconv.formats.registry import Options
-from distconv.kinds import FilePath
+from distconv.kinds import Directories, FilePath
 
 # A value in Hydra's quotes; a quote inside has an odd number of backslashes before it.
 _QUOTED = re.compile(r"""(["'])(?:(?!\1)[^\\]|\\.)*\1""", re.DOTALL)
@@ -25,7 +25,7 @@ _MISSING = "???"
 
 
 def _paths() -> list[str]:
-    return [key for key, each in options_of(Options).items() if isinstance(each.kind, FilePath)]
+    return [key for key, each in options_of(Options).items() if isinstance(each.kind, (FilePath, Directories))]
 
 
 def literal(text: str) -> str:

@@ -13,6 +13,14 @@ from typing import NoReturn
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+class EndOfWatchError(KeyboardInterrupt):
+    """The interruption that work without an end waits for; `exit_status` is that of the program."""
+
+    def __init__(self, exit_status: int) -> None:
+        super().__init__()
+        self.exit_status = exit_status
+
+
 def end_politely() -> None:
     """Let the next SIGTERM raise `KeyboardInterrupt`, so that a job leaves what is true; later ones are ignored."""
     signal.signal(signal.SIGTERM, _interrupt)

@@ -47,7 +47,9 @@ class MpiProcesses(WatchedProcesses):
         self._leaving = self._world.Dup()
         self._requests: list[Any] = []
         self._unfinished: list[Any] = []
-        self._alarmed = False
+        # The number of exchanges so far, and that at which the last alarm was raised: while one works, nobody goes on.
+        self._number = 0
+        self._alarm = -1
         self._abandoned: str | None = None
         self._beats: dict[int, Any] = {}
         threads = MPI.Query_thread() >= MPI.THREAD_SERIALIZED
@@ -68,6 +70,7 @@ class MpiProcesses(WatchedProcesses):
 
     def share(self, value: Any) -> Any:
         """Rank 0's value."""
+        self._number += 1
         data = packed(value) if self.rank == 0 else b""
         size = bytearray(len(data).to_bytes(_SIZE_BYTES, "little"))
         self._exchange(lambda: self._world.Ibcast(size, root=0))
@@ -77,6 +80,7 @@ class MpiProcesses(WatchedProcesses):
 
     def collect(self, value: Any) -> list[Any]:
         """Every process's value."""
+        self._number += 1
         data = packed(value)
         numbers = bytearray(_SIZE_BYTES * self.size)
         self._exchange(lambda: self._world.Iallgather(bytearray(len(data).to_bytes(_SIZE_BYTES, "little")), numbers))
@@ -158,14 +162,13 @@ class MpiProcesses(WatchedProcesses):
     # What follows is called by the clerk alone.
 
     def _send_alarm(self) -> None:
-        self._alarmed = True
-        self._send(None, _ALARM)
+        self._alarm = self._number
+        self._send(self._number, _ALARM)
 
     def _is_alarmed(self) -> bool:
         while self._world.iprobe(tag=_ALARM):
-            self._world.recv(tag=_ALARM)
-            self._alarmed = True
-        return self._alarmed
+            self._alarm = max(self._alarm, self._world.recv(tag=_ALARM))
+        return self._alarm == self._number
 
     def _send(self, value: Any, tag: int) -> None:
         others = (rank for rank in range(self.size) if rank != self.rank)

@@ -45,10 +45,13 @@ class Processes(Protocol):
         """Every process's value (plain JSON data) in the order of ranks, on every process."""
 
     def raise_alarm(self) -> None:
-        """Tell the others, without waiting for them, that this process has failed."""
+        """Tell the others, without waiting for them, that this process has failed.
+
+        The alarm is over when all have next shared or collected something, so that another job can follow.
+        """
 
     def alarmed(self) -> bool:
-        """Whether any process has raised the alarm; cheap enough to ask twice a second."""
+        """Whether any process has raised the alarm since; cheap enough to ask twice a second."""
 
     def close(self, patience: float | None = None) -> None:
         """Leave the job together, after rank 0 has said what it has to say; called once, last.

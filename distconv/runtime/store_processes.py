@@ -114,12 +114,12 @@ class StoreProcesses(WatchedProcesses):
 
     def raise_alarm(self) -> None:
         """Set a key that the others look for."""
-        self._set(f"{self._prefix}/alarm", b"1")
+        self._set(self._alarm, b"1")
 
     def alarmed(self) -> bool:
         """Whether the key is set."""
         self._clerk.check()
-        return self._clerk.ask(partial(self._is_set, f"{self._prefix}/alarm"))
+        return self._clerk.ask(partial(self._is_set, self._alarm))
 
     def close(self, patience: float | None = None) -> None:
         """Rank 0 may host the store, so it leaves last."""
@@ -168,6 +168,11 @@ class StoreProcesses(WatchedProcesses):
     def _abandoned(self) -> str:
         """The key under which a process says that it leaves."""
         return f"{self._prefix}/abandoned"
+
+    @property
+    def _alarm(self) -> str:
+        """The key of the alarm; nobody goes on to the next exchange while another one still works before it."""
+        return f"{self._prefix}/{self._number}/alarm"
 
     def _next(self) -> str:
         self._number += 1

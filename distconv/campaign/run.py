@@ -1,0 +1,147 @@
+"""Jobs one after the other on the same processes: those of several sources, or the one of a single source.
+
+Owns the order, and that a job which fails does not keep the next one from running. All processes run all jobs.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from distconv.campaign.names import Checkpoint, checkpoints, has_own_reports
+from distconv.campaign.outcomes import DONE, FAILED, SKIPPED, Ended, exit_status_of, failed, failure_of, report_of
+from distconv.campaign.sources import directories, nothing_problem
+from distconv.campaign.trackers import complete
+from distconv.errors import DistconvError, InputError, JobError, LostError, counted
+from distconv.formats.registry import Options
+from distconv.job import run_job
+from distconv.models.library import Library
+from distconv.observer import Observer, Outcome
+from distconv.planning.look import Chosen
+from distconv.planning.report_file import ReportFile
+from distconv.runtime.agreement import on_first
+from distconv.runtime.interruption import EndOfWatchError
+from distconv.runtime.processes import Processes
+
+# Seconds between two looks at the trackers of a training; fewer where processes may not be silent for so long.
+_PAUSE_SECONDS = 5.0
+_SHORTEST_SILENCES = 4
+
+
+def run(options: Options, chosen: Chosen | None, library: Library, processes: Processes, observer: Observer) -> Outcome:
+    """Run the action of the options on its source, or on each of its sources; the same outcome on every process.
+
+    Raises:
+        DistconvError: the failure of any process, as the same error on every process.
+        UnfinishedError: of several sources some failed.
+        EndOfWatchError: the interruption of a watch.
+    """
+    if options.sources is None:
+        return run_job(options, chosen, library, processes, observer)
+    processes.be_patient(options.patience)
+    campaign = _Campaign(options, chosen, library, processes, observer)
+    return campaign.watch() if options.watch else campaign.once()
+
+
+class _Campaign:
+    """The jobs of several sources, and what became of them."""
+
+    def __init__(
+        self, options: Options, chosen: Chosen | None, library: Library, processes: Processes, observer: Observer
+    ) -> None:
+        self._options, self._chosen, self._library = options, chosen, library
+        self._processes, self._observer = processes, observer
+        self._report_file = ReportFile(None if has_own_reports(options) else options.report)
+        self._ended: list[Ended] = []
+        self._noted: set[str] = set()
+
+    def once(self) -> Outcome:
+        """Run the jobs of all sources."""
+        self._run(self._found(self._sources))
+        report = report_of(self._options, self._ended)
+        self._observer.all_ended(report)
+        if (failure := failure_of(self._options, self._ended)) is not None:
+            raise failure
+        differences = [f"{each.checkpoint.source}: {line}" for each in self._ended for line in each.differences]
+        return Outcome(report=report, differences=differences)
+
+    def watch(self) -> Outcome:
+        """Run the jobs of sources as they come, until it is interrupted."""
+        patience = self._options.patience
+        pause = min(_PAUSE_SECONDS, patience / _SHORTEST_SILENCES) if patience else _PAUSE_SECONDS
+        try:
+            self._run(self._found(self._new_ones))
+            while True:
+                time.sleep(pause)
+                try:
+                    found = self._found(self._new_ones)
+                except InputError as error:
+                    # By now something may have been written.
+                    raise JobError(str(error)) from error
+                self._run(found)
+        except KeyboardInterrupt as interruption:
+            # Without the others, who may have been interrupted elsewhere.
+            self._observer.all_ended(report_of(self._options, self._ended))
+            raise EndOfWatchError(exit_status_of(self._options, self._ended)) from interruption
+
+    def _found(self, sources: Any) -> list[Checkpoint]:
+        """The checkpoints of the sources that rank 0 finds, if their jobs go together."""
+        before = [each.checkpoint for each in self._ended]
+
+        def found() -> list[dict[str, Any]]:
+            jobs = checkpoints(self._options, sources(), before)
+            self._report_file.check()
+            for job in jobs:
+                self._report_file.check_place(job.places())
+            return [job.to_json() for job in jobs]
+
+        return [Checkpoint(**each) for each in on_first(self._processes, found, "looking for sources")]
+
+    def _sources(self) -> list[str]:
+        sources = self._options.sources
+        assert sources is not None
+        found = directories(sources)
+        if not found:
+            raise InputError(nothing_problem(sources))
+        return found
+
+    def _new_ones(self) -> list[str]:
+        """The complete iterations whose jobs have not run yet."""
+        sources = self._options.sources
+        assert sources is not None
+        found, never = complete(directories(sources))
+        for text in never:
+            if text not in self._noted:
+                self._noted.add(text)
+                self._observer.note(text)
+        before = {each.checkpoint.source for each in self._ended}
+        return [each for each in found if each not in before]
+
+    def _run(self, jobs: list[Checkpoint]) -> None:
+        """Run these jobs, and write the report of all so far."""
+        for number, job in enumerate(jobs, 1):
+            self._observer.checkpoint(job.source, job.target, number, len(jobs))
+            self._ended.append(self._one(job))
+        if jobs:
+            on_first(self._processes, lambda: self._report_file.write(report_of(self._options, self._ended)))
+
+    def _one(self, job: Checkpoint) -> Ended:
+        """Run one job.
+
+        Raises:
+            LostError: with a process that is lost no other job can be run.
+        """
+        try:
+            options = job.options(self._options)
+            outcome = run_job(options, self._chosen, self._library, self._processes, self._observer, skip_done=True)
+        except LostError:
+            raise
+        except DistconvError as error:
+            self._observer.ended(None, str(error))
+            return failed(job, error)
+        self._observer.ended(outcome, outcome.skipped)
+        report, differences = outcome.report, outcome.differences
+        if differences:
+            why = counted(len(differences), "difference")
+            return Ended(checkpoint=job, outcome=FAILED, why=why, report=report, differences=differences)
+        return Ended(checkpoint=job, outcome=SKIPPED if outcome.skipped else DONE, why=outcome.skipped, report=report)

@@ -1,0 +1,105 @@
+"""The directories that `sources` means: those that match a pattern, that a file lists, or that are given as they are.
+
+Owns the grammar of patterns and lists. Nothing that cannot be read is passed over in silence. Converts nothing.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from distconv.errors import InputError, named, reading, system_problem
+from distconv.runtime.regular_files import read_file
+
+_LIST = "@"
+_ANY_DEPTH = "**"
+
+
+def directories(sources: str | Sequence[str]) -> list[str]:
+    """The paths of the directories, as they are given or found, in order; none is no error.
+
+    A text is a pattern, of which `*`, `?`, `[…]` match within a name, and `**` any number of directories, none of them
+    hidden unless the pattern says so; or it is `@FILE`, with a path a line. Only directories match a pattern; paths of
+    a list are taken as they are.
+
+    Raises:
+        InputError: the list, or a directory on the way of a pattern, cannot be read.
+    """
+    if not isinstance(sources, str):
+        return list(sources)
+    if sources.startswith(_LIST):
+        return _listed(Path(sources.removeprefix(_LIST)))
+    return _matching(sources)
+
+
+def nothing_problem(sources: str | Sequence[str]) -> str:
+    """That `sources` means no directory, in words, and what is there instead."""
+    if not isinstance(sources, str):
+        return "sources: the list is empty; nothing to do"
+    if sources.startswith(_LIST):
+        return f"sources={sources}: the file names no directory; nothing to do"
+    known = "/" if sources.startswith("/") else ""
+    for part in _parts(sources):
+        if glob.has_magic(part) or not os.path.isdir(os.path.join(known, part)):
+            break
+        known = os.path.join(known, part)
+    holds = named(sorted(os.listdir(known or ".")), 3) or "nothing"
+    return f"sources={sources}: matches no directory; nothing to do; {known or 'the working directory'} holds {holds}"
+
+
+def _listed(path: Path) -> list[str]:
+    with reading(f"sources={_LIST}{path}", "no such file"):
+        lines = os.fsdecode(read_file(path)).split("\n")
+    return [line for each in lines if (line := each.removesuffix("\r")).strip()]
+
+
+def _matching(pattern: str) -> list[str]:
+    problems: list[str] = []
+    found = ["/" if pattern.startswith("/") else ""]
+    for part in _parts(pattern):
+        found = [path for place in found for path in _step(place, part, problems)]
+    if problems:
+        raise InputError([f"sources={pattern}: {problem}" for problem in dict.fromkeys(problems)])
+    return [path for path in dict.fromkeys(found) if path and os.path.isdir(path)]
+
+
+def _parts(pattern: str) -> Iterable[str]:
+    return filter(None, pattern.split("/"))
+
+
+def _step(place: str, part: str, problems: list[str]) -> Iterator[str]:
+    """The paths in a place that a part of a pattern matches; what cannot be read is added to the problems."""
+    if part == _ANY_DEPTH:
+        yield place
+        for name in _names(place, problems):
+            path = os.path.join(place, name)
+            # Links may lead in a circle.
+            if not name.startswith(".") and os.path.isdir(path) and not os.path.islink(path):
+                yield from _step(path, part, problems)
+    elif not glob.has_magic(part):
+        path = os.path.join(place, part)
+        try:
+            os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            problems.append(system_problem(f"{path}: cannot be looked at", error))
+            return
+        yield path
+    else:
+        is_shown = part.startswith(".")
+        names = (name for name in _names(place, problems) if fnmatchcase(name, part))
+        yield from (os.path.join(place, name) for name in names if is_shown or not name.startswith("."))
+
+
+def _names(place: str, problems: list[str]) -> list[str]:
+    try:
+        return sorted(os.listdir(place or "."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        problems.append(system_problem(f"{place or '.'}: cannot be read", error))
+        return []
