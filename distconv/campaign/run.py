@@ -70,6 +70,8 @@ class _Campaign:
         patience = self._options.patience
         pause = min(_PAUSE_SECONDS, patience / _SHORTEST_SILENCES) if patience else _PAUSE_SECONDS
         try:
+            if self._processes.rank == 0:
+                self._observer.note(f"watching {self._options.sources} until SIGTERM or Ctrl-C")
             self._run(self._found(self._new_ones))
             while True:
                 time.sleep(pause)
@@ -81,6 +83,8 @@ class _Campaign:
                 self._run(found)
         except KeyboardInterrupt as interruption:
             # Without the others, who may have been interrupted elsewhere.
+            for said in interruption.args:
+                self._observer.note(str(said))
             self._observer.all_ended(report_of(self._options, self._ended))
             raise EndOfWatchError(exit_status_of(self._options, self._ended)) from interruption
 

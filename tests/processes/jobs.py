@@ -158,6 +158,10 @@ class Job:
         out, err = _text(self._out), _text(self._err)
         return Outcome(status=self._launcher.returncode, out=out, err=err, seconds=time.monotonic() - self._start)
 
+    def has_said(self, text: str) -> bool:
+        """Whether a text has been printed so far."""
+        return text in self._said()
+
     def _said(self) -> str:
         return f"{_text(self._out)}\n{_text(self._err)}"
 

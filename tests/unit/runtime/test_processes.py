@@ -93,6 +93,24 @@ def test_the_alarm_is_heard_without_waiting():
 
 
 @pytest.mark.usefixtures("store")
+def test_the_alarm_is_over_when_all_know_of_it():
+    def run(rank: int) -> list[bool]:
+        found = StoreProcesses(rank, 2)
+        if rank == 1:
+            found.raise_alarm()
+        found.collect(rank)
+        said = [found.alarmed()]
+        found.share(None)
+        if rank == 0:
+            found.raise_alarm()
+        said.append(found.alarmed() or rank == 1)
+        found.close()
+        return said
+
+    assert on_threads(2, run) == [[False, True]] * 2
+
+
+@pytest.mark.usefixtures("store")
 def test_the_process_that_may_host_the_store_leaves_last():
     left: list[int] = []
 

@@ -1,0 +1,87 @@
+"""Several checkpoints on several processes, and a watch of a training that runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import describe_result, load_case, overrides, write_source
+from tests.here import run_here
+from tests.processes.jobs import Job, mpirun, run, single, torchrun
+from tests.processes.worlds import World
+
+CASE = load_case("qwen2vl__tp2_pp2")
+SHARD = "model-00004-of-00005.safetensors"
+TRACKER = "latest_checkpointed_iteration.txt"
+
+
+@pytest.mark.parametrize("launcher", [torchrun, mpirun])
+def test_a_job_that_fails_on_one_process_does_not_keep_the_next_one_from_running(launcher, tmp_path):
+    for name in ("bad", "good"):
+        write_source(tmp_path / name, CASE)
+    world = World(tmp_path, f"bad/{SHARD}", "mm")
+    world.views[1].unlink()
+    options = [f"sources={tmp_path}/*d", f"target={tmp_path}/mm/{{name}}", f"report={tmp_path}/all.json"]
+    # Long enough for processes to ask whether another one has failed.
+    own = {rank: {**each, "slow": 0.05} for rank, each in world.own.items()}
+    outcome = run(launcher(2, *options, *overrides(CASE), own=own), tmp_path)
+    found = json.loads((tmp_path / "all.json").read_text())["checkpoints"]
+    assert [each["outcome"] for each in found] == ["failed", "done"], outcome.err
+    assert outcome.status == 1
+    assert "rank 1 on " in found[0]["why"]
+    assert describe_result(tmp_path / "mm/good") == CASE["files"]
+    assert not list((tmp_path / "mm/bad").glob("[!.]*"))
+
+
+def trained(directory: Path, made: Path, number: int) -> None:
+    """Training has written an iteration, but does not say so yet."""
+    shutil.copytree(made, directory / f"iter_{number:07d}")
+
+
+@pytest.mark.parametrize("launcher", [single, lambda *words: torchrun(2, *words)], ids=["one", "two"])
+def test_a_watch_converts_each_iteration_once_the_tracker_names_it(launcher, tmp_path):
+    write_source(tmp_path / "hf", CASE)
+    run_here(source=str(tmp_path / "hf"), target=str(tmp_path / "mm"), layout__tp=2)
+    made, training, back = tmp_path / "mm/release", tmp_path / "run", tmp_path / "back"
+    report = tmp_path / "all.json"
+    options = ["sources=run/*", "target=back/{name}", "target_format=hf", "watch=true", "patience=2"]
+    with Job(launcher(*options, "report=all.json"), tmp_path) as job:
+        (training / "tensorboard").mkdir(parents=True)
+        trained(training, made, 10)
+        trained(training, made, 20)
+        (training / TRACKER).write_text("10")
+        job.until((back / "iter_0000010/config.json").exists, "the first iteration")
+        assert not (back / "iter_0000020").exists()
+        trained(training, made, 30)
+        shutil.rmtree(training / "iter_0000030/mp_rank_00")
+        trained(training, made, 40)
+        (training / TRACKER).write_text("40")
+        job.until(lambda: report.exists() and "iter_0000040" in report.read_text(), "the last iteration")
+        job.send(signal.SIGTERM)
+        outcome = job.end()
+    # One of them failed; torchrun has a status of its own.
+    assert outcome.status == 1, outcome.err
+    found = json.loads(report.read_text())["checkpoints"]
+    assert [(each["source"], each["outcome"]) for each in found] == [
+        ("run/iter_0000010", "done"),
+        ("run/iter_0000020", "done"),
+        ("run/iter_0000030", "failed"),
+        ("run/iter_0000040", "done"),
+    ]
+    assert outcome.out.count("note: run/tensorboard: is not converted") == 1
+    if launcher is single:
+        assert "3 done, 0 skipped, 1 failed" in outcome.out
+        assert not outcome.shows_its_inside
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_watch_of_nothing_yet_ends_well(number, tmp_path):
+    with Job(single("sources=run/iter_*", "target=back/{name}", "target_format=hf", "watch=true"), tmp_path) as job:
+        job.until(lambda: job.has_said("watching run/iter_*"), "the watch")
+        job.send(number)
+        outcome = job.end()
+    assert (outcome.status, outcome.err) == (0, "")
