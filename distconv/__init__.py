@@ -9,7 +9,7 @@ From a shell: `python -m distconv --help`.
 """
 
 from distconv.api import clean, convert, inspect, plan, verify
-from distconv.errors import DistconvError, InputError, JobError
+from distconv.errors import DistconvError, InputError, JobError, UnfinishedError
 from distconv.formats.registry import Options
 from distconv.layout.request import Layout, SourceLayout
 from distconv.options import InputOutput
@@ -24,6 +24,7 @@ __all__ = [
     "Layout",
     "Options",
     "SourceLayout",
+    "UnfinishedError",
     "clean",
     "convert",
     "inspect",

@@ -60,10 +60,13 @@ def convert(
             started the program: then all ranks make the call together, and all get the report.
         progress: called with a phase, the bytes of it that are done on this process, and its bytes in all; from
             several threads, one at a time. An error that it raises ends the job, on all ranks.
-        given: options by their names on the command line; groups as mappings or records, such as `layout`.
+        given: options by their names on the command line; groups as mappings or records, such as `layout`. With
+            `sources`, a pattern or a list of directories, instead of `source` the report is that of all: `checkpoints`
+            has the source, target, outcome (`done`, `skipped`, `failed`), `why` and `report` of each.
 
     Raises:
         InputError: wrong input; nothing has been written. It is a `ValueError`, and has all `problems` of its kind.
+        UnfinishedError: with `sources`, after all jobs, that some failed; it is a `JobError` with the `report` of all.
         JobError: the input was right and the job failed all the same; no result was left.
         TypeError: a keyword that is no option, or options beside `options`.
 

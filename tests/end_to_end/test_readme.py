@@ -81,8 +81,8 @@ def tensors(directory: Path) -> dict[str, tuple[str, list[int], bytes]]:
 
 def test_the_commands_are_those_expected():
     assert [shlex.split(job)[0] for job in JOBS] == [
-        "torchrun", "mpirun", "python", "python", "python", "python", "python", "python", "python", "python",
-        "python", "torchrun", "torchrun", "mpirun", "torchrun", "python",
+        "torchrun", "mpirun", "python", "python", "python", "python", "python", "torchrun", "python", "python",
+        "python", "python", "torchrun", "torchrun", "mpirun", "torchrun", "python",
     ]  # fmt: skip
     assert commands()[:2] == ["make demo", "make test"]
 
@@ -111,6 +111,11 @@ def check_job(command: str, checkpoints: Path) -> None:
     assert "Traceback" not in job.stderr, command
     if options.get("action") == "inspect":
         assert "model    qwen2vl; model_type qwen2_vl\n" in job.stdout, command
+        return
+    if "sources" in options:
+        (each,) = json.loads((checkpoints / options["report"]).read_text())["checkpoints"]
+        assert tensors(Path(each["target"])) == tensors(Path(options["reference"])), command
+        assert Path(each["target"]).name == "iter_0001000"
         return
     target = Path(options["target"])
     if options.get("action") == "clean":

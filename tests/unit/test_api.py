@@ -22,11 +22,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
     """The options of the jobs that calls have asked for, and that nobody does."""
     found: list[Options] = []
 
-    def run_job(options: Options, *_: object) -> Outcome:
+    def run(options: Options, *_: object) -> Outcome:
         found.append(options)
         return Outcome(report={"done": options.action}, differences=[f"as {options.action} says"])
 
-    monkeypatch.setattr(api, "run_job", run_job)
+    monkeypatch.setattr(api, "run", run)
     return found
 
 
@@ -158,13 +158,13 @@ def test_processes_leave_together_or_say_why_not(error, left, monkeypatch):
     group = Watched()
     monkeypatch.setattr(api, "connect_to", lambda which, environment: group)  # noqa: ARG005 - which does not matter
 
-    def run_job(_options: Options, _chosen: Any, _library: Any, processes: Processes, _observer: Observer) -> Outcome:
+    def run(_options: Options, _chosen: Any, _library: Any, processes: Processes, _observer: Observer) -> Outcome:
         assert processes is group
         if error is not None:
             raise error
         return Outcome(report={})
 
-    monkeypatch.setattr(api, "run_job", run_job)
+    monkeypatch.setattr(api, "run", run)
     if error is None:
         convert("a", "b", processes="auto")
     else:
@@ -181,7 +181,7 @@ def test_who_is_interrupted_while_leaving_says_so(monkeypatch):
 
     group = Interrupted()
     monkeypatch.setattr(api, "connect_to", lambda which, environment: group)  # noqa: ARG005 - which does not matter
-    monkeypatch.setattr(api, "run_job", lambda *_: Outcome(report={}))
+    monkeypatch.setattr(api, "run", lambda *_: Outcome(report={}))
     with pytest.raises(KeyboardInterrupt):
         convert("a", "b")
     assert group.left == ["KeyboardInterrupt: "]
