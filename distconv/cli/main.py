@@ -19,7 +19,7 @@ from distconv.formats.registry import Options
 from distconv.models.library import Library
 from distconv.planning.look import Chosen
 from distconv.runtime.clerk import FAREWELL_SECONDS
-from distconv.runtime.interruption import EndOfWatchError, end_as_signalled, end_politely
+from distconv.runtime.interruption import EndOfWatchError, end_as_signalled, end_politely, interruptions
 from distconv.runtime.launch import Launch, connect, launch
 from distconv.runtime.processes import PATIENCE, Processes
 
@@ -59,11 +59,12 @@ def _main(start: Launch, connection: _Connection) -> int:
     """
     reporter = Reporter(start.rank, start.size)
     try:
-        _run_words(
-            lambda options, chosen, library: _run(options, chosen, library, connection, reporter),
-            reporter,
-            quiet=start.rank != 0,
-        )
+        with interruptions():
+            _run_words(
+                lambda options, chosen, library: _run(options, chosen, library, connection, reporter),
+                reporter,
+                quiet=start.rank != 0,
+            )
     except LostError:
         raise
     except DistconvError as error:

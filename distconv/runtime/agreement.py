@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from distconv.errors import DistconvError, InputError, JobError, LostError, SpoiledError, StoppedError, system_problem
 from distconv.runtime.hand_out import HandOut, Task, attempt_parts, values_of
-from distconv.runtime.interruption import was_interrupted
+from distconv.runtime.interruption import interruptions
 from distconv.runtime.processes import Processes
 from distconv.runtime.progress import Progress, following
 
@@ -100,14 +100,11 @@ def _attempt(processes: Processes, phase: Callable[[], Any], doing: str) -> dict
     """
     processes.progress.begin(doing)
     try:
-        with following(processes.progress):
+        with interruptions(), following(processes.progress):
             return {"error": None, "problems": [], "value": phase()}
     except LostError:
         raise
-    except Exception as error:
-        # Defects included: the other processes would wait for an outcome that never comes.
-        if was_interrupted(error):
-            raise KeyboardInterrupt from error
+    except Exception as error:  # noqa: BLE001 - defects included: others would wait for an outcome that never comes
         if isinstance(error, OSError):
             # Whoever called the system could not say more about it.
             _LOG.debug("%s: an error of the operating system", doing, exc_info=error)

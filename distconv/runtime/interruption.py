@@ -10,6 +10,8 @@ import signal
 from collections.abc import Iterator
 from typing import NoReturn
 
+from distconv.errors import LostError
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -22,8 +24,13 @@ class EndOfWatchError(KeyboardInterrupt):
 
 
 def end_politely() -> None:
-    """Let the next SIGTERM raise `KeyboardInterrupt`, so that a job leaves what is true; later ones are ignored."""
+    """Let the next SIGTERM raise `KeyboardInterrupt`, so that a job leaves what is true; later ones are ignored.
+
+    Of either signal it is known from then on that it came.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
 
 
 def end_as_signalled() -> None:
@@ -56,14 +63,44 @@ def undisturbed() -> Iterator[None]:
         signal.raise_signal(came[0])
 
 
-def _interrupt(*_: object) -> NoReturn:
-    # Once is enough: launchers and batch systems may both ask, and this process is ending by then.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _interrupt(number: int, _: object) -> NoReturn:
+    # Once is enough of the one: launchers and batch systems may both ask, and this process is ending by then.
+    signal.signal(number, _ignore if number == signal.SIGTERM else _interrupt_again)
     raise KeyboardInterrupt
 
 
-def was_interrupted(error: BaseException | None) -> bool:
-    """Whether an interruption is the error, or among its causes, such as of a file that could not be closed then."""
+def _ignore(*_: object) -> None:
+    """The handler of SIGTERM after the first."""
+
+
+def _interrupt_again(*_: object) -> NoReturn:
+    """The handler of SIGINT after the first: whoever sits at the keyboard may be impatient."""
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def interruptions() -> Iterator[None]:
+    """Let an interruption be one, whatever error came of it, but the loss of another process.
+
+    Whoever imports an extension of C, or closes a file, may catch it and fail in a way of its own.
+
+    Raises:
+        KeyboardInterrupt: instead of such an error.
+    """
+    try:
+        yield
+    except LostError:
+        raise
+    except Exception as error:
+        if _was_interrupted(error):
+            raise KeyboardInterrupt from error
+        raise
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether an interruption is among the causes of an error, or a signal came that `end_politely` awaits."""
+    if any(signal.getsignal(number) in (_ignore, _interrupt_again) for number in _SIGNALS):
+        return True
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True

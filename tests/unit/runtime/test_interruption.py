@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from distconv.errors import JobError
-from distconv.runtime.interruption import end_politely, undisturbed
+from distconv.errors import JobError, LostError
+from distconv.runtime.interruption import end_politely, interruptions, undisturbed
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -78,3 +78,37 @@ def test_handlers_come_back_also_after_a_failure():
     with pytest.raises(JobError), undisturbed():
         raise JobError("disk full")
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def import_of_an_extension(number: signal.Signals) -> None:
+    """What catches the interruption, and fails for want of what it was doing; nothing of it is in the error."""
+    try:
+        os.kill(os.getpid(), number)
+    except KeyboardInterrupt:
+        failure = ImportError("partially initialised")
+    raise failure
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_an_interruption_that_was_caught_is_one(number):
+    with pytest.raises(KeyboardInterrupt), interruptions():
+        import_of_an_extension(number)
+
+
+@pytest.mark.parametrize("error", [JobError("disk full"), LostError("rank 1 is lost"), ImportError("no such module")])
+def test_other_errors_stay_what_they_are(error):
+    with pytest.raises(type(error)), interruptions():
+        raise error
+
+
+def test_the_loss_of_another_process_is_one_though_this_one_is_asked_to_end():
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(LostError), interruptions():
+        raise LostError("rank 1 is lost")
+
+
+def test_a_signal_that_was_ignored_before_is_still():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_politely()
+    os.kill(os.getpid(), signal.SIGINT)
