@@ -31,7 +31,8 @@ srun)
 torchrun)
     step=(--mpi=none --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1)
     step+=(--cpus-per-task="$((SLURM_NTASKS_PER_NODE * SLURM_CPUS_PER_TASK))")
-    # Only there is the number of the node known.
+    # The number of a node is known only there.
+    # shellcheck disable=SC2016
     program=(bash -c 'exec torchrun --node-rank "$SLURM_NODEID" "$@"' torchrun)
     program+=(--nproc-per-node "$SLURM_NTASKS_PER_NODE" --nnodes "$SLURM_JOB_NUM_NODES" --rdzv-id "$SLURM_JOB_ID")
     program+=(--master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT" -m distconv)
@@ -43,8 +44,8 @@ torchrun)
 esac
 
 # srun itself would answer SIGTERM by killing the processes.
-trap 'over=yes; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
 over=
+trap 'over=yes; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
 srun --kill-on-bad-exit=1 "${step[@]}" "${run[@]}" "${program[@]}" "$@" &
 status=0
 wait "$!" || status=$?

@@ -53,7 +53,7 @@ def launch(environment: Mapping[str, str]) -> Launch:
         return _launch("store", rank, tasks)
     raise LauncherError(
         f"srun started {tasks} processes that cannot find each other: start them with srun --mpi=pmix (or pmi2) and an "
-        "mpi4py for that MPI, or set MASTER_ADDR and MASTER_PORT (launch/slurm_srun.sh shows how), or use torchrun"
+        "mpi4py for that MPI, or set MASTER_ADDR and MASTER_PORT (launch/slurm.sh shows how), or use torchrun"
     )
 
 

@@ -73,7 +73,7 @@ def test_same_bytes(launcher, count, name, tmp_path, expected):
 
 
 def test_same_bytes_from_the_tasks_of_srun(tmp_path, expected):
-    """As launch/slurm_srun.sh starts them where the MPI of the site is not used."""
+    """As launch/slurm.sh starts them where the MPI of the site is not used."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     step = {"SLURM_STEP_NUM_TASKS": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
