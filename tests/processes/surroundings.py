@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-RANK_NAMES = ("RANK", "PMI_RANK", "SLURM_PROCID")
+RANK_NAMES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
 
 

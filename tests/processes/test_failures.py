@@ -13,12 +13,12 @@ import pytest
 
 from tests.checkpoints import load_case, write_source
 from tests.errors.damage import config, sparse
-from tests.processes.jobs import Job, mpirun, run, single, torchrun
+from tests.processes.jobs import Job, mpirun, open_mpirun, run, single, torchrun
 from tests.processes.worlds import OVER, SHARE, SOON, World, check_message, killed_while_the_other_waits
 
 CASE = "qwen2vl__tp2_pp2"
 SHARD = "model-00004-of-00005.safetensors"
-LAUNCHERS = pytest.mark.parametrize("launcher", [torchrun, mpirun])
+LAUNCHERS = pytest.mark.parametrize("launcher", [torchrun, mpirun, open_mpirun])
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_wrong_input_is_told_once(launcher, option, message, world):
     outcome = run(launcher(2, *world.arguments(option), own=own), world.directory)
 
     # torchrun ends with 1 whatever its processes end with.
-    assert outcome.status == (2 if launcher is mpirun else 1)
+    assert outcome.status == (1 if launcher is torchrun else 2)
     check_message(outcome, message)
     assert outcome.out == ""
     world.check_unfinished(outcome)
@@ -159,6 +159,24 @@ def test_the_launcher_is_asked_to_end(launcher, number, after, world):
     assert outcome.status != 0
     check_message(outcome, "interrupted")
     world.check_unfinished(outcome)
+
+
+def test_open_mpi_leaves_its_processes_half_a_second_and_the_same_command_continues(world):
+    """It asks them to end, kills them, and drops what they say."""
+    world.hold_intact(1)
+    command = open_mpirun(2, *world.arguments(), own=world.own)
+    with Job(command, world.directory) as job:
+        job.until(world.staging, "a staging directory")
+        job.send(signal.SIGTERM)
+        outcome = job.end(world.release)
+    assert outcome.status != 0
+    assert world.results() == []
+    world.views[1].with_name("held").unlink()
+
+    outcome = run(command, world.directory)
+
+    assert outcome.status == 0, outcome.err
+    assert world.staging() == []
 
 
 @pytest.mark.parametrize(

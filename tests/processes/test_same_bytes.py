@@ -13,7 +13,7 @@ import pytest
 
 from distconv.formats.torch_zip.archive import read_archive
 from tests.checkpoints import describe_result, hashes, load_case, overrides, write_source
-from tests.processes.jobs import Job, Outcome, mpirun, plain_mpirun, run, single, torchrun
+from tests.processes.jobs import Job, Outcome, mpirun, open_mpirun, plain_mpirun, run, single, torchrun
 
 # Four files: more processes than files, fewer, and numbers that divide nothing.
 MANY_FILES = "qwen2vl__tp2_pp2"
@@ -63,6 +63,8 @@ def test_one_process_makes_the_golden_result(name, expected):
     [
         *((launcher, count, MANY_FILES) for launcher in (torchrun, mpirun) for count in (1, 2, 3, 4, 7)),
         (plain_mpirun, 3, MANY_FILES),
+        (open_mpirun, 1, MANY_FILES),
+        (open_mpirun, 3, MANY_FILES),
         (mpirun, 3, VIRTUAL_STAGES),
     ],
 )
