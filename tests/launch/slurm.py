@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import shutil
 import socket
 import sys
@@ -36,6 +37,8 @@ SlurmdUser={user}
 StateSaveLocation={directory}/state
 SlurmdSpoolDir={directory}/spool-%n
 SlurmctldPidFile={directory}/slurmctld.pid
+SlurmctldLogFile={directory}/slurmctld.log
+SlurmdLogFile={directory}/slurmd-%n.log
 SlurmdPidFile={directory}/slurmd-%n.pid
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -53,6 +56,7 @@ PartitionName=all Nodes=ALL Default=YES State=UP
 # The status is that of the script.
 SUBMIT = r"""
 number=$(sbatch --parsable "$@")
+echo "$number" > number
 for ((ended = 0; ended < 10; ended++)); do
     sleep 0.2
     [[ $(scontrol show job "$number") =~ JobState=(COMPLETED|FAILED|CANCELLED)\ .*ExitCode=([0-9]+) ]] || ended=0
@@ -76,10 +80,11 @@ class Slurm:
         # The nodes have no names but in Slurm.
         return Job(words, directory, {**self.environment, "HEAD": "127.0.0.1", **environment})
 
-    def job(self, field: str) -> str:
-        """A field of the job that runs, or is to run; empty if there is none."""
-        words = self.run("squeue", "--noheader", "--states=all", f"--Format={field}:100").out.split()
-        return words[-1] if words else ""
+    def field(self, directory: Path, name: str) -> str:
+        """A field of the job that was submitted there, as scontrol shows it; empty before that."""
+        number = (directory / "number").read_text().strip() if (directory / "number").exists() else ""
+        shown = self.run("scontrol", "show", "job", number).out if number else ""
+        return (re.findall(rf"\b{name}=(\S*)", shown) or [""])[0]
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import pytest
 
 from tests.checkpoints import hashes, load_case, overrides, write_source
 from tests.launch import fake
-from tests.processes.jobs import LAUNCHER_NAMES, run, single
+from tests.processes.jobs import LAUNCHER_NAMES, OPEN_MPI, OPEN_MPI_NAMES, need_open_mpi, run, single
 from tests.readme import README
 
 LAUNCH = Path(__file__).parents[2] / "launch"
@@ -268,6 +268,31 @@ def test_a_job_of_slurm_that_failed_does_not_go_back_into_the_queue(cluster):
     assert [call["words"][0] for call in made.calls() if call["name"] == "scontrol"] == ["show"]
 
 
+@pytest.fixture
+def check(cluster, tmp_path):
+    """Two processes that a script starts make what one does, with stand-ins for schedulers alone."""
+
+    def run_both(script: str, *before: str, path: Path | None = None, **environment: str) -> None:
+        made = cluster("scontrol", "scancel", "srun", "qsub")
+        case = load_case("qwen2vl__tp2_pp2")
+        words = [*overrides(case), f"source={write_source(tmp_path / 'h f', case)}"]
+        one = run(single(*words, "target=one"), made.directory)
+        assert one.status == 0, one.err
+        if path:
+            environment["PATH"] = f"{path}:{made.environment['PATH']}"
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            environment["PORT"] = str(server.getsockname()[1])
+
+        with made.start(LAUNCH / script, *before, *words, "target=t wo", **SLURM, **environment) as job:
+            out, err = job.communicate()
+
+        assert job.returncode == 0, err
+        assert "on 2 processes" in out
+        assert hashes(made.directory / "t wo") == hashes(made.directory / "one")
+
+    return run_both
+
+
 @pytest.mark.parametrize(
     ("script", "environment"),
     [
@@ -277,19 +302,17 @@ def test_a_job_of_slurm_that_failed_does_not_go_back_into_the_queue(cluster):
         ("slurm.sh", {"TASKS": "2", "HEAD": "127.0.0.1"}),
     ],
 )
-def test_a_job_through_a_script(script, environment, cluster, tmp_path):
-    """With the launchers of this machine, and stand-ins for schedulers alone."""
-    made = cluster("scontrol", "scancel", "srun", "qsub")
-    case = load_case("qwen2vl__tp2_pp2")
-    words = [*overrides(case), f"source={write_source(tmp_path / 'h f', case)}"]
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        environment |= {"PORT": str(server.getsockname()[1])}
-    one = run(single(*words, "target=one"), made.directory)
-    assert one.status == 0, one.err
+def test_a_job_through_a_script(script, environment, check):
+    check(script, **environment)
 
-    with made.start(LAUNCH / script, *words, "target=t wo", **SLURM, **environment) as job:
-        out, err = job.communicate()
 
-    assert job.returncode == 0, err
-    assert "on 2 processes" in out
-    assert hashes(made.directory / "t wo") == hashes(made.directory / "one")
+@pytest.mark.parametrize(
+    ("script", "before", "environment"),
+    [
+        ("mpirun.sh", ["--map-by", ":OVERSUBSCRIBE", "--"], {"PROCESSES": "2"}),
+        ("pbs.sh", [], {"NODES": "localhost\nlocalhost\n"}),
+    ],
+)
+def test_a_job_through_a_script_with_open_mpi(script, before, environment, check):
+    need_open_mpi()
+    check(script, *before, path=OPEN_MPI / "bin", **environment, **OPEN_MPI_NAMES)

@@ -36,11 +36,11 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 MPIRUN = (str(Path(sys.executable).parent / "mpirun"), "-n")
 # Beside the MPICH of the environment, which has the same names: `make setup` lays it there.
 OPEN_MPI = Path(sys.prefix) / "side" / "open-mpi"
-OPEN_MPIRUN = (
-    *("/usr/bin/env", f"MPI4PY_LIBMPI={OPEN_MPI / 'lib' / 'libmpi.so.40'}"),
-    *("OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"),
-    *(str(OPEN_MPI / "bin" / "mpirun"), "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none", "-n"),
-)
+OPEN_MPI_NAMES = {
+    "MPI4PY_LIBMPI": str(OPEN_MPI / "lib" / "libmpi.so.40"),
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+}
 
 
 def single(*arguments: object, own: Mapping[str, Any] | None = None) -> list[str]:
@@ -61,9 +61,17 @@ def mpirun(count: int, *arguments: object, own: Mapping[str, Any] | None = None)
 
 def open_mpirun(count: int, *arguments: object, own: Mapping[str, Any] | None = None) -> list[str]:
     """`mpirun -n COUNT python -m mpi4py -m distconv` of Open MPI, also where it would refuse root or many processes."""
+    need_open_mpi()
+    names = [f"{name}={value}" for name, value in OPEN_MPI_NAMES.items()]
+    options = ["--map-by", ":OVERSUBSCRIBE", "--bind-to", "none", "-n", str(count)]
+    program = [*_python(own), "-m", "mpi4py", "-m", "distconv", *map(str, arguments)]
+    return ["/usr/bin/env", *names, str(OPEN_MPI / "bin" / "mpirun"), *options, *program]
+
+
+def need_open_mpi() -> None:
+    """Skip the test where Open MPI is not."""
     if not OPEN_MPI.is_dir():
         pytest.skip(f"Open MPI is not in {OPEN_MPI}: make setup lays it there, where it has a wheel")
-    return [*OPEN_MPIRUN, str(count), *_python(own), "-m", "mpi4py", "-m", "distconv", *map(str, arguments)]
 
 
 def plain_mpirun(count: int, *arguments: object, own: Mapping[str, Any] | None = None) -> list[str]:
