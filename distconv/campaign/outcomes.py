@@ -6,12 +6,13 @@ Owns the form of that report, and the exit status that follows. Runs nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from distconv.campaign.names import Checkpoint
 from distconv.errors import InputError, UnfinishedError, counted, named
 from distconv.formats.registry import Options
+from distconv.observer import Outcome
 
 DONE, SKIPPED, FAILED = "done", "skipped", "failed"
 
@@ -20,16 +21,19 @@ DONE, SKIPPED, FAILED = "done", "skipped", "failed"
 class Ended:
     """A checkpoint whose job has ended; `refused`: before it wrote anything.
 
-    `why` says it in words, where nothing was done; `report` is that of the job, where it was planned at least;
-    `differences` are those of a verification.
+    `why` says it in words, where nothing was done; `done` is the outcome of the job, where it did not fail by an error.
     """
 
     checkpoint: Checkpoint
     outcome: str
     why: str | None = None
     refused: bool = False
-    report: Mapping[str, Any] | None = None
-    differences: Sequence[str] = field(default=())
+    done: Outcome | None = None
+
+    @property
+    def differences(self) -> Sequence[str]:
+        """Those that a verification found."""
+        return () if self.done is None else self.done.differences
 
     def to_json(self) -> dict[str, Any]:
         """The entry of the report."""
@@ -39,8 +43,19 @@ class Ended:
             "outcome": self.outcome,
             "why": self.why,
             "differences": list(self.differences),
-            "report": self.report,
+            "report": None if self.done is None else self.done.report,
         }
+
+    def to_plain(self) -> dict[str, Any]:
+        """All but the checkpoint as plain data, for other processes; `from_plain` reads it."""
+        done = None if self.done is None else dict(vars(self.done))
+        return {"outcome": self.outcome, "why": self.why, "refused": self.refused, "done": done}
+
+    @staticmethod
+    def from_plain(checkpoint: Checkpoint, data: Mapping[str, Any]) -> Ended:
+        """What became of a checkpoint, as another process has told."""
+        done = None if data["done"] is None else Outcome(**data["done"])
+        return Ended(checkpoint=checkpoint, **{**data, "done": done})
 
 
 def report_of(options: Options, ended: Sequence[Ended]) -> dict[str, Any]:
@@ -69,6 +84,15 @@ def exit_status_of(options: Options, ended: Sequence[Ended]) -> int:
     """The exit status of what has ended so far."""
     failure = failure_of(options, ended)
     return 0 if failure is None else failure.exit_status
+
+
+def ended_with(checkpoint: Checkpoint, outcome: Outcome) -> Ended:
+    """A checkpoint whose job has an outcome; differences count as a failure."""
+    if outcome.differences:
+        why = counted(len(outcome.differences), "difference")
+        return Ended(checkpoint=checkpoint, outcome=FAILED, why=why, done=outcome)
+    word = SKIPPED if outcome.skipped else DONE
+    return Ended(checkpoint=checkpoint, outcome=word, why=outcome.skipped, done=outcome)
 
 
 def failed(checkpoint: Checkpoint, error: Exception) -> Ended:

@@ -1,18 +1,21 @@
 """Jobs one after the other on the same processes: those of several sources, or the one of a single source.
 
-Owns the order, and that a job which fails does not keep the next one from running. All processes run all jobs.
+Owns the order, and that a job which fails does not keep the next one from running. All processes run all jobs, but for
+small ones (`pool`): in a watch all of them, so that its table is true whenever it is interrupted.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distconv.campaign.names import Checkpoint, checkpoints, has_own_reports
-from distconv.campaign.outcomes import DONE, FAILED, SKIPPED, Ended, exit_status_of, failed, failure_of, report_of
+from distconv.campaign.outcomes import Ended, ended_with, exit_status_of, failed, failure_of, report_of
+from distconv.campaign.pool import run_small
 from distconv.campaign.sources import directories, nothing_problem
 from distconv.campaign.trackers import complete
-from distconv.errors import DistconvError, InputError, JobError, LostError, counted
+from distconv.errors import DistconvError, InputError, JobError, LostError
 from distconv.formats.registry import Options
 from distconv.job import run_job
 from distconv.models.library import Library
@@ -23,6 +26,8 @@ from distconv.runtime.agreement import on_first
 from distconv.runtime.interruption import EndOfWatchError
 from distconv.runtime.processes import Processes
 
+# Actions on several sources that move bytes.
+_DIVIDED = ("convert", "verify")
 # Seconds between two looks at the trackers of a training; fewer where processes may not be silent for so long.
 _PAUSE_SECONDS = 5.0
 _SHORTEST_SILENCES = 4
@@ -57,7 +62,9 @@ class _Campaign:
 
     def once(self) -> Outcome:
         """Run the jobs of all sources."""
-        self._run(self._found(self._sources))
+        jobs = self._found(self._sources)
+        is_divided = self._options.action in _DIVIDED
+        self._run(jobs, run_small(jobs, self._processes, self._observer, self._one) if is_divided else {})
         report = report_of(self._options, self._ended)
         self._observer.all_ended(report)
         if (failure := failure_of(self._options, self._ended)) is not None:
@@ -72,7 +79,7 @@ class _Campaign:
         try:
             if self._processes.rank == 0:
                 self._observer.note(f"watching {self._options.sources} until SIGTERM or Ctrl-C")
-            self._run(self._found(self._new_ones))
+            self._run(self._found(self._new_ones), {})
             while True:
                 time.sleep(pause)
                 try:
@@ -80,7 +87,7 @@ class _Campaign:
                 except InputError as error:
                     # By now something may have been written.
                     raise JobError(str(error)) from error
-                self._run(found)
+                self._run(found, {})
         except KeyboardInterrupt as interruption:
             # Without the others, who may have been interrupted elsewhere.
             for said in interruption.args:
@@ -121,15 +128,21 @@ class _Campaign:
         before = {each.checkpoint.source for each in self._ended}
         return [each for each in found if each not in before]
 
-    def _run(self, jobs: list[Checkpoint]) -> None:
-        """Run these jobs, and write the report of all so far."""
-        for number, job in enumerate(jobs, 1):
-            self._observer.checkpoint(job.source, job.target, number, len(jobs))
-            self._ended.append(self._one(job))
+    def _run(self, jobs: Sequence[Checkpoint], ended: Mapping[int, Ended]) -> None:
+        """Run these jobs but those that have `ended`, by position, and write the report of all so far."""
+        for number, job in enumerate(jobs):
+            self._ended.append(ended[number] if number in ended else self._told(number, len(jobs), job))
         if jobs:
             on_first(self._processes, lambda: self._report_file.write(report_of(self._options, self._ended)))
 
-    def _one(self, job: Checkpoint) -> Ended:
+    def _told(self, number: int, count: int, job: Checkpoint) -> Ended:
+        """Run one job on all processes, and tell of it."""
+        self._observer.checkpoint(job.source, job.target, number + 1, count)
+        ended = self._one(job, self._processes, self._observer)
+        self._observer.ended(ended.done, ended.why)
+        return ended
+
+    def _one(self, job: Checkpoint, processes: Processes, observer: Observer) -> Ended:
         """Run one job.
 
         Raises:
@@ -137,15 +150,9 @@ class _Campaign:
         """
         try:
             options = job.options(self._options)
-            outcome = run_job(options, self._chosen, self._library, self._processes, self._observer, skip_done=True)
+            outcome = run_job(options, self._chosen, self._library, processes, observer, skip_done=True)
         except LostError:
             raise
         except DistconvError as error:
-            self._observer.ended(None, str(error))
             return failed(job, error)
-        self._observer.ended(outcome, outcome.skipped)
-        report, differences = outcome.report, outcome.differences
-        if differences:
-            why = counted(len(differences), "difference")
-            return Ended(checkpoint=job, outcome=FAILED, why=why, report=report, differences=differences)
-        return Ended(checkpoint=job, outcome=SKIPPED if outcome.skipped else DONE, why=outcome.skipped, report=report)
+        return ended_with(job, outcome)

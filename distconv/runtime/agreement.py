@@ -52,7 +52,7 @@ def on_first_with_hand_out(
     def own(task: str, parts: Sequence[Any]) -> dict[str, Any]:
         mine = parts[processes.rank :: processes.size]
         outcome = _attempt(processes, lambda: attempt_parts(known[task], mine, threads), doing)
-        return outcome | {"rank": processes.rank, "host": socket.gethostname()}
+        return outcome | {"rank": processes.world_rank, "host": socket.gethostname()}
 
     def hand_out(task: Task, parts: Sequence[Any]) -> list[Any]:
         processes.share({"task": task.__name__, "parts": parts})
@@ -85,7 +85,7 @@ def on_all(
     outcome = _attempt(processes, attempt, doing)
     if outcome["error"] is not None:
         processes.raise_alarm()
-    outcome |= {"rank": processes.rank, "host": socket.gethostname()}
+    outcome |= {"rank": processes.world_rank, "host": socket.gethostname()}
     told = _values(processes.collect(outcome))
     return value, told
 

@@ -21,11 +21,14 @@ PATIENCE = 600
 class Processes(Protocol):
     """What a job needs of the processes it runs on; every method but the alarm is called by all of them.
 
-    `progress` is that of this process, which the others watch. Whatever waits for others, or asks for an alarm, raises
-    `LostError` where one of them is silent for too long, or the connection to them is broken.
+    `world_rank` is what errors and reports call this process: its rank among all that were started, which is not `rank`
+    where it has a job of its own beside the others. `progress` is that of this process, which the others watch.
+    Whatever waits for others, or asks for an alarm, raises `LostError` where one of them is silent for too long, or the
+    connection to them is broken.
     """
 
     rank: int
+    world_rank: int
     size: int
     progress: Progress
 
@@ -81,8 +84,9 @@ class SingleProcess:
     rank = 0
     size = 1
 
-    def __init__(self) -> None:
-        self.progress = Progress()
+    def __init__(self, *, world_rank: int = 0, progress: Progress | None = None) -> None:
+        self.world_rank = world_rank
+        self.progress = progress or Progress()
 
     def be_patient(self, seconds: float) -> None:
         """Nobody to wait for."""
@@ -120,6 +124,18 @@ class SingleProcess:
 
     def abort(self) -> None:
         """Nobody to end."""
+
+
+class AloneAmong(SingleProcess):
+    """A job on one of several processes, which has the others neither wait nor stop; they watch its progress."""
+
+    def __init__(self, processes: Processes) -> None:
+        super().__init__(world_rank=processes.world_rank, progress=processes.progress)
+        self._processes = processes
+
+    def alarmed(self) -> bool:
+        """Whether one of the others has failed in a way that ends more than its own job, or is lost."""
+        return self._processes.alarmed()
 
 
 def left(rank: int, reason: str) -> str:

@@ -20,7 +20,7 @@ class WatchedProcesses(ABC):
     """
 
     def __init__(self, rank: int, size: int, patience: float, *, thread: bool = True) -> None:
-        self.rank = rank
+        self.rank = self.world_rank = rank
         self.size = size
         self.progress = Progress()
         watched = (each for each in range(size) if each != rank and 0 in (each, rank))

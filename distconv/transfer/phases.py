@@ -79,7 +79,7 @@ class Phases:
             counters = self.means.counters
             return {
                 "value": value,
-                "rank": self._processes.rank,
+                "rank": self._processes.world_rank,
                 "files": [file.path for file in files],
                 "bytes_read": counters.read,
                 "bytes_written": counters.written,

@@ -37,6 +37,48 @@ def test_a_job_that_fails_on_one_process_does_not_keep_the_next_one_from_running
     assert not list((tmp_path / "mm/bad").glob("[!.]*"))
 
 
+@pytest.mark.parametrize("launcher", [torchrun, mpirun])
+def test_small_ones_are_converted_side_by_side(launcher, tmp_path):
+    write_source(tmp_path / "hf_0", CASE)
+    for number in range(1, 6):
+        shutil.copytree(tmp_path / "hf_0", tmp_path / f"hf_{number}")
+    # Not small any more, but for a file that nobody reads.
+    with open(tmp_path / "hf_2/large", "wb") as large:
+        large.truncate(2**31)
+    # One of those of rank 1; of the same size as the others.
+    config = tmp_path / "hf_3/config.json"
+    config.write_text(config.read_text().replace("{", "(", 1))
+    options = ["sources=hf_*", "target=mm/{name}", "report=all.json", *overrides(CASE)]
+    outcome = run(launcher(2, *options), tmp_path)
+    assert outcome.status == 1
+    found = json.loads((tmp_path / "all.json").read_text())["checkpoints"]
+    assert [each["outcome"] for each in found] == ["done", "done", "done", "failed", "done", "done"], outcome.err
+    ranks = [[share["rank"] for share in each["report"]["processes"]] for each in found if each["report"]]
+    assert ranks == [[0], [1], [0, 1], [1], [0]]
+    for number in (0, 1, 2, 4, 5):
+        assert describe_result(tmp_path / f"mm/hf_{number}") == CASE["files"]
+    assert outcome.out.count("\nwrote ") == 5
+    assert "hf_3/config.json: not valid JSON" in outcome.err
+    again = run(launcher(2, *options, "action=verify"), tmp_path)
+    assert "5 done, 0 skipped, 1 failed" in again.out, again.err
+
+
+@pytest.mark.parametrize("launcher", [torchrun, mpirun])
+def test_a_process_that_hangs_with_a_small_one_ends_the_job(launcher, tmp_path):
+    for name in "ab":
+        write_source(tmp_path / name, CASE)
+    world = World(tmp_path, f"b/{SHARD}", "mm")
+    world.hold(1)
+    options = [f"sources={tmp_path}/[ab]", f"target={tmp_path}/mm/{{name}}", "patience=5", *overrides(CASE)]
+    outcome = run(launcher(2, *options, own=world.own), tmp_path)
+    assert outcome.status in (1, 1 | signal.SIGKILL), outcome.err
+    says = ["distconv: rank 1 on ", "no progress in 5 s; it was last seen reading the headers", f"b/{SHARD}"]
+    assert [each for each in says if each not in outcome.err] == [], outcome.err
+    assert not outcome.shows_its_inside
+    assert describe_result(tmp_path / "mm/a") == CASE["files"]
+    assert not list((tmp_path / "mm/b").glob("[!.]*"))
+
+
 def trained(directory: Path, made: Path, number: int) -> None:
     """Training has written an iteration, but does not say so yet."""
     shutil.copytree(made, directory / f"iter_{number:07d}")

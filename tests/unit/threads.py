@@ -37,7 +37,7 @@ class ThreadProcesses:
     """One of them."""
 
     def __init__(self, world: World, rank: int) -> None:
-        self.rank = rank
+        self.rank = self.world_rank = rank
         self.size = world.size
         self.progress = Progress()
         self._world = world
