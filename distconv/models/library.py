@@ -54,12 +54,16 @@ class Library:
         """The names of all definitions, sorted."""
         return sorted(self._files)
 
-    def heads(self) -> dict[str, Head]:
+    def heads(self) -> Mapping[str, Head]:
         """The heads of all definitions by name: `model_types`, `unless`, `variant_of`, `adapters`, as far as given.
 
         Raises:
             InputError: every definition that cannot be read.
         """
+        return self._heads
+
+    @cached_property
+    def _heads(self) -> Mapping[str, Head]:
         heads: dict[str, Head] = {}
         problems: dict[str, None] = {}
         for name in self.names():
@@ -97,12 +101,16 @@ class Library:
                 )
         return _merged(lineage)
 
-    def dialects(self) -> dict[str, Mapping[str, Any]]:
+    def dialects(self) -> Mapping[str, Mapping[str, Any]]:
         """The files of all dialects by name, as mappings of their `path` and their `content`.
 
         Raises:
             InputError: every file that cannot be read, that inherits, or that has the name of another.
         """
+        return self._dialects
+
+    @cached_property
+    def _dialects(self) -> Mapping[str, Mapping[str, Any]]:
         found: dict[str, Mapping[str, Any]] = {}
         problems = []
         for name, (first, *others) in sorted(self._in_folder("dialect").items()):
