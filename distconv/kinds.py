@@ -27,6 +27,8 @@ _SIZE = re.compile(rf"(?P<number>[0-9]{{1,15}}(?:\.[0-9]{{1,15}})?) ?(?P<unit>{'
 _OCTAL = re.compile(r"[0-7]{3,5}")
 _LAST_ITERATION = 10**12 - 1
 _ITERATION = re.compile(r"[1-9][0-9]{0,11}")
+# What a text begins with that is the path of a list of directories.
+LIST_MARK = "@"
 T = TypeVar("T")
 
 

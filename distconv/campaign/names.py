@@ -86,7 +86,7 @@ def checkpoints(options: Options, sources: Iterable[str], before: Collection[Che
                 report=paths.get("report"),
             )
         )
-    raise_if(list(_collisions([*before, *found])))
+    raise_if(list(dict.fromkeys(_collisions([*before, *found]))))
     return found
 
 
@@ -100,17 +100,16 @@ def _filled(template: str, source: str) -> str:
 def _collisions(jobs: Collection[Checkpoint]) -> Iterator[str]:
     """Pairs of jobs that must not both run, in words."""
     for key in ("target", "report"):
-        first: dict[str, str] = {}
+        first: dict[str, Checkpoint] = {}
         for job in jobs:
             path = getattr(job, key)
-            if path is None:
+            if path is None or (other := first.setdefault(os.path.realpath(path), job)) is job:
                 continue
-            other = first.setdefault(os.path.realpath(path), job.source)
-            if other is not job.source:
-                yield (
-                    f"{key}={path}: would be that of {other} and of {job.source}; tell them apart by "
-                    f"{' or '.join(_NAMES)}"
-                )
+            if other.source == job.source:
+                yield f"sources: {job.source} is there twice; name it once"
+                continue
+            names = " or ".join(_NAMES)
+            yield f"{key}={path}: would be that of {other.source} and of {job.source}; tell them apart by {names}"
     sources = {os.path.realpath(job.source): job.source for job in jobs}
     targets = {os.path.realpath(job.target): job for job in jobs}
     for place, job in targets.items():

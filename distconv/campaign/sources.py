@@ -7,31 +7,35 @@ from __future__ import annotations
 
 import glob
 import os
+import stat
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from distconv.errors import InputError, named, reading, system_problem
+from distconv.kinds import LIST_MARK
 from distconv.runtime.regular_files import read_file
 
-_LIST = "@"
 _ANY_DEPTH = "**"
+_COMMENT = "#"
 
 
 def directories(sources: str | Sequence[str]) -> list[str]:
     """The paths of the directories, as they are given or found, in order; none is no error.
 
     A text is a pattern, of which `*`, `?`, `[…]` match within a name, and `**` any number of directories, none of them
-    hidden unless the pattern says so; or it is `@FILE`, with a path a line. Only directories match a pattern; paths of
-    a list are taken as they are.
+    hidden unless the pattern says so; or it is `@FILE`, with a path a line. Files match no pattern; links that lead
+    nowhere do, so that somebody says it. Paths of a list are taken as they are, from the working directory on; empty
+    lines and those that begin with `#` are none.
 
     Raises:
         InputError: the list, or a directory on the way of a pattern, cannot be read.
     """
     if not isinstance(sources, str):
         return list(sources)
-    if sources.startswith(_LIST):
-        return _listed(Path(sources.removeprefix(_LIST)))
+    if sources.startswith(LIST_MARK):
+        return _listed(Path(sources.removeprefix(LIST_MARK)))
     return _matching(sources)
 
 
@@ -39,7 +43,7 @@ def nothing_problem(sources: str | Sequence[str]) -> str:
     """That `sources` means no directory, in words, and what is there instead."""
     if not isinstance(sources, str):
         return "sources: the list is empty; nothing to do"
-    if sources.startswith(_LIST):
+    if sources.startswith(LIST_MARK):
         return f"sources={sources}: the file names no directory; nothing to do"
     known = "/" if sources.startswith("/") else ""
     for part in _parts(sources):
@@ -51,9 +55,10 @@ def nothing_problem(sources: str | Sequence[str]) -> str:
 
 
 def _listed(path: Path) -> list[str]:
-    with reading(f"sources={_LIST}{path}", "no such file"):
-        lines = os.fsdecode(read_file(path)).split("\n")
-    return [line for each in lines if (line := each.removesuffix("\r")).strip()]
+    with reading(f"sources={LIST_MARK}{path}", "no such file"):
+        content = read_file(path).removeprefix(BOM_UTF8)
+    lines = (each.removesuffix("\r") for each in os.fsdecode(content).split("\n"))
+    return [line for line in lines if line.strip() and not line.startswith(_COMMENT)]
 
 
 def _matching(pattern: str) -> list[str]:
@@ -63,7 +68,17 @@ def _matching(pattern: str) -> list[str]:
         found = [path for place in found for path in _step(place, part, problems)]
     if problems:
         raise InputError([f"sources={pattern}: {problem}" for problem in dict.fromkeys(problems)])
-    return [path for path in dict.fromkeys(found) if path and os.path.isdir(path)]
+    return [path for path in dict.fromkeys(found) if path and _may_be_meant(path)]
+
+
+def _may_be_meant(path: str) -> bool:
+    """Whether a path that matches is of a directory, or of something that cannot be looked at, as its job says then."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return os.path.islink(path)
+    except OSError:
+        return True
 
 
 def _parts(pattern: str) -> Iterable[str]:
@@ -82,7 +97,7 @@ def _step(place: str, part: str, problems: list[str]) -> Iterator[str]:
     elif not glob.has_magic(part):
         path = os.path.join(place, part)
         try:
-            os.stat(path)
+            os.lstat(path)
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:

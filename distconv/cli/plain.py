@@ -11,10 +11,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from distconv.cli.values import with_expanded_paths
+from distconv.cli.values import PATHS, with_expanded_paths
 from distconv.fields import keys_of
 from distconv.formats.registry import Options
-from distconv.kinds import FilePath
 from distconv.models.library import Library
 
 # The options of a job, the name and content of the chosen model definition, and the library of all definitions.
@@ -57,7 +56,7 @@ def _given(words: Sequence[str]) -> dict[str, Any] | None:
         if not equals or key in given or (key != _MODEL and key not in known):
             return None
         try:
-            given[key] = _path(text) if isinstance(known.get(key), FilePath) else _value(text)
+            given[key] = _path(text) if isinstance(known.get(key), PATHS) else _value(text)
         except ValueError:
             return None
     # A model is a name, and is given by one that is read as that.
@@ -72,7 +71,7 @@ def _path(text: str) -> str | None:
     """
     if text == "null":
         return None
-    if not text or not text.isprintable() or text == "???" or set(text) & set("\\\"'{}"):
+    if not text or not text.isprintable() or text == "???" or "${" in text or set(text) & set("\\\"'"):
         raise ValueError(text)
     return text
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from distconv.fields import options_of
 from distconv.formats.registry import Options
-from distconv.kinds import Directories, FilePath
+from distconv.kinds import LIST_MARK, Directories, FilePath, Kind
 
 # A value in Hydra's quotes; a quote inside has an odd number of backslashes before it.
 _QUOTED = re.compile(r"""(["'])(?:(?!\1)[^\\]|\\.)*\1""", re.DOTALL)
@@ -22,10 +22,13 @@ _FOLDERS = ("dialect",)
 _NAME = "name"
 # OmegaConf's mark of a missing value, which cannot be quoted.
 _MISSING = "???"
+# The kinds of options whose values are taken as they are, but for what a shell expands.
+PATHS = (FilePath, Directories)
 
 
-def _paths() -> list[str]:
-    return [key for key, each in options_of(Options).items() if isinstance(each.kind, (FilePath, Directories))]
+def _paths() -> dict[str, Kind[Any]]:
+    """The options that are paths, with their kinds."""
+    return {key: each.kind for key, each in options_of(Options).items() if isinstance(each.kind, PATHS)}
 
 
 def literal(text: str) -> str:
@@ -73,5 +76,11 @@ def without_wrapping(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def with_expanded_paths(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a configuration with `~` and environment variables in paths expanded, as in a shell."""
-    paths = {key: content[key] for key in _paths() if isinstance(content.get(key), str)}
-    return {**content, **{key: os.path.expandvars(os.path.expanduser(value)) for key, value in paths.items()}}
+    texts = {key: kind for key, kind in _paths().items() if isinstance(content.get(key), str)}
+    paths = {key: _expanded(content[key], kind) for key, kind in texts.items()}
+    return {**content, **paths}
+
+
+def _expanded(text: str, kind: object) -> str:
+    mark = LIST_MARK if isinstance(kind, Directories) and text.startswith(LIST_MARK) else ""
+    return mark + os.path.expandvars(os.path.expanduser(text.removeprefix(mark)))

@@ -121,7 +121,8 @@ def check_directory(directory: Path, key: str) -> None:
     try:
         mode = directory.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{key}={directory}: no such directory") from None
+        leads = f"; it is a link to {os.readlink(directory)}" if directory.is_symlink() else ""
+        raise InputError(f"{key}={directory}: no such directory{leads}") from None
     except OSError as error:
         raise InputError(system_problem(f"{key}={directory}: cannot be read", error)) from None
     if not stat.S_ISDIR(mode):

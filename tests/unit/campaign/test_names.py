@@ -64,6 +64,13 @@ def test_jobs_that_do_not_go_together_are_refused(target, sources, says):
     assert any(says in each for each in caught.value.problems), caught.value.problems
 
 
+@pytest.mark.parametrize("report", [None, "{name}.json"])
+def test_the_same_one_twice_is_said_once(report):
+    with pytest.raises(InputError) as caught:
+        checkpoints(options(target="mm/{name}", report=report), ["a"] * 2)
+    assert caught.value.problems == ["sources: a is there twice; name it once"]
+
+
 def test_links_to_one_place_are_one_target(tmp_path):
     (tmp_path / "mm").mkdir()
     (tmp_path / "mm/b").symlink_to("a")

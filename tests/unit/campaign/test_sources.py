@@ -66,9 +66,31 @@ def test_what_cannot_be_read_is_not_passed_over(monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("pattern", ["runs/a/*_gone", "runs/*/iter_gone"])
+def test_a_link_that_leads_nowhere_is_not_passed_over(pattern):
+    Path("runs/a/iter_gone").symlink_to("removed")
+    assert (
+        directories(pattern) == ["runs/a/iter_gone", "runs/link/iter_gone"][: 1 if pattern.startswith("runs/a") else 2]
+    )
+
+
+def test_what_cannot_be_looked_at_is_for_its_job_to_say(monkeypatch):
+    looked = os.stat
+
+    def refusing(path, *arguments, **given):
+        if path == "runs/a/iter_2":
+            raise PermissionError(13, "Permission denied")
+        return looked(path, *arguments, **given)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    assert directories("runs/a/*") == ["runs/a/iter_1", "runs/a/iter_2"]
+
+
 def test_a_list_is_taken_as_it_is():
-    Path("list").write_bytes(b"runs/a*\r\n\n  \n a b \nnot there")
-    assert directories("@list") == ["runs/a*", " a b ", "not there"]
+    Path("list").write_bytes(b"runs/a*\r\n\n  \n a b \n# of last week\r\n\r\n./#1\nnot there")
+    assert directories("@list") == ["runs/a*", " a b ", "./#1", "not there"]
+    Path("of notepad").write_bytes(b"\xef\xbb\xbfruns/a\r\n")
+    assert directories("@of notepad") == ["runs/a"]
     assert directories(("runs/*", "x")) == ["runs/*", "x"]
     with pytest.raises(InputError, match=r"^sources=@none: no such file$"):
         directories("@none")

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from distconv.cli.command_line import run_command_line
 from distconv.cli.config import help_text
 from distconv.cli.plain import composed
+from distconv.cli.values import PATHS as PATH_KINDS
 from distconv.errors import InputError
 from distconv.fields import keys_of
 from distconv.formats.registry import Options
-from distconv.kinds import FilePath
 from distconv.models.library import Library
 
 KEYS = {key: each.kind for key, each in keys_of(Options)}
-PATHS = [key for key, kind in KEYS.items() if isinstance(kind, FilePath)]
+PATHS = [key for key, kind in KEYS.items() if isinstance(kind, PATH_KINDS)]
 # Values that are right for some option, and others that look like them to one grammar or the other.
 VALUES = ["null", "Null", "true", "FALSE", "yes", "off", "0", "-1", "+1", "01", "1_000", "8", "1e5", "1.5", ".5", "5.",
           "inf", "-inf", "NaN", "nano", "infinite", "5GB", "2GiB", "5E3", "1E", "0x10", "release", "convert", "inspect",
@@ -76,12 +76,14 @@ def assert_alike(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Beside each other these many would be refused together: each by itself, as other tests have it, is looked at here.
-@pytest.mark.parametrize("key", ["source", "layout.tp", "select", "dialect", "iteration", "shard_size", "keep_dtype"])
+@pytest.mark.parametrize(
+    "key", ["source", "sources", "layout.tp", "select", "dialect", "iteration", "shard_size", "keep_dtype"]
+)
 def test_every_value_that_is_taken_is_what_hydra_makes_of_it(key, monkeypatch):
     taken = [word for value in VALUES if plainly([word := f"{key}={value}"]) is not None]
     assert len(taken) > 20, "some are plain"
     for word in taken[:: 1 if key in ("select", "dialect") else 5]:
-        assert_alike([*(each for each in FRAME if not word.startswith("source=")), word], monkeypatch)
+        assert_alike([*(each for each in FRAME if not word.startswith("source")), word], monkeypatch)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -105,6 +107,7 @@ def test_the_command_lines_of_the_documents_need_no_hydra():
         if line.startswith("  python -m distconv source="):
             assert plainly(line.split()[3:]) is not None, line
     assert plainly([*FRAME, "layout.stages.text=[1,10,10,7]", "dialect=mcore_te", "io.fsync=false"]) is not None
+    assert plainly(["sources=runs/**/iter_[0-9]?*", "target=hf/{parent}/{name}", "target_format=hf"]) is not None
 
 
 @pytest.mark.parametrize("word", [*OTHER, "--multirun", "--cfg", "-h", "--config-dir=x", "source='a,b'", "source=${a}"])

@@ -79,6 +79,8 @@ def test_a_home_and_variables_are_replaced_in_paths_alone(monkeypatch):
     content = {"source": "~/hf", "target": "${CKPT}/mm$CKPT", "reference": None, "report": 3, "name_prefix": "~/$CKPT"}
     expected = {**content, "source": "/home/me/hf", "target": "/data/x/mm/data/x"}
     assert with_expanded_paths(content) == expected
+    lists = {"sources": "@~/list", "source": "@~/x", "target": "~/{name}"}
+    assert with_expanded_paths(lists) == {"sources": "@/home/me/list", "source": "@~/x", "target": "/home/me/{name}"}
     assert with_expanded_paths({"source": "a/~/$NOT_SET/${not set}"}) == {"source": "a/~/$NOT_SET/${not set}"}
 
 
