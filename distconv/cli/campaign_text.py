@@ -14,9 +14,13 @@ from distconv.words import table
 
 def campaign_text(report: Mapping[str, Any]) -> str:
     """The table of all checkpoints: source, what became of it, and where it is or why it is not there."""
-    counts = ", ".join(f"{report[outcome]} {outcome}" for outcome in ("done", "skipped", "failed"))
     rows = [[printable(each["source"]), each["outcome"], _said(each)] for each in report["checkpoints"]]
-    return table([["checkpoint", "outcome", ""], *rows], align=str.ljust) + f"\n{counts}" if rows else "no checkpoint"
+    if not rows:
+        return "no checkpoint"
+    counts = ", ".join(f"{report[outcome]} {outcome}" for outcome in ("done", "skipped", "failed"))
+    again = report["failed"] and report["action"] == "convert"
+    rest = "; the same command tries again what failed, and nothing else" if again else ""
+    return table([["checkpoint", "outcome", ""], *rows], align=str.ljust) + f"\n{counts}{rest}"
 
 
 def _said(entry: Mapping[str, Any]) -> str:

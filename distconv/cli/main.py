@@ -126,11 +126,17 @@ def _run(
 
     Raises:
         DistconvError: the job failed; a verification found differences.
+        EndOfWatchError: the interruption of a watch, also of one that was still to begin.
     """
     if options.action == "models":
         reporter.say(models_text(library.heads()))
         return
-    outcome = run(options, chosen, library, connection.made(options.patience), reporter)
+    try:
+        outcome = run(options, chosen, library, connection.made(options.patience), reporter)
+    except KeyboardInterrupt as interruption:
+        if options.watch and not isinstance(interruption, EndOfWatchError):
+            raise EndOfWatchError(0) from interruption
+        raise
     if outcome.differences:
         raise JobError(joined(outcome.differences))
     if options.sources is None:
