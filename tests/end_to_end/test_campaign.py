@@ -89,7 +89,31 @@ def touched():
     os.utime(next(Path("runs/a/hf_1").glob("*.safetensors")))
 
 
+def recorded(change):
+    """Change the record of a result that is right."""
+
+    def changed():
+        path = Path("mm/a-hf_1/release/distconv.json")
+        record = json.loads(path.read_text())
+        change(record)
+        path.write_text(json.dumps(record))
+
+    return changed
+
+
+def without_a_file(record):
+    record["files"].pop(next(each for each in record["files"] if each.endswith(".pt")))
+
+
+def with_one_outside(record):
+    outside = "../latest_checkpointed_iteration.txt"
+    record["files"][outside] = {"bytes": os.stat(f"mm/a-hf_1/release/{outside}").st_size, "crc32": None}
+
+
 NOT_DONE = {
+    "a record without a file": (recorded(without_a_file), "does not name mp_rank_0"),
+    "a record of a file elsewhere": (recorded(with_one_outside), "../latest_checkpointed_iteration.txt"),
+    "a record of a later version": (recorded(lambda record: record.update(record=99)), "a record of version 99"),
     "another source": (lambda: shutil.move("mm/b-hf_1", "mm/a-hf_1"), "runs/b/hf_1"),
     "a shorter file": (shortened, "bytes long, its record says"),
     "a younger source": (touched, "is older than files of the source"),
@@ -119,6 +143,40 @@ def test_what_is_there_and_something_else_is_refused_and_stays(what, distconv):
     again = distconv(*PATTERN, "overwrite=true")
     assert again.status == 0, again.err
     assert describe_result(Path("mm/a-hf_1")) == CASE["files"]
+
+
+def test_what_another_release_has_done_is_done(distconv):
+    assert "is not what this job would write" not in distconv(*PATTERN).out
+    recorded(lambda record: record.update(distconv="0.0.1"))()
+    assert "0 done, 3 skipped" in distconv(*PATTERN).out
+
+
+def test_without_a_record_nothing_is_known(distconv):
+    assert distconv(*PATTERN).status == 0
+    outcome = distconv(*PATTERN, "provenance=false")
+    assert outcome.status == 2
+    assert "provenance=false: no record says what a result is" in outcome.out
+
+
+def test_a_target_in_which_a_commit_is_unfinished_is_not_done(distconv):
+    assert distconv(*PATTERN).status == 0
+    work = Path("mm/a-hf_1/.distconv-0123abcd")
+    work.mkdir()
+    (work / "commit.json").write_text("")
+    outcome = distconv(*PATTERN)
+    assert "0 done, 2 skipped, 1 failed" in outcome.out
+    assert "a job was killed while it put release in place" in outcome.out
+
+
+def test_a_younger_side_file_is_not_done(distconv):
+    for each in Path("runs").glob("*/hf_?"):
+        (each / "tokenizer.json").write_text("{}")
+    copied = ("sources=runs/*/hf_*", "target=hf/{parent}-{name}", "target_format=hf", "dtype=float32")
+    assert distconv(*copied).status == 0
+    os.utime("runs/a/hf_1/tokenizer.json")
+    outcome = distconv(*copied)
+    assert "0 done, 2 skipped, 1 failed" in outcome.out
+    assert "is older than files of the source: runs/a/hf_1/tokenizer.json" in outcome.out
 
 
 def test_other_options_are_not_done(distconv):

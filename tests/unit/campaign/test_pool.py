@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from distconv.campaign.outcomes import DONE, FAILED, Ended
 from distconv.campaign.pool import run_small, shares, size_of
 from distconv.errors import JobError, LostError
 from distconv.observer import Observer, Outcome
-from tests.unit.threads import as_processes
+from tests.unit.threads import PATIENCE_SECONDS, as_processes
 
 MIB = 1024**2
 
@@ -109,6 +110,26 @@ def test_each_is_one_process_s_and_rank_0_hears_all_of_them_on_every_process():
     assert second == [(2, 4), "no such file", (4, 4), 1, (1, 4), 0, (3, 4), 0]
 
 
+def test_notes_are_told_by_rank_0_alone():
+    def run(processes):
+        heard = Heard()
+        run_small(jobs(3), processes, heard, convert)
+        return [each for each in heard.said if str(each).startswith("about")]
+
+    assert as_processes(3, run) == [["about s0", "about s1", "about s2"], [], []]
+
+
+def test_the_others_watch_the_progress_of_who_works_alone():
+    def run(processes):
+        def run_one(job, alone, _):
+            assert alone.progress is processes.progress
+            return Ended(checkpoint=job, outcome=DONE)
+
+        return run_small(jobs(2), processes, Heard(), run_one)
+
+    assert [list(each) for each in as_processes(2, run)] == [[0, 1], [0, 1]]
+
+
 def test_one_process_or_one_checkpoint_is_not_divided():
     assert as_processes(1, lambda processes: run_small(jobs(4), processes, Heard(), convert)) == [{}]
     assert as_processes(2, lambda processes: run_small(jobs(1), processes, Heard(), convert)) == [{}, {}]
@@ -120,8 +141,9 @@ def test_a_defect_ends_all_and_stops_those_that_work():
     def run_one(job, processes, _):
         if job.source == "s0":
             raise ValueError(job.source)
-        while not processes.alarmed():
-            pass
+        end = time.monotonic() + 2 * PATIENCE_SECONDS
+        while not processes.alarmed() and time.monotonic() < end:
+            time.sleep(0.01)
         return Ended(checkpoint=job, outcome=FAILED, why="stopped")
 
     for error in as_processes(2, lambda processes: run_small(jobs(2), processes, Heard(), run_one)):
