@@ -15,8 +15,9 @@ from typing import Any
 from distconv.campaign.names import Checkpoint
 from distconv.campaign.outcomes import Ended
 from distconv.observer import Observer
-from distconv.runtime.agreement import on_all, on_first
+from distconv.runtime.agreement import on_all
 from distconv.runtime.processes import AloneAmong, Processes
+from distconv.runtime.progress import reached
 
 # Up to this share of a process, more of the time of a job on all of them goes to talking than to moving bytes.
 _SMALL_BYTES = 256 * 1024**2
@@ -39,8 +40,7 @@ def run_small(
     """
     if processes.size == 1 or len(jobs) == 1:
         return {}
-    sizes = on_first(processes, lambda: [size_of(Path(job.source)) for job in jobs], "measuring the sources")
-    mine = shares(sizes, processes.size)[processes.rank]
+    mine = shares(_sizes(jobs, processes), processes.size)[processes.rank]
     alone = AloneAmong(processes)
 
     def run_mine() -> list[Any]:
@@ -61,6 +61,14 @@ def run_small(
         if number not in mine:
             _tell(observer, result[number], number, len(jobs), notes if processes.rank == 0 else [])
     return result
+
+
+def _sizes(jobs: Sequence[Checkpoint], processes: Processes) -> list[int]:
+    """The sizes of the sources in bytes, of which every process measures some."""
+    rank, count = processes.rank, processes.size
+    measured = [Path(job.source) for job in jobs[rank::count]]
+    _, told = on_all(processes, lambda: [size_of(each) for each in measured], list, "measuring the sources")
+    return [told[number % count][number // count] for number in range(len(jobs))]
 
 
 def shares(sizes: Sequence[int], count: int) -> list[list[int]]:
@@ -95,6 +103,7 @@ def size_of(directory: Path) -> int:
     """The bytes of all files below a directory, links to files followed; what cannot be read counts nothing."""
     total = 0
     for parent, _, names in os.walk(directory):
+        reached(parent)
         for name in names:
             try:
                 total += os.stat(os.path.join(parent, name)).st_size

@@ -19,7 +19,7 @@ def campaign_text(report: Mapping[str, Any]) -> str:
         return "no checkpoint"
     counts = ", ".join(f"{report[outcome]} {outcome}" for outcome in ("done", "skipped", "failed"))
     again = report["failed"] and report["action"] == "convert"
-    rest = "; the same command tries again what failed, and nothing else" if again else ""
+    rest = "; the same command tries again what failed" if again else ""
     return table([["checkpoint", "outcome", ""], *rows], align=str.ljust) + f"\n{counts}{rest}"
 
 

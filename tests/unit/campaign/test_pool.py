@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,6 +85,21 @@ def convert(job, processes, observer):
     observer.note(f"about {job.source}")
     if job.source == "s1":
         return Ended(checkpoint=job, outcome=FAILED, why="no such file")
+    return Ended(checkpoint=job, outcome=DONE, done=Outcome(report={"by": processes.world_rank}))
+
+
+def test_sizes_are_those_of_the_sources(tmp_path, monkeypatch):
+    """Whoever has measured them."""
+    monkeypatch.chdir(tmp_path)
+    for number, nbytes in enumerate([10, 40, 10, 10, 10]):
+        Path(f"s{number}").mkdir()
+        Path(f"s{number}/x").write_bytes(bytes(nbytes))
+    outcomes = as_processes(2, lambda processes: run_small(jobs(5), processes, Heard(), convert_all))
+    for ended in outcomes:
+        assert [each.done.report["by"] for each in ended.values()] == [1, 0, 1, 1, 1]
+
+
+def convert_all(job, processes, _):
     return Ended(checkpoint=job, outcome=DONE, done=Outcome(report={"by": processes.world_rank}))
 
 

@@ -23,7 +23,7 @@ def test_each_has_a_row_with_its_target_or_why_it_has_none():
         ["bb", "failed", "no room (and 1 more)"],
         ["c", "skipped", "hf/c"],
     ]
-    assert lines[4] == "1 done, 1 skipped, 1 failed; the same command tries again what failed, and nothing else"
+    assert lines[4] == "1 done, 1 skipped, 1 failed; the same command tries again what failed"
 
 
 @pytest.mark.parametrize(("action", "outcome"), [("convert", "done"), ("verify", "failed"), ("plan", "failed")])
