@@ -105,14 +105,16 @@ def without_a_file(record):
     record["files"].pop(next(each for each in record["files"] if each.endswith(".pt")))
 
 
-def with_one_outside(record):
-    outside = "../latest_checkpointed_iteration.txt"
-    record["files"][outside] = {"bytes": os.stat(f"mm/a-hf_1/release/{outside}").st_size, "crc32": None}
+def linked():
+    """A file of the result is elsewhere, where others may change it."""
+    path = next(Path("mm/a-hf_1/release").glob("mp_rank_*/*.pt"))
+    shutil.move(path, "elsewhere.pt")
+    path.symlink_to(Path("elsewhere.pt").absolute())
 
 
 NOT_DONE = {
     "a record without a file": (recorded(without_a_file), "does not name mp_rank_0"),
-    "a record of a file elsewhere": (recorded(with_one_outside), "../latest_checkpointed_iteration.txt"),
+    "a file elsewhere": (linked, "a symbolic link leads out of mm/a-hf_1/release"),
     "a record of a later version": (recorded(lambda record: record.update(record=99)), "a record of version 99"),
     "another source": (lambda: shutil.move("mm/b-hf_1", "mm/a-hf_1"), "runs/b/hf_1"),
     "a shorter file": (shortened, "bytes long, its record says"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -153,8 +154,11 @@ def test_one_process_or_one_checkpoint_is_not_divided():
 
 def test_a_defect_ends_all_and_stops_those_that_work():
     """As a process that is lost does."""
+    begun, both = [], threading.Barrier(2, timeout=PATIENCE_SECONDS)
 
     def run_one(job, processes, _):
+        begun.append(job.source)
+        both.wait()
         if job.source == "s0":
             raise ValueError(job.source)
         end = time.monotonic() + 2 * PATIENCE_SECONDS
@@ -162,9 +166,10 @@ def test_a_defect_ends_all_and_stops_those_that_work():
             time.sleep(0.01)
         return Ended(checkpoint=job, outcome=FAILED, why="stopped")
 
-    for error in as_processes(2, lambda processes: run_small(jobs(2), processes, Heard(), run_one)):
+    for error in as_processes(2, lambda processes: run_small(jobs(4), processes, Heard(), run_one)):
         assert isinstance(error, JobError)
         assert "rank 0 on " in str(error)
+    assert sorted(begun) == ["s0", "s1"]
 
 
 def test_a_loss_is_no_failure_of_a_checkpoint():
