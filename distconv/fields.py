@@ -6,6 +6,7 @@ configuration file.
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Generic, TypeVar
@@ -45,14 +46,15 @@ class ByName(Kind[Mapping[str, T]]):
 class Option(Generic[T]):
     """An option: its kind, its default, and its words, with code in `backticks`.
 
-    `unset`: the meaning, in words, of a default that is `None` or empty. `of_run`: it says how a job runs, and its
-    result is the same with any value.
+    `unset`: the meaning, in words, of a default that is `None` or empty, and `neutral` the value that means the same.
+    `of_run`: it says how a job runs, and its result is the same with any value.
     """
 
     kind: Kind[T]
     default: T | None
     words: str
     unset: str = ""
+    neutral: T | None = None
     of_run: bool = False
 
     def read(self, key: str, value: Any) -> T | None:
@@ -64,9 +66,12 @@ class Option(Generic[T]):
         return None if value is None and self.default is None else self.kind.read(key, value)
 
 
-def option(kind: Kind[T], default: T | None, words: str, *, unset: str = "", of_run: bool = False) -> Any:
+def option(
+    kind: Kind[T], default: T | None, words: str, *, unset: str = "", neutral: T | None = None, of_run: bool = False
+) -> Any:
     """A field of a record that is an option; the arguments are those of `Option`."""
-    metadata = {_METADATA: Option(kind=kind, default=default, words=words, unset=unset, of_run=of_run)}
+    made = Option(kind=kind, default=default, words=words, unset=unset, neutral=neutral, of_run=of_run)
+    metadata = {_METADATA: made}
     if isinstance(default, dict):
         return field(default_factory=lambda: default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -88,27 +93,32 @@ class Record:
         problems, wrong = [], set()
         for name, each in options_of(type(self)).items():
             try:
-                held = each.read(f"{self.GROUP}.{name}" if self.GROUP else name, getattr(self, name))
+                held = each.read(f"{self.GROUP}.{name}" if self.GROUP else name, self.value(name))
             except InputError as error:
                 problems += error.problems
                 wrong.add(name)
                 held = each.default
-            object.__setattr__(self, name, held)
+            object.__setattr__(self, _attribute(name), held)
         raise_if([*problems, *self.contradictions(wrong)])
 
     def contradictions(self, wrong: Collection[str]) -> Iterator[str]:  # noqa: ARG002 - for those that have some
         """Contradictions between options, in words; options in `wrong` have their defaults here."""
         yield from ()
 
+    def value(self, key: str) -> Any:
+        """The value of an option; one whose key is a word of Python is an attribute with an underscore behind it."""
+        return getattr(self, _attribute(key))
+
     def given(self) -> list[str]:
         """The keys of the options with other values than their defaults, in order; a group is one of them."""
-        return [key for key, each in options_of(type(self)).items() if getattr(self, key) != each.default]
+        known = options_of(type(self)).items()
+        return [key for key, each in known if self.value(key) not in (each.default, each.neutral)]
 
     def shaping(self) -> dict[str, Any]:
         """The given options that shape the result, as plain data: neither those of the run, nor paths."""
         known = options_of(type(self))
         shaping = (key for key in self.given() if not known[key].of_run and not isinstance(known[key].kind, FilePath))
-        return {key: _plain(getattr(self, key)) for key in shaping}
+        return {key: _plain(self.value(key)) for key in shaping}
 
     @classmethod
     def from_content(cls: type[R], content: Mapping[str, Any]) -> R:
@@ -121,7 +131,7 @@ class Record:
         prefix = f"{cls.GROUP}: " if cls.GROUP else ""
         problems = [prefix + problem for problem in unknown_keys(content, known)]
         try:
-            record = cls(**{key: value for key, value in content.items() if key in known})
+            record = cls(**{_attribute(key): value for key, value in content.items() if key in known})
         except InputError as error:
             raise InputError([*problems, *error.problems]) from None
         raise_if(problems)
@@ -145,7 +155,7 @@ class Group(Kind[R]):
 
 def options_of(record: type[Record]) -> dict[str, Option[Any]]:
     """Key → option of a record, in order; a group counts as one option."""
-    return {each.name: each.metadata[_METADATA] for each in fields(record) if _METADATA in each.metadata}
+    return {each.name.rstrip("_"): each.metadata[_METADATA] for each in fields(record) if _METADATA in each.metadata}
 
 
 def keys_of(record: type[Record], prefix: str = "") -> Iterator[tuple[str, Option[Any]]]:
@@ -157,6 +167,11 @@ def keys_of(record: type[Record], prefix: str = "") -> Iterator[tuple[str, Optio
             yield from ((f"{prefix}{name}.{last}", each) for last in each.kind.names)
         else:
             yield prefix + name, each
+
+
+def _attribute(key: str) -> str:
+    """The name of the field for an option."""
+    return f"{key}_" if keyword.iskeyword(key) else key
 
 
 def _plain(value: Any) -> Any:

@@ -87,6 +87,7 @@ def run_job(
     with uncollected():
         told = on_first_with_hand_out(processes, found_facts, tasks(), options.io.threads, "reading the headers")
         facts = found or Facts.from_json(told)
+        options = facts.settled(options)
         planned, _ = on_all(processes, lambda: plan_job(options, facts), lambda _: None, "planning")
     phases = Phases(processes, observer, options.io, lambda: facts.looked_at, time.monotonic() - start)
     with phases.means.sources:

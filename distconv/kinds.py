@@ -210,6 +210,23 @@ class FilePath(Value[Path]):
 
 
 @dataclass(frozen=True)
+class FilePaths(Value[tuple[Path, ...]]):
+    """One path, or a list of them; nothing in them is expanded."""
+
+    example: str
+    expected = "a path, or a list of paths"
+
+    def fits(self, value: Any) -> bool:
+        """Whether the value is a path or the text of one, or a list of them that is not empty."""
+        several = _several(value)
+        return bool(several) and all(isinstance(each, (str, os.PathLike)) and each != "" for each in several)
+
+    def held(self, value: Any) -> tuple[Path, ...]:
+        """The paths."""
+        return tuple(map(Path, _several(value)))
+
+
+@dataclass(frozen=True)
 class Directories(Value["str | tuple[str, ...]"]):
     """Several directories: a text, which is a pattern or names a list, or the paths themselves; held as texts."""
 

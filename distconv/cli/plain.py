@@ -14,6 +14,7 @@ from typing import Any
 from distconv.cli.values import PATHS, with_expanded_paths
 from distconv.fields import keys_of
 from distconv.formats.registry import Options
+from distconv.kinds import FilePaths, Kind
 from distconv.models.library import Library
 
 # The options of a job, the name and content of the chosen model definition, and the library of all definitions.
@@ -56,11 +57,15 @@ def _given(words: Sequence[str]) -> dict[str, Any] | None:
         if not equals or key in given or (key != _MODEL and key not in known):
             return None
         try:
-            given[key] = _path(text) if isinstance(known.get(key), PATHS) else _value(text)
+            given[key] = _path(text) if _is_path(known.get(key), text) else _value(text)
         except ValueError:
             return None
     # A model is a name, and is given by one that is read as that.
     return given if isinstance(given.get(_MODEL, ""), str) else None
+
+
+def _is_path(kind: Kind[Any] | None, text: str) -> bool:
+    return isinstance(kind, PATHS) and not (isinstance(kind, FilePaths) and text.startswith("["))
 
 
 def _path(text: str) -> str | None:

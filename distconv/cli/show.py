@@ -15,6 +15,7 @@ from typing import Any
 
 from distconv.cli.bar import Bar
 from distconv.cli.campaign_text import campaign_text
+from distconv.cli.training_text import training_lines
 from distconv.errors import JobError, counted, joined, named, printable, system_problem
 from distconv.formats.registry import format_named
 from distconv.observer import Observer, Outcome
@@ -159,6 +160,7 @@ def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
     notes = report["notes"][len(report["not_checked"]) :]
     lines += ["", *(f"note: {note}" for note in notes[:_FILES_SHOWN])] if notes else []
     if full:
+        lines += training_lines(report["training"])
         files = report["files"]
         lines += ["", f"files    {len(files)}, {binary(sum(file['bytes'] for file in files))} of tensors"]
         lines += [f"  {file['path']}  {binary(file['bytes'])}" for file in files[:_FILES_SHOWN]]

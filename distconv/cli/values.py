@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from distconv.fields import options_of
+from distconv.fields import keys_of
 from distconv.formats.registry import Options
-from distconv.kinds import LIST_MARK, Directories, FilePath, Kind
+from distconv.kinds import LIST_MARK, Directories, FilePath, FilePaths, Kind
 
 # A value in Hydra's quotes; a quote inside has an odd number of backslashes before it.
 _QUOTED = re.compile(r"""(["'])(?:(?!\1)[^\\]|\\.)*\1""", re.DOTALL)
@@ -23,12 +23,12 @@ _NAME = "name"
 # OmegaConf's mark of a missing value, which cannot be quoted.
 _MISSING = "???"
 # The kinds of options whose values are taken as they are, but for what a shell expands.
-PATHS = (FilePath, Directories)
+PATHS = (FilePath, FilePaths, Directories)
 
 
 def _paths() -> dict[str, Kind[Any]]:
-    """The options that are paths, with their kinds."""
-    return {key: each.kind for key, each in options_of(Options).items() if isinstance(each.kind, PATHS)}
+    """The dotted keys of options that are paths, with their kinds."""
+    return {key: each.kind for key, each in keys_of(Options) if isinstance(each.kind, PATHS)}
 
 
 def literal(text: str) -> str:
@@ -47,10 +47,13 @@ def literal(text: str) -> str:
 def with_literal_path(word: str) -> str:
     """A word of the command line, with the value of a path option quoted for Hydra's grammar.
 
-    Values already in quotes of that grammar, and `null`, are unchanged.
+    Values already in quotes of that grammar, lists where the option takes some, and `null`, are unchanged.
     """
     key, _, value = word.partition("=")
-    if key.lstrip("+") not in _paths() or value in ("", "null") or _QUOTED.fullmatch(value):
+    name = key.lstrip("+")
+    if name not in _paths() or value in ("", "null") or _QUOTED.fullmatch(value):
+        return word
+    if value.startswith("[") and isinstance(_paths()[name], FilePaths):
         return word
     return f"{key}={literal(value)}"
 
@@ -76,11 +79,24 @@ def without_wrapping(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def with_expanded_paths(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a configuration with `~` and environment variables in paths expanded, as in a shell."""
-    texts = {key: kind for key, kind in _paths().items() if isinstance(content.get(key), str)}
-    paths = {key: _expanded(content[key], kind) for key, kind in texts.items()}
-    return {**content, **paths}
+    return _expanded(content, _paths(), "")
 
 
-def _expanded(text: str, kind: object) -> str:
-    mark = LIST_MARK if isinstance(kind, Directories) and text.startswith(LIST_MARK) else ""
-    return mark + os.path.expandvars(os.path.expanduser(text.removeprefix(mark)))
+def _expanded(content: Mapping[str, Any], paths: Mapping[str, Kind[Any]], prefix: str) -> dict[str, Any]:
+    expanded: dict[str, Any] = {}
+    for key, value in content.items():
+        kind = paths.get(prefix + key)
+        if isinstance(value, Mapping):
+            expanded[key] = _expanded(value, paths, f"{prefix}{key}.")
+        elif isinstance(value, (list, tuple)) and kind is not None:
+            expanded[key] = [_path(each, kind) for each in value]
+        else:
+            expanded[key] = value if kind is None else _path(value, kind)
+    return expanded
+
+
+def _path(value: Any, kind: Kind[Any]) -> Any:
+    if not isinstance(value, str):
+        return value
+    mark = LIST_MARK if isinstance(kind, Directories) and value.startswith(LIST_MARK) else ""
+    return mark + os.path.expandvars(os.path.expanduser(value.removeprefix(mark)))

@@ -272,6 +272,14 @@ class Format(ABC, Generic[_Options_contra]):
             InputError: all problems of source, options or layout, one kind at a time.
         """
 
+    def arguments_file(self, directory: Path) -> Path | None:  # noqa: ARG002 - for others
+        """The file of a checkpoint with the arguments of the training that saved it; `None` if the format has none.
+
+        Raises:
+            InputError: no such iteration.
+        """
+        return None
+
     def source_words(self, report: Mapping[str, Any]) -> list[str]:  # noqa: ARG002 - for others
         """`Source.summary` in words, as lines of the plan's text."""
         return []

@@ -63,14 +63,14 @@ def complete_layout(
         if modality != TEXT and modality not in stages:
             stages[modality] = stage_rows([count] + [0] * (pp * vpp - 1), pp)
     layout = CompleteLayout(
-        tp=request.tp,
+        tp=request.tp or 1,
         pp=pp,
         vpp=vpp,
-        ep=request.ep,
+        ep=request.ep or 1,
         stages=stages,
         modality_tp=request.modality_tp,
         placement=request.placement,
-        expert_tp=None if request.expert_tp == request.tp else request.expert_tp,
+        expert_tp=None if request.expert_tp == (request.tp or 1) else request.expert_tp,
     )
     check_layout(layout, binding.layers, binding.experts, at_least=binding.adapters)
     if TEXT in binding.layers and TEXT not in stages:

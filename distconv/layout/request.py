@@ -5,12 +5,13 @@ Owns the two records, and never completes them: `balance` does so for a result, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from distconv.fields import ByName, Record, option
-from distconv.kinds import Choice, Integer, Truth, Value
+from distconv.kinds import Choice, FilePaths, Integer, Truth, Value
 from distconv.layout.layout import PLACEMENTS, StageRows
 from distconv.models.rules import MODALITIES
 
@@ -56,13 +57,21 @@ _DETECTED = "found in its files"
 class Layout(Record):
     """The requested layout of a result; `None` and missing modalities are chosen by `balance`.
 
-    `stages` holds `StageRows`, and takes lists of either depth.
+    `stages` holds `StageRows`, and takes lists of either depth. `from_` is `layout.from`, until its files are read.
     """
 
     GROUP: ClassVar[str] = "layout"
 
-    tp: int = option(_AXIS, 1, "tensor parallel size")
-    ep: int = option(_AXIS, 1, "expert parallel size")
+    from_: Sequence[Path] | None = option(
+        FilePaths("FILE"),
+        None,
+        "take the layout from the configuration of a training, where no other key says otherwise: the script that "
+        "starts it, a model file of MindSpeed-MM (`model.json`), both as `[train.sh,model.json]`, or a checkpoint of "
+        "it. Nothing is run: of a script, plain assignments (`TP=2`) and flags are read",
+        of_run=True,
+    )
+    tp: int | None = option(_AXIS, None, "tensor parallel size", unset="`1`", neutral=1)
+    ep: int | None = option(_AXIS, None, "expert parallel size", unset="`1`", neutral=1)
     expert_tp: int | None = option(
         _AXIS, None, "tensor parallel size of experts", unset="that of the text, `layout.tp`"
     )

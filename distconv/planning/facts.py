@@ -12,7 +12,8 @@ from typing import Any
 
 from distconv.formats.base import SourceFacts
 from distconv.formats.model import MODEL_CONFIG, Model, Reference
-from distconv.formats.registry import format_named
+from distconv.formats.registry import Options, format_named
+from distconv.layout.request import Layout
 from distconv.models.definition_parser import parse_definition
 from distconv.models.parameter_dialect_file import is_of_parameters, parse_parameter_dialects
 from distconv.models.scaling import Scaling
@@ -30,8 +31,9 @@ class Facts:
     `model` is the name of the model definition and `definition` its content, where there is one; `reference` is `None`
     for a source that describes itself; `scaling` is that of adapters, where it is known; `dialects` are the files of
     dialects, as `Library.dialects`. `described_by`: files that say something of the source beside its own and those of
-    the reference. `suggested`: what the record of the source says of its files. `trained_rows`: rows of the vocabulary
-    beyond those of the reference are known to be no padding. `notes` are sentences about what lies in the source and is
+    the reference. `suggested`: what the record of the source says of its files. `layout`: the content of the requested
+    layout, where files say a part of it. `trained_rows`: rows of the vocabulary beyond those of the reference are known
+    to be no padding. `notes` are sentences about what lies in the source and is
     not read. `parsed` is the model that rank 0 needed to read the source; it is not shared.
     """
 
@@ -45,6 +47,7 @@ class Facts:
     dialects: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     described_by: tuple[SourceFile, ...] = ()
     suggested: Suggested = field(default_factory=Suggested)
+    layout: Mapping[str, Any] | None = None
     trained_rows: bool = False
     notes: tuple[str, ...] = ()
     parsed: Model | None = field(default=None, compare=False)
@@ -64,6 +67,10 @@ class Facts:
             "reference": None if self.reference is None else Path(self.reference.directory),
         }
         return {key: directory for key, directory in named.items() if directory is not None}
+
+    def settled(self, options: Options) -> Options:
+        """The options with what files say in the place of their names."""
+        return options if self.layout is None else replace(options, layout=Layout.from_content(self.layout))
 
     def bound_model(self) -> Model:
         """The model of the job, made from its definition on first use.

@@ -37,6 +37,8 @@ from distconv.planning.facts import Facts, model_of
 from distconv.planning.suggested import Suggested
 from distconv.runtime.hand_out import HandOut, here
 from distconv.tensors.stored import SourceFile
+from distconv.training.files import told_by_files
+from distconv.training.told import completed, words_of
 
 # Name and content of a model definition.
 Chosen = tuple[str, Mapping[str, Any]]
@@ -51,6 +53,22 @@ def look(options: Options, chosen: Chosen | None, library: Library, hand_out: Ha
         InputError: options that contradict, a directory that is not a checkpoint, or no definition for it.
     """
     raise_if(list(target_contradictions(options)))
+    asked, configured = options.layout, list[SourceFile]()
+    if asked.from_ is not None:
+        told = told_by_files(asked.from_, configured)
+        options = replace(options, layout=completed(asked, told))
+    facts = _look(options, chosen, library, hand_out)
+    if asked.from_ is None:
+        return facts
+    return replace(
+        facts,
+        layout=options.layout.shaping(),
+        described_by=(*configured, *facts.described_by),
+        notes=(*words_of(asked, options.layout), *facts.notes),
+    )
+
+
+def _look(options: Options, chosen: Chosen | None, library: Library, hand_out: HandOut) -> Facts:
     check_directory(options.source, "source")
     raise_if([problem] if (problem := unknown_problem(options.source, "source")) else [])
     raise_if([problem] if (problem := mixed_problem(options.source, options.iteration)) else [])

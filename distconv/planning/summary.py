@@ -13,6 +13,7 @@ from distconv.formats.registry import Options
 from distconv.planning.assign import assign
 from distconv.planning.facts import Facts
 from distconv.planning.plan import Planned
+from distconv.training.lines import lines_for
 
 # Resident set of an interpreter that has imported torch, as torchrun needs it, and numpy (CPU build of torch 2.13),
 # measured.
@@ -52,8 +53,16 @@ def plan_report(options: Options, planned: Planned, facts: Facts, result: Path) 
         "source_names": None,
         **planned.source.summary(),
         "source_record": facts.suggested.where or None,
+        "training": _training(planned, facts),
         "processes": [],
     }
+
+
+def _training(planned: Planned, facts: Facts) -> dict[str, Any] | None:
+    """What the configuration of a training says for the layout of the result, if it has one."""
+    if planned.layout is None:
+        return None
+    return lines_for(planned.layout, planned.dialect or "", predicts="predicting" in facts.definition)
 
 
 def planned_processes(options: Options, planned: Planned, count: int, reads: Iterable[int]) -> list[dict[str, Any]]:

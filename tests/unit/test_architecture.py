@@ -26,6 +26,7 @@ ROOMS = [
     {"options"},
     {"formats"},
     {"commit"},
+    {"training"},
     {"transfer", "planning"},
     {"directories", "done", "proving", "writing"},
     {"job"},

@@ -12,7 +12,7 @@ from typing import Any
 from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, evidence_of, holds_files
 from distconv.formats.element_types import CAST_OPTIONS, ElementTypes
 from distconv.formats.iterations import ITERATION_PARTS, iterations_in
-from distconv.formats.megatron.directory import RANK_PREFIX, notes_of_others
+from distconv.formats.megatron.directory import RANK_PREFIX, find_ranks, notes_of_others
 from distconv.formats.megatron.files import MegatronFiles
 from distconv.formats.megatron.index import MegatronIndex, read_megatron, read_rank_file
 from distconv.formats.megatron.plan import make_plan
@@ -62,6 +62,11 @@ class Megatron(Format[CommonOptions]):
             notes=tuple(notes_of_others(Path(file.file.path) for file in index.files)),
         )
 
+    def arguments_file(self, directory: Path) -> Path | None:
+        """The file of the first rank: the arguments are the same in all of them."""
+        _, path = min(find_ranks(directory, None).paths.items())
+        return path
+
     def facts_from_json(self, data: Mapping[str, Any]) -> MegatronIndex:
         """The index described by its `to_json`."""
         return MegatronIndex.from_json(data)
@@ -79,7 +84,7 @@ class Megatron(Format[CommonOptions]):
         parameters = source.parameters()
         rows = options.vocab_size
         if options.vocab_multiple is not None:
-            rows = padded_rows(parameters, options.vocab_multiple * options.layout.tp)
+            rows = padded_rows(parameters, options.vocab_multiple * (options.layout.tp or 1))
         binding = resize_vocabulary(parameters, rows)
         first_stage = text_on_first_stage(model.defined, model.sizes, binding.layers)
         layout = complete_layout(options.layout, binding, model.defined, text_on_first_stage=first_stage)

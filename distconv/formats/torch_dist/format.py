@@ -14,7 +14,7 @@ from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Sourc
 from distconv.formats.dcp.chunks import locate_chunks
 from distconv.formats.element_types import CAST_OPTIONS, ElementTypes
 from distconv.formats.foreign import KIND_NAME, has_backend
-from distconv.formats.iterations import ITERATION_PARTS, RELEASE, iteration_of
+from distconv.formats.iterations import ITERATION_PARTS, RELEASE, iteration_directory, iteration_of
 from distconv.formats.model import Model
 from distconv.formats.takes import Takes, refusals_of_whole_tensors
 from distconv.formats.torch_dist.arguments import arguments_of
@@ -64,6 +64,11 @@ class TorchDist(Format[CommonOptions]):
             held=checkpoint.held,
             notes=checkpoint.unread(),
         )
+
+    def arguments_file(self, directory: Path) -> Path | None:
+        """The common part, where it is a file."""
+        here = directory if has_backend(directory / KIND_NAME) else iteration_directory(directory, None)
+        return here / COMMON_NAME if (here / COMMON_NAME).exists() else None
 
     def facts_from_json(self, data: Mapping[str, Any]) -> TorchDistFacts:
         """The facts in plain data."""

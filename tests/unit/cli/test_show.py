@@ -38,14 +38,14 @@ def test_a_table_of_several_checkpoints_says_why(capsys):
     failed = {"source": "b", "outcome": "failed", "why": "mm/b\x1b: is there\nand full"}
     found = [{**each, "source": "runs/a", "outcome": "done"}, {**each, "source": "c", "outcome": "skipped"}, failed]
     reporter = Reporter(0)
-    reporter.all_ended({"checkpoints": found, "done": 1, "skipped": 1, "failed": 1})
-    reporter.all_ended({"checkpoints": [], "done": 0, "skipped": 0, "failed": 0})
+    reporter.all_ended({"action": "convert", "checkpoints": found, "done": 1, "skipped": 1, "failed": 1})
+    reporter.all_ended({"action": "convert", "checkpoints": [], "done": 0, "skipped": 0, "failed": 0})
     assert capsys.readouterr().out.splitlines() == [
         "  checkpoint  outcome",
         "  runs/a      done     mm/a",
         "  c           skipped  mm/a",
         "  b           failed   mm/b\\x1b: is there (and 1 more)",
-        "1 done, 1 skipped, 1 failed",
+        "1 done, 1 skipped, 1 failed; the same command tries again what failed",
         "no checkpoint",
     ]
 
