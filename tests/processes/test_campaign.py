@@ -19,10 +19,16 @@ SHARD = "model-00004-of-00005.safetensors"
 TRACKER = "latest_checkpointed_iteration.txt"
 
 
+def enlarge(source: Path) -> None:
+    """Make a source too large for one process, by a file that nobody reads."""
+    with open(source / "large", "wb") as large:
+        large.truncate(2**31)
+
+
 @pytest.mark.parametrize("launcher", [torchrun, mpirun])
 def test_a_job_that_fails_on_one_process_does_not_keep_the_next_one_from_running(launcher, tmp_path):
     for name in ("bad", "good"):
-        write_source(tmp_path / name, CASE)
+        enlarge(write_source(tmp_path / name, CASE))
     world = World(tmp_path, f"bad/{SHARD}", "mm")
     world.views[1].unlink()
     options = [f"sources={tmp_path}/*d", f"target={tmp_path}/mm/{{name}}", f"report={tmp_path}/all.json"]
@@ -42,9 +48,7 @@ def test_small_ones_are_converted_side_by_side(launcher, tmp_path):
     write_source(tmp_path / "hf_0", CASE)
     for number in range(1, 6):
         shutil.copytree(tmp_path / "hf_0", tmp_path / f"hf_{number}")
-    # Not small any more, but for a file that nobody reads.
-    with open(tmp_path / "hf_2/large", "wb") as large:
-        large.truncate(2**31)
+    enlarge(tmp_path / "hf_2")
     # One of those of rank 1; of the same size as the others.
     config = tmp_path / "hf_3/config.json"
     config.write_text(config.read_text().replace("{", "(", 1))
