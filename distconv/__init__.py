@@ -8,7 +8,7 @@ From Python:
 From a shell: `python -m distconv --help`.
 """
 
-from distconv.api import clean, convert, inspect, plan, verify
+from distconv.api import clean, convert, diff, inspect, plan, verify
 from distconv.errors import DistconvError, InputError, JobError, UnfinishedError
 from distconv.formats.registry import Options
 from distconv.layout.request import Layout, SourceLayout
@@ -27,6 +27,7 @@ __all__ = [
     "UnfinishedError",
     "clean",
     "convert",
+    "diff",
     "inspect",
     "plan",
     "verify",

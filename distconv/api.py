@@ -1,4 +1,4 @@
-"""The door for programs: convert, plan, verify and inspect checkpoints from Python, and clean up after killed jobs.
+"""The door for programs: convert, plan, verify, inspect and compare checkpoints, and clean up after killed jobs.
 
 Owns how a call becomes a job: options, model definitions, processes, progress. A call prints nothing, touches no signal
 handler and no environment variable, and raises the errors that the command line prints; how it was written, such as a
@@ -9,21 +9,19 @@ logger `distconv` of the standard library's `logging`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from distconv.campaign.run import run
-from distconv.errors import DistconvError, JobError, LostError, joined, unknown_keys
+from distconv.errors import JobError, joined, unknown_keys
 from distconv.fields import options_of
 from distconv.formats.registry import Options
 from distconv.models.library import Library
 from distconv.observer import Observer, Outcome
 from distconv.planning.look import Chosen
 from distconv.runtime.agreement import on_all
-from distconv.runtime.launch import connect_to
-from distconv.runtime.processes import Processes
+from distconv.runtime.launch import connected
 
 # A phase in words, the bytes of it that are done on this process, and the bytes in all.
 Progress = Callable[[str, int, int], object]
@@ -166,6 +164,37 @@ def inspect(
     return _run(_asked("inspect", directory, None, None, given), model, config_dir, processes, None).report
 
 
+def diff(
+    source: AnyPath | None = None,
+    target: AnyPath | None = None,
+    *,
+    model: str | None = None,
+    config_dir: AnyPath | None = None,
+    options: Options | None = None,
+    processes: str | None = None,
+    progress: Progress | None = None,
+    **given: Any,
+) -> dict[str, Any]:
+    """Compare two checkpoints of any formats, tensor by tensor, under published names; what differs, as plain data.
+
+    Lists of `name`, `dtype` and `shape`, empty where nothing differs: `only_in_source`, `only_in_target`; and
+    `different`, with both forms, the number of elements `compared` (`None`: they cannot be), how many are `differing`,
+    the index of the `first`, and of floats the `largest` difference, with its index and both numbers. `copies`: what a
+    checkpoint stores several times, and not alike, in words. `notes`: what was not compared.
+
+    Arguments and errors are those of `convert`. `given`: options by which checkpoints are read: `reference`, of one
+    that does not say what model it is; `source_layout`, `source_dialect`, and `layout`, `dialect` of the target.
+
+    Example:
+        >>> from distconv import diff
+        >>> found = diff("/ckpt/Qwen2-VL-7B", "/ckpt/mm")
+        >>> found["only_in_source"], found["only_in_target"], found["different"]
+        ([], [], [])
+    """
+    asked = _asked("diff", source, target, options, given)
+    return _run(asked, model, config_dir, processes, progress).report
+
+
 def clean(target: AnyPath, *, processes: str | None = None) -> dict[str, Any]:
     """Remove what killed jobs left in or beside a target directory, never what a running job uses; a report.
 
@@ -225,31 +254,9 @@ def _run(
         return options, library, None if model is None else (model, library.content(model))
 
     observer = Observer() if progress is None else _Progress(progress)
-    with _connected(processes) as group:
+    with connected(processes, os.environ) as group:
         (options, library, chosen), _ = on_all(group, prepare, lambda _: None)
         return run(options, chosen, library, group, observer)
-
-
-@contextmanager
-def _connected(which: str | None) -> Iterator[Processes]:
-    """The processes of a call. After an error of all of them they leave together; else this one leaves the others."""
-    group = connect_to(which, os.environ)
-    failure: DistconvError | None = None
-    try:
-        try:
-            yield group
-        except LostError:
-            raise
-        except DistconvError as error:
-            failure = error
-        group.close()
-    except BaseException as error:
-        # What cannot be said any more, since the connection is lost, the others notice themselves.
-        with suppress(Exception):
-            group.abandon(f"{type(error).__name__}: {error}")
-        raise
-    if failure is not None:
-        raise failure
 
 
 class _Progress(Observer):

@@ -194,6 +194,28 @@ class Texts(Value[tuple[str, ...]]):
 
 
 @dataclass(frozen=True)
+class Several(Value[tuple[str, ...]]):
+    """Lists, of one or more, out of some texts; `what` they are, in words."""
+
+    what: str
+    texts: tuple[str, ...]
+    example: str
+
+    @property
+    def expected(self) -> str:
+        """The list in words."""
+        return f"a list of {self.what} out of {', '.join(self.texts)}, such as {self.example}"
+
+    def fits(self, value: Any) -> bool:
+        """Whether the value is a list of some of them."""
+        return isinstance(value, (list, tuple)) and len(value) > 0 and all(each in self.texts for each in value)
+
+    def held(self, value: Any) -> tuple[str, ...]:
+        """The list as a tuple."""
+        return tuple(value)
+
+
+@dataclass(frozen=True)
 class FilePath(Value[Path]):
     """Paths, of directories or files; nothing in them is expanded."""
 

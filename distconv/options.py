@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from distconv.fields import Group, Record, option, options_of
-from distconv.kinds import Choice, Directories, FilePath, Integer, Iteration, Mode, Text, Texts, Truth, Value
+from distconv.kinds import Choice, Directories, FilePath, Integer, Iteration, Mode, Several, Text, Texts, Truth
 from distconv.layout.request import Layout, SourceLayout
 from distconv.models.rules import MODALITIES, TEXT
 
@@ -31,20 +31,9 @@ _NEEDED: dict[str, tuple[str, ...]] = {
 }
 # The actions on several sources in one job.
 _OF_SEVERAL = ("convert", "plan", "verify")
-# Options that say which result is compared with its own record.
+# Options of a comparison with a record; and how two checkpoints are read, `layout` and `dialect` being the target's.
 _OF_PROOF = ("action", "target", "iteration")
-
-
-@dataclass(frozen=True)
-class _Modalities(Value[tuple[str, ...]]):
-    expected = f"a list of modalities out of {', '.join(MODALITIES)}, such as [vision]"
-    example = "[vision]"
-
-    def fits(self, value: Any) -> bool:
-        return isinstance(value, (list, tuple)) and len(value) > 0 and all(each in MODALITIES for each in value)
-
-    def held(self, value: Any) -> tuple[str, ...]:
-        return tuple(value)
+_OF_DIFF = (*_OF_PROOF, "source", "reference", "layout", "source_layout", "dialect", "source_dialect")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +73,7 @@ class CommonOptions(Record):
                 "plan": "print what would happen, write nothing",
                 "verify": "prove a result against its source, or without one against its `distconv.json`",
                 "inspect": "say what the directory `source` is, and what is missing or odd",
+                "diff": "compare the checkpoints `source` and `target`, of any formats, by tensor",
                 "clean": "remove what killed jobs left in or beside the directory `target`, never what a job uses",
                 "models": "list the model definitions",
             }
@@ -118,7 +108,10 @@ class CommonOptions(Record):
         "How the source is cut by ranks; a contradiction to what is found in its files is an error",
     )
     select: Sequence[str] | None = option(
-        _Modalities(), None, "modalities to convert, such as `[vision]`", unset="all of them"
+        Several("modalities", MODALITIES, "[vision]"),
+        None,
+        "modalities to convert, such as `[vision]`",
+        unset="all of them",
     )
     text_source: Path | None = option(
         _DIRECTORY, None, "beside a published source: a separate directory for the language model"
@@ -277,9 +270,12 @@ class CommonOptions(Record):
             yield f"sources: goes with action={', '.join(_OF_SEVERAL)}"
         if self.watch and not (several and self.action == "convert"):
             yield "watch: goes with sources, and action=convert"
+        taken, why = tuple(words), ""
         if self.action == "verify" and self.source is None and not several:
-            shaping = (key for key in self.given() if key not in _OF_PROOF and not words[key].of_run)
-            yield from (f"{key}: goes with source=DIR; a result alone is compared with its record" for key in shaping)
+            taken, why = _OF_PROOF, "goes with source=DIR; a result alone is compared with its record"
+        elif self.action == "diff":
+            taken, why = _OF_DIFF, "shapes a result; action=diff compares what is there"
+        yield from (f"{key}: {why}" for key in self.given() if key not in taken and not words[key].of_run)
         if self.processes is not None and self.action != "plan" and "action" not in wrong:
             yield "processes: goes with action=plan; otherwise the launcher says how many processes run"
         if self.tensors and self.action != "inspect" and "action" not in wrong:

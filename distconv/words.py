@@ -1,8 +1,12 @@
-"""Numbers of bytes and tables as text, for plans and results. Prints nothing."""
+"""Numbers of bytes, tables and folded lines as text, for plans and results. Prints nothing."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
+
+# Columns of a terminal.
+_WIDTH = 80
 
 
 def binary(nbytes: float) -> str:
@@ -21,3 +25,9 @@ def table(rows: Sequence[Sequence[str]], align: Callable[[str, int], str] = str.
     return "\n".join(
         "  " + "  ".join(align(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def folded(label: str, text: str) -> list[str]:
+    """A text behind a label, in lines of the width of a terminal where its words allow that."""
+    lines = textwrap.wrap(text, _WIDTH - len(label), break_long_words=False, break_on_hyphens=False) or [""]
+    return [label + lines[0], *(" " * len(label) + line for line in lines[1:])]

@@ -137,9 +137,12 @@ def _run(
         if options.watch and not isinstance(interruption, EndOfWatchError):
             raise EndOfWatchError(0) from interruption
         raise
+    if options.action == "diff":
+        # Also where they differ: its report is what was asked for.
+        reporter.say(outcome_text(outcome))
     if outcome.differences:
         raise JobError(joined(outcome.differences))
-    if options.sources is None:
+    if options.sources is None and options.action != "diff":
         reporter.say(outcome_text(outcome, tensors=options.tensors))
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -15,16 +14,17 @@ from typing import Any
 
 from distconv.cli.bar import Bar
 from distconv.cli.campaign_text import campaign_text
+from distconv.cli.diff_text import diff_text
 from distconv.cli.training_text import training_lines
 from distconv.errors import JobError, counted, joined, named, printable, system_problem
 from distconv.formats.registry import format_named
 from distconv.observer import Observer, Outcome
 from distconv.runtime.interruption import undisturbed
-from distconv.words import binary, table
+from distconv.words import binary, folded, table
 
 _FILES_SHOWN = 16
 _LOG_SECONDS = 10
-_WIDTH, _COLUMN = 80, 9
+_COLUMN = 9
 _BY_SOURCE = "byte for byte what the source says"
 
 
@@ -192,7 +192,8 @@ def inspection_text(report: Mapping[str, Any], *, tensors: bool) -> str:
     lines += [f"record   {_record_words(record)}"] if (record := report["record"]) else []
     lines += [f"problem  {line}" for line in joined(report["problems"]).splitlines()]
     lines += [f"note     {line}" for line in joined(report["notes"]).splitlines()]
-    lines = [f"source   {report['source']}", *map(_folded, lines)]
+    source = f"source   {report['source']}"
+    lines = [source, *(part for line in lines for part in folded(line[:_COLUMN], line[_COLUMN:]))]
     if tensors and report["tensors"]:
         rows = [[printable(file), printable(name), dtype, str(shape)] for file, name, dtype, shape in report["tensors"]]
         lines += ["", table([["file", "tensor", "type", "shape"], *rows], align=str.ljust)]
@@ -219,13 +220,6 @@ def cleaned_text(report: Mapping[str, Any]) -> str:
     return "\n".join(lines) or f"nothing is left of killed jobs in or beside {report['target']}"
 
 
-def _folded(line: str) -> str:
-    """A line after a word in a column of its own, in the width of a terminal where its words allow that."""
-    label, text = line[:_COLUMN], line[_COLUMN:]
-    folded = textwrap.wrap(text, _WIDTH - _COLUMN, break_long_words=False, break_on_hyphens=False)
-    return label + f"\n{' ' * _COLUMN}".join(folded)
-
-
 def models_text(definitions: Mapping[str, Mapping[str, Any]]) -> str:
     """The model definitions for a person: families, their variants, and their model types."""
     rows = [["model", "variant of", "for model_type in config.json"]]
@@ -245,6 +239,8 @@ def outcome_text(outcome: Outcome, *, tensors: bool = False) -> str:
     report = outcome.report
     if report["action"] == "inspect":
         return inspection_text(report, tensors=tensors)
+    if report["action"] == "diff":
+        return diff_text(report)
     if report["action"] == "clean":
         return cleaned_text(report)
     if report["action"] == "plan":

@@ -24,9 +24,8 @@ from distconv.formats.recorded_files import check_inside, wrong_sizes
 from distconv.formats.registry import Options, format_of, mixed_problem, unknown_problem
 from distconv.models.definition_parser import parse_definition
 from distconv.models.library import Library
-from distconv.planning.facts import Facts
 from distconv.planning.fit_vocabulary import fit_vocabulary
-from distconv.planning.look import Chosen, facts_of
+from distconv.planning.look import Chosen, facts_of, opened_as_any
 from distconv.runtime.hand_out import HandOut, here
 from distconv.tensors.dtypes import ITEM_SIZE
 
@@ -73,7 +72,7 @@ def describe(options: Options, chosen: Chosen | None, library: Library, hand_out
     if (problem := mixed_problem(options.source, options.iteration)) is not None:
         return {**report, "problems": [problem]}
     try:
-        opened = _opened(form, options, hand_out)
+        opened = opened_as_any(form, options, hand_out)
     except InputError as error:
         return {**report, "problems": report["problems"] + error.problems}
     found = report | _contents(options, form, opened, chosen, library, hand_out)
@@ -103,7 +102,7 @@ def _contents(
         try:
             # What it is of is told by what it stands for, in whatever type.
             options = replace(options, dtype="bfloat16")
-            opened = _opened(form, options, hand_out)
+            opened = opened_as_any(form, options, hand_out)
         except InputError as error:
             return report | {"problems": error.problems}
     return report | _of_model(options, form, opened, held, chosen, library)
@@ -121,17 +120,6 @@ def _of_record(directory: Path) -> dict[str, Any]:
     said = {key: each for key, each in record.to_json().items() if key not in ("record", "files")}
     counts = {"files": len(record.files), "bytes": sum(each.nbytes for each in record.files.values())}
     return {"record": said | counts, "notes": [], "problems": list(wrong_sizes(directory, record.files))}
-
-
-def _opened(form: Format[Options], options: Options, hand_out: HandOut) -> Opened:
-    """The source, opened as a model or else as adapters alone."""
-    try:
-        return form.open(options, adapters=False, hand_out=hand_out)
-    except InputError as error:
-        try:
-            return form.open(options, adapters=True, hand_out=hand_out)
-        except InputError:
-            raise error from None
 
 
 def _of_model(
@@ -162,15 +150,10 @@ def _of_model(
             what = f"not compared with a model: {_nameless(opened, found['model_type'])}; name one with +model=NAME"
             found |= {"notes": [what], "resembles": _resembling(held, library)}
             by_names = not opened.adapters and (opened.config is not None or opened.names_suffice)
-            return found | (_of_names(_source(form, options, facts, model), what) if by_names else _of_held(held))
-        return found | _of_source(_source(form, options, facts, model), model, options)
+            return found | (_of_names(facts.bound(options, model), what) if by_names else _of_held(held))
+        return found | _of_source(facts.bound(options, model), model, options)
     except InputError as error:
         return found | {"problems": error.problems}
-
-
-def _source(form: Format[Options], options: Options, facts: Facts, model: Model) -> Source:
-    """The source, with what its record suggests where the user gave nothing."""
-    return facts.suggested.heeded(options, lambda completed: form.source(completed, facts.source, model))
 
 
 def _nameless(opened: Opened, model_type: object) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from distconv.formats.base import SourceFacts
+from distconv.formats.base import Source, SourceFacts
 from distconv.formats.model import MODEL_CONFIG, Model, Reference
 from distconv.formats.registry import Options, format_named
 from distconv.layout.request import Layout
@@ -85,6 +85,15 @@ class Facts:
         directory = self.source.directory if reference is None else reference.directory
         model = model_of(self.model, self.definition, reference, config, directory, self.dialects)
         return replace(model, scaling=self.scaling, trained_rows=self.trained_rows)
+
+    def bound(self, options: Options, model: Model) -> Source:
+        """The source bound to its model, with what its record suggests where the user gave nothing.
+
+        Raises:
+            InputError: every contradiction between files, record and model.
+        """
+        form = format_named(self.kind)
+        return self.suggested.heeded(options, lambda completed: form.source(completed, self.source, model))
 
     def to_json(self) -> dict[str, Any]:
         """The facts as plain JSON data, to be shared with other processes."""

@@ -82,6 +82,21 @@ def _look(options: Options, chosen: Chosen | None, library: Library, hand_out: H
     return facts_of(options, form, opened, chosen, library, needed=needed, by_names=by_names)
 
 
+def opened_as_any(form: Format[Options], options: Options, hand_out: HandOut) -> Opened:
+    """The source, opened as a model or else as adapters alone.
+
+    Raises:
+        InputError: neither; why it is no model.
+    """
+    try:
+        return form.open(options, adapters=False, hand_out=hand_out)
+    except InputError as error:
+        try:
+            return form.open(options, adapters=True, hand_out=hand_out)
+        except InputError:
+            raise error from None
+
+
 def facts_of(
     options: Options,
     form: Format[Options],

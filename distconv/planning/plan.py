@@ -61,8 +61,7 @@ def plan_job(options: Options, facts: Facts) -> Planned:
         InputError: all problems of the source, the definition or the layout, one kind at a time.
     """
     model = facts.bound_model()
-    form = format_named(facts.kind)
-    source = facts.suggested.heeded(options, lambda completed: form.source(completed, facts.source, model))
+    source = facts.bound(options, model)
     notes = (*facts.notes, *source.notes, *(() if model.reference is None else model.reference.notes))
     target = format_named(options.target_format)
     if not target.is_published(options):

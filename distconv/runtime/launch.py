@@ -6,10 +6,11 @@ Owns what launchers (torchrun, those of MPI, srun) put into the environment. Sta
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from distconv.errors import LauncherError
+from distconv.errors import DistconvError, LauncherError, LostError
 from distconv.runtime.mpi_processes import MpiProcesses
 from distconv.runtime.processes import PATIENCE, Processes, SingleProcess
 from distconv.runtime.store_processes import StoreProcesses
@@ -89,6 +90,28 @@ def connect_to(which: str | None, environment: Mapping[str, str]) -> Processes:
     if which == "torchrun" and start.means == "mpi":
         raise LauncherError("processes='torchrun': RANK, WORLD_SIZE and MASTER_ADDR are not set; start with torchrun")
     return connect(start)
+
+
+@contextmanager
+def connected(which: str | None, environment: Mapping[str, str]) -> Iterator[Processes]:
+    """The processes of `connect_to`. After an error of all of them they leave together; else this one leaves."""
+    group = connect_to(which, environment)
+    failure: DistconvError | None = None
+    try:
+        try:
+            yield group
+        except LostError:
+            raise
+        except DistconvError as error:
+            failure = error
+        group.close()
+    except BaseException as error:
+        # What cannot be said any more, since the connection is lost, the others notice themselves.
+        with suppress(Exception):
+            group.abandon(f"{type(error).__name__}: {error}")
+        raise
+    if failure is not None:
+        raise failure
 
 
 def _of_mpi(environment: Mapping[str, str]) -> Processes:

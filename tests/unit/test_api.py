@@ -12,6 +12,7 @@ import distconv
 from distconv import InputError, JobError, Layout, Options, api, convert, inspect, plan, verify
 from distconv.errors import LostError
 from distconv.observer import Observer, Outcome
+from distconv.runtime import launch
 from distconv.runtime.processes import Processes, SingleProcess
 
 CALLS = pytest.mark.parametrize("call", [convert, plan, verify])
@@ -156,7 +157,7 @@ class Watched(SingleProcess):
 def test_processes_leave_together_or_say_why_not(error, left, monkeypatch):
     """An error of all of them is no reason to leave the others."""
     group = Watched()
-    monkeypatch.setattr(api, "connect_to", lambda which, environment: group)  # noqa: ARG005 - which does not matter
+    monkeypatch.setattr(launch, "connect_to", lambda which, environment: group)  # noqa: ARG005 - which does not matter
 
     def run(_options: Options, _chosen: Any, _library: Any, processes: Processes, _observer: Observer) -> Outcome:
         assert processes is group
@@ -180,7 +181,7 @@ def test_who_is_interrupted_while_leaving_says_so(monkeypatch):
             raise KeyboardInterrupt
 
     group = Interrupted()
-    monkeypatch.setattr(api, "connect_to", lambda which, environment: group)  # noqa: ARG005 - which does not matter
+    monkeypatch.setattr(launch, "connect_to", lambda which, environment: group)  # noqa: ARG005 - which does not matter
     monkeypatch.setattr(api, "run", lambda *_: Outcome(report={}))
     with pytest.raises(KeyboardInterrupt):
         convert("a", "b")
