@@ -130,11 +130,12 @@ def paired(source: Side, target: Side) -> Pairing:
     one, other = one.with_packing_of(other), other.with_packing_of(one)
     notes = [note for each in (one, other) for note in _notes(each)]
     filled = one.with_copies_for(other), other.with_copies_for(one)
-    for before, after in zip((one, other), filled, strict=True):
-        notes += [
-            f"{before.key}: {name} is not stored: it equals a tensor that is, which was compared"
-            for name in after.tensors.keys() - before.tensors.keys()
-        ]
+    notes += [
+        f"{before.key}: {name} is not stored: it equals a tensor that is, which was compared"
+        for before, after in zip((one, other), filled, strict=True)
+        for name in after.tensors
+        if name not in before.tensors
+    ]
     one, other = filled
     source_alone, reasons = _alone(one, other)
     target_alone, others = _alone(other, one)

@@ -11,16 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from distconv.errors import InputError, raise_if
 from distconv.formats.base import Format, Opened
 from distconv.formats.config_dtypes import says_quantised
 from distconv.formats.huggingface.directory import check_directory
-from distconv.formats.provenance import read_provenance
+from distconv.formats.provenance import Provenance, read_provenance
 from distconv.formats.registry import Options, format_of, mixed_problem, source_contradictions, unknown_problem
 from distconv.layout.request import Layout, SourceLayout
-from distconv.models.library import Library
+from distconv.models.library import Library, head_of
 from distconv.planning.facts import Facts
 from distconv.planning.look import Chosen, facts_of, opened_as_any
 from distconv.runtime.hand_out import HandOut, here
@@ -107,13 +107,15 @@ def look_at_both(
         raise InputError(f"iteration={options.iteration}: neither source nor target holds iterations; leave it out")
     opened = _both(lambda key: _opened(forms[key], reads[key], hand_out))
     sides: dict[str, Side] = {}
-    # Those that say what they are come first: one that does not is taken for the same model.
-    for key in sorted(_KEYS, key=lambda each: not _describes(*opened[each])):
+    # Those that say what they are come first: the other one is taken for the same model, where it can be.
+    for key in sorted(_KEYS, key=lambda each: _silence(*opened[each])):
         read, there = opened[key]
-        if sides and not _describes(read, there):
-            (other,) = sides.values()
-            read = replace(read, reference=_reference_of(other.facts))
-        sides[key] = said_of(key, partial(_side, key, forms[key], read, there, chosen, library))
+        taken = chosen
+        for other in sides.values():
+            if _silence(read, there).is_undescribed:
+                read = replace(read, reference=_reference_of(other.facts))
+            taken = taken or _definition_of(other.facts, there)
+        sides[key] = said_of(key, partial(_side, key, forms[key], read, there, taken, library))
     return sides[SOURCE], sides[TARGET]
 
 
@@ -151,11 +153,26 @@ def _form(read: Options, key: str) -> Format[Options]:
     return format_of(read.source, read.iteration)
 
 
-def _describes(read: Options, opened: Opened) -> bool:
-    """Whether a side says what model it is, or the user or its record does."""
-    if opened.config is not None or read.reference is not None:
-        return True
-    return read_provenance(opened.directory).reference is not None
+class _Silence(NamedTuple):
+    """What a side does not say of itself: which model it is, and the name of its definition."""
+
+    is_undescribed: bool
+    is_unnamed: bool
+
+
+def _silence(read: Options, opened: Opened) -> _Silence:
+    record = read_provenance(opened.directory) if opened.config is None else Provenance()
+    undescribed = opened.config is None and read.reference is None and record.reference is None
+    return _Silence(undescribed, record.model is None)
+
+
+def _definition_of(known: Facts, opened: Opened) -> Chosen | None:
+    """The definition of one side for the other, if this is an adapter, or has a `model_type` that it is for."""
+    if known.model is None:
+        return None
+    config = None if opened.adapters else opened.config
+    fits = config is None or config.get("model_type") in (head_of(known.definition).get("model_types") or ())
+    return (known.model, known.definition) if fits else None
 
 
 def _reference_of(facts: Facts) -> Path | None:

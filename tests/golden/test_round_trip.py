@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
+from distconv import diff
 from distconv.errors import InputError
 from tests.checkpoints import case_names, load_case, overrides, write_source
 from tests.here import run_here
@@ -57,6 +58,11 @@ def test_a_case_comes_back(name, tmp_path):
         "report": str(tmp_path / "report.json"),
     }
     left_out = set(case.get("not_converted", ()))
+    found = diff(source, tmp_path / "trained")
+    assert [found["different"], found["only_in_target"], found["copies"]] == [[], [], []]
+    # What no parameter is made of is no difference; what was not selected is one.
+    selected = "select=[vision]" in overrides(case)
+    assert len(found["only_in_source"]) == (len(left_out) if selected else 0)
     if left_out:
         # Nothing is filled in silently.
         with pytest.raises(InputError, match=rf"names {len(left_out)} tensors? that the source does not have"):

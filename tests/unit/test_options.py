@@ -140,7 +140,7 @@ NO_SIZES = [0, -1, 1.5, 2.0, "2", True, [2], {}]
 @pytest.mark.parametrize(
     ("key", "values", "allowed"),
     [
-        ("action", ["plann", "", 3, True, ["plan"], None], "one of convert, plan, verify, inspect, diff, clean, models"),
+        ("action", ["plann", "", 3, ["plan"], None], "one of convert, plan, verify, inspect, diff, clean, models"),
         ("source", [3, True, ["/hf"], {}, ""], "a path"),
         ("target", [3, True, ["/mm"], {}, ""], "a path"),
         ("text_source", [3, True, ["/llm"], {}, ""], "a path"),
