@@ -100,8 +100,8 @@ def _different(entry: Mapping[str, Any]) -> Iterator[str]:
 def _how_different(entry: Mapping[str, Any]) -> tuple[bool, float]:
     """The sort key: those of other shapes first, then those whose elements are farthest apart."""
     largest = entry["largest"]
-    apart = float(largest["difference"]) if largest else _LARGEST if entry["differing"] else 0.0
-    return entry["compared"] is not None, -apart
+    apart = float(largest["difference"]) if largest else 0.0 if entry["differing"] == 0 else _LARGEST
+    return entry["source"]["shape"] == entry["target"]["shape"], -apart
 
 
 def _form(entry: Mapping[str, Any]) -> str:

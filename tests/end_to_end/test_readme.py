@@ -81,8 +81,8 @@ def tensors(directory: Path) -> dict[str, tuple[str, list[int], bytes]]:
 
 def test_the_commands_are_those_expected():
     assert [shlex.split(job)[0] for job in JOBS] == [
-        "torchrun", "mpirun", "python", "python", "python", "python", "python", "torchrun", "python", "python",
-        "python", "python", "torchrun", "torchrun", "mpirun", "torchrun", "python",
+        "torchrun", "mpirun", "python", "python", "python", "python", "python", "python", "torchrun", "python",
+        "python", "python", "python", "torchrun", "torchrun", "mpirun", "torchrun", "python", "torchrun",
     ]  # fmt: skip
     assert commands()[:2] == ["make demo", "make test"]
 
@@ -111,6 +111,9 @@ def check_job(command: str, checkpoints: Path) -> None:
     assert "Traceback" not in job.stderr, command
     if options.get("action") == "inspect":
         assert "model    qwen2vl; model_type qwen2_vl\n" in job.stdout, command
+        return
+    if options.get("action") == "diff":
+        assert re.search(r"^both     (\d+) tensors in both, \1 of them equal; ", job.stdout, re.MULTILINE), command
         return
     if "sources" in options:
         (each,) = json.loads((checkpoints / options["report"]).read_text())["checkpoints"]
