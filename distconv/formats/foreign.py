@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distconv.errors import InputError
+from distconv.formats.hub import snapshot_in
 from distconv.formats.iterations import iterations_in
 from distconv.formats.jsonfile import read_object
 
@@ -21,7 +22,10 @@ _PUBLISHED = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
 
 @dataclass(frozen=True, kw_only=True)
 class _Foreign:
-    """A kind of directory: its marks as patterns of paths, one of which must be there, its name, and what to do."""
+    """A kind of directory: its marks as patterns of paths, one of which must be there, its name, and what to do.
+
+    `remedy` may name the option as `{key}`, the `{mark}` that was found, and the directory that holds it as `{parent}`.
+    """
 
     marks: tuple[str, ...]
     title: str
@@ -39,30 +43,77 @@ def has_backend(mark: Path) -> bool:
         return mark.exists() and any(mark.parent.glob("*.distcp"))
 
 
+def _is_without_kind(mark: Path) -> bool:
+    """Whether a distributed checkpoint lies beside a file of Megatron-Bridge, and nothing tells its kind."""
+    return (mark.parent / ".metadata").exists() and not (mark.parent / KIND_NAME).exists()
+
+
+_UNPACK = "unpack it (tar -xf {mark} -C DIR, into an empty directory), and give {key}=DIR"
+_GGUF = "which is for llama.cpp, and mostly quantised; give the model in safetensors that it was made of"
 _KINDS = (
     _Foreign(
-        marks=("weights/metadata.json",),
-        title="a checkpoint of NeMo, with a torch_dist checkpoint in weights/",
-        remedy="give that directory",
+        marks=("weights/metadata.json", "model_weights/metadata.json"),
+        title="a checkpoint of NeMo, with a torch_dist checkpoint in it",
+        remedy="give that directory: {key}={parent}",
         holds=has_backend,
     ),
     _Foreign(
-        marks=("model_world_size_*_rank_*.pt", "actor/model_world_size_*_rank_*.pt", "actor/dist_ckpt/metadata.json"),
+        marks=("context/model.yaml", "context/io.json", "model_weights.ckpt", "model_weights/*/.zarray"),
+        title="a checkpoint of NeMo that holds no torch_dist checkpoint",
+        remedy="export it with NeMo (llm.export_ckpt, target hf), and give what that makes",
+    ),
+    _Foreign(marks=("*.nemo",), title="a directory with an archive of NeMo", remedy=_UNPACK),
+    _Foreign(
+        marks=("run_config.yaml",),
+        title="a checkpoint of Megatron-Bridge without metadata.json, as it saves with ckpt_format fsdp_dtensor",
+        remedy="load it in training, and save it with ckpt_format torch_dist; if it is one, restore that file",
+        holds=_is_without_kind,
+    ),
+    _Foreign(
+        marks=("huggingface/*.safetensors", "actor/huggingface/*.safetensors"),
+        title="a checkpoint of verl with the published model in it",
+        remedy="give that: {key}={parent}",
+    ),
+    _Foreign(
+        marks=(
+            "model_world_size_*_rank_*.pt",
+            "actor/model_world_size_*_rank_*.pt",
+            "global_step_*/actor/model_world_size_*_rank_*.pt",
+        ),
         title="a checkpoint of verl, one file for each rank",
-        remedy="merge it with python -m verl.model_merger merge, and give the Hugging Face directory that it makes",
+        remedy="merge it with python -m verl.model_merger merge --backend fsdp --local_dir {parent} --target_dir OUT, "
+        "and give {key}=OUT",
     ),
     _Foreign(
-        marks=("zero_to_fp32.py", "*zero_pp_rank_*_optim_states.pt", "*mp_rank_*_model_states.pt"),
+        marks=("actor/dist_ckpt/metadata.json", "global_step_*/actor/dist_ckpt/metadata.json"),
+        title="a checkpoint of verl, saved by Megatron-core",
+        remedy="merge it with python -m verl.model_merger merge --backend megatron --local_dir {parent}/.. "
+        "--target_dir OUT, and give {key}=OUT",
+    ),
+    _Foreign(
+        marks=(
+            "zero_to_fp32.py",
+            "*zero_pp_rank_*_optim_states.pt",
+            "*mp_rank_*_model_states.pt",
+            "layer_*-model_*-model_states.pt",
+            "global_step*/*_model_states.pt",
+            "global_step*/*_optim_states.pt",
+        ),
         title="a checkpoint of DeepSpeed",
-        remedy="merge it with python zero_to_fp32.py SOURCE OUT, which DeepSpeed puts there, and give OUT with the "
-        "config.json of the model",
+        remedy="merge it with python zero_to_fp32.py SOURCE OUT, which DeepSpeed puts beside the file latest, and give "
+        "{key}=OUT with the config.json of the model in it",
     ),
     _Foreign(
-        marks=("snapshots/*/config.json",),
+        marks=("snapshots/*/config.json", "models--*/snapshots/*/config.json"),
         title="a directory of the Hugging Face cache",
-        remedy="give the directory of one snapshot in it",
+        remedy="give the directory of one snapshot in it: {key}={snapshot}",
     ),
+    _Foreign(marks=("*.gguf",), title="a directory with a GGUF file", remedy=_GGUF),
 )
+_FILES = {
+    ".gguf": ("a GGUF file", _GGUF),
+    ".nemo": ("an archive of NeMo", _UNPACK),
+}
 
 
 def foreign_problem(directory: Path, key: str) -> str | None:
@@ -73,5 +124,24 @@ def foreign_problem(directory: Path, key: str) -> str | None:
         for kind in _KINDS:
             marks = (path for pattern in kind.marks for path in sorted(place.glob(pattern)))
             if (mark := next(filter(kind.holds, marks), None)) is not None:
-                return f"{key}={directory}: is {kind.title} ({mark.relative_to(directory)}); {kind.remedy}"
+                what = f"{key}={directory}: is {kind.title} ({mark.relative_to(directory)})"
+                return f"{what}; {_remedy(kind.remedy, mark, key)}"
     return None
+
+
+def file_words(path: Path, key: str) -> str:
+    """What a file is that was given where a directory was expected, in option `key`, and what to do, in words."""
+    if path.suffix.lower() in _FILES:
+        what, remedy = _FILES[path.suffix.lower()]
+        return f"{what}: {_remedy(remedy, path, key)}"
+    return f"a file; give the directory that holds it: {key}={path.parent}"
+
+
+def _remedy(words: str, mark: Path, key: str) -> str:
+    """The words with the names of what was found."""
+    return words.format(key=key, mark=mark, parent=mark.parent, snapshot=_snapshot(mark))
+
+
+def _snapshot(mark: Path) -> Path:
+    """The snapshot to take of a model in the cache, of which `mark` is in one."""
+    return snapshot_in(mark.parent.parent.parent) or mark.parent

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distconv.errors import InputError, named, reading
+from distconv.formats.lfs import POINTER, is_pointer
 from distconv.runtime.identity import read_whole
 from distconv.tensors.stored import SourceFile
 
@@ -29,6 +30,8 @@ def read_object(path: Path, purpose: str, seen: list[SourceFile] | None = None) 
     """
     with reading(path, f"no such file; it is needed for {purpose}"):
         text, file = read_whole(path)
+    if is_pointer(text):
+        raise InputError(f"{path}: {POINTER}")
     if seen is not None:
         seen.append(file)
     return parse_object(text, str(path))

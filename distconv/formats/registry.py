@@ -7,6 +7,7 @@ target. No other module names a format.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,10 @@ FORMATS: tuple[Format[Options], ...] = (
     TorchDist(),
     Dcp(),
 )
+
+
+# Directories in which checkpoints are looked for to tell of them.
+_SEARCHED = 100
 
 
 def format_named(name: str) -> Format[Options]:
@@ -96,14 +101,45 @@ def unknown_problem(directory: Path, key: str) -> str | None:
     """Why the directory of option `key` is no checkpoint, in words, and what in it is one; `None` if it is one."""
     if (problem := foreign_problem(directory, key)) or format_of(directory).evidence(directory):
         return problem
-    within = sorted(path for path in directory.iterdir() if path.is_dir())
+    within = _directories_in(directory)
     for path in within:
         if problem := foreign_problem(path, key):
             return problem
+    known = [path for path in within if _is_known(path)]
+    known = known or [each for path in within[:_SEARCHED] for each in _directories_in(path) if _is_known(each)]
+    if known:
+        return f"{key}={directory}: is no checkpoint itself; {_choice(known, directory, key)}"
+    if not (names := sorted(os.listdir(directory))):
+        return f"{key}={directory}: is empty: nothing was saved or downloaded there, or its file system is not mounted"
     expected = f"is none of: {', '.join(each.title for each in FORMATS)} ({directory / MODEL_CONFIG}: no such file)"
-    if known := [path.name for path in within if format_of(path).evidence(path)]:
-        return f"{key}={directory}: {expected}; give one in it: {named(known)}"
-    return f"{key}={directory}: {expected}; it holds {named(sorted(os.listdir(directory)), 3) or 'nothing'}"
+    return f"{key}={directory}: {expected}; it holds {named(names, 3)}"
+
+
+def _directories_in(directory: Path) -> list[Path]:
+    """The directories in a directory that are not hidden; none where it cannot be read, since that is for advice."""
+    try:
+        return sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError:
+        return []
+
+
+def _is_known(directory: Path) -> bool:
+    return format_of(directory).evidence(directory) is not Evidence.NONE
+
+
+def _choice(known: list[Path], directory: Path, key: str) -> str:
+    """Which checkpoints a directory holds, and what to type to take one, in words: the one with the largest number."""
+    ordered = sorted(known, key=lambda path: [int(each) if each.isdecimal() else each for each in _parts(path)])
+    names = named([path.relative_to(directory) for path in ordered])
+    if len(ordered) == 1:
+        return f"it holds one, {names}: give {key}={ordered[0]}"
+    several = "; sources= converts several" if key == "source" else ""
+    return f"it holds {len(ordered)}: {names}; give one of them, such as {key}={ordered[-1]}{several}"
+
+
+def _parts(path: Path) -> list[str]:
+    """A path as texts and digits in turn."""
+    return re.split(r"([0-9]+)", str(path))
 
 
 def tasks() -> list[Task]:

@@ -144,14 +144,13 @@ def test_a_directory_that_is_no_checkpoint(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "other" / "sub").mkdir(parents=True)
     (tmp_path / "other" / "a.txt").write_text("text")
-    for name, holds in (("empty", "nothing"), ("other", "a.txt, sub")):
+    kinds = "a Hugging Face directory, a Megatron checkpoint, a torch_dist checkpoint of Megatron-core, "
+    none = f"is none of: {kinds}a torch.distributed.checkpoint ({tmp_path}/other/config.json: no such file); it holds "
+    empty = "is empty: nothing was saved or downloaded there, or its file system is not mounted"
+    for name, problem in (("empty", empty), ("other", f"{none}a.txt, sub")):
         report = described(tmp_path / name)
         assert (report["source_format"], report["title"], report["bytes"]) == (None, None, None)
-        assert report["problems"][0] == (
-            f"source={tmp_path}/{name}: is none of: a Hugging Face directory, a Megatron checkpoint, "
-            "a torch_dist checkpoint of Megatron-core, a torch.distributed.checkpoint "
-            f"({tmp_path}/{name}/config.json: no such file); it holds {holds}"
-        )
+        assert report["problems"][0] == f"source={tmp_path}/{name}: {problem}"
         assert "format   unknown" in inspection_text(report, tensors=True)
     for name, words in (("nowhere", "no such directory"), ("other/a.txt", "expected a directory, found a file")):
         with pytest.raises(InputError, match=words):

@@ -38,6 +38,7 @@ from tests.errors.damage import (
 )
 
 LINES_OF_A_SCREEN = 24
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4000000000\n"
 JOB = {"+model": "qwen2vl", "source": "hf", "target": "mm"}
 
 
@@ -66,21 +67,58 @@ SOURCES = {
     "the source is a file": Refusal(
         options={"source": SHARD}, says=[f"source={SHARD}", "expected a directory, found a file"]
     ),
+    "the source is a GGUF file": Refusal(
+        files=[written("model.gguf", "GGUF")],
+        options={"source": "model.gguf"},
+        says=["source=model.gguf: expected a directory, found a GGUF file", "llama.cpp", "in safetensors"],
+    ),
     "the source is no checkpoint": Refusal(
-        files=[written("other/model.gguf", "")],
+        files=[written("other/notes.txt", "")],
         options={"source": "other", "target_format": "dcp", "naming": "hf"},
-        says=["source=other: is none of: a Hugging Face directory", "it holds model.gguf"],
+        says=["source=other: is none of: a Hugging Face directory", "it holds notes.txt"],
         never=["reference", "already"],
+    ),
+    "the source holds a GGUF file": Refusal(
+        files=[written("other/model.gguf", "")],
+        options={"source": "other"},
+        says=["source=other: is a directory with a GGUF file (model.gguf); ", "in safetensors"],
+    ),
+    "the source is empty": Refusal(
+        files=[written("other/gone", ""), deleted("other/gone")],
+        options={"source": "other"},
+        says=["source=other: is empty: "],
     ),
     "the source is above a checkpoint": Refusal(
         files=[written("run/checkpoint-20/config.json", "{}"), written("run/trainer_state.json", "{}")],
         options={"source": "run"},
-        says=["source=run: is none of: ", "give one in it: checkpoint-20"],
+        says=["source=run: is no checkpoint itself; it holds one, checkpoint-20: give source=run/checkpoint-20"],
+    ),
+    "the source is above checkpoints": Refusal(
+        files=[written(f"run/checkpoint-{each}/config.json", "{}") for each in (9, 20, 100)],
+        options={"source": "run"},
+        says=[
+            "it holds 3: checkpoint-9, checkpoint-20, checkpoint-100; give one of them, such as",
+            "source=run/checkpoint-100; sources= converts several",
+        ],
+    ),
+    "the source is two above a checkpoint": Refusal(
+        files=[written("runs/a/checkpoint-20/config.json", "{}"), written("runs/b/log.txt", "")],
+        options={"source": "runs"},
+        says=["it holds one, a/checkpoint-20: give source=runs/a/checkpoint-20"],
+    ),
+    "the source is the name of a model on the hub": Refusal(
+        options={"source": "Qwen/Qwen2-VL-7B"},
+        says=["source=Qwen/Qwen2-VL-7B: no such directory; if it is the name of", "hf download Qwen/Qwen2-VL-7B"],
     ),
     "the source is above a checkpoint of another program": Refusal(
         files=[written("run/global_step10/mp_rank_00_model_states.pt", ""), written("run/latest", "global_step10")],
         options={"source": "run"},
-        says=["source=run/global_step10: is a checkpoint of DeepSpeed"],
+        says=["source=run: is a checkpoint of DeepSpeed", "zero_to_fp32.py"],
+    ),
+    "the source is above one of another program": Refusal(
+        files=[written("runs/a/global_step10/mp_rank_00_model_states.pt", ""), written("runs/a/latest", "")],
+        options={"source": "runs"},
+        says=["source=runs/a: is a checkpoint of DeepSpeed"],
     ),
     "the language model is in the cache": Refusal(
         files=[written("cache/snapshots/abc/config.json", "{}")],
@@ -152,8 +190,22 @@ SOURCES = {
     "a shard is a byte too long": Refusal(files=[longer(SHARD, 1)], says=[f"{SHARD}: expected", "data after the end"]),
     "a shard is empty": Refusal(files=[written(SHARD, "")], says=[f"{SHARD}: 0 bytes long"]),
     "a shard is a pointer of git lfs": Refusal(
-        files=[written(SHARD, "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4000000000\n")],
+        files=[written(SHARD, POINTER)],
         says=[f"{SHARD}: ", "Git LFS", "git lfs pull"],
+    ),
+    "the configuration is a pointer of git lfs": Refusal(
+        files=[written(CONFIG, POINTER)], says=[f"{CONFIG}: ", "Git LFS", "git lfs pull"], never=["JSON"]
+    ),
+    "a state dict is a pointer of git lfs": Refusal(
+        files=[written("bin/pytorch_model.bin", POINTER), written("bin/config.json", '{"model_type": "qwen2_vl"}')],
+        options={"source": "bin"},
+        says=["bin/pytorch_model.bin: ", "Git LFS", "git lfs pull"],
+        never=["zip"],
+    ),
+    "a side file is a pointer of git lfs": Refusal(
+        files=[written("hf/tokenizer.json", POINTER)],
+        options={"+model": None, "target_format": "hf", "dtype": "float16", "dtype_overflow": "allow"},
+        says=["hf/tokenizer.json: ", "Git LFS", "git lfs pull"],
     ),
     "a header of 2^60 bytes": Refusal(files=[header_length(SHARD, 2**60)], says=[f"{SHARD}: ", str(2**60), "header"]),
     "a header that is not JSON": Refusal(files=[header_length(SHARD, 100)], says=[f"{SHARD} (header): not valid JSON"]),

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distconv.errors import InputError, counted, named, raise_if, system_problem
+from distconv.formats.foreign import file_words
+from distconv.formats.hub import hub_words
 from distconv.formats.huggingface.safetensors import read_header
 from distconv.formats.huggingface.state_dict import read_state_dict
 from distconv.formats.jsonfile import read_object
@@ -121,12 +123,12 @@ def check_directory(directory: Path, key: str) -> None:
     try:
         mode = directory.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        leads = f"; it is a link to {os.readlink(directory)}" if directory.is_symlink() else ""
+        leads = f"; it is a link to {os.readlink(directory)}" if directory.is_symlink() else hub_words(directory, key)
         raise InputError(f"{key}={directory}: no such directory{leads}") from None
     except OSError as error:
         raise InputError(system_problem(f"{key}={directory}: cannot be read", error)) from None
     if not stat.S_ISDIR(mode):
-        raise InputError(f"{key}={directory}: expected a directory, found a file; give the directory that holds it")
+        raise InputError(f"{key}={directory}: expected a directory, found {file_words(directory, key)}")
     if not os.access(directory, os.R_OK | os.X_OK):
         raise InputError(f"{key}={directory}: no permission to read this directory")
 

@@ -24,10 +24,12 @@ from distconv.formats.huggingface.quantisation import lifted, lifted_names
 from distconv.formats.huggingface.schemes import Scheme, scheme_in
 from distconv.formats.iterations import TRACKER_NAME
 from distconv.formats.jsonfile import read_object
+from distconv.formats.lfs import LARGEST_POINTER, POINTER, POINTER_BYTES, is_pointer
 from distconv.formats.model import MODEL_CONFIG, Reference
 from distconv.formats.provenance import PROVENANCE_NAME
 from distconv.models.adapters import CONFIG_NAME
 from distconv.runtime.identity import look_at
+from distconv.runtime.regular_files import read_file
 from distconv.tensors.stored import SourceFile, SourceIndex
 
 # Files of weights, in any format: the result has its own.
@@ -116,15 +118,19 @@ def side_files(directory: Path) -> Iterator[str]:
 
 
 def check_side_files(directory: Path) -> None:
-    """Raise `InputError` for every side file that cannot be read, such as a link whose target was not downloaded."""
+    """Raise `InputError` for every side file that is not there: a link to nothing, or a pointer of Git LFS."""
     with reading(directory):
-        lost = [path for path in _beside_weights(directory) if path.is_symlink() and not path.exists()]
-    raise_if(
-        [
-            f"{path}: is a link to nothing, and the result needs a copy of it; download it again, or remove the link"
-            for path in lost
-        ]
-    )
+        found = [(path, _loss(path)) for path in _beside_weights(directory)]
+    raise_if([f"{path}: {loss}" for path, loss in found if loss is not None])
+
+
+def _loss(path: Path) -> str | None:
+    """Why there is nothing to be copied under the path of a side file, in words; `None` if there is."""
+    if path.is_symlink() and not path.exists():
+        return "is a link to nothing, and the result needs a copy of it; download it again, or remove the link"
+    with reading(path):
+        is_small = path.is_file() and POINTER_BYTES <= path.stat().st_size < LARGEST_POINTER
+        return POINTER if is_small and is_pointer(read_file(path)) else None
 
 
 def _beside_weights(directory: Path) -> Iterator[Path]:

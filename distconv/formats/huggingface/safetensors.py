@@ -17,6 +17,7 @@ from typing import Any, TypeGuard
 from distconv.errors import InputError, raise_if, reading
 from distconv.formats.frame import Frame
 from distconv.formats.jsonfile import parse_object
+from distconv.formats.lfs import POINTER, is_pointer
 from distconv.formats.torch_zip.archive import LARGEST_INDEX, MOST_DIMS
 from distconv.runtime.identity import look_at, with_header
 from distconv.runtime.regular_files import open_file
@@ -25,8 +26,6 @@ from distconv.tensors.stored import SourceFile, StoredTensor
 
 # The limit of the safetensors library itself.
 MAX_HEADER_BYTES = 100_000_000
-# The beginning of the text in place of a file in a clone without Git LFS.
-_LFS_POINTER = b"version "
 _CODE_OF = MappingProxyType({dtype: code for code, dtype in SAFETENSORS_CODE.items()})
 _ALIGNMENT = 8
 _MISSING = "no such file: not downloaded, or a link whose target is gone"
@@ -44,8 +43,8 @@ def read_header(path: Path) -> list[StoredTensor]:
             size = file.size
             prefix = stream.read(8)
             length = int.from_bytes(prefix, "little")
-            if prefix == _LFS_POINTER:
-                raise InputError(f"{path}: a pointer of Git LFS, not the file itself; run git lfs pull")
+            if is_pointer(prefix):
+                raise InputError(f"{path}: {POINTER}")
             if len(prefix) < 8:
                 raise InputError(f"{path}: {size} bytes long, shorter than any safetensors file: truncated")
             if length > min(MAX_HEADER_BYTES, size - 8):

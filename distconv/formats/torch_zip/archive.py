@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from distconv.errors import InputError, system_problem, tells_nothing
+from distconv.formats.lfs import POINTER, POINTER_BYTES, is_pointer
 from distconv.formats.torch_zip.inert_pickle import Inert, InertUnpickler, Namespace, first_words
 from distconv.runtime.identity import look_at, look_into
 from distconv.runtime.regular_files import open_file
@@ -105,6 +106,8 @@ def read_source_archive(path: Path, names: set[str] | None = None) -> tuple[Mapp
     """
     with refusals(str(path)), open_file(path) as stream:
         file = look_at(path, stream.fileno())
+        if is_pointer(stream.read(POINTER_BYTES)):
+            raise _DamagedError(POINTER)
         with zipfile.ZipFile(stream) as archive:
             content = _content(archive, stream, 0, file.size, names)
             pickle = _members(archive)["data.pkl"]
