@@ -5,12 +5,13 @@ Owns the message about a value of another kind, with its dotted key. Knows no op
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -29,6 +30,8 @@ _LAST_ITERATION = 10**12 - 1
 _ITERATION = re.compile(r"[1-9][0-9]{0,11}")
 # What a text begins with that is the path of a list of directories.
 LIST_MARK = "@"
+# Of a path that is empty.
+_UNSET = "is a variable not set?"
 T = TypeVar("T")
 
 
@@ -58,6 +61,10 @@ class Value(Kind[T]):
     def fits(self, value: Any) -> bool:
         """Whether a value is of this kind."""
 
+    def hint(self, value: Any) -> str:  # noqa: ARG002 - for those that have one
+        """What a value of another kind may have been meant for, in words; empty if nothing is near."""
+        return ""
+
     def held(self, value: Any) -> T:
         """Convert a value of this kind to the type in records."""
         return value  # type: ignore[no-any-return]  # unless a subclass says otherwise, T is the type of what fits
@@ -65,7 +72,8 @@ class Value(Kind[T]):
     def read(self, key: str, value: Any) -> T:
         """Check and convert a value."""
         if not self.fits(value):
-            raise InputError(f"{key}={shown(value)}: expected {self.expected}")
+            hint = self.hint(value)
+            raise InputError(f"{key}={shown(value)}: expected {self.expected}{f'; {hint}' if hint else ''}")
         return self.held(value)
 
 
@@ -226,6 +234,10 @@ class FilePath(Value[Path]):
         """Whether the value is a path, or the text of one."""
         return isinstance(value, (str, os.PathLike)) and value != ""
 
+    def hint(self, value: Any) -> str:
+        """That a variable of a script may not be set."""
+        return _UNSET if value == "" else ""
+
     def held(self, value: Any) -> Path:
         """The value as a path."""
         return Path(value)
@@ -254,6 +266,10 @@ class Directories(Value["str | tuple[str, ...]"]):
 
     expected = "a pattern of paths, @FILE, or a list of paths"
     example = "PATTERN"
+
+    def hint(self, value: Any) -> str:
+        """That a variable of a script may not be set."""
+        return _UNSET if value == "" else ""
 
     def fits(self, value: Any) -> bool:
         """Whether the value is text, a path, or a list of paths."""
@@ -288,9 +304,13 @@ class Iteration(Value[str]):
 
 @dataclass(frozen=True)
 class Choice(Value[str]):
-    """One of several names; `words`: name → words about it, empty for none, or a function that returns them."""
+    """One of several names; `words`: name → words about it, empty for none, or a function that returns them.
+
+    `elsewhere`: what others call them → name, likewise; for hints alone.
+    """
 
     words: Mapping[str, str] | Callable[[], Mapping[str, str]]
+    elsewhere: Mapping[str, str] | Callable[[], Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def choices(self) -> Mapping[str, str]:
@@ -305,3 +325,12 @@ class Choice(Value[str]):
     def fits(self, value: Any) -> bool:
         """Whether the value is one of the names."""
         return isinstance(value, str) and value in self.choices
+
+    def hint(self, value: Any) -> str:
+        """The name that was meant, in the words of others or misspelt."""
+        if not isinstance(value, str):
+            return ""
+        word = value.lower().replace("-", "_")
+        elsewhere = self.elsewhere() if callable(self.elsewhere) else self.elsewhere
+        near = difflib.get_close_matches(word, [*self.choices, *elsewhere], 1)
+        return f"did you mean {elsewhere.get(near[0], near[0])}?" if near else ""

@@ -76,7 +76,8 @@ class CommonOptions(Record):
                 "diff": "compare the checkpoints `source` and `target`, of any formats, by tensor",
                 "clean": "remove what killed jobs left in or beside the directory `target`, never what a job uses",
                 "models": "list the model definitions",
-            }
+            },
+            {"check": "verify", "info": "inspect", "show": "inspect", "list": "models", "dry_run": "plan"},
         ),
         "convert",
         "what to do",
@@ -147,7 +148,8 @@ class CommonOptions(Record):
                 "bfloat16": "",
                 "float16": "",
                 "float32": "",
-            }
+            },
+            {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"},
         ),
         KEEP,
         "element type of the tensors of the result; where a type is named, what the model definition or the reference "

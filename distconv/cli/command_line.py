@@ -5,7 +5,9 @@ Owns all uses of Hydra, and calls a function for every job of a command line. Pr
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import io
 import os
 import re
 import sys
@@ -20,10 +22,9 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from distconv.cli.config import help_text
 from distconv.cli.plain import Job
 from distconv.cli.rejections import in_own_words
-from distconv.cli.show import lose_reader
+from distconv.cli.terminal import lose_reader
 from distconv.cli.values import (
     literal,
     with_expanded_paths,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from importlib.abc import Traversable
 
 # Flags with which Hydra runs no job.
-_COMMANDS = ("help", "hydra_help", "cfg", "info", "shell_completion")
+_COMMANDS = ("hydra_help", "cfg", "info", "shell_completion")
 
 
 def run_command_line(job: Job, *, quiet: bool) -> None:
@@ -65,7 +66,7 @@ def run_command_line(job: Job, *, quiet: bool) -> None:
 
     # Hydra's documented switch: it raises its own errors, too.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    flags = get_args_parser().parse_intermixed_args(sys.argv[1:])
+    flags = _flags(sys.argv[1:])
     sweeps = flags.multirun and not any(getattr(flags, each) for each in _COMMANDS)
     with contextlib.ExitStack() as stack:
         if quiet:
@@ -90,7 +91,7 @@ def _arrange_words(stack: contextlib.ExitStack) -> Sequence[str]:
     files that Hydra writes go to a temporary directory, removed with `stack`.
     """
     words = sys.argv[1:]
-    found = get_args_parser().parse_intermixed_args(words)
+    found = _flags(words)
     overrides: list[str] = found.overrides
     config_dir = None if found.config_dir is None else Path(found.config_dir)
     _check_named(Library.of_package(config_dir), overrides)
@@ -101,10 +102,22 @@ def _arrange_words(stack: contextlib.ExitStack) -> Sequence[str]:
     else:
         overrides = [with_literal_path(word) for word in overrides]
     overrides = [with_group_as_value(word) for word in overrides]
-    if found.help:
-        words.append(f"hydra.help.template={literal(help_text().replace('$', '$$'))}")
     sys.argv[1:] = [*words, *overrides]
     return overrides
+
+
+def _flags(words: Sequence[str]) -> argparse.Namespace:
+    """The flags of a command line as Hydra reads them.
+
+    Raises:
+        InputError: a flag without its value, or with another one than it may have.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return get_args_parser().parse_intermixed_args(words)
+    except SystemExit:
+        raise InputError(said.getvalue().strip().rpartition("error: ")[2]) from None
 
 
 def _parsed(content: DictConfig) -> tuple[Options, tuple[str, Mapping[str, Any]] | None]:

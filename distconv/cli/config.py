@@ -35,9 +35,9 @@ _HELP = """\
 distconv: convert a model checkpoint as a parallel job, on any number of processes, between Hugging Face,
 Megatron and torch.distributed.checkpoint (DCP) directories.
 
-  python -m distconv source=HF target=MEGATRON layout.tp=2 layout.pp=4
-  python -m distconv source=MEGATRON target=HF target_format=hf reference=HF_IT_CAME_FROM
-  python -m distconv source=MEGATRON target=MEGATRON_RESPLIT layout.tp=8
+  distconv source=HF target=MEGATRON layout.tp=2 layout.pp=4
+  distconv source=MEGATRON target=HF target_format=hf reference=HF_IT_CAME_FROM
+  distconv source=MEGATRON target=MEGATRON_RESPLIT layout.tp=8
   torchrun --nproc-per-node 8 -m distconv …
   mpirun -n 8 python -m mpi4py -m distconv …
 
@@ -47,7 +47,8 @@ Options, as KEY=VALUE, with their defaults:
 
 Quote lists for the shell: 'layout.stages.text=[1,10,10,7]'. Paths are taken as they are, but for ~ and $VAR; with
 --multirun all values are of Hydra's grammar: 'source=A,B'. A model of your own: --config-dir DIR +model=NAME.
-Flags: --help, --config-dir DIR, --cfg job (print the configuration), --multirun, --hydra-help (all flags)"""
+Flags: --help, --version, -q (nothing but errors), -v (also how long each phase took), --config-dir DIR, --multirun,
+--cfg job (print the configuration), --completion bash, zsh or fish (a script), --hydra-help (Hydra's own flags)"""
 
 _CONFIG = """\
 # The configuration of a job. Every key can be given on the command line: `layout.tp=2`.

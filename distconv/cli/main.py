@@ -11,9 +11,14 @@ import sys
 import traceback
 
 from distconv.campaign.run import run
+from distconv.cli.completion import completion
 from distconv.cli.config import help_text
+from distconv.cli.flags import Words, sorted_words
+from distconv.cli.mistakes import check_words
+from distconv.cli.models_text import models_text
+from distconv.cli.phases_text import phases_text
 from distconv.cli.plain import Job, composed
-from distconv.cli.show import Reporter, models_text, outcome_text
+from distconv.cli.show import Reporter, outcome_text
 from distconv.errors import DistconvError, JobError, LauncherError, LostError, joined, system_problem
 from distconv.formats.registry import Options
 from distconv.models.library import Library
@@ -22,6 +27,7 @@ from distconv.runtime.clerk import FAREWELL_SECONDS
 from distconv.runtime.interruption import EndOfWatchError, end_as_signalled, end_politely, interruptions
 from distconv.runtime.launch import Launch, connect, launch
 from distconv.runtime.processes import PATIENCE, Processes
+from distconv.version import VERSION
 
 _INTERRUPTED = 130
 
@@ -32,7 +38,7 @@ def main() -> int:
         start = launch(os.environ)
     except LauncherError as error:
         # Every process prints it: none knows of the others.
-        Reporter(rank=0).complain(f"distconv: {error}")
+        Reporter(rank=0).fail(str(error))
         return error.exit_status
     connection = _Connection(start)
     end_politely()
@@ -45,7 +51,7 @@ def main() -> int:
         # A launcher interrupts this process when another one has told.
         with contextlib.suppress(KeyboardInterrupt):
             if connection.has_to_tell():
-                Reporter(rank=0).complain(f"distconv: {error}")
+                Reporter(rank=0).fail(str(error))
             connection.desert(error)
         # Not by returning: a thread that hangs in a system call would be waited for.
         os._exit(error.exit_status)
@@ -60,7 +66,10 @@ def _main(start: Launch, connection: _Connection) -> int:
     reporter = Reporter(start.rank, start.size)
     try:
         with interruptions():
+            words = sorted_words(sys.argv[1:])
+            reporter.loudness = words.loudness
             _run_words(
+                words,
                 lambda options, chosen, library: _run(options, chosen, library, connection, reporter),
                 reporter,
                 quiet=start.rank != 0,
@@ -68,7 +77,7 @@ def _main(start: Launch, connection: _Connection) -> int:
     except LostError:
         raise
     except DistconvError as error:
-        reporter.complain(f"distconv: {error}")
+        reporter.fail(str(error))
         connection.leave_after(error)
         return error.exit_status
     except SystemExit as leave:
@@ -79,43 +88,50 @@ def _main(start: Launch, connection: _Connection) -> int:
         # The others may have ended a job in which this process did not move.
         expected = isinstance(interruption, EndOfWatchError)
         if start.rank == 0 and not expected and connection.has_to_tell():
-            reporter.complain("; ".join(["distconv: interrupted", *map(str, interruption.args)]))
+            reporter.fail("; ".join(["interrupted", *map(str, interruption.args)]))
         with contextlib.suppress(LostError):
             connection.leave(FAREWELL_SECONDS)
         if start.size > 1 and not connection.is_made():
             end_as_signalled()
         return interruption.exit_status if isinstance(interruption, EndOfWatchError) else _INTERRUPTED
     except OSError as error:
-        Reporter(rank=0).complain(f"distconv: rank {start.rank}: {system_problem(error.filename or 'failed', error)}")
+        Reporter(rank=0).fail(f"rank {start.rank}: {system_problem(error.filename or 'failed', error)}")
         connection.abort()
         return 1
     except Exception as error:  # noqa: BLE001 - the last resort: say who failed, and let no process wait for this one
-        text = "".join(traceback.format_exception(error))
-        Reporter(rank=0).complain(f"{text}distconv: rank {start.rank}: unexpected failure")
+        Reporter(rank=0).complain("".join(traceback.format_exception(error)).rstrip("\n"))
+        Reporter(rank=0).fail(f"rank {start.rank}: unexpected failure: {type(error).__name__}: {error}")
         connection.abort()
         return 1
     connection.leave()
     return 0
 
 
-def _run_words(job: Job, reporter: Reporter, *, quiet: bool) -> None:
-    """Run the jobs of the command line; plain words need no Hydra, whose output is discarded if `quiet`.
+def _run_words(words: Words, job: Job, reporter: Reporter, *, quiet: bool) -> None:
+    """Do what the words of the command line ask for; plain ones need no Hydra, whose output is discarded if `quiet`.
 
     Raises:
         DistconvError: a command line that is wrong; the job failed.
         SystemExit: a command of Hydra itself is done.
     """
-    words = sys.argv[1:]
-    if words == ["--help"]:
-        reporter.say(help_text())
+    if words.help:
+        reporter.answer(help_text())
         return
-    found = composed(words)
+    if words.version:
+        reporter.answer(f"distconv {VERSION}")
+        return
+    if words.completes is not None:
+        reporter.answer(completion(words.completes))
+        return
+    check_words(words)
+    found = None if words.of_hydra else composed(words.others)
     if found is not None:
         job(*found)
         return
     # Here, since it takes longer to import and to compose than many a conversion.
     from distconv.cli.command_line import run_command_line  # noqa: PLC0415
 
+    sys.argv[1:] = [*words.of_hydra, *words.others]
     run_command_line(job, quiet=quiet)
 
 
@@ -142,6 +158,7 @@ def _run(
         reporter.say(outcome_text(outcome))
     if outcome.differences:
         raise JobError(joined(outcome.differences))
+    reporter.detail(phases_text(outcome.report))
     if options.sources is None and options.action != "diff":
         reporter.say(outcome_text(outcome, tensors=options.tensors))
 
@@ -162,7 +179,7 @@ class _Connection:
         """
         if self._processes is None:
             self._processes = connect(self._start, patience)
-            self._processes.end_if_stuck(lambda loss: Reporter(rank=0).complain(f"distconv: {loss}"))
+            self._processes.end_if_stuck(lambda loss: Reporter(rank=0).fail(str(loss)))
         return self._processes
 
     def is_made(self) -> bool:

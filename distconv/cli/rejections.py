@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 
 import yaml
@@ -16,9 +17,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
+from distconv.cli.meanings import kinds, unknown_option
+from distconv.cli.values import as_typed, literal
 from distconv.errors import InputError, system_problem
-from distconv.fields import keys_of
-from distconv.formats.registry import Options
 
 # Hydra's messages about an unknown key, and about a value that a group of keys cannot have.
 _REJECTED_KEY = re.compile(r"Could not override '([^']+)'|Error merging override ([^=\s]+)=\S*")
@@ -40,7 +41,7 @@ def in_own_words(overrides: Sequence[str]) -> Iterator[None]:
         # From the reader of Hydra's output, not from a file that it reads.
         raise
     except _NOT_COMPOSED as error:
-        raise InputError(_explained(error, overrides)) from None
+        raise InputError(_explained(error, overrides).splitlines()) from None
 
 
 def _explained(error: Exception, overrides: Sequence[str]) -> str:
@@ -51,9 +52,10 @@ def _explained(error: Exception, overrides: Sequence[str]) -> str:
         if heir := _HEIR.match(str(error)):
             return f"{heir[1]}.yaml: defaults: no model definition {name}; action=models lists them"
         if group == "model" and options:
-            near = difflib.get_close_matches(name, options, 1, cutoff=0.4)
+            near = difflib.get_close_matches(name, options, cutoff=0.4)
             hint = f"; did you mean +model={near[0]}?" if near else ""
-            return f"+model={name}: no such model definition{hint}\nknown: {', '.join(options)}"
+            others = f"near it: {', '.join(near)}; action=models lists all" if near else f"known: {', '.join(options)}"
+            return f"+model={name}: no such model definition{hint}\n{others}"
     if isinstance(error, yaml.YAMLError):
         return f"not valid YAML: {error}\na name with {{ }} in it needs quotes"
     if isinstance(error, UnicodeDecodeError):
@@ -67,36 +69,40 @@ def _explained(error: Exception, overrides: Sequence[str]) -> str:
             f"{error.full_key}: {str(error).splitlines()[0]}; ${{…}} stands for the value of an option, "
             "a placeholder of a rule is {…}"
         )
-    known = [key for key, _ in keys_of(Options)]
-    wrong = [word for word in overrides if not _is_override(word)]
-    if wrong:
-        given = _KEY.match(wrong[0])
-        if given is not None and not any(f"{key}.".startswith(f"{given[1]}.") for key in known):
-            return _unknown(given[1], known)
-        return (
-            f"{wrong[0]}: not of the form KEY=VALUE; a value with = , ( ) [ ] {{ }}, a blank or é in it needs own "
-            "quotes: 'name_prefix=\"a=b\"'; so does a path with --multirun; "
-            "python -m distconv --help lists the options"
-        )
+    if wrong := [word for word in overrides if not _is_override(word)]:
+        return _misread(as_typed(wrong[0]))
     match = _REJECTED_KEY.search(str(error))
     if match is None:
-        return f"{error}\npython -m distconv --help lists the options"
+        return f"{error}\ndistconv --help lists the options"
     key = match[1] or match[2]
     if key == "model" or (key.startswith("model.") and not any(word.startswith("+model=") for word in overrides)):
         return f"{key} is not in the configuration by default: write +model=NAME"
     if key.startswith("model."):
         return f"{key}: the model definition has no such key; write +{key}=…"
-    members = [each.removeprefix(f"{key}.") for each in known if each.startswith(f"{key}.")]
+    members = [each.removeprefix(f"{key}.") for each in kinds() if each.startswith(f"{key}.")]
     if members:
         word = match[0].rpartition(" ")[2]
         return f"{word}: expected a group of options: {', '.join(members)}; give {key}.{members[0]}=…"
-    return _unknown(key, known)
+    return unknown_option(key)
 
 
-def _unknown(key: str, known: Sequence[str]) -> str:
-    near = [each for each in known if each.endswith(f".{key}")] or difflib.get_close_matches(key, known, 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"unknown option {key}{hint}\nknown: {', '.join(known)}"
+def _misread(word: str) -> str:
+    """The problem of a word that Hydra's grammar cannot read."""
+    known = kinds()
+    given = _KEY.match(word)
+    if given is not None and not any(f"{key}.".startswith(f"{given[1]}.") for key in known):
+        return unknown_option(given[1])
+    if given is None or given[1] not in known:
+        return f"{word}: not of the form KEY=VALUE; distconv --help lists the options"
+    key, value = given[1], word[given.end() :]
+    try:
+        known[key].read(key, value)
+    except InputError as error:
+        return str(error)
+    return (
+        f"{word}: a value with = , ( ) [ ] {{ }}, a quote, a blank or é in it needs quotes of its own, and others for "
+        f"the shell around them: {shlex.quote(f'{key}={literal(value)}')}"
+    )
 
 
 def _is_override(word: str) -> bool:

@@ -15,16 +15,21 @@ from typing import Any
 from distconv.cli.bar import Bar
 from distconv.cli.campaign_text import campaign_text
 from distconv.cli.diff_text import diff_text
+from distconv.cli.flags import Loudness
+from distconv.cli.phases_text import phases_text
+from distconv.cli.terminal import coloured, lose_reader, visible
 from distconv.cli.training_text import training_lines
 from distconv.errors import JobError, counted, joined, named, printable, system_problem
 from distconv.formats.registry import format_named
 from distconv.observer import Observer, Outcome
+from distconv.runtime.elastic import tell_agent
 from distconv.runtime.interruption import undisturbed
 from distconv.words import binary, folded, table
 
 _FILES_SHOWN = 16
 _LOG_SECONDS = 10
 _COLUMN = 9
+_TOLD = "distconv: rank 0 says why"
 _BY_SOURCE = "byte for byte what the source says"
 
 
@@ -33,11 +38,22 @@ class Reporter(Observer):
 
     def __init__(self, rank: int, size: int = 1) -> None:
         self._speaks = rank == 0
+        self.loudness = Loudness.USUAL
         self._is_alone = size == 1
         self._bar: Bar | None = None
         self._width = 0
 
     def say(self, text: str) -> None:
+        """Print what is not an error, unless errors alone are wanted; raises as `answer` does."""
+        if self.loudness > Loudness.QUIET:
+            self.answer(text)
+
+    def detail(self, text: str) -> None:
+        """Print what is wanted with `--verbose` alone, if there is any; raises as `answer` does."""
+        if text and self.loudness >= Loudness.VERBOSE:
+            self.answer(text)
+
+    def answer(self, text: str) -> None:
         """Print to standard output; a reader that has left, such as `head`, misses the rest.
 
         Raises:
@@ -46,7 +62,7 @@ class Reporter(Observer):
         if not self._speaks:
             return
         try:
-            print(_visible(text), flush=True)
+            print(visible(text), flush=True)
         except BrokenPipeError:
             lose_reader()
         except OSError as error:
@@ -57,7 +73,13 @@ class Reporter(Observer):
         """Print to standard error; where that is not possible, the exit status must do."""
         if self._speaks:
             with suppress(OSError):
-                print(_visible(text), file=sys.stderr, flush=True)
+                print(coloured(visible(text), sys.stderr, os.environ), file=sys.stderr, flush=True)
+
+    def fail(self, text: str) -> None:
+        """Print why this process ends with a failure, and leave it for the report of the launcher, which comes last."""
+        said = f"distconv: {text}"
+        self.complain(said)
+        tell_agent(visible(said) if self._speaks else _TOLD, os.environ, is_cause=self._speaks)
 
     def planned(self, report: Mapping[str, Any]) -> None:
         """Print the plan in short."""
@@ -65,7 +87,7 @@ class Reporter(Observer):
 
     def begin(self, phase: str, nbytes: int) -> None:
         """Show a bar for this process's share; in a log file, where a bar would be noise, a line now and then."""
-        if self._speaks:
+        if self._speaks and self.loudness > Loudness.QUIET:
             pause = 0.1 if sys.stderr.isatty() else _LOG_SECONDS
             words = phase if self._is_alone else f"{phase} (rank 0's share)"
             self._bar = Bar(words, nbytes, start=time.monotonic(), pause=pause)
@@ -105,6 +127,7 @@ class Reporter(Observer):
         if outcome is None:
             self.complain(f"distconv: {why}\n")
         elif not outcome.differences:
+            self.detail(phases_text(outcome.report))
             self.say(f"{f'skipped: {why}' if outcome.skipped else outcome_text(outcome)}\n")
 
     def all_ended(self, report: Mapping[str, Any]) -> None:
@@ -114,17 +137,6 @@ class Reporter(Observer):
     def undisturbed(self) -> AbstractContextManager[None]:
         """Hold SIGTERM and SIGINT back meanwhile."""
         return undisturbed()
-
-
-def _visible(text: str) -> str:
-    """A text of lines as a terminal may get it."""
-    return "\n".join(map(printable, text.split("\n")))
-
-
-def lose_reader() -> None:
-    """Discard standard output, also what is buffered, after its reader has left; that is no failure."""
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
@@ -218,20 +230,6 @@ def cleaned_text(report: Mapping[str, Any]) -> str:
     lines += [f"removed  {each['path']}  {binary(each['bytes'])}" for each in report["removed"]]
     lines += [f"running  {each['path']}  {binary(each['bytes'])}" for each in report["kept"]]
     return "\n".join(lines) or f"nothing is left of killed jobs in or beside {report['target']}"
-
-
-def models_text(definitions: Mapping[str, Mapping[str, Any]]) -> str:
-    """The model definitions for a person: families, their variants, and their model types."""
-    rows = [["model", "variant of", "for model_type in config.json"]]
-    for name in sorted(definitions, key=lambda each: (definitions[each].get("variant_of") or each, each)):
-        content = definitions[name]
-        types = ", ".join(content.get("model_types") or ())
-        if content.get("adapters") == "only":
-            types += " (adapters: name it with +model)"
-        elif content.get("variant_of") is not None:
-            types += " (name it with +model)"
-        rows.append([name, content.get("variant_of") or "", types])
-    return table(rows, align=str.ljust)
 
 
 def outcome_text(outcome: Outcome, *, tensors: bool = False) -> str:

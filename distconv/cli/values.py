@@ -71,6 +71,12 @@ def with_group_as_value(word: str) -> str:
     return f"{key}={','.join(f'{{{_NAME}:{each}}}' for each in values)}"
 
 
+def as_typed(word: str) -> str:
+    """The word of which `with_group_as_value` made this one, for messages."""
+    key, _, value = word.partition("=")
+    return f"{key}={value[len(_NAME) + 2 : -1]}" if key in _FOLDERS and value.startswith(f"{{{_NAME}:") else word
+
+
 def without_wrapping(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a configuration with the values that `with_group_as_value` has wrapped."""
     wrapped = {key: content[key] for key in _FOLDERS if isinstance(content.get(key), Mapping)}

@@ -219,16 +219,18 @@ class Format(ABC, Generic[_Options_contra]):
     """A format of checkpoints, as a source and as a result.
 
     `name`: the value of `target_format`. `noun` and `title`: for messages ("DCP", "a Megatron checkpoint"). `words`:
-    the description of a result in the help. `tasks`: the functions that reading hands out. `needs_config`: a result
-    needs the configuration of the model, also where its tensors keep their names. `holds_iterations`: a result is an
-    iteration in the target directory, with a tracker; otherwise it is that directory itself, and an existing one has at
-    least one of the files `marks`. `readers_names`: patterns of names that readers take for a part, whoever made it.
+    the description of a result in the help. `elsewhere`: what others call it, in lower case with `_`. `tasks`: the
+    functions that reading hands out. `needs_config`: a result needs the configuration of the model, also where its
+    tensors keep their names. `holds_iterations`: a result is an iteration in the target directory, with a tracker;
+    otherwise it is that directory itself, and an existing one has at least one of the files `marks`. `readers_names`:
+    patterns of names that readers take for a part, whoever made it.
     """
 
     name: str
     noun: str
     title: str
     words: str
+    elsewhere: tuple[str, ...] = ()
     takes: Takes = Takes()
     tasks: tuple[Task, ...] = ()
     needs_config: bool = True

@@ -35,7 +35,12 @@ class Options(HuggingFaceOptions, DcpOptions):
     """The options of a job, those of all formats included; the model definition is given beside them."""
 
     target_format: str = option(
-        Choice(lambda: {each.name: each.words for each in FORMATS}), "megatron", "format of the result"
+        Choice(
+            lambda: {each.name: each.words for each in FORMATS},
+            lambda: {word: each.name for each in FORMATS for word in each.elsewhere},
+        ),
+        "megatron",
+        "format of the result",
     )
 
 

@@ -402,7 +402,7 @@ OPTIONS = {
     "no threads": Refusal(options={"io.threads": "0"}, says=["io.threads=0", "integer"]),
     "number of processes of a conversion": Refusal(options={"processes": "2"}, says=["processes", "action=plan"]),
     "a value that needs quotes": Refusal(
-        options={"name_prefix": "a(b"}, says=["name_prefix=a(b: not of the form KEY=VALUE", "needs own quotes"]
+        options={"name_prefix": "a(b"}, says=["name_prefix=a(b: ", "needs quotes of its own", """'name_prefix="a(b"'"""]
     ),
     "two wrong values": Refusal(options={"layout.tp": "0", "action": "convrt"}, says=["layout.tp=0", "action=convrt"]),
     "a report where there is no directory": Refusal(

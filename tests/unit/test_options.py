@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -30,6 +31,10 @@ def content(**changes: Any) -> dict[str, Any]:
         "io__buffer_mib": 4,
     }
     return configuration.content(**{**valid, **changes})
+
+
+# What a value may have been meant for.
+_HINT = re.compile(r"; (did you mean .*\?|is a variable not set\?)$")
 
 
 def problems(**changes: Any) -> list[str]:
@@ -201,7 +206,38 @@ def test_a_wrong_value_is_reported_with_its_key_and_what_is_allowed(key, values,
     # Planning is the action in which every key may be given.
     given = {} if key == "action" else {"action": "plan"}
     for value in values:
-        assert problems(**given, **{key: value}) == [f"{key.replace('__', '.')}={shown(value)}: expected {allowed}"]
+        found = [_HINT.sub("", each) for each in problems(**given, **{key: value})]
+        assert found == [f"{key.replace('__', '.')}={shown(value)}: expected {allowed}"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "hint"),
+    [
+        *(("target_format", each, "hf") for each in ("huggingface", "Hugging-Face", "safetensors", "transformers")),
+        *(("target_format", each, "megatron") for each in ("megatron-lm", "Megatron", "mcore", "mm", "megatorn")),
+        *(("target_format", each, "dcp") for each in ("fsdp2", "FSDP", "DCP")),
+        *(("target_format", each, "torch_dist") for each in ("torch-dist", "megatron_core", "nemo")),
+        ("dtype", "bf16", "bfloat16"),
+        ("dtype", "fp16", "float16"),
+        ("action", "convrt", "convert"),
+        ("action", "dry-run", "plan"),
+        ("naming", "huggingface", "hf"),
+        ("layout__placement", "ushape", "u_shape"),
+    ],
+)
+def test_a_choice_in_the_words_of_others_or_misspelt_is_told_the_right_one(key, value, hint):
+    (problem,) = problems(**{key: value})
+    assert problem.endswith(f"; did you mean {hint}?")
+
+
+def test_no_hint_is_given_where_nothing_is_near():
+    assert problems(target_format="xyz")[0].endswith("torch_dist, dcp")
+    assert problems(dtype=["bf16"])[0].endswith("float32")
+
+
+@pytest.mark.parametrize("key", ["source", "target", "reference", "report", "sources"])
+def test_an_empty_path_is_asked_whether_a_variable_is_not_set(key):
+    assert problems(**{key: ""})[0].endswith("; is a variable not set?")
 
 
 def test_what_says_how_to_cast_goes_with_a_cast():

@@ -49,6 +49,7 @@ class Dcp(Format[DcpOptions]):
     noun = "DCP"
     title = "a torch.distributed.checkpoint"
     words = "torch.distributed.checkpoint: whole tensors, no `layout`"
+    elsewhere = ("fsdp", "fsdp2", "torch_dcp", "distcp", "torch_distributed_checkpoint")
     takes = Takes(
         source=frozenset({"reference", "fill_from_reference", "source_dialect"}),
         target={

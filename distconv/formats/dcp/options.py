@@ -16,7 +16,9 @@ class DcpOptions(CommonOptions):
     """The options of a DCP: its names, and the form of packed experts under published names."""
 
     naming: str = option(
-        Choice({"megatron": "", "hf": "the published ones"}), "megatron", "names in a `dcp` that is written"
+        Choice({"megatron": "", "hf": "the published ones"}, {"huggingface": "hf", "published": "hf"}),
+        "megatron",
+        "names in a `dcp` that is written",
     )
     name_prefix: str | None = option(
         Text("model."),

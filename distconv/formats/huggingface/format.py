@@ -37,6 +37,7 @@ class HuggingFace(Format[HuggingFaceOptions]):
     noun = "Hugging Face"
     title = "a Hugging Face directory"
     words = "Hugging Face directory"
+    elsewhere = ("huggingface", "hugging_face", "safetensors", "transformers", "published")
     takes = Takes(
         source=frozenset({"text_source", "projector", "lora_only"}),
         target=dict.fromkeys(CAST_OPTIONS, "")

@@ -37,6 +37,7 @@ class Megatron(Format[CommonOptions]):
     noun = "Megatron"
     title = "a Megatron checkpoint"
     words = "`mp_rank_*` directories, cut by ranks"
+    elsewhere = ("megatron_lm", "mcore", "mm", "mindspeed", "mindspeed_mm", "mindspeed_llm", "mp_rank", "torch")
     takes = Takes(
         source=frozenset({"reference", "fill_from_reference", "source_layout", "source_dialect"}),
         target=dict.fromkeys((*CAST_OPTIONS, "layout", "vocab_size", "vocab_multiple", "tied_head", "dialect"), ""),

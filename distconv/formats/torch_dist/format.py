@@ -40,6 +40,7 @@ class TorchDist(Format[CommonOptions]):
     noun = BACKEND
     title = "a torch_dist checkpoint of Megatron-core"
     words = "Megatron-core's distributed checkpoint: any layout loads it, no `layout`"
+    elsewhere = ("torchdist", "dist_checkpointing", "megatron_core", "megatron_bridge", "nemo")
     takes = Takes(
         source=frozenset({"reference", "fill_from_reference", "source_dialect"}),
         target=dict.fromkeys((*CAST_OPTIONS, "vocab_size", "vocab_multiple", "tied_head", "dialect"), ""),

@@ -103,9 +103,10 @@ def test_a_definition_is_what_hydra_composes(name, monkeypatch):
 
 
 def test_the_command_lines_of_the_documents_need_no_hydra():
-    for line in help_text().splitlines():
-        if line.startswith("  python -m distconv source="):
-            assert plainly(line.split()[3:]) is not None, line
+    lines = [line.split() for line in help_text().splitlines() if line.startswith("  distconv source=")]
+    assert lines
+    for _, *words in lines:
+        assert plainly(words) is not None, words
     assert plainly([*FRAME, "layout.stages.text=[1,10,10,7]", "dialect=mcore_te", "io.fsync=false"]) is not None
     assert plainly(["sources=runs/**/iter_[0-9]?*", "target=hf/{parent}/{name}", "target_format=hf"]) is not None
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from distconv.cli.show import Reporter, models_text, outcome_text, plan_text
+from distconv.cli.models_text import models_text
+from distconv.cli.show import Reporter, outcome_text, plan_text
 from distconv.formats.registry import Options
 from distconv.observer import Outcome
 from distconv.planning.plan import Planned
