@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distconv.cli.plain import Job
 from distconv.cli.rejections import in_own_words
-from distconv.cli.terminal import lose_reader
+from distconv.cli.show import lose_reader
 from distconv.cli.values import (
     literal,
     with_expanded_paths,

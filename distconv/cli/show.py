@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
@@ -17,7 +17,8 @@ from distconv.cli.campaign_text import campaign_text
 from distconv.cli.diff_text import diff_text
 from distconv.cli.flags import Loudness
 from distconv.cli.phases_text import phases_text
-from distconv.cli.terminal import coloured, lose_reader, visible
+from distconv.cli.process_table import process_table
+from distconv.cli.terminal import coloured, visible
 from distconv.cli.training_text import training_lines
 from distconv.errors import JobError, counted, joined, named, printable, system_problem
 from distconv.formats.registry import format_named
@@ -139,6 +140,12 @@ class Reporter(Observer):
         return undisturbed()
 
 
+def lose_reader() -> None:
+    """Discard standard output, also what is buffered, after its reader has left; that is no failure."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
 def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
     """The plan for a person: model and layout, stages, tensors left out, and with `full` files and processes."""
     result = report["target"] + (f"/{report['iteration']}" if report["iteration"] else "")
@@ -178,7 +185,7 @@ def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
         lines += [f"  {file['path']}  {binary(file['bytes'])}" for file in files[:_FILES_SHOWN]]
         if len(files) > _FILES_SHOWN:
             lines.append(f"  … and {len(files) - _FILES_SHOWN} more")
-        lines += ["", _process_table(report["processes"])]
+        lines += ["", process_table(report["processes"])]
     return "\n".join(lines)
 
 
@@ -268,26 +275,3 @@ def _result_line(report: Mapping[str, Any]) -> str:
         f"({binary(moved / max(seconds, 1e-9))}/s; read {binary(read)}, wrote {binary(written)}; "
         f"peak memory {binary(peak)} per process)"
     )
-
-
-def _process_table(processes: Sequence[Mapping[str, Any]]) -> str:
-    rows = [["process", "files", "reads", "writes", "projected peak memory"]]
-    for alike, count in _runs_of_equal(processes):
-        ranks = str(alike["rank"]) if count == 1 else f"{alike['rank']}-{alike['rank'] + count - 1}"
-        moved = [binary(alike["bytes_read"]), binary(alike["bytes_written"])]
-        rows.append([ranks, str(len(alike["files"])), *moved, binary(alike["projected_peak_bytes"])])
-    return table(rows)
-
-
-def _runs_of_equal(processes: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], int]]:
-    runs: list[tuple[Mapping[str, Any], int]] = []
-    for each in processes:
-        if runs and _load(runs[-1][0]) == _load(each):
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((each, 1))
-    return runs
-
-
-def _load(process: Mapping[str, Any]) -> tuple[int, int, int, int]:
-    return len(process["files"]), process["bytes_read"], process["bytes_written"], process["projected_peak_bytes"]

@@ -5,8 +5,6 @@ Owns what may be sent to them. Prints nothing.
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping
 from typing import TextIO
 
@@ -27,9 +25,3 @@ def coloured(text: str, stream: TextIO, environment: Mapping[str, str]) -> str:
     if not has_colours or not text.startswith(_NAME):
         return text
     return f"{_RED}{_NAME}{_PLAIN}{text.removeprefix(_NAME)}"
-
-
-def lose_reader() -> None:
-    """Discard standard output, also what is buffered, after its reader has left; that is no failure."""
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
