@@ -14,7 +14,7 @@ from itertools import accumulate
 from math import lcm
 from typing import Any
 
-from distconv.errors import raise_if
+from distconv.errors import named, raise_if
 from distconv.models.rules import TEXT, Rule
 
 StageRows = tuple[tuple[int, ...], ...]
@@ -49,6 +49,10 @@ def coordinates(tensor_ranks: int, ep: int, expert_tp: int) -> frozenset[tuple[i
     """
     processes = range(lcm(tensor_ranks, expert_tp * ep))
     return frozenset((number % tensor_ranks, number // expert_tp % ep) for number in processes)
+
+
+# More ranks than any axis of a cluster has.
+_LARGEST_SIZE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,8 +213,15 @@ def check_layout(
     if layout.ep > 1 and experts is None:
         problems.append(f"layout.ep={layout.ep}: this model has no experts; leave layout.ep at 1")
     elif experts is not None and experts % layout.ep:
-        problems.append(f"layout.ep={layout.ep}: does not divide the {experts} experts")
+        problems.append(
+            f"layout.ep={layout.ep}: does not divide the {experts} experts; sizes that do: {divisors(experts)}"
+        )
     raise_if(problems)
+
+
+def divisors(number: int) -> str:
+    """The sizes that divide a number, in words; none beyond those that parallel axes have."""
+    return named((size for size in range(1, min(number, _LARGEST_SIZE) + 1) if number % size == 0), 16)
 
 
 def shown_stages(rows: StageRows) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import accumulate
+from math import gcd
 
 from distconv.errors import JobError, raise_if
-from distconv.layout.layout import CompleteLayout
+from distconv.layout.layout import CompleteLayout, divisors
 from distconv.models.parameters import Recipe
-from distconv.tensors.cuts import TENSOR_PARALLEL_RULES
+from distconv.tensors.cuts import TENSOR_PARALLEL_RULES, TensorParallelRule
 from distconv.tensors.tiling import gaps
 from distconv.tensors.virtual import VirtualTensor, invert
 
@@ -29,6 +30,9 @@ def cut_recipes(recipes: Iterable[Recipe], layout: CompleteLayout) -> dict[Recip
     """
     problems: dict[str, None] = {}
     shards: dict[Recipe, Shards] = {}
+    # By option, what its size has to divide, and the options with a size that does not.
+    divided: dict[str, int] = {}
+    refused: dict[str, None] = {}
     for recipe in recipes:
         if recipe in shards:
             continue
@@ -40,21 +44,32 @@ def cut_recipes(recipes: Iterable[Recipe], layout: CompleteLayout) -> dict[Recip
         at = f"{key}={size}: {rule.target}, tp rule {rule.tensor_parallel}"
         rule_of_cut = TENSOR_PARALLEL_RULES[rule.tensor_parallel]
         unit = None if recipe.unit is None else recipe.unit[0]
+        divided[key] = gcd(divided.get(key, 0), _to_divide(recipe, rule_of_cut, unit))
         if recipe.unit is not None and not rule_of_cut.uneven and recipe.unit[0] % size:
             problems[
                 f"{key}={size}: does not divide {recipe.unit[1]}: {rule.modality} attention is cut at whole heads"
             ] = None
+            refused[key] = None
             continue
         try:
             pieces = rule_of_cut.cut(recipe.tensor, size, unit)
         except ValueError as error:
             assert rule_of_cut.dim is not None
             problems[f"{at}: {error}; made of {' and '.join(_lengths(recipe, rule_of_cut.dim))}"] = None
+            refused[key] = None
             continue
         shards[recipe] = tuple(pieces if rule_of_cut.dim_of(recipe.tensor.shape) is not None else pieces[:1])
         _prove(recipe, shards[recipe])
-    raise_if(list(problems))
+    raise_if([*problems, *(f"{key}: sizes that fit all of this model: {divisors(divided[key])}" for key in refused)])
     return shards
+
+
+def _to_divide(recipe: Recipe, rule: TensorParallelRule, unit: int | None) -> int:
+    """The number that a tensor parallel size has to divide for a cut of the parameter; 0 where any size does."""
+    dim = rule.dim_of(recipe.tensor.shape)
+    if rule.uneven or dim is None:
+        return 0
+    return recipe.tensor.shape[dim] // rule.parts if unit is None else unit
 
 
 def _lengths(recipe: Recipe, dim: int) -> dict[str, None]:

@@ -303,7 +303,7 @@ LAYOUTS = {
     "tp does not divide the KV heads": Refusal(
         model=[config("num_key_value_heads", 1), sized("*.self_attn.[kv]_proj.*", rows=8)],
         options={"layout.tp": "2"},
-        says=["layout.tp=2", "kv_heads (1, num_key_value_heads in config.json)"],
+        says=["layout.tp=2", "kv_heads (1, num_key_value_heads in config.json)", "that fit all of this model: 1"],
     ),
     "tp does not divide the vision heads": Refusal(
         model=[config("vision_config.num_heads", 1)],
@@ -328,6 +328,13 @@ LAYOUTS = {
         ],
         options={"layout.tp": "2"},
         says=["layout.tp=2", "103", "vocab_size"],
+    ),
+    "tp divides nothing": Refusal(
+        options={"layout.tp": "3"}, says=["layout.tp=3", "layout.tp: sizes that fit all of this model: 1, 2\n"]
+    ),
+    "more pipeline ranks than layers": Refusal(
+        options={"layout.pp": "12"},
+        says=["layout.pp=12", "12 stages, but the model has 11 layers, and pp times vpp may"],
     ),
     "encoder tp does not divide the vision heads": Refusal(
         options={"layout.modality_tp.vision": "3"},

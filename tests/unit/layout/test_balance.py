@@ -237,7 +237,7 @@ def test_vision_alone_is_laid_out_by_its_own_list_or_the_sizes():
         ),
         ({"stages": {"text": ((1, 1),)}}, ["layout.stages.text=[1,1]: adds up to 2 layers, but the model has 3 text"]),
         ({"stages": {"vision": ((1, 1),)}}, ["layout.stages.vision=[1,1]: has 2 entries, more than the 1 pipeline"]),
-        ({"ep": 3}, ["layout.ep=3: does not divide the 4 experts"]),
+        ({"ep": 3}, ["layout.ep=3: does not divide the 4 experts; sizes that do: 1, 2, 4"]),
         ({"tp": 2, "modality_tp": {"vision": 3}}, ["layout.tp=2: does not divide the largest"]),
     ],
 )

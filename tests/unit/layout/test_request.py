@@ -35,6 +35,6 @@ def test_what_is_wrong_is_told_with_its_key(record):
             "stages: unknown key 'txt'; did you mean 'text'?",
             "stages.text=[1,-1]: expected layers per stage, such as [1,10,10,7], or one such list per virtual stage",
             "modality_tp.vision=2.0: expected an integer from 1 to 65536",
-            "placement=v_shape: expected one of sequential, u_shape",
+            "placement=v_shape: expected one of sequential, u_shape; did you mean u_shape?",
         )
     ]

@@ -101,7 +101,25 @@ def test_every_size_that_does_not_divide_is_reported_once_with_its_key_rule_and_
             "layout.tp=8: text.layers.{layer}.experts.{expert}.fc2.weight, tp rule cols: "
             f"dim 1 of shape [16, 20] {made_of} {ffn}"
         ),
+        "layout.modality_tp.vision: sizes that fit all of this model: 1, 2, 4, 8",
+        "layout.tp: sizes that fit all of this model: 1, 2, 4",
     ]
+
+
+@pytest.mark.parametrize("modality_tp", [{}, {"vision": 8}])
+def test_the_sizes_that_are_said_to_fit_are_all_that_do(modality_tp):
+    with pytest.raises(InputError) as caught:
+        cut(layout(tp=7, **modality_tp))
+    (line,) = [each for each in caught.value.problems if "sizes that fit" in each]
+    said = [int(each) for each in line.partition(": sizes that fit all of this model: ")[2].split(", ")]
+    fitting = []
+    for size in range(1, 33):
+        try:
+            cut(layout(tp=size, **modality_tp))
+        except InputError:
+            continue
+        fitting.append(size)
+    assert said == fitting
 
 
 def test_sizes_that_are_joined_along_the_cut_dim_are_all_named():
