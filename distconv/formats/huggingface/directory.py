@@ -7,6 +7,7 @@ read a single file. Follows no name out of the directory.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ class _Format:
     read: Callable[[Path], list[StoredTensor]]
 
 
+# As paths name variables that could not be replaced.
+_VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)", re.ASCII)
 _MODEL = (
     _Format(
         index="model.safetensors.index.json", single="model.safetensors", others=("*.safetensors",), read=read_header
@@ -123,8 +126,7 @@ def check_directory(directory: Path, key: str) -> None:
     try:
         mode = directory.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        leads = f"; it is a link to {os.readlink(directory)}" if directory.is_symlink() else hub_words(directory, key)
-        raise InputError(f"{key}={directory}: no such directory{leads}") from None
+        raise InputError(f"{key}={directory}: no such directory{_missing_words(directory, key)}") from None
     except OSError as error:
         raise InputError(system_problem(f"{key}={directory}: cannot be read", error)) from None
     if not stat.S_ISDIR(mode):
@@ -188,3 +190,11 @@ def _read_files(
     if problems:
         raise InputError(problems, unreadable=unreadable)
     return tensors
+
+
+def _missing_words(directory: Path, key: str) -> str:
+    """What a directory of option `key` that is not there may be instead, in words."""
+    if directory.is_symlink():
+        return f"; it is a link to {os.readlink(directory)}"
+    unset = [name for name in _VARIABLE.findall(str(directory)) if name not in os.environ]
+    return f"; the variable {unset[0]} is not set" if unset else hub_words(directory, key)
