@@ -2,7 +2,7 @@
 
 import sys
 
-from distconv.cli.main import main
+from distconv.cli.entry import main
 
 if __name__ == "__main__":
     sys.exit(main())

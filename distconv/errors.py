@@ -5,12 +5,21 @@ from __future__ import annotations
 import difflib
 import errno
 import json
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 LINES_SHOWN = 20
+# What is imported and what has to be installed for it. An installation with `--no-deps` may have none of them.
+_PACKAGES = {
+    "yaml": "pyyaml",
+    "hydra": "hydra-core",
+    "omegaconf": "hydra-core",
+    "antlr4": "hydra-core",
+    **{name: name for name in ("numpy", "torch")},
+}
 _LONGEST_BITS = 512
 # Nothing of that name; or a name, a position or a kind of file that cannot be read.
 _ANSWERS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO}
@@ -77,6 +86,14 @@ class LostError(JobError):
 
 class StoppedError(JobError):
     """A stop of this process or thread because another one failed."""
+
+
+def missing_package(error: ModuleNotFoundError) -> str | None:
+    """That a package which is needed is not installed, in words; `None` if the error is about another module."""
+    name = (error.name or "").partition(".")[0]
+    if name not in _PACKAGES:
+        return None
+    return f"the package {name} is missing: {sys.executable} -m pip install {_PACKAGES[name]}"
 
 
 def joined(problems: list[str]) -> str:

@@ -19,7 +19,7 @@ from distconv.cli.models_text import models_text
 from distconv.cli.phases_text import phases_text
 from distconv.cli.plain import Job, composed
 from distconv.cli.show import Reporter, outcome_text
-from distconv.errors import DistconvError, JobError, LauncherError, LostError, joined, system_problem
+from distconv.errors import DistconvError, JobError, LauncherError, LostError, joined, missing_package, system_problem
 from distconv.formats.registry import Options
 from distconv.models.library import Library
 from distconv.planning.look import Chosen
@@ -128,9 +128,12 @@ def _run_words(words: Words, job: Job, reporter: Reporter, *, quiet: bool) -> No
     if found is not None:
         job(*found)
         return
-    # Here, since it takes longer to import and to compose than many a conversion.
-    from distconv.cli.command_line import run_command_line  # noqa: PLC0415
-
+    try:
+        # Here, since it takes longer to import and to compose than many a conversion.
+        from distconv.cli.command_line import run_command_line  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        problem = missing_package(error)
+        raise (error if problem is None else JobError(f"{problem}: Hydra reads what is not plain")) from None
     sys.argv[1:] = [*words.of_hydra, *words.others]
     run_command_line(job, quiet=quiet)
 

@@ -30,7 +30,6 @@ from distconv.words import binary, folded, table
 _FILES_SHOWN = 16
 _LOG_SECONDS = 10
 _COLUMN = 9
-_TOLD = "distconv: rank 0 says why"
 _BY_SOURCE = "byte for byte what the source says"
 
 
@@ -80,7 +79,7 @@ class Reporter(Observer):
         """Print why this process ends with a failure, and leave it for the report of the launcher, which comes last."""
         said = f"distconv: {text}"
         self.complain(said)
-        tell_agent(visible(said) if self._speaks else _TOLD, os.environ, is_cause=self._speaks)
+        tell_agent(visible(said) if self._speaks else None, os.environ)
 
     def planned(self, report: Mapping[str, Any]) -> None:
         """Print the plan in short."""

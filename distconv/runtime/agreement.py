@@ -13,7 +13,16 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from distconv.errors import DistconvError, InputError, JobError, LostError, SpoiledError, StoppedError, system_problem
+from distconv.errors import (
+    DistconvError,
+    InputError,
+    JobError,
+    LostError,
+    SpoiledError,
+    StoppedError,
+    missing_package,
+    system_problem,
+)
 from distconv.runtime.hand_out import HandOut, Task, attempt_parts, values_of
 from distconv.runtime.interruption import interruptions
 from distconv.runtime.processes import Processes
@@ -109,6 +118,8 @@ def _attempt(processes: Processes, phase: Callable[[], Any], doing: str) -> dict
             # Whoever called the system could not say more about it.
             _LOG.debug("%s: an error of the operating system", doing, exc_info=error)
             error = JobError(system_problem(_where(processes.progress, doing, error), error))
+        if isinstance(error, ModuleNotFoundError) and (problem := missing_package(error)) is not None:
+            error = JobError(problem)
         if isinstance(error, MemoryError):
             error = JobError(f"{doing}: not enough memory ({error}); start fewer processes on this host")
         return _described(error)

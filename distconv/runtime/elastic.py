@@ -12,17 +12,18 @@ import time
 from collections.abc import Mapping
 
 _NAME = "TORCHELASTIC_ERROR_FILE"
+_TOLD = "distconv: rank 0 says why"
 
 
-def tell_agent(text: str, environment: Mapping[str, str], *, is_cause: bool) -> None:
-    """Leave why this process fails for the agent of torchrun, if it was started by one; `is_cause`: this is told last.
+def tell_agent(cause: str | None, environment: Mapping[str, str]) -> None:
+    """Leave why this process fails for the agent of torchrun, if one started it; `None`: another process says why.
 
     Where the file cannot be written, the agent's report has a failure without a reason.
     """
     path = environment.get(_NAME)
     if not path:
         return
-    moment = int(time.time()) + (0 if is_cause else 1)
+    text, moment = (cause, int(time.time())) if cause is not None else (_TOLD, int(time.time()) + 1)
     # `py_callstack` is what the report shows, also where it is none.
     message = {"message": text, "extraInfo": {"py_callstack": text, "timestamp": str(moment)}}
     with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:

@@ -71,4 +71,4 @@ def test_another_shell_is_refused_with_those_that_there_are(distconv):
 
 
 def test_the_command_that_is_installed_is_the_one_that_is_completed():
-    assert 'distconv = "distconv.cli.main:main"' in (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert 'distconv = "distconv.cli.entry:main"' in (Path(__file__).parents[2] / "pyproject.toml").read_text()

@@ -93,3 +93,31 @@ def test_an_installed_wheel_is_what_runs(installed, tmp_path):
     ).stdout.split()
 
     assert [path for path in found if not Path(path).is_relative_to(installed)] == []
+
+
+@pytest.mark.parametrize("launcher", [(sys.executable,), tuple(torchrun(2)[:-2])])
+@pytest.mark.parametrize(
+    ("package", "options", "install"),
+    [
+        ("yaml", [], "pyyaml"),
+        ("hydra", ["select=[ text ]"], "hydra-core"),
+        ("omegaconf", ["select=[ text ]"], "hydra-core"),
+        ("numpy", ["dtype=float16"], "numpy"),
+    ],
+)
+def test_a_package_that_is_missing_is_a_sentence(package, options, install, launcher, tmp_path):
+    """As after `pip install --no-deps`: the package is hidden from the processes of the job."""
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "hide.py").write_text(
+        f"import runpy, sys\nsys.path.remove({str(hidden)!r})\nsys.modules[{package!r}] = None\n"
+        "sys.argv = ['distconv', *sys.argv[1:]]\nrunpy.run_module('distconv', run_name='__main__')\n"
+    )
+    write_source(tmp_path / "hf", load_case("qwen2vl__tp1_pp1"))
+    done = run([*launcher, str(hidden / "hide.py"), "source=hf", "target=mm", *options], tmp_path)
+    assert done.status == 1
+    said = f"the package {package} is missing: {sys.executable} -m pip install {install}"
+    assert said in done.err
+    assert done.err.count(f"distconv: {said}") <= 2
+    assert "distconv/" not in done.err.replace(str(tmp_path), "")
+    assert not (tmp_path / "mm").exists()

@@ -21,13 +21,13 @@ print(ChildFailedError("distconv", failures))
 
 def test_without_an_agent_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    tell_agent("no", {}, is_cause=True)
-    tell_agent("no", {"TORCHELASTIC_ERROR_FILE": ""}, is_cause=True)
+    tell_agent("no", {})
+    tell_agent("no", {"TORCHELASTIC_ERROR_FILE": ""})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_cannot_be_written_is_no_further_failure(tmp_path):
-    tell_agent("no", {"TORCHELASTIC_ERROR_FILE": str(tmp_path / "none/error.json")}, is_cause=True)
+    tell_agent("no", {"TORCHELASTIC_ERROR_FILE": str(tmp_path / "none/error.json")})
 
 
 @pytest.mark.parametrize("cause", [0, 1, 2])
@@ -35,7 +35,7 @@ def test_the_report_ends_with_the_cause(cause, tmp_path):
     paths = [tmp_path / f"{rank}.json" for rank in range(3)]
     for rank, path in enumerate(paths):
         environment = {"TORCHELASTIC_ERROR_FILE": str(path)}
-        tell_agent("distconv: wrong\nin é" if rank == cause else "other", environment, is_cause=rank == cause)
+        tell_agent("distconv: wrong\nin é" if rank == cause else None, environment)
         assert set(json.loads(path.read_text())["message"]) == {"message", "extraInfo"}
     said = subprocess.run(
         [sys.executable, "-c", REPORT, *map(str, paths)], capture_output=True, text=True, check=True

@@ -1,0 +1,40 @@
+"""The entry of the program, which needs no package: a missing one is a sentence, wherever it is imported first.
+
+Owns nothing but that; `main` is the program.
+"""
+
+from __future__ import annotations
+
+import os
+
+from distconv.errors import LauncherError, missing_package
+from distconv.runtime.elastic import tell_agent
+from distconv.runtime.launch import launch
+
+
+def main() -> int:
+    """Run the command line; the exit status."""
+    try:
+        from distconv.cli.main import main as run  # noqa: PLC0415 - what it imports may be missing
+    except ModuleNotFoundError as error:
+        problem = missing_package(error)
+        if problem is None:
+            raise
+        return _failed(f"distconv: {problem}")
+    return run()
+
+
+def _failed(text: str) -> int:
+    """Say on rank 0 why the program cannot begin; the exit status.
+
+    Raises:
+        SystemExit: this is rank 0; Python prints it.
+    """
+    try:
+        is_first = launch(os.environ).rank == 0
+    except LauncherError:
+        is_first = True
+    tell_agent(text if is_first else None, os.environ)
+    if is_first:
+        raise SystemExit(text)
+    return 1
