@@ -214,7 +214,7 @@ def compare(arguments: argparse.Namespace, work: Path) -> int:
         "\nCPU seconds, of one thread. headers, telling: rank 0 alone; hearing, planning, assigning, own share: every "
         "process.\nus/tensor: of headers; us/parameter: of planning, where a parameter is one of the training side.\n"
     )
-    print("python -m distconv action=plan, which counts the reads of every process:\n" + "\n".join(commands) + "\n")
+    print("distconv action=plan, which counts the reads of every process:\n" + "\n".join(commands) + "\n")
     print(balance_table(whole))
     print()
     return say_verdict(verdict(costs))

@@ -22,6 +22,7 @@ from distconv.runtime.watched_processes import WatchedProcesses
 _LOG = logging.getLogger("distconv")
 _ALARM, _ABANDONED, _BEAT = 1, 2, 3
 _SIZE_BYTES = 8
+_REMEDY = "install it for the MPI whose mpirun you use, or name the library of that MPI: MPI4PY_LIBMPI=…/libmpi.so.40"
 
 
 class MpiProcesses(WatchedProcesses):
@@ -31,16 +32,14 @@ class MpiProcesses(WatchedProcesses):
         try:
             from mpi4py import MPI  # noqa: PLC0415 - importing it initialises MPI
         except (ImportError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
-            raise LauncherError(
-                f"mpi4py cannot be imported ({reason}): install it for the MPI whose mpirun you use"
-            ) from None
+            reason = ": ".join(str(error).splitlines()[:2])
+            raise LauncherError(f"mpi4py cannot be imported ({reason}): {_REMEDY}") from None
         self._mpi = MPI
         size = MPI.COMM_WORLD.Get_size()
         if expected not in (None, size):
             raise LauncherError(
                 f"the MPI launcher started {expected} processes, but mpi4py sees {size}: mpi4py belongs to "
-                "another MPI than the launcher; install mpi4py for the MPI whose mpirun you use"
+                f"another MPI than the launcher: {_REMEDY}"
             )
         self._world = MPI.COMM_WORLD.Dup()
         # Of its own, because a process that is interrupted leaves in the middle of something.
