@@ -133,13 +133,13 @@ class _Line:
             value = following[1:] or (self._left.pop(0) if self._left else "")
             option = f"{keys[0]}={value}"
             self._refuse(f"{word} {following}: no blank may be around the =: {option}", option)
+        elif word in _actions():
+            self._refuse(f"{word}: the action is an option, too: action={word}", f"action={word}")
         elif self._is_known(word) and following and _is_bare(following):
             option = f"{word}={self._left.pop(0)}"
             self._refuse(f"{word} {following}: {_FORM}: {option}", option)
         elif self._is_known(word):
             self._refuse(f"{word}: {_FORM}: {word}=…", None)
-        elif word in _actions():
-            self._refuse(f"{word}: the action is an option, too: action={word}", f"action={word}")
         elif self._belongs_to_a_value(word):
             return
         elif actions := difflib.get_close_matches(word, _actions(), 1, cutoff=0.75):
@@ -157,8 +157,9 @@ class _Line:
         if self._before is None or not self._before["value"]:
             return False
         key, value = self._before["key"], self._before["value"]
-        in_list = sum(map(value.count, "[{")) > sum(map(value.count, "]}"))
-        if not in_list and not isinstance(self._kinds.get(key), (FilePath, Directories, Text)):
+        is_text = isinstance(self._kinds.get(key), (FilePath, Directories, Text))
+        in_list = not is_text and sum(map(value.count, "[{")) > sum(map(value.count, "]}"))
+        if not is_text and not in_list:
             return False
         rest = [word]
         while self._left and _is_bare(self._left[0]) and (not in_list or not rest[-1].endswith(("]", "}"))):
@@ -173,6 +174,12 @@ class _Line:
                 f"{said}: is cut off {key}={value}: quotes inside a variable quote nothing; in a script write "
                 f'{key}="$NAME", or keep options in an array: args=({key}=\'a b\'), then distconv "${{args[@]}}"',
                 f"{key}={' '.join([value, *rest]).strip(_QUOTES)}",
+            )
+        elif isinstance(self._kinds.get(key), Directories):
+            self._refuse(
+                f"{said}: no option; several paths are a pattern in quotes, such as '{key}=runs/*', or a file that "
+                f"lists them: {key}=@FILE",
+                None,
             )
         else:
             whole = " ".join([value, *rest])

@@ -46,6 +46,7 @@ def refused(words: Sequence[str]) -> list[str]:
         ("cfg.mm_dir=/mm cfg.parallel_config.tp_size=2", "target=/mm layout.tp=2"),
         ("plan source=a target=b", "action=plan source=a target=b"),
         ("source=a target=b plan", "source=a target=b action=plan"),
+        ("verify source=a target=b", "action=verify source=a target=b"),
         ("inspct source=a", "action=inspect source=a"),
         ("source /x target /y", "source=/x target=/y"),
         ("layout.tp 2", "layout.tp=2"),
@@ -86,6 +87,8 @@ def test_the_line_to_type_instead_is_told_where_it_is_clear(line, instead):
     [
         (["source=/my", "dir/hf", "target=b"], ["'source=/my dir/hf'", 'source="$NAME"']),
         (["source='/my", "dir/hf'"], ["quotes inside a variable quote nothing", 'distconv "${args[@]}"']),
+        (["source=/my[1", "dir/hf"], ["'source=/my[1 dir/hf'"]),
+        (["sources=a", "b", "c"], ["b c: no option; several paths are a pattern in quotes", "sources=@FILE"]),
         (["source=a", ""], ["'': is nothing: a variable in quotes that is not set"]),
         (["source=a", " ", "target=b"], ["' ': is nothing", "the \\ at the end of a line"]),
         (["source=a", "target=b\r"], ["target=b\\r: ends with a carriage return", "sed -i"]),
