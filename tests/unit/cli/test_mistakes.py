@@ -53,6 +53,7 @@ def refused(words: Sequence[str]) -> list[str]:
         ("qwen2vl source=a", "+model=qwen2vl source=a"),
         ("model=qwen2vl", "+model=qwen2vl"),
         ("/ckpt/a /ckpt/b", "source=/ckpt/a target=/ckpt/b"),
+        ("source=/a --tp 2 /b", "source=/a layout.tp=2 target=/b"),
         ("/ckpt/b source=a", "target=/ckpt/b source=a"),
         # Misspelt.
         ("tp=2", "layout.tp=2"),

@@ -122,6 +122,21 @@ def test_the_sizes_that_are_said_to_fit_are_all_that_do(modality_tp):
     assert said == fitting
 
 
+def test_a_size_has_to_divide_the_units_of_a_cut_or_else_its_equal_parts():
+    recipes = [each.recipe for each in toy.bound().parameters]
+    cuts = {"rows": 1, "cols": 1, "glu": 2}
+    seen = set()
+    for recipe in recipes:
+        name = recipe.rule.tensor_parallel
+        rule = shards.TENSOR_PARALLEL_RULES[name]
+        if name in cuts and (dim := rule.dim_of(recipe.tensor.shape)) is not None:
+            seen.add(name)
+            assert shards._to_divide(recipe, rule, None) == recipe.tensor.shape[dim] // cuts[name]
+            assert shards._to_divide(recipe, rule, 5) == 5
+            assert shards._to_divide(recipe, replace(rule, uneven=True), 5) == 0
+    assert seen == cuts.keys()
+
+
 def test_sizes_that_are_joined_along_the_cut_dim_are_all_named():
     content = toy.content()
     (qkv,) = [rule for rule in content["rules"]["text"]["attention"] if rule["target"].endswith("qkv.{weight,bias}")]
