@@ -64,7 +64,7 @@ def test_a_path_is_that_of_the_caller():
 def test_all_problems_are_told_with_their_keys():
     wrong = {"place": "", "exact": 1, "share": 0, "name": 3, "fruit": "plum", "inner": {"sise": 1, "sizes": {"a": 10}}}
     assert problems(**wrong) == [
-        "place=: expected a path",
+        "place=: expected a path; is a variable not set?",
         "exact=1: expected true or false",
         "share=0: expected a positive number",
         "name=3: expected text; the empty text is written ''",

@@ -100,8 +100,11 @@ def test_a_new_size_that_does_not_divide_is_named():
     layout = complete_layout(Layout(tp=2), binding, toy.definition(model))
     with pytest.raises(InputError) as caught:
         make_plan(binding, layout)
-    for problem in caught.value.problems:
+    *problems, fitting = caught.value.problems
+    assert len(problems) == 2
+    for problem in problems:
         assert "vocab_size=31" in problem
+    assert fitting == "layout.tp: sizes that fit all of this model: 1"
 
 
 @pytest.mark.parametrize(
