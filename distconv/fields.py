@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Generic, TypeVar
 
 from distconv.errors import InputError, raise_if, shown, unknown_keys
-from distconv.kinds import FilePath, Kind
+from distconv.kinds import Kind
+from distconv.path_kinds import FilePath
 
 _METADATA = "option"
 T = TypeVar("T")

@@ -6,14 +6,12 @@ Owns the message about a value of another kind, with its dotted key. Knows no op
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from distconv.errors import InputError, shown
@@ -28,10 +26,6 @@ _SIZE = re.compile(rf"(?P<number>[0-9]{{1,15}}(?:\.[0-9]{{1,15}})?) ?(?P<unit>{'
 _OCTAL = re.compile(r"[0-7]{3,5}")
 _LAST_ITERATION = 10**12 - 1
 _ITERATION = re.compile(r"[1-9][0-9]{0,11}")
-# What a text begins with that is the path of a list of directories.
-LIST_MARK = "@"
-# Of a path that is empty.
-_UNSET = "is a variable not set?"
 T = TypeVar("T")
 
 
@@ -221,67 +215,6 @@ class Several(Value[tuple[str, ...]]):
     def held(self, value: Any) -> tuple[str, ...]:
         """The list as a tuple."""
         return tuple(value)
-
-
-@dataclass(frozen=True)
-class FilePath(Value[Path]):
-    """Paths, of directories or files; nothing in them is expanded."""
-
-    example: str
-    expected = "a path"
-
-    def fits(self, value: Any) -> bool:
-        """Whether the value is a path, or the text of one."""
-        return isinstance(value, (str, os.PathLike)) and value != ""
-
-    def hint(self, value: Any) -> str:
-        """That a variable of a script may not be set."""
-        return _UNSET if value == "" else ""
-
-    def held(self, value: Any) -> Path:
-        """The value as a path."""
-        return Path(value)
-
-
-@dataclass(frozen=True)
-class FilePaths(Value[tuple[Path, ...]]):
-    """One path, or a list of them; nothing in them is expanded."""
-
-    example: str
-    expected = "a path, or a list of paths"
-
-    def fits(self, value: Any) -> bool:
-        """Whether the value is a path or the text of one, or a list of them that is not empty."""
-        several = _several(value)
-        return bool(several) and all(isinstance(each, (str, os.PathLike)) and each != "" for each in several)
-
-    def held(self, value: Any) -> tuple[Path, ...]:
-        """The paths."""
-        return tuple(map(Path, _several(value)))
-
-
-@dataclass(frozen=True)
-class Directories(Value["str | tuple[str, ...]"]):
-    """Several directories: a text, which is a pattern or names a list, or the paths themselves; held as texts."""
-
-    expected = "a pattern of paths, @FILE, or a list of paths"
-    example = "PATTERN"
-
-    def hint(self, value: Any) -> str:
-        """That a variable of a script may not be set."""
-        return _UNSET if value == "" else ""
-
-    def fits(self, value: Any) -> bool:
-        """Whether the value is text, a path, or a list of paths."""
-        return all(isinstance(each, (str, os.PathLike)) and each != "" for each in _several(value))
-
-    def held(self, value: Any) -> str | tuple[str, ...]:
-        """The text, or the texts of the paths."""
-        return value if isinstance(value, str) else tuple(map(os.fspath, _several(value)))
-
-
-def _several(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 @dataclass(frozen=True)

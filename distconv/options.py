@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from distconv.fields import Group, Record, option, options_of
-from distconv.kinds import Choice, Directories, FilePath, Integer, Iteration, Mode, Several, Text, Texts, Truth
+from distconv.kinds import Choice, Integer, Iteration, Mode, Several, Text, Texts, Truth
 from distconv.layout.request import Layout, SourceLayout
 from distconv.models.rules import MODALITIES, TEXT
+from distconv.path_kinds import Directories, FilePath
 
 _DIRECTORY = FilePath("DIR")
 # Larger than any vocabulary or number of threads; rejects typing errors.

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from distconv.errors import InputError, named, reading, system_problem
-from distconv.kinds import LIST_MARK
+from distconv.path_kinds import LIST_MARK
 from distconv.runtime.regular_files import read_file
 
 _ANY_DEPTH = "**"

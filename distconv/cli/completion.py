@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from distconv.cli.flags import COMPLETION, KNOWN
 from distconv.cli.meanings import MODEL, kinds
 from distconv.errors import InputError
-from distconv.kinds import Choice, Directories, FilePath, Truth
+from distconv.kinds import Choice, Truth
 from distconv.models.library import Library
+from distconv.path_kinds import PathKind
 
 _FLAGS = " ".join(sorted(flag for flag in KNOWN if flag.startswith("--")))
 
@@ -123,7 +124,7 @@ def _keys() -> list[str]:
 
 
 def _paths() -> list[str]:
-    return [key for key, kind in kinds().items() if isinstance(kind, (FilePath, Directories))]
+    return [key for key, kind in kinds().items() if isinstance(kind, PathKind)]
 
 
 def _choices() -> Mapping[str, list[str]]:

@@ -16,8 +16,9 @@ from distconv.cli.meanings import MODEL, kinds, nearest, unknown_option
 from distconv.errors import InputError
 from distconv.fields import options_of
 from distconv.formats.registry import Options
-from distconv.kinds import Choice, Directories, FilePath, Text, Truth
+from distconv.kinds import Choice, Text, Truth
 from distconv.models.library import Library
+from distconv.path_kinds import Directories, PathKind
 
 # `KEY=VALUE` as Hydra has it; `+KEY` and `~KEY` may name files of the user's configuration.
 _OPTION = re.compile(r"(?P<key>[A-Za-z_][\w.-]*)=(?P<value>.*)", re.DOTALL)
@@ -157,7 +158,7 @@ class _Line:
         if self._before is None or not self._before["value"]:
             return False
         key, value = self._before["key"], self._before["value"]
-        is_text = isinstance(self._kinds.get(key), (FilePath, Directories, Text))
+        is_text = isinstance(self._kinds.get(key), (PathKind, Text))
         in_list = not is_text and sum(map(value.count, "[{")) > sum(map(value.count, "]}"))
         if not is_text and not in_list:
             return False

@@ -11,11 +11,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from distconv.cli.values import PATHS, with_expanded_paths
+from distconv.cli.values import with_expanded_paths
 from distconv.fields import keys_of
 from distconv.formats.registry import Options
-from distconv.kinds import FilePaths, Kind
+from distconv.kinds import Kind
 from distconv.models.library import Library
+from distconv.path_kinds import FilePaths, PathKind
 
 # The options of a job, the name and content of the chosen model definition, and the library of all definitions.
 Job = Callable[[Options, "tuple[str, Mapping[str, Any]] | None", Library], None]
@@ -65,7 +66,7 @@ def _given(words: Sequence[str]) -> dict[str, Any] | None:
 
 
 def _is_path(kind: Kind[Any] | None, text: str) -> bool:
-    return isinstance(kind, PATHS) and not (isinstance(kind, FilePaths) and text.startswith("["))
+    return isinstance(kind, PathKind) and not (isinstance(kind, FilePaths) and text.startswith("["))
 
 
 def _path(text: str) -> str | None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from distconv.fields import keys_of
 from distconv.formats.registry import Options
-from distconv.kinds import LIST_MARK, Directories, FilePath, FilePaths, Kind
+from distconv.kinds import Kind
+from distconv.path_kinds import LIST_MARK, Directories, FilePaths, PathKind
 
 # A value in Hydra's quotes; a quote inside has an odd number of backslashes before it.
 _QUOTED = re.compile(r"""(["'])(?:(?!\1)[^\\]|\\.)*\1""", re.DOTALL)
@@ -22,13 +23,11 @@ _FOLDERS = ("dialect",)
 _NAME = "name"
 # OmegaConf's mark of a missing value, which cannot be quoted.
 _MISSING = "???"
-# The kinds of options whose values are taken as they are, but for what a shell expands.
-PATHS = (FilePath, FilePaths, Directories)
 
 
 def _paths() -> dict[str, Kind[Any]]:
     """The dotted keys of options that are paths, with their kinds."""
-    return {key: each.kind for key, each in keys_of(Options) if isinstance(each.kind, PATHS)}
+    return {key: each.kind for key, each in keys_of(Options) if isinstance(each.kind, PathKind)}
 
 
 def literal(text: str) -> str:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from distconv.fields import ByName, Record, option
-from distconv.kinds import Choice, FilePaths, Integer, Truth, Value
+from distconv.kinds import Choice, Integer, Truth, Value
 from distconv.layout.layout import PLACEMENTS, StageRows
 from distconv.models.rules import MODALITIES
+from distconv.path_kinds import FilePaths
 
 # More layers than any stage has.
 _LAYERS = Integer(2**16, smallest=0)

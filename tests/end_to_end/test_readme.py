@@ -81,8 +81,9 @@ def tensors(directory: Path) -> dict[str, tuple[str, list[int], bytes]]:
 
 def test_the_commands_are_those_expected():
     assert [shlex.split(job)[0] for job in JOBS] == [
-        "torchrun", "mpirun", "distconv", "distconv", "distconv", "distconv", "distconv", "distconv", "torchrun", "distconv",
-        "distconv", "distconv", "distconv", "torchrun", "torchrun", "mpirun", "torchrun", "distconv", "torchrun",
+        "torchrun", "mpirun", "distconv", "distconv", "distconv", "distconv", "distconv", "distconv", "torchrun",
+        "distconv", "distconv", "distconv", "distconv", "torchrun", "torchrun", "mpirun", "torchrun", "distconv",
+        "torchrun",
     ]  # fmt: skip
     assert commands()[:2] == ["make demo", "make test"]
 

@@ -18,6 +18,7 @@ PACKAGE = Path(distconv.__file__).parent
 ROOMS = [
     {"errors", "observer", "version", "words"},
     {"kinds"},
+    {"path_kinds"},
     {"fields"},
     {"tensors"},
     {"runtime"},

@@ -11,7 +11,8 @@ import pytest
 
 from distconv.errors import InputError, shown
 from distconv.fields import ByName, Group, Record, keys_of, option, options_of
-from distconv.kinds import Bytes, Choice, FilePath, Integer, Number, Text, Truth
+from distconv.kinds import Bytes, Choice, Integer, Number, Text, Truth
+from distconv.path_kinds import FilePath
 
 FRUIT = {"apple": "", "pear": "in autumn"}
 
