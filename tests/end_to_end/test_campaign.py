@@ -64,6 +64,14 @@ def test_what_is_done_is_skipped_and_what_fails_does_not_keep_the_rest(distconv)
     assert not Path("mm/a-hf_2").exists()
 
 
+def test_a_link_that_leads_nowhere_fails_by_name(distconv):
+    Path("runs/a/hf_3").symlink_to("removed")
+    outcome = distconv(*PATTERN)
+    assert outcome.status == 1
+    assert "source=runs/a/hf_3: no such directory; it is a link to removed" in outcome.err
+    assert "3 done, 0 skipped, 1 failed; the same command tries again what failed" in outcome.out
+
+
 def test_nothing_is_done_twice(distconv):
     assert distconv(*PATTERN).status == 0
     outcome = distconv(*PATTERN, "overwrite=true")
