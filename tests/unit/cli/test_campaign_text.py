@@ -9,7 +9,7 @@ from distconv.cli.campaign_text import campaign_text
 
 def report(action="convert", **outcomes):
     entries = [
-        {"source": source, "target": f"hf/{source}", "outcome": outcome, "why": "no room\non the disk"}
+        {"source": source, "target": f"hf/{source}", "outcome": outcome, "why": "no \x1b room\non the disk"}
         for source, outcome in outcomes.items()
     ]
     counts = {outcome: list(outcomes.values()).count(outcome) for outcome in ("done", "skipped", "failed")}
@@ -20,7 +20,7 @@ def test_each_has_a_row_with_its_target_or_why_it_has_none():
     lines = campaign_text(report(a="done", bb="failed", c="skipped")).splitlines()
     assert [line.split(maxsplit=2) for line in lines[1:4]] == [
         ["a", "done", "hf/a"],
-        ["bb", "failed", "no room (and 1 more)"],
+        ["bb", "failed", "no \\x1b room (and 1 more)"],
         ["c", "skipped", "hf/c"],
     ]
     assert lines[4] == "1 done, 1 skipped, 1 failed; the same command tries again what failed"

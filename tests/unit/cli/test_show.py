@@ -34,23 +34,6 @@ def test_a_terminal_gets_lines_of_visible_characters(capsys):
     assert (found.out, found.err) == ("a\\x1b[2J\nb\\udcff\n", "c\\rd\ne\n")
 
 
-def test_a_table_of_several_checkpoints_says_why(capsys):
-    each = {"target": "mm/a", "why": None}
-    failed = {"source": "b", "outcome": "failed", "why": "mm/b\x1b: is there\nand full"}
-    found = [{**each, "source": "runs/a", "outcome": "done"}, {**each, "source": "c", "outcome": "skipped"}, failed]
-    reporter = Reporter(0)
-    reporter.all_ended({"action": "convert", "checkpoints": found, "done": 1, "skipped": 1, "failed": 1})
-    reporter.all_ended({"action": "convert", "checkpoints": [], "done": 0, "skipped": 0, "failed": 0})
-    assert capsys.readouterr().out.splitlines() == [
-        "  checkpoint  outcome",
-        "  runs/a      done     mm/a",
-        "  c           skipped  mm/a",
-        "  b           failed   mm/b\\x1b: is there (and 1 more)",
-        "1 done, 1 skipped, 1 failed; the same command tries again what failed",
-        "no checkpoint",
-    ]
-
-
 def test_only_the_first_process_speaks(capsys):
     for rank in (0, 1):
         reporter = Reporter(rank)
