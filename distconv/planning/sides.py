@@ -110,11 +110,12 @@ def look_at_both(
     # Those that say what they are come first: the other one is taken for the same model, where it can be.
     for key in sorted(_KEYS, key=lambda each: _silence(*opened[each])):
         read, there = opened[key]
-        taken = chosen
+        silence, taken = _silence(read, there), chosen
         for other in sides.values():
-            if _silence(read, there).is_undescribed:
+            if silence.is_undescribed:
                 read = replace(read, reference=_reference_of(other.facts))
-            taken = taken or _definition_of(other.facts, there)
+            if silence.is_unnamed:
+                taken = taken or _definition_of(other.facts, there)
         sides[key] = said_of(key, partial(_side, key, forms[key], read, there, taken, library))
     return sides[SOURCE], sides[TARGET]
 

@@ -234,6 +234,38 @@ def test_a_model_without_a_definition_is_compared_by_its_names_however_experts_a
     assert (only["name"], only["first"]) == ("model.layers.1.block_sparse_moe.experts.2.w2.weight", [4, 1])
 
 
+def test_two_models_that_nothing_describes_are_compared_by_their_names(tmp_path):
+    tensors = in_memory(minimax())
+    source = trained(tmp_path / "one", tensors)
+    assert_equal(found(source, source))
+    tensors["lm_head.weight"][1, 1] += 1
+    (only,) = found(source, trained(tmp_path / "two", tensors))["different"]
+    assert (only["name"], only["first"], only["differing"]) == ("lm_head.weight", [1, 1], 1)
+
+
+def test_two_results_have_the_definitions_that_their_records_name(made, tmp_path):
+    run_here("+model=qwen2vl_canonical", source=str(made / "hf"), target=str(tmp_path / "apart"))
+    for source, target in ((made / "mm", tmp_path / "apart"), (tmp_path / "apart", made / "hf")):
+        assert_equal(found(source, target))
+
+
+def test_what_parameters_never_hold_is_no_difference_of_theirs(tmp_path):
+    """Of an omni model, the talker."""
+    source = write_source(tmp_path / "hf", load_case("qwen2_5omni__tp1_pp1"), single_file=True)
+    run_here(source=str(source), target=str(tmp_path / "mm"))
+    spoken = sorted(name for name in load_file(weights(source)) if name.startswith(("talker.", "token2wav.")))
+    report = found(source, tmp_path / "mm")
+    assert_equal(report)
+    assert sum("of the source alone: talker: " in note for note in report["notes"]) == 1
+
+    def change(tensors):
+        for name in spoken:
+            del tensors[name]
+
+    other = changed(source, tmp_path / "silent", change)
+    assert sorted(each["name"] for each in found(source, other)["only_in_source"]) == spoken
+
+
 def test_a_side_that_does_not_describe_itself_is_taken_for_the_model_of_the_other(made, tmp_path):
     shutil.copytree(made / "mm", tmp_path / "mm")
     (tmp_path / "mm" / "release" / "distconv.json").unlink()
