@@ -30,6 +30,7 @@ MARK = "DISTCONV_TEST_JOB"
 # How names begin that launchers set: a job of a test must not take itself for a part of the one that runs the tests.
 LAUNCHER_NAMES = ("PMI", "OMPI_", "MPI", "HYDRA_", "SLURM_", "TORCHELASTIC_", "MASTER_", "RANK", "LOCAL_", "WORLD_")
 JOB_SECONDS = 120
+REPORT = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:"
 PACKAGE = str(Path(distconv.__file__).parent)
 PYTHON = (sys.executable,)
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
@@ -101,6 +102,11 @@ class Outcome:
     out: str
     err: str
     seconds: float
+
+    @property
+    def told(self) -> str:
+        """What the processes said on standard error, without the report of torchrun's agent, which repeats it."""
+        return self.err.partition(REPORT)[0]
 
     @property
     def shows_its_inside(self) -> bool:

@@ -77,7 +77,7 @@ def test_what_overflows_on_any_process_is_named_once_and_leaves_nothing(sources,
 
     assert outcome.status == JobError.exit_status
     total = sum(each["elements"] for each in expected[TO_HF][1]["overflowed"])
-    assert outcome.err.count(f"dtype: {total} numbers of ") == 1
+    assert outcome.told.count(f"dtype: {total} numbers of ") == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -131,7 +131,7 @@ def test_several_processes_prove_a_result_by_its_record(launcher, tmp_path, expe
         path.write_bytes(path.read_bytes()[:-1] + b"x")
     outcome = run(verify, tmp_path)
     assert outcome.status == 1
-    assert [line.partition(": has the checksum")[0] for line in outcome.err.splitlines() if "checksum " in line] == [
+    assert [line.partition(": has the checksum")[0] for line in outcome.told.splitlines() if "checksum " in line] == [
         f"{before}mm/release/{share[0]}" for before, share in zip(("distconv: ", ""), shares, strict=True)
     ]
 
@@ -153,6 +153,6 @@ def test_several_processes_verify(tmp_path, expected):
     outcome = run(verify, tmp_path)
 
     assert outcome.status == 1
-    assert [line for line in outcome.err.splitlines() if changed in line] == [
+    assert [line for line in outcome.told.splitlines() if changed in line] == [
         f"distconv: {changed}: model/{name} differs from the source"
     ]

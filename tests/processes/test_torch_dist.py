@@ -36,7 +36,7 @@ def test_a_damaged_file_is_said_once(tmp_path):
     )
     assert outcome.status != 0
     assert not outcome.shows_its_inside
-    assert outcome.err.count("__1_0.distcp: no such file") == 1
+    assert outcome.told.count("__1_0.distcp: no such file") == 1
     assert not (tmp_path / "mm").exists()
 
 

@@ -58,8 +58,8 @@ def test_a_wrong_bit_of_one_process_is_told_once_and_leaves_nothing(name, source
     command = [*TORCHRUN, "2", writing_wrongly.__file__, *given, "verify=true"]
     outcome = run(command, tmp_path)
     assert outcome.status == 1
-    assert outcome.err.count("verify=true: the result is not what its source says") == 1
-    assert outcome.err.count(" is not what its source says, from element ") == 1
+    assert outcome.told.count("verify=true: the result is not what its source says") == 1
+    assert outcome.told.count(" is not what its source says, from element ") == 1
     assert not outcome.shows_its_inside
     assert list(tmp_path.iterdir()) == []
 

@@ -96,7 +96,7 @@ def killed_while_the_other_waits(launcher: Callable[..., list[str]], victim: int
 
 def check_message(outcome: Outcome, *fragments: str) -> None:
     """The program spoke once, said this, and showed nothing of its inside; launchers may add words of their own."""
-    assert outcome.err.count("distconv: ") == 1, outcome.err
+    assert outcome.told.count("distconv: ") == 1, outcome.err
     assert [fragment for fragment in fragments if fragment not in outcome.err] == [], outcome.err
     assert not outcome.shows_its_inside
     assert "wrote " not in outcome.out
