@@ -118,6 +118,6 @@ def test_a_package_that_is_missing_is_a_sentence(package, options, install, laun
     assert done.status == 1
     said = f"the package {package} is missing: {sys.executable} -m pip install {install}"
     assert said in done.err
-    assert done.told.count(f"distconv: {said}") == 1
+    assert done.told.count("distconv: ") == 1
     assert "distconv/" not in done.err.replace(str(tmp_path), "")
     assert not (tmp_path / "mm").exists()
