@@ -91,7 +91,7 @@ def measure_here(directory: Path, model: str, processes: int, *, balance: bool) 
         facts = watch.timed("hearing", lambda: Facts.from_json(json.loads(shared)))
         plan = watch.timed("planning", lambda: plan_job(job, facts).plan)
     shares = watch.timed("assigning", lambda: assign(plan.files, processes))
-    watch.timed("own share", lambda: planned_reads(plan, shares[:1], job.io.buffer_bytes))
+    watch.timed("own share", lambda: planned_reads(plan, shares[:1], job.io.lanes(cores=1)))
     peak = peak_resident_bytes()
     assert "torch" not in sys.modules
     assert isinstance(found.source, HuggingFaceFacts)
@@ -103,7 +103,7 @@ def measure_here(directory: Path, model: str, processes: int, *, balance: bool) 
         shards=len({tensor.file for tensor in index.tensors.values()}),
         tensors=len(index.tensors),
         parameters=len(plan.binding.parameters),
-        read=planned_reads(plan, shares, job.io.buffer_bytes) if balance else [],
+        read=planned_reads(plan, shares, job.io.lanes(cores=1)) if balance else [],
         written=[sum(file.nbytes for file in share) for share in shares],
         source_bytes=sum(each.stored_bytes(each.nbytes, each.dtype) for each in index.tensors.values()),
     )

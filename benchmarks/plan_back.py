@@ -124,7 +124,7 @@ def measure_here(directory: Path) -> Back:
         facts = watch.timed("hearing", lambda: Facts.from_json(json.loads(shared)))
         planned = watch.timed("planning", lambda: plan_job(job, facts))
     shares = watch.timed("assigning", lambda: assign(planned.plan.files, TP * PP * EP))
-    watch.timed("own share", lambda: planned_reads(planned.plan, shares[:1], job.io.buffer_bytes))
+    watch.timed("own share", lambda: planned_reads(planned.plan, shares[:1], job.io.lanes(cores=1)))
     peak = peak_resident_bytes()
     assert "torch" not in sys.modules
     assert isinstance(facts.source, MegatronIndex)

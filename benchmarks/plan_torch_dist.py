@@ -129,7 +129,7 @@ def _share(watch: Stopwatch, options: Options, planned: Planned, processes: int)
     from distconv.transfer.batches import planned_reads  # noqa: PLC0415
 
     shares = watch.timed("assigning", lambda: assign(planned.plan.files, processes))
-    watch.timed("own share", lambda: planned_reads(planned.plan, shares[:1], options.io.buffer_bytes))
+    watch.timed("own share", lambda: planned_reads(planned.plan, shares[:1], options.io.lanes(cores=1)))
 
 
 def _costs(watch: Stopwatch, planned: Planned, shared_bytes: int) -> Planning:

@@ -6,6 +6,7 @@ Owns the order of the comparisons, and the report. Knows no format, and writes n
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from distconv.planning.sides import Side, look_at_both
 from distconv.runtime.agreement import on_all, on_first, on_first_with_hand_out
 from distconv.runtime.collection import uncollected
 from distconv.runtime.hand_out import HandOut
+from distconv.runtime.launch import cores
 from distconv.runtime.processes import Processes
 from distconv.tensors.pairs import PairPart, parts_of
 from distconv.transfer.phases import Phases
@@ -41,7 +43,7 @@ def differences_between(
         DistconvError: a directory that is no checkpoint, one that is damaged, or a failure of any process; as the same
             error on every process.
     """
-    start = time.monotonic()
+    start, lanes = time.monotonic(), options.io.lanes(cores(os.environ))
     seen: list[Side] = []
 
     def both(hand_out: HandOut) -> list[Any]:
@@ -52,11 +54,11 @@ def differences_between(
         return [side.to_json() for side in seen]
 
     with uncollected():
-        told = on_first_with_hand_out(processes, both, tasks(), options.io.threads, "reading the headers")
+        told = on_first_with_hand_out(processes, both, tasks(), lanes.threads, "reading the headers")
         source, target = seen or [Side.from_json(each, options) for each in told]
         pairing, _ = on_all(processes, lambda: paired(source, target), lambda _: None, "planning")
     looked_at = [*source.facts.looked_at, *target.facts.looked_at]
-    phases = Phases(processes, observer, options.io, lambda: looked_at, time.monotonic() - start)
+    phases = Phases(processes, observer, options.io, lanes, lambda: looked_at, time.monotonic() - start)
     with phases.means.sources:
         copies = _copies(pairing, processes, phases)
         found, measured = _compared(pairing, processes, phases)

@@ -5,6 +5,7 @@ Owns which process does them, and their outcomes. Moves no tensor.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from distconv.commit.recovery import clean
@@ -17,6 +18,7 @@ from distconv.planning.look import Chosen
 from distconv.planning.report_file import ReportFile
 from distconv.runtime.agreement import on_first, on_first_with_hand_out
 from distconv.runtime.hand_out import HandOut
+from distconv.runtime.launch import cores
 from distconv.runtime.processes import Processes
 
 
@@ -35,7 +37,8 @@ def inspected(options: Options, chosen: Chosen | None, library: Library, process
         file.write(report)
         return report
 
-    report = on_first_with_hand_out(processes, description, tasks(), options.io.threads, "reading the headers")
+    threads = options.io.lanes(cores(os.environ)).threads
+    report = on_first_with_hand_out(processes, description, tasks(), threads, "reading the headers")
     return Outcome(report=report)
 
 

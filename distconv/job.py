@@ -7,6 +7,7 @@ process and on many. Prints nothing: it reports to an observer.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -39,6 +40,7 @@ from distconv.proving import compare_files_recorded, proved
 from distconv.runtime.agreement import on_all, on_first, on_first_with_hand_out
 from distconv.runtime.collection import uncollected
 from distconv.runtime.hand_out import HandOut
+from distconv.runtime.launch import cores
 from distconv.runtime.processes import Processes
 from distconv.transfer.batches import planned_reads
 from distconv.transfer.overflow import told_overflow
@@ -77,7 +79,7 @@ def run_job(
         return differences_between(options, chosen, library, processes, observer)
     if options.action == "verify" and options.source is None:
         return proved(options, chosen, processes, observer)
-    start = time.monotonic()
+    start, lanes = time.monotonic(), options.io.lanes(cores(os.environ))
     found: Facts | None = None
 
     def found_facts(hand_out: HandOut) -> dict[str, Any]:
@@ -88,11 +90,11 @@ def run_job(
 
     # Of a large model, more than a third of the time would go to looking for garbage that there is not.
     with uncollected():
-        told = on_first_with_hand_out(processes, found_facts, tasks(), options.io.threads, "reading the headers")
+        told = on_first_with_hand_out(processes, found_facts, tasks(), lanes.threads, "reading the headers")
         facts = found or Facts.from_json(told)
         options = facts.settled(options)
         planned, _ = on_all(processes, lambda: plan_job(options, facts), lambda _: None, "planning")
-    phases = Phases(processes, observer, options.io, lambda: facts.looked_at, time.monotonic() - start)
+    phases = Phases(processes, observer, options.io, lanes, lambda: facts.looked_at, time.monotonic() - start)
     with phases.means.sources:
         planned = _with_trained_rows(options, facts, planned, processes, phases)
         _LOG.info("planned %d files from %s", len(planned.plan.files), options.source)
@@ -151,18 +153,18 @@ class _Job:
 
     def plan(self) -> Outcome:
         """The outcome of `action=plan`: the report with reads and memory of the planned processes."""
-        options, planned = self._options, self._planned
-        count = options.processes or self._processes.size
+        planned, lanes = self._planned, self._phases.means.buffers.lanes
+        count = self._options.processes or self._processes.size
 
         def shares() -> list[dict[str, Any]]:
             self._check_inputs()
-            reads = planned_reads(planned.plan, assign(planned.plan.files, count), options.io.buffer_bytes)
+            reads = planned_reads(planned.plan, assign(planned.plan.files, count), lanes)
             # Originals and duplicates are both read.
             compared = (
                 [2 * sum(each.nbytes for each in share) for share in shares_of(copies, count)]
                 for copies in (planned.replicas, planned.padding)
             )
-            return planned_processes(options, planned, count, map(sum, zip(reads, *compared, strict=True)))
+            return planned_processes(planned, count, map(sum, zip(reads, *compared, strict=True)), lanes.nbytes)
 
         self._report["processes"] = on_first(self._processes, shares)
         return self._done()

@@ -16,6 +16,7 @@ from distconv.kinds import Choice, Integer, Iteration, Mode, Several, Text, Text
 from distconv.layout.request import Layout, SourceLayout
 from distconv.models.rules import MODALITIES, TEXT
 from distconv.path_kinds import Directories, FilePath
+from distconv.runtime.lanes import Lanes, lanes
 
 _DIRECTORY = FilePath("DIR")
 # Larger than any vocabulary or number of threads; rejects typing errors.
@@ -44,8 +45,18 @@ class InputOutput(Record):
     GROUP: ClassVar[str] = "io"
 
     fsync: bool = option(Truth(), True, "make everything durable before it gets its final name")
-    threads: int = option(_SIZE, 2, "I/O threads of each process")
-    buffer_mib: int = option(_SIZE, 8, "size of each of the two buffers of a thread, in MiB")
+    threads: int | None = option(
+        _SIZE,
+        None,
+        "I/O threads of each process, each of which has a request of its own under way",
+        unset="six for each core that a process has, from 4 to 16",
+    )
+    buffer_mib: int | None = option(
+        _SIZE,
+        None,
+        "size of each of the two buffers of a thread, in MiB",
+        unset="from 1 to 8, so that those of all threads take 48 together; 8 for a transposition",
+    )
     checksum: bool = option(
         Truth(),
         True,
@@ -53,10 +64,9 @@ class InputOutput(Record):
         "stays in the kernel",
     )
 
-    @property
-    def buffer_bytes(self) -> int:
-        """Size of each of the two buffers of a thread in bytes."""
-        return self.buffer_mib * 1024 * 1024
+    def lanes(self, cores: int) -> Lanes:
+        """The threads, and the sizes of their buffers, of a process that has so many cores."""
+        return lanes(self.threads, self.buffer_mib, cores)
 
 
 @dataclass(frozen=True, kw_only=True)

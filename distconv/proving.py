@@ -5,6 +5,7 @@ Owns the search for the result and its record, the order of the comparisons, and
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -25,6 +26,7 @@ from distconv.planning.assign import assign
 from distconv.planning.look import Chosen
 from distconv.planning.report_file import ReportFile
 from distconv.runtime.agreement import on_first
+from distconv.runtime.launch import cores
 from distconv.runtime.processes import Processes
 from distconv.transfer.phases import Phases
 from distconv.transfer.recorded import as_outputs, compare_recorded
@@ -59,7 +61,8 @@ def proved(options: Options, chosen: Chosen | None, processes: Processes, observ
     told = on_first(processes, found)
     result = Path(told["result"])
     record = Provenance.parse(told["record"], str(result / PROVENANCE_NAME))
-    phases = Phases(processes, observer, options.io, lambda: (), time.monotonic() - start)
+    lanes = options.io.lanes(cores(os.environ))
+    phases = Phases(processes, observer, options.io, lanes, lambda: (), time.monotonic() - start)
     with phases.means.sources:
         values, measured = compare_files_recorded(result, record.files, processes, phases)
     compared = together([told["around"], {"differences": values, "notes": []}])

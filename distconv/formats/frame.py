@@ -7,8 +7,8 @@ format.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distconv.runtime.regular_files import open_descriptor, read_at
@@ -42,6 +42,26 @@ def joined_frames(frames: Iterable[Frame]) -> Frame:
         holes.extend(start + hole for hole in frame.holes)
         start += frame.nbytes
     return Frame(pieces=pieces, holes=holes, nbytes=start)
+
+
+def heads(frame: Frame, sizes: Iterable[int]) -> tuple[Mapping[int, bytes], Frame]:
+    """What lies in front of the data of tensors of these sizes in bytes, by its offset; and the frame of the rest.
+
+    A file has a head for each tensor that has data; each can be written together with that.
+    """
+    begins = {hole for hole, size in zip(frame.holes, sizes, strict=True) if size}
+    found: dict[int, bytes] = {}
+    rest: list[tuple[int, bytes]] = []
+    adjacent: list[tuple[int, bytes]] = []
+    for offset, data in frame.pieces:
+        if adjacent and adjacent[-1][0] + len(adjacent[-1][1]) != offset:
+            rest += adjacent
+            adjacent = []
+        adjacent.append((offset, data))
+        if (end := offset + len(data)) in begins:
+            found[end] = b"".join(data for _, data in adjacent)
+            adjacent = []
+    return found, replace(frame, pieces=[*rest, *adjacent])
 
 
 def write_frame(path: Path, frame: Frame) -> None:

@@ -38,7 +38,8 @@ def iteration_of(directory: Path) -> str | None:
 
 def iterations_in(directory: Path) -> list[Path]:
     """The iteration directories in a directory, in the order of names."""
-    return sorted(path for path in directory.glob("*") if path.is_dir() and iteration_of(path) is not None)
+    # By its name first: to ask for its kind can be a request to a file server.
+    return sorted(path for path in directory.glob("*") if iteration_of(path) is not None and path.is_dir())
 
 
 def iteration_directory(directory: Path, iteration: str | None, key: str = "source") -> Path:

@@ -65,17 +65,19 @@ def _training(planned: Planned, facts: Facts) -> dict[str, Any] | None:
     return lines_for(planned.layout, planned.dialect or "", predicts="predicting" in facts.definition)
 
 
-def planned_processes(options: Options, planned: Planned, count: int, reads: Iterable[int]) -> list[dict[str, Any]]:
-    """Per process the paths of its files, the bytes to read and to write, and the projected peak memory in bytes."""
-    buffers = 2 * options.io.threads * options.io.buffer_bytes
+def planned_processes(planned: Planned, count: int, reads: Iterable[int], buffer_bytes: int) -> list[dict[str, Any]]:
+    """Per process the paths of its files, the bytes to read and to write, and the projected peak memory in bytes.
+
+    `buffer_bytes`: the size in bytes of all buffers of a process.
+    """
     return [
         {
             "rank": rank,
             "files": [file.path for file in files],
             "bytes_read": read,
             "bytes_written": sum(file.nbytes for file in files),
-            "buffer_bytes": buffers,
-            "projected_peak_bytes": _INTERPRETER_BYTES + buffers,
+            "buffer_bytes": buffer_bytes,
+            "projected_peak_bytes": _INTERPRETER_BYTES + buffer_bytes,
         }
         for rank, (files, read) in enumerate(zip(assign(planned.plan.files, count), reads, strict=True))
     ]

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from typing import Any
+from typing import Any, TypeVar
 
 from distconv.errors import InputError, raise_if
 from distconv.runtime.progress import finished
 
+Part = TypeVar("Part")
+Value = TypeVar("Value")
 Task = Callable[[Any], Any]
 # Runs a task on every part, possibly on other processes; the values in the order of the parts. Raises `InputError` with
 # the problems of all parts.
@@ -31,12 +33,17 @@ def attempt_parts(task: Task, parts: Sequence[Any], threads: int = 1) -> list[tu
         finally:
             finished()
 
+    return on_threads(attempt, parts, threads)
+
+
+def on_threads(function: Callable[[Part], Value], parts: Sequence[Part], threads: int) -> list[Value]:
+    """The values of a function of every part, in their order; its threads follow the progress that the caller does."""
     if threads == 1 or len(parts) < 2:
-        return [attempt(part) for part in parts]
-    with ThreadPoolExecutor(threads, thread_name_prefix="parts") as pool:
+        return [function(part) for part in parts]
+    with ThreadPoolExecutor(min(threads, len(parts)), thread_name_prefix="parts") as pool:
         # In the context of the caller, a copy for each since two threads cannot be in one.
         contexts = [copy_context() for _ in parts]
-        return list(pool.map(lambda context, part: context.run(attempt, part), contexts, parts))
+        return list(pool.map(lambda context, part: context.run(function, part), contexts, parts))
 
 
 def values_of(outcomes: Sequence[tuple[list[str], Any]]) -> list[Any]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from distconv.errors import DistconvError, LauncherError, LostError
+from distconv.runtime.lanes import cores_of
 from distconv.runtime.mpi_processes import MpiProcesses
 from distconv.runtime.processes import PATIENCE, Processes, SingleProcess
 from distconv.runtime.store_processes import StoreProcesses
@@ -21,6 +22,15 @@ _MPI_LAUNCHERS = (
     ("PMI_SIZE", "PMI_RANK"),
     ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
     ("PALS_SIZE", "PALS_RANKID"),
+)
+# The number of processes on this host, as torchrun, these, and Slurm say it.
+_LOCAL_SIZES = (
+    "LOCAL_WORLD_SIZE",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+    "MPI_LOCALNRANKS",
+    "MV2_COMM_WORLD_LOCAL_SIZE",
+    "PALS_LOCAL_SIZE",
+    "SLURM_STEP_TASKS_PER_NODE",
 )
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
@@ -56,6 +66,18 @@ def launch(environment: Mapping[str, str]) -> Launch:
         f"srun started {tasks} processes that cannot find each other: start them with srun --mpi=pmix (or pmi2) and an "
         "mpi4py for that MPI, or set MASTER_ADDR and MASTER_PORT (launch/slurm.sh shows how), or use torchrun"
     )
+
+
+def local_size(environment: Mapping[str, str]) -> int:
+    """How many processes of the job the launcher started on this host, as far as it says; at least this one."""
+    # Slurm says `4(x2),3`: those of two hosts, and of a third.
+    said = (_NUMBER.match(environment.get(name, "")) for name in _LOCAL_SIZES)
+    return max(next((int(each[0]) for each in said if each), 1), 1)
+
+
+def cores(environment: Mapping[str, str]) -> int:
+    """How many cores this process can have, beside the others of its job on this host."""
+    return cores_of(local_size(environment))
 
 
 def connect(start: Launch, patience: float = PATIENCE) -> Processes:

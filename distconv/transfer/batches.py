@@ -10,9 +10,10 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from distconv.formats.records import Entry, OutputFile, Plan
+from distconv.runtime.lanes import Lanes
 from distconv.tensors.virtual import Index
 from distconv.transfer.engine import Shard, Work
-from distconv.transfer.lower import lower
+from distconv.transfer.lower import buffer_for, lower
 from distconv.transfer.steps import bytes_read
 
 
@@ -59,7 +60,7 @@ def batches(plan: Plan, files: Sequence[OutputFile]) -> Iterator[Batch]:
         yield Batch(files={file: tuple(plan.entries(file)) for file in files if file.batch == batch})
 
 
-def planned_reads(plan: Plan, shares: Iterable[Sequence[OutputFile]], buffer_bytes: int) -> list[int]:
+def planned_reads(plan: Plan, shares: Iterable[Sequence[OutputFile]], lanes: Lanes) -> list[int]:
     """The bytes that every process reads from the source, given its share of the files.
 
     Tables that processes share are lowered once. They are identified by `id`, as `plan` keeps them alive and their hash
@@ -73,7 +74,7 @@ def planned_reads(plan: Plan, shares: Iterable[Sequence[OutputFile]], buffer_byt
         key = tuple(map(id, tensors)), tuple((source.read_as, source.stored_as, source.shape) for source in sources)
         if key not in known:
             shapes, types = [source.shape for source in sources], [source.read_as for source in sources]
-            steps = list(lower(tensors, shapes, buffer_bytes, types))
+            steps = list(lower(tensors, shapes, buffer_for(tensors, lanes), types))
             dtype = tensors[0].dtype
             known[key] = bytes_read(steps, lambda operand, nbytes: sources[operand].stored_bytes(nbytes, dtype))
         low_rank = group[0][1].low_rank

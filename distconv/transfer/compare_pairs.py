@@ -29,7 +29,7 @@ def compare_pairs(parts: Sequence[PairPart], means: Means) -> dict[int, Differen
     """
     found: dict[int, list[Difference]] = {}
     # Both sides together are half of the buffers that a thread has anyway.
-    blocks = (each for part in parts for each in part.blocks(means.io.buffer_bytes // 2))
+    blocks = (each for part in parts for each in part.blocks(means.buffers.lanes.buffer_bytes // 2))
     while several := {_title(each): each for each in islice(blocks, _PLANNED)}:
         sink = _PairSink(several, means.counters)
         means.produce([_work(title, each) for title, each in several.items()], sink)

@@ -34,7 +34,7 @@ def proved(
     def attempt(file: OutputFile) -> bool:
         return _is_proved(directory / file.path, finished[file.path], means)
 
-    with ThreadPoolExecutor(means.io.threads, thread_name_prefix="continuing") as pool:
+    with ThreadPoolExecutor(means.threads, thread_name_prefix="continuing") as pool:
         kept = [file.path for file, found in zip(files, pool.map(attempt, files), strict=True) if found]
     for path in kept:
         for dtype, tensors in finished[path].overflowed.items():

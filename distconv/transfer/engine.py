@@ -1,25 +1,24 @@
 """The engine: runs steps on open files, on several threads. The only module that moves tensor data.
 
-Owns the threads and their buffers: per thread one allocation, the write buffer in front of the read buffer. Never
-writes finished bytes itself; a sink does.
+Owns the threads, and how buffers are used: of the memory for two, the write buffer is in front of the read buffer.
+Never writes finished bytes itself; a sink does.
 """
 
 from __future__ import annotations
 
-import mmap
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from distconv.errors import JobError, LostError, StoppedError
+from distconv.errors import LostError, StoppedError
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import Assembled, LowRank, StoredTensor, position
 from distconv.tensors.virtual import VirtualTensor, narrow
-from distconv.transfer.lower import lower
+from distconv.transfer.buffers import ALIGNMENT, Buffers
+from distconv.transfer.lower import buffer_for, lower
 from distconv.transfer.reading import Reader, failure
 from distconv.transfer.sinks import Counters, MemorySink, Sink
 from distconv.transfer.sources import SourceFiles
@@ -33,8 +32,6 @@ _ALARM_SECONDS = 0.5
 _FAREWELL_SECONDS = 5
 # The largest in-kernel copy in bytes; progress is counted and stops are noticed between two.
 _RUN_PIECE = 32 * 1024 * 1024
-# Elements are read to where elements of any size may begin.
-_ALIGNMENT = 64
 # Bytes that are read at a time to be cast: they are still in the cache then.
 _CAST_PIECE = 1024 * 1024
 # Elements of a sum that are made at a time, in multiples of so many rows: whatever the size of the buffers, since the
@@ -76,11 +73,10 @@ def run(
     sources: SourceFiles,
     counters: Counters,
     *,
-    threads: int,
-    buffer_bytes: int,
+    buffers: Buffers,
     must_stop: Callable[[], bool],
 ) -> None:
-    """Produce all the shards, on several threads; `must_stop` is called about twice a second.
+    """Produce all the shards, on as many threads as there are buffers for; `must_stop` is called about twice a second.
 
     Raises:
         JobError: a read or a write failed; the message names the file.
@@ -93,7 +89,7 @@ def run(
     lock = threading.Lock()
 
     def worker() -> None:
-        engine = _Engine(sink, sources, counters, buffer_bytes, stop)
+        engine = _Engine(sink, sources, counters, buffers, stop)
         try:
             while True:
                 with lock:
@@ -107,6 +103,7 @@ def run(
         finally:
             counters.progress.leave()
 
+    threads = buffers.lanes.threads
     pool = ThreadPoolExecutor(threads, thread_name_prefix="transfer")
     patient = True
     workers = [pool.submit(worker) for _ in range(threads)]
@@ -131,18 +128,17 @@ def run(
 
 
 class _Engine:
-    """One thread's buffers and the execution of steps."""
+    """The execution of steps by one thread."""
 
     def __init__(
-        self, sink: Sink, sources: SourceFiles, counters: Counters, buffer_bytes: int, stop: threading.Event
+        self, sink: Sink, sources: SourceFiles, counters: Counters, buffers: Buffers, stop: threading.Event
     ) -> None:
         self._sink = sink
         self._sources = sources
         self._counters = counters
         self._reader = Reader(sources, counters)
         self._stop = stop
-        self._buffer_bytes = buffer_bytes
-        self._memory = _allocated(buffer_bytes)
+        self._buffers = buffers
 
     @cached_property
     def _moving(self) -> Moving:
@@ -156,13 +152,16 @@ class _Engine:
             self._produce_sum(work, work.low_rank)
             return
         shapes, types = [source.shape for source in work.sources], [source.read_as for source in work.sources]
-        for step in lower([shard.tensor for shard in work.shards], shapes, self._buffer_bytes, types):
-            if self._stop.is_set():
-                raise StoppedError("stopped because another thread or process failed")
-            if isinstance(step, CopyRun):
-                self._copy(step, work)
-            else:
-                self._gather(step, work)
+        tensors = [shard.tensor for shard in work.shards]
+        buffer_bytes = buffer_for(tensors, self._buffers.lanes)
+        with self._buffers.taken(buffer_bytes) as memory:
+            for step in lower(tensors, shapes, buffer_bytes, types):
+                if self._stop.is_set():
+                    raise StoppedError("stopped because another thread or process failed")
+                if isinstance(step, CopyRun):
+                    self._copy(step, work, memory)
+                else:
+                    self._gather(step, work, memory)
 
     def _produce_sum(self, work: Work, low_rank: LowRank) -> None:
         """Produce the sum of a tensor and a low-rank product in blocks of rows."""
@@ -194,10 +193,10 @@ class _Engine:
             self._sink = sink
         return data
 
-    def _copy(self, step: CopyRun, work: Work) -> None:
+    def _copy(self, step: CopyRun, work: Work, memory: memoryview) -> None:
         stored, shard = work.sources[step.operand], work.shards[step.shard]
         if stored.dtype != shard.tensor.dtype or stored.quantised is not None:
-            self._convert(step, stored, shard)
+            self._convert(step, stored, shard, memory)
             return
         self._counters.progress.reach(stored.file.path, shard.path)
         try:
@@ -212,15 +211,15 @@ class _Engine:
                         shard.path,
                         shard.offset + step.target_offset + start,
                         length,
-                        self._memory,
+                        memory,
                     )
         except OSError as error:
             raise failure(f"copying {stored.name} from {stored.file.path} to {shard.path}", error) from error
 
-    def _convert(self, step: CopyRun, stored: StoredTensor, shard: Shard) -> None:
+    def _convert(self, step: CopyRun, stored: StoredTensor, shard: Shard, memory: memoryview) -> None:
         """Copy a run whose elements are dequantised or cast."""
-        dtype, half = shard.tensor.dtype, self._buffer_bytes // 8 * 8
-        writing, reading = self._memory[:half], self._memory[half : half + _CAST_PIECE]
+        dtype, half = shard.tensor.dtype, len(memory) // 2 // 8 * 8
+        writing, reading = memory[:half], memory[half : half + _CAST_PIECE]
         piece = len(reading) // ITEM_SIZE[stored.read_as] * ITEM_SIZE[dtype]
         for start in range(0, step.nbytes, half):
             if self._stop.is_set():
@@ -232,10 +231,10 @@ class _Engine:
                 self._count(shard, self._moving.run(read, stored.read_as, part, dtype))
             self._put(shard, step.target_offset + start, data)
 
-    def _gather(self, step: Gather, work: Work) -> None:
+    def _gather(self, step: Gather, work: Work, memory: memoryview) -> None:
         nbytes = sum(write.nbytes for write in step.writes)
         dtype = work.shards[0].tensor.dtype
-        writing, reading = self._memory[:nbytes], self._memory[-(-nbytes // _ALIGNMENT) * _ALIGNMENT :]
+        writing, reading = memory[:nbytes], memory[-(-nbytes // ALIGNMENT) * ALIGNMENT :]
         if step.zero:
             writing[:] = bytes(nbytes)
         for read in step.reads:
@@ -260,19 +259,3 @@ class _Engine:
     def _count(self, shard: Shard, overflow: int) -> None:
         if overflow:
             self._counters.add_overflow(shard.tensor.dtype, shard.title, overflow)
-
-
-def _allocated(buffer_bytes: int) -> memoryview:
-    """Memory for two buffers, of huge pages where there are some: a transposition touches thousands of rows at a time.
-
-    Raises:
-        JobError: there is not that much memory.
-    """
-    try:
-        memory = mmap.mmap(-1, 2 * buffer_bytes + _ALIGNMENT)
-    except OSError:
-        raise JobError(f"no memory for buffers of 2 x {buffer_bytes:,} bytes; lower io.buffer_mib") from None
-    # Not every system has them, nor every kernel.
-    with suppress(AttributeError, OSError):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(memory)

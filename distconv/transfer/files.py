@@ -71,11 +71,16 @@ def read_into(descriptor: int, offset: int, buffer: memoryview) -> None:
         done += got
 
 
-def write_from(descriptor: int, offset: int, buffer: memoryview) -> None:
-    """Write all of the buffer to a file."""
-    done = 0
-    while done < len(buffer):
-        done += os.pwritev(descriptor, [buffer[done:]], offset + done)
+def write_from(descriptor: int, offset: int, *buffers: memoryview) -> None:
+    """Write all of the buffers to a file, one after the other."""
+    left = [buffer for buffer in buffers if len(buffer)]
+    while left:
+        done = os.pwritev(descriptor, left, offset)
+        offset += done
+        while left and done >= len(left[0]):
+            done -= len(left.pop(0))
+        if left:
+            left[0] = left[0][done:]
 
 
 def copy_in_kernel(source: int, source_offset: int, target: int, offset: int, nbytes: int) -> int:

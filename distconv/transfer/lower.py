@@ -16,13 +16,15 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from math import prod
 
+from distconv.runtime.lanes import Lanes
 from distconv.tensors.compose import box_of, contiguous_blocks
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.virtual import Copy, Index, VirtualTensor
 from distconv.transfer.steps import CopyRun, Gather, Read, Step, Write, byte_strides, extents, merged, nest
 
-# A run at least this long is copied in the kernel; a shorter one is cheaper to gather with its neighbours.
-MIN_RUN_BYTES = 64 * 1024
+# A run at least this long is copied from file to file; a shorter one is cheaper to gather with its neighbours, since
+# file systems take as long for a request as a core for a few hundred KiB.
+MIN_RUN_BYTES = 512 * 1024
 
 # A transposition reads every row of the source again for each block of the target, so the fewer blocks the better: it
 # reads into this part of a buffer, and has the rest of both for writing. (Blocks with fewer columns instead of fewer
@@ -60,6 +62,12 @@ def lower(
     ]
     for together in zip_longest(*blocks):
         yield _gather([block for block in together if block is not None], shards, source_shapes, reading)
+
+
+def buffer_for(shards: Sequence[VirtualTensor], lanes: Lanes) -> int:
+    """The size in bytes of each of the two buffers with which shards of one recipe are produced."""
+    turn = any(_turns(copy) for shard in shards for copy in shard.copies)
+    return lanes.turning_bytes if turn else lanes.buffer_bytes
 
 
 def _turns(copy: Copy) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from distconv.options import InputOutput
+from distconv.transfer.buffers import Buffers
 from distconv.transfer.engine import Work, run
 from distconv.transfer.sinks import Counters, Sink
 from distconv.transfer.sources import SourceFiles
@@ -18,13 +19,20 @@ from distconv.transfer.sources import SourceFiles
 class Means:
     """The options of reading and writing, the counters, and the open source files of a process.
 
-    `must_stop`: whether another process has failed; called about twice a second.
+    `buffers`: those of the threads, which are also as many as work on files otherwise; `must_stop`: whether another
+    process has failed; called about twice a second.
     """
 
     io: InputOutput
     counters: Counters
     sources: SourceFiles
+    buffers: Buffers
     must_stop: Callable[[], bool]
+
+    @property
+    def threads(self) -> int:
+        """The number of threads that work on files."""
+        return self.buffers.lanes.threads
 
     def produce(self, work: Sequence[Work], sink: Sink) -> None:
         """Produce shards for a sink, as `engine.run`, which says the errors."""
@@ -33,7 +41,6 @@ class Means:
             sink,
             self.sources,
             self.counters,
-            threads=self.io.threads,
-            buffer_bytes=self.io.buffer_bytes,
+            buffers=self.buffers,
             must_stop=self.must_stop,
         )

@@ -14,9 +14,11 @@ from distconv.formats.records import OutputFile
 from distconv.observer import Observer
 from distconv.options import InputOutput
 from distconv.runtime.agreement import on_all
+from distconv.runtime.lanes import Lanes
 from distconv.runtime.measurement import cpu_seconds, peak_resident_bytes
 from distconv.runtime.processes import Processes
 from distconv.tensors.stored import SourceFile
+from distconv.transfer.buffers import Buffers
 from distconv.transfer.means import Means
 from distconv.transfer.overflow import Overflowed
 from distconv.transfer.sinks import Counters
@@ -35,6 +37,7 @@ class Phases:
         processes: Processes,
         observer: Observer,
         io: InputOutput,
+        lanes: Lanes,
         looked_at: Callable[[], Iterable[SourceFile]],
         planning: float,
     ) -> None:
@@ -46,6 +49,7 @@ class Phases:
             io=io,
             counters=Counters(observer.advance, processes.progress),
             sources=SourceFiles(looked_at),
+            buffers=Buffers(lanes),
             must_stop=processes.alarmed,
         )
         self.overflowed: Sequence[Overflowed] = ()
@@ -102,5 +106,5 @@ class Phases:
         Raises:
             DistconvError: files that have changed, as the same error on every process.
         """
-        sources, threads = self.means.sources, self.means.io.threads
+        sources, threads = self.means.sources, self.means.threads
         on_all(self._processes, lambda: sources.check(threads), lambda _: None, "comparing the source again")

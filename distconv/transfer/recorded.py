@@ -48,7 +48,7 @@ def compare_recorded(
     def compared(file: OutputFile) -> list[str]:
         return compare_written(directory / file.path, files[file.path], means)
 
-    with ThreadPoolExecutor(means.io.threads, thread_name_prefix="checksums") as pool:
+    with ThreadPoolExecutor(means.threads, thread_name_prefix="checksums") as pool:
         return [line for lines in pool.map(compared, share) for line in lines]
 
 

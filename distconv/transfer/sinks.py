@@ -6,8 +6,8 @@ Owns the count of bytes really moved. Knows files and offsets, never tensors.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from distconv.runtime.progress import Progress
@@ -77,17 +77,29 @@ class Counters:
 
 
 class WriteSink:
-    """Writes finished bytes; with `checksums` it adds theirs, otherwise it copies runs in the kernel where that can."""
+    """Writes finished bytes; with `checksums` it adds theirs, otherwise it copies runs in the kernel where that can.
 
-    def __init__(self, files: OpenFiles, counters: Counters, checksums: Checksums | None = None) -> None:
+    `heads`: (path, offset) → bytes that belong in front of what is written there, in the same request.
+    """
+
+    def __init__(
+        self,
+        files: OpenFiles,
+        counters: Counters,
+        checksums: Checksums | None = None,
+        heads: Mapping[tuple[str, int], bytes] | None = None,
+    ) -> None:
         self._files = files
         self._counters = counters
         self._checksums = checksums
+        self._heads = heads or {}
 
     def copy(self, source: int, source_offset: int, path: str, offset: int, nbytes: int, scratch: memoryview) -> None:
         """Copy from file to file."""
         target = self._files.get(path)
         done = 0 if self._checksums is not None else copy_in_kernel(source, source_offset, target, offset, nbytes)
+        if done:
+            self._write(target, path, offset, scratch[:0])
         largest = len(scratch) if self._checksums is None else _SUMMED_PIECE
         while done < nbytes:
             piece = scratch[: min(largest, nbytes - done)]
@@ -102,8 +114,13 @@ class WriteSink:
         self._counters.add(written=len(data), done=len(data))
 
     def _write(self, target: int, path: str, offset: int, data: memoryview) -> None:
-        with nullcontext() if self._checksums is None else self._checksums.adding(path, offset, data):
-            write_from(target, offset, data)
+        head = memoryview(self._heads.get((path, offset), b""))
+        if self._checksums is None:
+            write_from(target, offset - len(head), head, data)
+            return
+        self._checksums.add(path, offset - len(head), head)
+        with self._checksums.adding(path, offset, data):
+            write_from(target, offset - len(head), head, data)
 
 
 class CompareSink:

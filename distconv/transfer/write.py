@@ -15,7 +15,7 @@ from distconv.commit.journal import Finished, Journal
 from distconv.commit.modes import is_executable, make_executable
 from distconv.errors import JobError, system_problem
 from distconv.formats.base import FileFormat
-from distconv.formats.frame import write_frame
+from distconv.formats.frame import heads, write_frame
 from distconv.formats.records import OutputFile, Plan, Written
 from distconv.options import InputOutput
 from distconv.runtime.durability import synchronise, synchronise_directory
@@ -45,7 +45,7 @@ def write_files(
     if not directory.is_dir():
         raise JobError(f"{directory}: made by the first process, not seen here; target must be on a shared file system")
     done: dict[str, Written] = {}
-    with Checksums(means.io.threads) if means.io.checksum else nullcontext() as checksums:
+    with Checksums(means.threads) if means.io.checksum else nullcontext() as checksums:
         for batch in batches(plan, files):
             written = _write_batch(batch, directory, form, means, checksums)
             finished = {
@@ -66,21 +66,24 @@ def _write_batch(
     """Lay out the files of a batch, fill them, and make them durable if that is wanted; by path below the directory."""
     paths = {file: str(directory / file.path) for file in batch.files}
     offsets: dict[tuple[OutputFile, str, str], int] = {}
+    in_front: dict[tuple[str, int], bytes] = {}
     for file, entries in batch.files.items():
         path = Path(paths[file])
         reached(path)
         try:
             path.parent.mkdir(exist_ok=True)
             frame = form.frame(file, entries)
-            write_frame(path, frame)
+            before, rest = heads(frame, (entry.tensor.nbytes for entry in entries))
+            write_frame(path, rest)
         except OSError as error:
             raise JobError(system_problem(f"creating {path}", error)) from error
         if checksums is not None:
-            checksums.add_all(paths[file], frame.pieces)
+            checksums.add_all(paths[file], rest.pieces)
+        in_front |= {(paths[file], offset): head for offset, head in before.items()}
         holes = zip(entries, frame.holes, strict=True)
         offsets |= {(file, entry.key, entry.name): hole for entry, hole in holes}
     with OpenFiles(os.O_WRONLY) as targets:
-        means.produce(batch.work(paths, offsets), WriteSink(targets, means.counters, checksums))
+        means.produce(batch.work(paths, offsets), WriteSink(targets, means.counters, checksums, in_front))
         if means.io.fsync:
             try:
                 # Those without tensors, too.

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from distconv.fields import options_of
 from distconv.options import InputOutput
 from tests.checkpoints import load_case, write_source
 from tests.processes import at_first_byte
@@ -115,8 +114,8 @@ def test_who_moves_nothing_imports_no_package(tmp_path, words):
 
 
 def test_the_buffers_of_a_process_are_small_by_default():
-    io = options_of(InputOutput)
-    assert io["threads"].default * 2 * io["buffer_mib"].default <= 48
+    for cores in range(1, 100):
+        assert InputOutput().lanes(cores).nbytes <= 48 * MIB
 
 
 def test_a_process_needs_little_memory_by_default(tmp_path):

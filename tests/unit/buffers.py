@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from distconv.runtime.lanes import Lanes
+from distconv.transfer.buffers import Buffers
 
-from distconv.options import InputOutput
+
+def small_lanes(threads: int, buffer_bytes: int) -> Lanes:
+    """Lanes with buffers of a size in bytes."""
+    return Lanes(threads=threads, buffer_bytes=buffer_bytes, turning_bytes=buffer_bytes)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SmallBuffers(InputOutput):
-    """`buffer_bytes` is given in bytes."""
-
-    buffer_bytes: int = 4096
+def small_buffers(threads: int, buffer_bytes: int = 4096) -> Buffers:
+    """The same, allocated."""
+    return Buffers(small_lanes(threads, buffer_bytes))

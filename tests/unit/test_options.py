@@ -74,7 +74,7 @@ def test_a_configuration_is_read_as_it_is_written():
         lora_alpha=None,
         iteration="release",
         overwrite=False,
-        io=InputOutput(fsync=True, threads=2, buffer_mib=4),
+        io=InputOutput(fsync=True, buffer_mib=4),
         report=None,
         processes=None,
     )
@@ -101,7 +101,8 @@ def test_a_configuration_is_read_as_it_is_written():
         ("overwrite", True, {"overwrite": True}),
         ("report", "plan.json", {"report": Path("plan.json")}),
         ("source", "$HOME/hf", {"source": Path("$HOME/hf")}),
-        ("io__buffer_mib", 16, {"io.buffer_bytes": 2**24}),
+        ("io__buffer_mib", 16, {"io.buffer_mib": 16}),
+        ("io__threads", None, {"io.threads": None}),
     ],
 )
 def test_a_value_is_taken_over(key, value, expected):
@@ -156,8 +157,8 @@ NO_SIZES = [0, -1, 1.5, 2.0, "2", True, [2], {}]
         ("layout__vpp", NO_SIZES, AXIS),
         ("layout__modality_tp__vision", NO_SIZES, AXIS),
         ("layout__modality_tp__audio", NO_SIZES, AXIS),
-        ("io__threads", [*NO_SIZES, None], SIZE),
-        ("io__buffer_mib", [*NO_SIZES, None], SIZE),
+        ("io__threads", NO_SIZES, SIZE),
+        ("io__buffer_mib", NO_SIZES, SIZE),
         ("processes", NO_SIZES, SIZE),
         ("layout__stages__text", [4, "4", [], [[]], [-1], [1.0], [True], ["1"], [[1], 2], [1, [2]], {}], STAGES),
         ("layout__stages__vision", [[None], [[1], []], [[1, -1]], [[[1]]]], STAGES),

@@ -19,7 +19,12 @@ from distconv.formats.hub import hub_words
 from distconv.formats.huggingface.safetensors import read_header
 from distconv.formats.huggingface.state_dict import read_state_dict
 from distconv.formats.jsonfile import read_object
+from distconv.runtime.hand_out import on_threads
+from distconv.runtime.progress import finished
 from distconv.tensors.stored import SourceFile, SourceIndex, StoredTensor, is_file_name
+
+# Files whose structure is read at a time: of a file system far away a request takes longer than to parse its answer.
+_READ_AT_ONCE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,15 +183,24 @@ def _read_files(
     tensors: dict[str, StoredTensor] = {}
     problems: list[str] = []
     unreadable = False
-    for name in names:
+
+    def attempt(name: str) -> list[StoredTensor] | InputError:
         try:
-            for tensor in read(directory / name):
-                other = tensors.setdefault(tensor.name, tensor)
-                if other is not tensor:
-                    problems.append(f"tensor {tensor.name} is in both {other.file.path} and {tensor.file.path}")
+            return read(directory / name)
         except InputError as error:
-            problems += error.problems
-            unreadable |= error.unreadable
+            return error
+        finally:
+            finished()
+
+    for found in on_threads(attempt, names, _READ_AT_ONCE):
+        if isinstance(found, InputError):
+            problems += found.problems
+            unreadable |= found.unreadable
+            continue
+        for tensor in found:
+            other = tensors.setdefault(tensor.name, tensor)
+            if other is not tensor:
+                problems.append(f"tensor {tensor.name} is in both {other.file.path} and {tensor.file.path}")
     if problems:
         raise InputError(problems, unreadable=unreadable)
     return tensors

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distconv.formats.frame import Frame, first_difference, joined_frames, text_frame, write_frame
+from distconv.formats.frame import Frame, first_difference, heads, joined_frames, text_frame, write_frame
 
 FRAME = Frame(pieces=[(0, b"head"), (10, b"tail")], holes=[4, 14], nbytes=18)
 
@@ -26,6 +26,17 @@ def test_frames_follow_each_other(tmp_path):
     one = b"head" + bytes(6) + b"tail" + bytes(4)
     assert (tmp_path / "file").read_bytes() == one + b"text" + one
     assert joined_frames([]) == Frame(pieces=[], holes=[], nbytes=0)
+
+
+def test_what_is_in_front_of_data_is_its_head_and_the_rest_stays():
+    frame = joined_frames([text_frame(b"text"), FRAME, FRAME])
+    found, rest = heads(frame, [6, 4, 0, 4])
+    assert found == {8: b"texthead", 18: b"tail", 36: b"tail"}
+    assert rest == Frame(pieces=[(22, b"head")], holes=frame.holes, nbytes=frame.nbytes)
+    # An empty tensor has no data to write its head with; one with data may begin at the same byte.
+    assert heads(FRAME, [0, 4]) == ({14: b"tail"}, Frame(pieces=[(0, b"head")], holes=[4, 14], nbytes=18))
+    both = Frame(pieces=[(0, b"head")], holes=[4, 4], nbytes=8)
+    assert heads(both, [0, 4])[0] == {4: b"head"}
 
 
 def test_every_other_byte_is_seen_where_it_is_and_no_byte_of_the_data(tmp_path):

@@ -17,9 +17,8 @@ from distconv.planning.facts import Facts
 from distconv.planning.plan import Planned, plan_job, shares_of
 from tests import configuration
 from tests.unit import toy, toy_facts
-from tests.unit.buffers import SmallBuffers
 
-CONFIG = replace(configuration.job(action="plan"), io=SmallBuffers(fsync=True, threads=1, buffer_bytes=1024))
+CONFIG = configuration.job(action="plan")
 
 
 def facts(shapes: dict[str, tuple[int, ...]] | None = None, *, text: bool = False, **definition: Any) -> Facts:

@@ -8,7 +8,7 @@ import pytest
 
 from distconv.errors import InputError
 from distconv.runtime import launch as module
-from distconv.runtime.launch import Launch, connect, connect_to, launch
+from distconv.runtime.launch import Launch, connect, connect_to, launch, local_size
 from distconv.runtime.processes import SingleProcess
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500", "LOCAL_RANK": "1"}
@@ -103,3 +103,20 @@ def test_mpi_that_does_not_see_the_processes_of_torchrun_is_refused(monkeypatch)
     monkeypatch.setattr(module, "MpiProcesses", lambda: SimpleNamespace(size=1))
     with pytest.raises(InputError, match=r"^processes='mpi': 4 processes were started, but MPI sees 1; start with mpi"):
         connect_to("mpi", TORCHRUN)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, 1),
+        ({"LOCAL_WORLD_SIZE": "8"}, 8),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, 4),
+        ({"MPI_LOCALNRANKS": "3"}, 3),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4(x2),3"}, 4),
+        # torchrun in a step of a task for each node.
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "LOCAL_WORLD_SIZE": "8"}, 8),
+        ({"LOCAL_WORLD_SIZE": "many", "MPI_LOCALNRANKS": "0"}, 1),
+    ],
+)
+def test_how_many_processes_a_host_has(environment, expected):
+    assert local_size(environment) == expected

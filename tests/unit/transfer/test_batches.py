@@ -27,6 +27,7 @@ from distconv.transfer.engine import Work
 from distconv.transfer.lower import lower
 from distconv.transfer.steps import bytes_read
 from tests.unit import toy
+from tests.unit.buffers import small_lanes
 
 REQUESTS = st.fixed_dictionaries(
     {
@@ -82,7 +83,7 @@ def test_planned_read_is_what_the_steps_read(request_, processes, buffer_bytes):
             bytes_read(list(lower([s.tensor for s in each.shards], [s.shape for s in each.sources], buffer_bytes)))
             for each in work_of(found, files)
         )
-        assert planned_reads(found, [files], buffer_bytes) == [counted]
+        assert planned_reads(found, [files], small_lanes(1, buffer_bytes)) == [counted]
 
 
 @settings(max_examples=15)
@@ -90,8 +91,8 @@ def test_planned_read_is_what_the_steps_read(request_, processes, buffer_bytes):
 def test_planned_reads_are_those_of_each_process(request_, processes, buffer_bytes):
     found = plan(**request_)
     shares = assign(found.files, processes)
-    assert planned_reads(found, shares, buffer_bytes) == [
-        planned_reads(found, [each], buffer_bytes)[0] for each in shares
+    assert planned_reads(found, shares, small_lanes(1, buffer_bytes)) == [
+        planned_reads(found, [each], small_lanes(1, buffer_bytes))[0] for each in shares
     ]
 
 
@@ -99,7 +100,7 @@ def test_what_processes_have_in_common_is_lowered_once():
     found = plan(tp=2, ep=4)
     shares = assign(found.files, len(found.files))
     with patch.object(work, "lower", side_effect=lower) as lowered:
-        planned_reads(found, shares, 1024)
+        planned_reads(found, shares, small_lanes(1, 1024))
     kinds = {id(entry.tensor) for file in found.files for entry in found.entries(file)}
     assert lowered.call_count == len(kinds)
 
@@ -148,17 +149,17 @@ def test_a_read_is_shared_within_a_group_and_not_beyond():
     left, right = chunk(table, 2, dim=1)
     found = Listed({"one": [entry((6, 4), left, 0)], "two": [entry((6, 4), right, 0)]})
     assert [[shard.path for shard in each.shards] for each in work_of(found, found.files)] == [["one", "two"]]
-    assert planned_reads(found, [found.files], 1024) == [24]
+    assert planned_reads(found, [found.files], small_lanes(1, 1024)) == [24]
     apart = Listed({"one": [entry((6, 4), left, 0)], "two": [entry((6, 4), right, 1)]})
     assert [[shard.path for shard in each.shards] for each in work_of(apart, apart.files)] == [["one"], ["two"]]
-    assert planned_reads(apart, [apart.files], 1024) == [22 + 22]
+    assert planned_reads(apart, [apart.files], small_lanes(1, 1024)) == [22 + 22]
 
 
 def test_planned_reads_of_one_table_over_different_shapes_are_different():
     """The same box of a wider tensor lies farther apart."""
     box = whole("uint8", (3, 2))
     found = Listed({str(width): [entry((3, width), box, width)] for width in (2, 4)})
-    assert planned_reads(found, [found.files], 1024) == [3 * 2 + (2 * 4 + 2)]
+    assert planned_reads(found, [found.files], small_lanes(1, 1024)) == [3 * 2 + (2 * 4 + 2)]
 
 
 def test_planned_reads_of_one_table_over_other_element_types_are_different():
@@ -171,7 +172,7 @@ def test_planned_reads_of_one_table_over_other_element_types_are_different():
         for dtype in ("bfloat16", "float32")
     }
     found = Listed(entries)
-    assert planned_reads(found, [found.files], 1024) == [3 * 2 * 2 + 3 * 2 * 4]
+    assert planned_reads(found, [found.files], small_lanes(1, 1024)) == [3 * 2 * 2 + 3 * 2 * 4]
 
 
 def quantised(code: str, dtype: str, numbers: str, shape: tuple[int, int]) -> StoredTensor:
@@ -187,7 +188,7 @@ def test_planned_reads_of_one_table_over_codes_and_over_numbers_are_different():
         "numbers": StoredTensor("w", "float32", (3, 2), file, 0),
     }
     found = Listed({name: [Entry((each,), table, "w", key="", group=name)] for name, each in sources.items()})
-    assert planned_reads(found, [found.files], 1024) == [3 * 2 + 3 * 2 * 4]
+    assert planned_reads(found, [found.files], small_lanes(1, 1024)) == [3 * 2 + 3 * 2 * 4]
 
 
 def test_planned_reads_depend_on_the_room_that_numbers_need():
@@ -199,9 +200,9 @@ def test_planned_reads_depend_on_the_room_that_numbers_need():
     }
     both = Listed(entries)
     alone = [Listed({name: held}) for name, held in entries.items()]
-    reads = [planned_reads(each, [each.files], 48)[0] for each in alone]
+    reads = [planned_reads(each, [each.files], small_lanes(1, 48))[0] for each in alone]
     assert reads[0] != reads[1]
-    assert planned_reads(both, [both.files], 48) == [sum(reads)]
+    assert planned_reads(both, [both.files], small_lanes(1, 48)) == [sum(reads)]
 
 
 def test_both_factors_of_a_product_are_read():
@@ -211,7 +212,7 @@ def test_both_factors_of_a_product_are_read():
 
     merged = replace(entry((6, 4), whole("uint8", (6, 4)), 0), low_rank=LowRank(factor(6, 2), factor(2, 4), 0.5))
     found = Listed({"one": [merged, entry((6, 4), whole("uint8", (6, 4)), 1)]})
-    assert planned_reads(found, [found.files], 1024) == [6 * 4 + 6 * 2 + 2 * 4 + 6 * 4]
+    assert planned_reads(found, [found.files], small_lanes(1, 1024)) == [6 * 4 + 6 * 2 + 2 * 4 + 6 * 4]
 
 
 def test_shards_of_one_parameter_are_produced_together():
@@ -234,4 +235,4 @@ def test_one_process_reads_the_checkpoint_once_whatever_the_tensor_parallel_size
     found = plan(tp=tp)
     stored = sum(source.nbytes for source in toy.index().tensors.values())
     assert stored == sum(array.size for array in toy.arrays().values()) * ITEM_SIZE["bfloat16"]
-    assert planned_reads(found, [found.files], 1024 * 1024) == [stored]
+    assert planned_reads(found, [found.files], small_lanes(1, 1024 * 1024)) == [stored]

@@ -20,6 +20,7 @@ from distconv.transfer.continuing import proved
 from distconv.transfer.means import Means
 from distconv.transfer.sinks import Counters
 from distconv.transfer.sources import SourceFiles
+from tests.unit.buffers import small_buffers
 
 CONTENT = {"a/x": b"first file", "a/y": b"", "b/z": bytes(3 * 2**20)}
 
@@ -36,8 +37,9 @@ def finished(directory: Path, **how: Any) -> dict[str, Finished]:
 
 
 def means(sources: SourceFiles, **changes: Any) -> Means:
-    io = InputOutput(threads=2, **{key: changes.pop(key) for key in ("fsync", "checksum") if key in changes})
-    return Means(io=io, counters=Counters(lambda _: None), sources=sources, **{"must_stop": lambda: False, **changes})
+    io = InputOutput(**{key: changes.pop(key) for key in ("fsync", "checksum") if key in changes})
+    given = {"counters": Counters(lambda _: None), "buffers": small_buffers(2), "must_stop": lambda: False, **changes}
+    return Means(io=io, sources=sources, **given)
 
 
 def kept(directory: Path, known: Mapping[str, Finished], **changes: Any) -> dict[str, Written]:

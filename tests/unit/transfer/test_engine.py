@@ -29,6 +29,7 @@ from distconv.transfer.lower import lower
 from distconv.transfer.sinks import CompareSink, Counters, WriteSink
 from distconv.transfer.sources import SourceFiles
 from distconv.transfer.steps import bytes_read
+from tests.unit.buffers import small_buffers
 from tests.unit.programs import Program, numbered, programs
 
 DTYPE = "bfloat16"
@@ -69,7 +70,7 @@ def transferred(
     counters = Counters(lambda _: None)
     with SourceFiles() as sources, OpenFiles(os.O_RDONLY if compare else os.O_WRONLY) as targets:
         sink = CompareSink(targets, counters) if compare else WriteSink(targets, counters)
-        run(work, sink, sources, counters, threads=threads, buffer_bytes=buffer_bytes, must_stop=must_stop)
+        run(work, sink, sources, counters, buffers=small_buffers(threads, buffer_bytes), must_stop=must_stop)
         return counters, sink.different if isinstance(sink, CompareSink) else set()
 
 
@@ -137,9 +138,8 @@ def test_progress_is_told_of_every_byte_done(tmp_path):
     counters = Counters(done.append)
     work = work_for(tmp_path, [whole(DTYPE, (5, 7))], stored(tmp_path, [numbered((5, 7))]))
     with SourceFiles() as sources, OpenFiles(os.O_WRONLY) as targets:
-        run(
-            [work], WriteSink(targets, counters), sources, counters, threads=1, buffer_bytes=16, must_stop=lambda: False
-        )
+        sink, buffers = WriteSink(targets, counters), small_buffers(1, 16)
+        run([work], sink, sources, counters, buffers=buffers, must_stop=lambda: False)
     assert sum(done) == 70
     assert len(done) > 1
 

@@ -25,6 +25,7 @@ from distconv.transfer.engine import Shard, Work, run
 from distconv.transfer.files import OpenFiles
 from distconv.transfer.sinks import CompareSink, Counters, WriteSink
 from distconv.transfer.sources import SourceFiles
+from tests.unit.buffers import small_buffers, small_lanes
 from tests.unit.programs import Program, programs
 from tests.unit.transfer.test_batches import Listed
 
@@ -61,7 +62,7 @@ def moved(work: Work, *, buffer_bytes: int = 4096, compare: bool = False) -> tup
     counters = Counters(lambda _: None)
     with SourceFiles() as sources, OpenFiles(os.O_RDONLY if compare else os.O_WRONLY) as targets:
         sink = CompareSink(targets, counters) if compare else WriteSink(targets, counters)
-        run([work], sink, sources, counters, threads=2, buffer_bytes=buffer_bytes, must_stop=lambda: False)
+        run([work], sink, sources, counters, buffers=small_buffers(2, buffer_bytes), must_stop=lambda: False)
         return counters, sink.different if isinstance(sink, CompareSink) else set()
 
 
@@ -99,9 +100,8 @@ def test_any_tensors_are_cast(tmp_path, program: Program, into, types, run_bytes
         assert (tmp_path / "target").read_bytes() == bytes(START) + expected
         assert moved(work, buffer_bytes=buffer_bytes, compare=True)[1] == set()
         entries = [Entry(sources, table, "w", key=str(number), group=0) for number, table in enumerate(tables)]
-        assert planned_reads(
-            Listed({"file": entries}), [[OutputFile(path="file", nbytes=0, order=(), batch=0)]], buffer_bytes
-        ) == [counters.read]
+        shares, lanes = [[OutputFile(path="file", nbytes=0, order=(), batch=0)]], small_lanes(2, buffer_bytes)
+        assert planned_reads(Listed({"file": entries}), shares, lanes) == [counters.read]
 
 
 @pytest.mark.parametrize("into", FLOATING)

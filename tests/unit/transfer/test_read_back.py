@@ -13,6 +13,7 @@ from distconv.errors import ReaderError
 from distconv.formats.megatron.plan import MegatronPlan
 from distconv.formats.readers import Form, Key, Reader, ReadFile
 from distconv.formats.records import Entry, OutputFile
+from distconv.options import InputOutput
 from distconv.tensors.virtual import VirtualTensor
 from distconv.transfer import lower as lowering
 from distconv.transfer import read_back as reading
@@ -20,7 +21,7 @@ from distconv.transfer.means import Means
 from distconv.transfer.read_back import read_back, read_beside
 from distconv.transfer.sinks import Counters
 from distconv.transfer.sources import SourceFiles
-from tests.unit.buffers import SmallBuffers
+from tests.unit.buffers import small_buffers
 from tests.unit.toy_files import expected, planned
 
 QKV = ("model", "text.layers.0.qkv.weight")
@@ -85,9 +86,9 @@ def memory(plan: MegatronPlan) -> Memory:
 def found(plan: MegatronPlan, reader: Reader, **changes: Any) -> list[str]:
     portions: list[int] = []
     counters = Counters(portions.append)
-    io = SmallBuffers(fsync=False, threads=2, **{"buffer_bytes": 4096, **changes})
+    io, buffers = InputOutput(fsync=False), small_buffers(2, **changes)
     with SourceFiles() as sources:
-        means = Means(io=io, counters=counters, sources=sources, must_stop=lambda: False)
+        means = Means(io=io, counters=counters, sources=sources, buffers=buffers, must_stop=lambda: False)
         lines = read_back(plan, plan.files, Path("staged"), reader, means)
     assert sum(portions) == sum(file.nbytes for file in plan.files)
     assert counters.written == 0

@@ -17,6 +17,7 @@ from distconv.transfer.means import Means
 from distconv.transfer.recorded import as_outputs, compare_record, compare_recorded
 from distconv.transfer.sinks import Counters
 from distconv.transfer.sources import SourceFiles
+from tests.unit.buffers import small_buffers
 
 CONTENT = {"a": b"abcd", "b/c": b"x" * 3_000_000, "empty": b""}
 FILES = {name: Written(len(data), crc32(data)) for name, data in CONTENT.items()}
@@ -46,7 +47,9 @@ def compared(directory: Path, files: dict[str, Written], *, stop: bool = False) 
     told: list[int] = []
     with SourceFiles() as sources:
         counters = Counters(told.append)
-        means = Means(io=InputOutput(), counters=counters, sources=sources, must_stop=lambda: stop)
+        means = Means(
+            io=InputOutput(), counters=counters, sources=sources, buffers=small_buffers(2), must_stop=lambda: stop
+        )
         found = compare_recorded(directory, files, as_outputs(files), means)
     return [line.replace(f"{directory}/", "") for line in found], told, counters.read
 

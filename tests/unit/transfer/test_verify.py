@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from distconv.commit.journal import Journal
 from distconv.formats.megatron.files import MegatronFiles
 from distconv.formats.megatron.plan import MegatronPlan
+from distconv.options import InputOutput
 from distconv.tensors.compose import box_of
 from distconv.tensors.replicas import Replica
 from distconv.tensors.stored import Assembled, SourceFile, StoredTensor
@@ -27,17 +28,17 @@ from distconv.transfer.sinks import Counters
 from distconv.transfer.sources import SourceFiles
 from distconv.transfer.verify import Compared, compare_files, comparison
 from distconv.transfer.write import write_files
-from tests.unit.buffers import SmallBuffers
+from tests.unit.buffers import small_buffers
 from tests.unit.reference import evaluate
 from tests.unit.toy_files import planned
 
-IO = SmallBuffers(fsync=False, threads=1, buffer_bytes=4096)
+IO, BUFFERS = InputOutput(fsync=False), small_buffers(1)
 PATH = "mp_rank_01/model_optim_rng.pt"
 QKV = "text.layers.0.qkv.weight"
 
 
 def means(sources: SourceFiles, counters: Counters) -> Means:
-    return Means(io=IO, counters=counters, sources=sources, must_stop=lambda: False)
+    return Means(io=IO, counters=counters, sources=sources, buffers=BUFFERS, must_stop=lambda: False)
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_both_sides_of_what_is_compared_are_counted_and_what_is_done_once(plan, 
     form = MegatronFiles(plan.dictionaries)
     with patch.object(lowering, "MIN_RUN_BYTES", run_bytes), SourceFiles() as sources:
         compare_files(plan, plan.files, tmp_path / "release", form, means(sources, counters))
-        (read,) = planned_reads(plan, [plan.files], IO.buffer_bytes)
+        (read,) = planned_reads(plan, [plan.files], BUFFERS.lanes)
     assert counters.read == read + sum(file.nbytes for file in plan.files)
     assert sum(portions) == sum(file.nbytes for file in plan.files)
     assert counters.written == 0

@@ -17,6 +17,7 @@ from distconv.errors import JobError, SourceChangedError
 from distconv.formats.frame import write_frame
 from distconv.formats.megatron.plan import MegatronPlan
 from distconv.formats.records import OutputFile, Written
+from distconv.options import InputOutput
 from distconv.runtime.identity import look_at
 from distconv.tensors.stored import SourceFile
 from distconv.transfer import write as writing
@@ -24,10 +25,10 @@ from distconv.transfer.means import Means
 from distconv.transfer.sinks import Counters
 from distconv.transfer.sources import SourceFiles
 from distconv.transfer.write import write_beside, write_files
-from tests.unit.buffers import SmallBuffers
+from tests.unit.buffers import small_buffers
 from tests.unit.toy_files import START, Unmarked, expected, planned
 
-IO = SmallBuffers(fsync=True, threads=2, buffer_bytes=4096)
+IO = InputOutput(fsync=True)
 
 
 def written(
@@ -38,7 +39,7 @@ def written(
     files = plan.files if files is None else files
     form, io, must_stop = options["form"], options["io"], options["must_stop"]
     with SourceFiles() as sources:
-        means = Means(io=io, counters=counters, sources=sources, must_stop=must_stop)
+        means = Means(io=io, counters=counters, sources=sources, buffers=small_buffers(2), must_stop=must_stop)
         return write_files(plan, files, directory, form, means, Journal(directory.parent, 3, durable=io.fsync))
 
 

@@ -21,6 +21,7 @@ from distconv.formats.huggingface.reference import read_reference
 from distconv.formats.huggingface.safetensors import read_header, safetensors_frame
 from distconv.formats.model import Reference
 from distconv.formats.records import Written
+from distconv.options import InputOutput
 from distconv.tensors.stored import NamedTensor, SourceFile, StoredTensor, as_stored
 from distconv.tensors.virtual import permute, whole
 from distconv.transfer.means import Means
@@ -29,10 +30,10 @@ from distconv.transfer.sources import SourceFiles
 from distconv.transfer.surroundings import compare_beside, look_around
 from distconv.transfer.verify import Compared, compare_files, together
 from distconv.transfer.write import write_beside, write_files
-from tests.unit.buffers import SmallBuffers
+from tests.unit.buffers import small_buffers
 from tests.unit.safetensors_files import INDEX_NAME
 
-IO = SmallBuffers(fsync=False, threads=1, buffer_bytes=4096)
+IO = InputOutput(fsync=False)
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 SIDE = {"config.json": '{"dtype":  "bfloat16"}', "sub/code.py": "pass", "tokenizer.json": "{ }"}
 # "z" has no elements, and begins where "b" does: wide elements come first.
@@ -78,7 +79,13 @@ def made(tmp_path: Path) -> HuggingFacePlan:
 
 
 def means(sources: SourceFiles) -> Means:
-    return Means(io=IO, counters=Counters(lambda _: None), sources=sources, must_stop=lambda: False)
+    return Means(
+        io=IO,
+        counters=Counters(lambda _: None),
+        sources=sources,
+        buffers=small_buffers(1),
+        must_stop=lambda: False,
+    )
 
 
 def write(found: HuggingFacePlan, directory: Path) -> dict[str, Written]:
