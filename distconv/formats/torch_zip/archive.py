@@ -8,7 +8,6 @@ Format: https://docs.pytorch.org/docs/stable/notes/serialization.html, and `torc
 from __future__ import annotations
 
 import io
-import struct
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import IO, Any
 from distconv.errors import InputError, system_problem, tells_nothing
 from distconv.formats.lfs import POINTER, POINTER_BYTES, is_pointer
 from distconv.formats.torch_zip.inert_pickle import Inert, InertUnpickler, Namespace, first_words
+from distconv.formats.torch_zip.local_headers import LocalHeaders
 from distconv.runtime.identity import look_at, look_into
 from distconv.runtime.regular_files import open_file
 from distconv.tensors.dtypes import ITEM_SIZE
@@ -40,7 +40,6 @@ STORAGE_DTYPES = {
 # The limits of torch itself.
 MOST_DIMS = 64
 LARGEST_INDEX = 2**63 - 1
-_LOCAL_HEADER_BYTES = 30
 _TORCHS_MARK = "/.data/serialization_id"
 
 
@@ -109,9 +108,11 @@ def read_source_archive(path: Path, names: set[str] | None = None) -> tuple[Mapp
         if is_pointer(stream.read(POINTER_BYTES)):
             raise _DamagedError(POINTER)
         with zipfile.ZipFile(stream) as archive:
-            content = _content(archive, stream, 0, file.size, names)
+            headers = LocalHeaders(stream)
+            headers.read_ahead(archive.infolist())
+            content = _content(archive, headers, 0, file.size, names)
             pickle = _members(archive)["data.pkl"]
-            start = _data_offset(stream, pickle)
+            start = headers.data_offset(pickle)
             ranges = [(start, start + pickle.file_size), (archive.start_dir, file.size)]
         file = look_into(file, stream.fileno(), ranges)
     if not isinstance(content, dict):
@@ -126,7 +127,7 @@ def archive_content(stream: IO[bytes], offset: int, length: int, names: set[str]
     Damage raises various errors; run it inside `refusals`, which makes them `InputError`.
     """
     with zipfile.ZipFile(stream) as archive:
-        return _content(archive, stream, offset, length, names)
+        return _content(archive, LocalHeaders(stream), offset, length, names)
 
 
 def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -135,7 +136,7 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
 
 
 def _content(
-    archive: zipfile.ZipFile, stream: IO[bytes], offset: int, length: int, names: set[str] | None = None
+    archive: zipfile.ZipFile, headers: LocalHeaders, offset: int, length: int, names: set[str] | None = None
 ) -> Any:
     members = _members(archive)
     if "data.pkl" not in members:
@@ -144,7 +145,7 @@ def _content(
         _check_stored(members[name], name)
     if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
         raise _DamagedError("written on a big-endian machine, which is not supported")
-    unpickler = _Unpickler(archive.read(members["data.pkl"]), _Storages(stream, members, offset, length), names)
+    unpickler = _Unpickler(archive.read(members["data.pkl"]), _Storages(headers, members, offset, length), names)
     return unpickler.load()
 
 
@@ -180,21 +181,13 @@ def _check_stored(info: zipfile.ZipInfo, what: str) -> None:
         raise _DamagedError(f"its {what} is compressed, which torch never does")
 
 
-def _data_offset(stream: IO[bytes], info: zipfile.ZipInfo) -> int:
-    """Where the data of a member begins, which its own header says."""
-    stream.seek(info.header_offset)
-    header = stream.read(_LOCAL_HEADER_BYTES)
-    name_length, extra_length = struct.unpack("<HH", header[26:30])
-    return info.header_offset + _LOCAL_HEADER_BYTES + int(name_length) + int(extra_length)
-
-
 class _Storages:
     """The storages of an archive by key, located and checked on first reference."""
 
     def __init__(
-        self, stream: IO[bytes], members: Mapping[str, zipfile.ZipInfo], archive_offset: int, archive_length: int
+        self, headers: LocalHeaders, members: Mapping[str, zipfile.ZipInfo], archive_offset: int, archive_length: int
     ) -> None:
-        self._stream, self._members = stream, members
+        self._headers, self._members = headers, members
         self._offset, self._length = archive_offset, archive_length
 
     def locate(self, key: str, dtype: str | None) -> _Storage:
@@ -202,7 +195,7 @@ class _Storages:
         if info is None:
             raise _DamagedError(f"its storage {key} is missing")
         _check_stored(info, f"storage {key}")
-        offset = _data_offset(self._stream, info)
+        offset = self._headers.data_offset(info)
         if offset + info.file_size > self._length:
             raise _DamagedError(f"its storage {key} leaves the file")
         return _Storage(dtype, self._offset + offset, info.file_size)
