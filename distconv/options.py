@@ -55,7 +55,7 @@ class InputOutput(Record):
         _SIZE,
         None,
         "size of each of the two buffers of a thread, in MiB",
-        unset="from 1 to 8, so that those of all threads take 48 together; 8 for a transposition",
+        unset="from 1 to 8, so that those of all threads take 48 together; 8 for what is read of many places",
     )
     checksum: bool = option(
         Truth(),

@@ -10,12 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from distconv.formats.element_types import Casts
 from distconv.formats.frame import Frame
-from distconv.formats.iterations import iterations_in
+from distconv.formats.iterations import iterations_in, names_in
 from distconv.formats.model import Model
 from distconv.formats.readers import Reader
 from distconv.formats.records import Entry, Offsets, OutputFile, Plan
@@ -202,7 +203,7 @@ class PlannedResult:
 
 def holds_files(directory: Path, *patterns: str) -> bool:
     """Whether a directory has files whose names match one of `patterns`."""
-    return any(next(directory.glob(pattern), None) is not None for pattern in patterns)
+    return any(fnmatchcase(name, pattern) for name in names_in(directory) for pattern in patterns)
 
 
 def evidence_of(directory: Path, holds: Callable[[Path], bool]) -> Evidence:

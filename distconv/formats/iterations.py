@@ -6,6 +6,7 @@ Formats: `megatron/training/checkpointing.py`; MindSpeed-MM keeps DCP in the sam
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -21,6 +22,14 @@ ITERATION_PARTS = ("mp_rank_*", "*.distcp", "*.metadata", "metadata.json")
 # Digits of an iteration; training for a million years needs no more.
 _LONGEST_NUMBER = 18
 _NAME = re.compile(rf"iter_([0-9]{{7,{_LONGEST_NUMBER}}})")
+
+
+def names_in(directory: Path) -> list[str]:
+    """The names in a directory; none if it is no directory, or must not be read."""
+    try:
+        return os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
 
 
 def iteration_name(iteration: str) -> str | None:
@@ -39,7 +48,11 @@ def iteration_of(directory: Path) -> str | None:
 def iterations_in(directory: Path) -> list[Path]:
     """The iteration directories in a directory, in the order of names."""
     # By its name first: to ask for its kind can be a request to a file server.
-    return sorted(path for path in directory.glob("*") if iteration_of(path) is not None and path.is_dir())
+    return sorted(
+        path
+        for path in map(directory.joinpath, names_in(directory))
+        if iteration_of(path) is not None and path.is_dir()
+    )
 
 
 def iteration_directory(directory: Path, iteration: str | None, key: str = "source") -> Path:

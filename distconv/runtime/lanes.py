@@ -26,17 +26,17 @@ _GROUPS, _OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 class Lanes:
     """The threads of a process that read and write, and the size in bytes of each of the two buffers of a thread.
 
-    `turning_bytes`: that of the two buffers of a transposition, which reads its source again for each that it fills.
+    `large_bytes`: that of the two buffers for what is read of many places, or again and again, for each that is filled.
     """
 
     threads: int
     buffer_bytes: int
-    turning_bytes: int
+    large_bytes: int
 
     @property
     def nbytes(self) -> int:
         """Size in bytes of all buffers together."""
-        return 2 * max(self.threads * self.buffer_bytes, self.turning_bytes)
+        return 2 * max(self.threads * self.buffer_bytes, self.large_bytes)
 
 
 def lanes(threads: int | None, buffer_mib: int | None, cores: int) -> Lanes:
@@ -44,9 +44,9 @@ def lanes(threads: int | None, buffer_mib: int | None, cores: int) -> Lanes:
     if threads is None:
         threads = min(max(_THREADS_PER_CORE * cores, _FEWEST_THREADS), _MOST_THREADS)
     if buffer_mib is not None:
-        return Lanes(threads=threads, buffer_bytes=buffer_mib * _MIB, turning_bytes=buffer_mib * _MIB)
+        return Lanes(threads=threads, buffer_bytes=buffer_mib * _MIB, large_bytes=buffer_mib * _MIB)
     buffer_bytes = min(max(_TOGETHER // (2 * threads), _SMALLEST_BUFFER), _LARGEST_BUFFER)
-    return Lanes(threads=threads, buffer_bytes=buffer_bytes, turning_bytes=_LARGEST_BUFFER)
+    return Lanes(threads=threads, buffer_bytes=buffer_bytes, large_bytes=_LARGEST_BUFFER)
 
 
 def cores_of(here: int) -> int:

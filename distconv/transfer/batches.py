@@ -74,7 +74,7 @@ def planned_reads(plan: Plan, shares: Iterable[Sequence[OutputFile]], lanes: Lan
         key = tuple(map(id, tensors)), tuple((source.read_as, source.stored_as, source.shape) for source in sources)
         if key not in known:
             shapes, types = [source.shape for source in sources], [source.read_as for source in sources]
-            steps = list(lower(tensors, shapes, buffer_for(tensors, lanes), types))
+            steps = list(lower(tensors, shapes, buffer_for(tensors, shapes, lanes), types))
             dtype = tensors[0].dtype
             known[key] = bytes_read(steps, lambda operand, nbytes: sources[operand].stored_bytes(nbytes, dtype))
         low_rank = group[0][1].low_rank

@@ -30,7 +30,7 @@ class Buffers:
     def __init__(self, lanes: Lanes) -> None:
         self.lanes = lanes
         self._each = 2 * lanes.buffer_bytes + _SPARE
-        self._count = max(lanes.threads, -(-(2 * lanes.turning_bytes + ALIGNMENT) // self._each))
+        self._count = max(lanes.threads, -(-(2 * lanes.large_bytes + ALIGNMENT) // self._each))
         self._free = [True] * self._count
         self._waiting: deque[object] = deque()
         self._changed = threading.Condition()

@@ -153,7 +153,7 @@ class _Engine:
             return
         shapes, types = [source.shape for source in work.sources], [source.read_as for source in work.sources]
         tensors = [shard.tensor for shard in work.shards]
-        buffer_bytes = buffer_for(tensors, self._buffers.lanes)
+        buffer_bytes = buffer_for(tensors, shapes, self._buffers.lanes)
         with self._buffers.taken(buffer_bytes) as memory:
             for step in lower(tensors, shapes, buffer_bytes, types):
                 if self._stop.is_set():

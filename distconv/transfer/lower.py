@@ -20,7 +20,19 @@ from distconv.runtime.lanes import Lanes
 from distconv.tensors.compose import box_of, contiguous_blocks
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.virtual import Copy, Index, VirtualTensor
-from distconv.transfer.steps import CopyRun, Gather, Read, Step, Write, byte_strides, extents, merged, nest
+from distconv.transfer.steps import (
+    MAX_GAP_BYTES,
+    CopyRun,
+    Gather,
+    Nest,
+    Read,
+    Step,
+    Write,
+    byte_strides,
+    extents,
+    merged,
+    nest,
+)
 
 # A run at least this long is copied from file to file; a shorter one is cheaper to gather with its neighbours, since
 # file systems take as long for a request as a core for a few hundred KiB.
@@ -64,10 +76,30 @@ def lower(
         yield _gather([block for block in together if block is not None], shards, source_shapes, reading)
 
 
-def buffer_for(shards: Sequence[VirtualTensor], lanes: Lanes) -> int:
-    """The size in bytes of each of the two buffers with which shards of one recipe are produced."""
-    turn = any(_turns(copy) for shard in shards for copy in shard.copies)
-    return lanes.turning_bytes if turn else lanes.buffer_bytes
+def buffer_for(shards: Sequence[VirtualTensor], source_shapes: Sequence[Index], lanes: Lanes) -> int:
+    """The size in bytes of each of the two buffers with which shards of one recipe are produced.
+
+    Larger ones are for what is read of many places, or again and again, for each block, unless it is a single block.
+    """
+    if sum(shard.nbytes for shard in shards) <= lanes.buffer_bytes:
+        return lanes.buffer_bytes
+    many = any(
+        _turns(copy) or _is_scattered(nest(copy, source_shapes[copy.operand], shard.shape, ITEM_SIZE[shard.dtype]))
+        for shard in shards
+        for copy in shard.copies
+    )
+    return lanes.large_bytes if many else lanes.buffer_bytes
+
+
+def _is_scattered(loops: Nest) -> bool:
+    """Whether what a nest reads comes in short extents that are too far apart to be one read; so may short nests be."""
+    span = 0
+    for length, stride in zip(reversed(loops.shape), reversed(loops.source_strides), strict=True):
+        inner = span or stride
+        if stride - inner > MAX_GAP_BYTES:
+            break
+        span = (length - 1) * stride + inner
+    return span < MIN_RUN_BYTES
 
 
 def _turns(copy: Copy) -> bool:

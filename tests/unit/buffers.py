@@ -8,7 +8,7 @@ from distconv.transfer.buffers import Buffers
 
 def small_lanes(threads: int, buffer_bytes: int) -> Lanes:
     """Lanes with buffers of a size in bytes."""
-    return Lanes(threads=threads, buffer_bytes=buffer_bytes, turning_bytes=buffer_bytes)
+    return Lanes(threads=threads, buffer_bytes=buffer_bytes, large_bytes=buffer_bytes)
 
 
 def small_buffers(threads: int, buffer_bytes: int = 4096) -> Buffers:

@@ -22,7 +22,7 @@ def test_all_buffers_together_are_bounded_whatever_the_cores():
     for cores in range(1, 200):
         found = lanes(None, None, cores)
         assert 40 * MIB < found.nbytes <= 48 * MIB
-        assert found.turning_bytes == 8 * MIB
+        assert found.large_bytes == 8 * MIB
 
 
 @pytest.mark.parametrize(("threads", "mib"), [(1, 8), (2, 8), (3, 8), (6, 4), (64, 1)])
@@ -34,13 +34,13 @@ def test_buffers_follow_from_threads_that_are_given(threads, mib):
 def test_what_is_given_counts():
     for threads, mib in product((1, 7, 100), (1, 3, 64)):
         size = mib * MIB
-        assert lanes(threads, mib, 2) == Lanes(threads=threads, buffer_bytes=size, turning_bytes=size)
-    assert lanes(None, 64, 1) == Lanes(threads=6, buffer_bytes=64 * MIB, turning_bytes=64 * MIB)
+        assert lanes(threads, mib, 2) == Lanes(threads=threads, buffer_bytes=size, large_bytes=size)
+    assert lanes(None, 64, 1) == Lanes(threads=6, buffer_bytes=64 * MIB, large_bytes=64 * MIB)
 
 
 def test_a_transposition_may_be_all_there_is_room_for():
-    assert Lanes(threads=1, buffer_bytes=10, turning_bytes=50).nbytes == 100
-    assert Lanes(threads=6, buffer_bytes=10, turning_bytes=50).nbytes == 120
+    assert Lanes(threads=1, buffer_bytes=10, large_bytes=50).nbytes == 100
+    assert Lanes(threads=6, buffer_bytes=10, large_bytes=50).nbytes == 120
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from distconv.runtime.lanes import Lanes
 from distconv.transfer.buffers import ALIGNMENT, Buffers
 
 SMALL, LARGE = 1 << 12, 1 << 14
-LANES = Lanes(threads=6, buffer_bytes=SMALL, turning_bytes=LARGE)
+LANES = Lanes(threads=6, buffer_bytes=SMALL, large_bytes=LARGE)
 
 
 def test_a_part_holds_two_buffers():
@@ -25,7 +25,7 @@ def test_a_part_holds_two_buffers():
 
 
 def test_one_thread_has_room_for_a_large_part():
-    with Buffers(Lanes(threads=1, buffer_bytes=SMALL, turning_bytes=LARGE)).taken(LARGE) as memory:
+    with Buffers(Lanes(threads=1, buffer_bytes=SMALL, large_bytes=LARGE)).taken(LARGE) as memory:
         assert len(memory) == 2 * LARGE + ALIGNMENT
 
 
@@ -79,4 +79,4 @@ def test_who_waits_for_a_large_part_is_not_passed_by_those_who_want_small_ones()
 
 def test_no_memory_is_a_failure_that_says_what_to_lower():
     with pytest.raises(JobError, match=r"buffers of [\d,]+ bytes; lower io.threads or io.buffer_mib"):
-        Buffers(Lanes(threads=2**20, buffer_bytes=2**40, turning_bytes=2**40)).taken(1).__enter__()
+        Buffers(Lanes(threads=2**20, buffer_bytes=2**40, large_bytes=2**40)).taken(1).__enter__()

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from distconv.runtime.lanes import Lanes
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.operators import OPERATORS
 from distconv.tensors.virtual import Index, VirtualTensor, chunk, concat, narrow, permute, select, split, whole, zeros
 from distconv.transfer import lower as lowering
 from distconv.transfer import steps
-from distconv.transfer.lower import lower
+from distconv.transfer.lower import buffer_for, lower
 from distconv.transfer.steps import CopyRun, Gather, Read, Step, bytes_read
 from tests.unit.programs import Program, numbered, programs
 from tests.unit.reference import Execution, execute
@@ -188,6 +189,40 @@ def test_a_packed_expert_is_read_once_where_two_buffers_hold_it():
     for buffer_mib, times in ((16, 1), (13, 1), (12, 2), (8, 2), (4, 4)):
         for shards in ([expert], parts):
             assert bytes_read(lowered(shards, [source], buffer_mib * mib)) == pytest.approx(times * 24 * mib, rel=0.01)
+
+
+LANES = Lanes(threads=12, buffer_bytes=2 << 20, large_bytes=8 << 20)
+
+
+def by_head(heads: int, head_bytes: int) -> tuple[VirtualTensor, Index]:
+    """A fused qkv that has q, k and v apart, of one by head; and the shape of that."""
+    source = (heads * 3 * head_bytes,)
+    parts = chunk(whole("uint8", source), heads * 3)
+    return concat([parts[head * 3 + part] for part in range(3) for head in range(heads)]), source
+
+
+def test_what_is_read_of_many_places_has_large_buffers_which_make_it_one_read():
+    """Requests, not bytes, are what a file system that is far away takes its time for."""
+    tensor, source = by_head(16, 100 * 1024)
+    for found in (tensor, narrow(tensor, 0, 0, tensor.elements // 2)):
+        assert buffer_for([found], [source], LANES) == LANES.large_bytes
+    (step,) = list(lower([tensor], [source], LANES.large_bytes))
+    assert len(step.reads) == 1
+    assert sum(len(each.reads) for each in lower([tensor], [source], LANES.buffer_bytes)) > 20
+
+
+def test_a_transposition_has_large_buffers():
+    assert buffer_for([permute(whole("bfloat16", (4096, 1024)), (1, 0))], [(4096, 1024)], LANES) == LANES.large_bytes
+    strided = chunk(whole("bfloat16", (8, 4, 64 * 1024)), 4, dim=1)[1]
+    assert buffer_for([strided] * 8, [(8, 4, 64 * 1024)], LANES) == LANES.large_bytes
+
+
+def test_what_is_one_block_or_read_as_it_lies_has_small_buffers():
+    transposed, matrix = permute(whole("bfloat16", (1024, 1024)), (1, 0)), (8192, 8192)
+    fused, source = by_head(16, 1024 * 1024)
+    columns, rows = (chunk(whole("bfloat16", matrix), 2, dim=dim) for dim in (1, 0))
+    for shards, shape in (([transposed], (1024, 1024)), (columns, matrix), (rows, matrix), ([fused], source)):
+        assert buffer_for(shards, [shape], LANES) == LANES.buffer_bytes
 
 
 def test_dims_that_keep_their_order_leave_the_buffers_as_they_are():
