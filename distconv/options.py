@@ -49,13 +49,13 @@ class InputOutput(Record):
         _SIZE,
         None,
         "I/O threads of each process, each of which has a request of its own under way",
-        unset="six for each core that a process has, from 4 to 16",
+        unset="six for each core that a process has, at most 16",
     )
     buffer_mib: int | None = option(
         _SIZE,
         None,
         "size of each of the two buffers of a thread, in MiB",
-        unset="from 1 to 8, so that those of all threads take 48 together; 8 for what is read of many places",
+        unset="so that those of all threads take 48 together, at most 8; 8 for what is read of many places",
     )
     checksum: bool = option(
         Truth(),

@@ -15,8 +15,7 @@ _MIB = 1024 * 1024
 _TOGETHER = 48 * _MIB
 _LARGEST_BUFFER, _SMALLEST_BUFFER = 8 * _MIB, _MIB
 # A file system far away takes some ms for a request, in which a core moves as much as a few threads have in hand.
-_THREADS_PER_CORE = 6
-_FEWEST_THREADS, _MOST_THREADS = 4, 16
+_THREADS_PER_CORE, _MOST_THREADS = 6, 16
 # Of a control group: quota and period, in microseconds.
 _QUOTA = "cpu.max"
 _GROUPS, _OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -42,7 +41,7 @@ class Lanes:
 def lanes(threads: int | None, buffer_mib: int | None, cores: int) -> Lanes:
     """The lanes of a process with so many cores; what is given counts."""
     if threads is None:
-        threads = min(max(_THREADS_PER_CORE * cores, _FEWEST_THREADS), _MOST_THREADS)
+        threads = min(_THREADS_PER_CORE * cores, _MOST_THREADS)
     if buffer_mib is not None:
         return Lanes(threads=threads, buffer_bytes=buffer_mib * _MIB, large_bytes=buffer_mib * _MIB)
     buffer_bytes = min(max(_TOGETHER // (2 * threads), _SMALLEST_BUFFER), _LARGEST_BUFFER)
