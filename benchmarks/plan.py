@@ -79,7 +79,7 @@ def measure_here(directory: Path, model: str, processes: int, *, balance: bool) 
     from distconv.planning.plan import plan_job  # noqa: PLC0415
     from distconv.runtime.collection import uncollected  # noqa: PLC0415
     from distconv.runtime.measurement import peak_resident_bytes  # noqa: PLC0415
-    from distconv.transfer.batches import planned_reads  # noqa: PLC0415
+    from distconv.transfer.planned_reads import planned_reads  # noqa: PLC0415
 
     content = configured(*overrides(directory, model))
     definition = content.pop("model")
@@ -103,7 +103,7 @@ def measure_here(directory: Path, model: str, processes: int, *, balance: bool) 
         shards=len({tensor.file for tensor in index.tensors.values()}),
         tensors=len(index.tensors),
         parameters=len(plan.binding.parameters),
-        read=planned_reads(plan, shares, job.io.lanes(cores=1)) if balance else [],
+        read=planned_reads(plan, shares, job.io.lanes(cores=1)).asked if balance else [],
         written=[sum(file.nbytes for file in share) for share in shares],
         source_bytes=sum(each.stored_bytes(each.nbytes, each.dtype) for each in index.tensors.values()),
     )

@@ -115,7 +115,7 @@ def measure_here(directory: Path) -> Back:
     from distconv.planning.plan import plan_job  # noqa: PLC0415
     from distconv.runtime.collection import uncollected  # noqa: PLC0415
     from distconv.runtime.measurement import peak_resident_bytes  # noqa: PLC0415
-    from distconv.transfer.batches import planned_reads  # noqa: PLC0415
+    from distconv.transfer.planned_reads import planned_reads  # noqa: PLC0415
 
     job = Options.from_content(configured(f"source={directory}", "target=unused", "target_format=hf"))
     shared = (directory / "facts.json").read_text(encoding="utf-8")

@@ -126,7 +126,7 @@ def _plan(watch: Stopwatch, options: Options, facts: Facts) -> Planned:
 
 def _share(watch: Stopwatch, options: Options, planned: Planned, processes: int) -> None:
     from distconv.planning.assign import assign  # noqa: PLC0415
-    from distconv.transfer.batches import planned_reads  # noqa: PLC0415
+    from distconv.transfer.planned_reads import planned_reads  # noqa: PLC0415
 
     shares = watch.timed("assigning", lambda: assign(planned.plan.files, processes))
     watch.timed("own share", lambda: planned_reads(planned.plan, shares[:1], options.io.lanes(cores=1)))

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from distconv.api import clean, convert, diff, inspect, plan, verify
     from distconv.errors import DistconvError, InputError, JobError, UnfinishedError
     from distconv.formats.registry import Options
+    from distconv.input_output import InputOutput
     from distconv.layout.request import Layout, SourceLayout
-    from distconv.options import InputOutput
 
 __version__ = VERSION
 __all__ = [
@@ -43,7 +43,7 @@ _MODULES = {
     **dict.fromkeys(("DistconvError", "InputError", "JobError", "UnfinishedError"), "distconv.errors"),
     "Options": "distconv.formats.registry",
     **dict.fromkeys(("Layout", "SourceLayout"), "distconv.layout.request"),
-    "InputOutput": "distconv.options",
+    "InputOutput": "distconv.input_output",
 }
 
 if not TYPE_CHECKING:

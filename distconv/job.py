@@ -21,6 +21,7 @@ from distconv.diffing import differences_between
 from distconv.directories import cleaned, inspected
 from distconv.done import is_done
 from distconv.errors import InputError
+from distconv.foreseen import foreseen
 from distconv.formats.provenance import PROVENANCE_NAME, provenance_bytes
 from distconv.formats.readers import Reader
 from distconv.formats.records import OutputFile, Written
@@ -35,14 +36,13 @@ from distconv.planning.look import Chosen, look
 from distconv.planning.plan import Planned, plan_job, shares_of
 from distconv.planning.record import record_of
 from distconv.planning.report_file import ReportFile
-from distconv.planning.summary import plan_report, planned_processes
+from distconv.planning.summary import plan_report
 from distconv.proving import compare_files_recorded, proved
 from distconv.runtime.agreement import on_all, on_first, on_first_with_hand_out
 from distconv.runtime.collection import uncollected
 from distconv.runtime.hand_out import HandOut
 from distconv.runtime.launch import cores
 from distconv.runtime.processes import Processes
-from distconv.transfer.batches import planned_reads
 from distconv.transfer.overflow import told_overflow
 from distconv.transfer.phases import Phases
 from distconv.transfer.recorded import compare_record
@@ -153,20 +153,12 @@ class _Job:
 
     def plan(self) -> Outcome:
         """The outcome of `action=plan`: the report with reads and memory of the planned processes."""
-        planned, lanes = self._planned, self._phases.means.buffers.lanes
-        count = self._options.processes or self._processes.size
 
-        def shares() -> list[dict[str, Any]]:
+        def shares() -> dict[str, Any]:
             self._check_inputs()
-            reads = planned_reads(planned.plan, assign(planned.plan.files, count), lanes)
-            # Originals and duplicates are both read.
-            compared = (
-                [2 * sum(each.nbytes for each in share) for share in shares_of(copies, count)]
-                for copies in (planned.replicas, planned.padding)
-            )
-            return planned_processes(planned, count, map(sum, zip(reads, *compared, strict=True)), lanes.nbytes)
+            return foreseen(self._options, self._planned, self._processes.size, self._phases.means.buffers.lanes)
 
-        self._report["processes"] = on_first(self._processes, shares)
+        self._report |= on_first(self._processes, shares)
         return self._done()
 
     def convert(self) -> Outcome:

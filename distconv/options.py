@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from distconv.fields import Group, Record, option, options_of
+from distconv.input_output import InputOutput
 from distconv.kinds import Choice, Integer, Iteration, Mode, Several, Text, Texts, Truth
 from distconv.layout.request import Layout, SourceLayout
 from distconv.models.rules import MODALITIES, TEXT
 from distconv.path_kinds import Directories, FilePath
-from distconv.runtime.lanes import Lanes, lanes
 
 _DIRECTORY = FilePath("DIR")
 # Larger than any vocabulary or number of threads; rejects typing errors.
@@ -36,37 +35,13 @@ _OF_SEVERAL = ("convert", "plan", "verify")
 # Options of a comparison with a record; and how two checkpoints are read, `layout` and `dialect` being the target's.
 _OF_PROOF = ("action", "target", "iteration")
 _OF_DIFF = (*_OF_PROOF, "source", "reference", "layout", "source_layout", "dialect", "source_dialect")
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputOutput(Record):
-    """The options of reading and writing by a process."""
-
-    GROUP: ClassVar[str] = "io"
-
-    fsync: bool = option(Truth(), True, "make everything durable before it gets its final name")
-    threads: int | None = option(
-        _SIZE,
-        None,
-        "I/O threads of each process, each of which has a request of its own under way",
-        unset="six for each core that a process has, at most 16",
-    )
-    buffer_mib: int | None = option(
-        _SIZE,
-        None,
-        "size of each of the two buffers of a thread, in MiB",
-        unset="so that those of all threads take 48 together, at most 8; 8 for what is read of many places",
-    )
-    checksum: bool = option(
-        Truth(),
-        True,
-        "compute the checksums of the files of a result while they are written; without them, what is copied as it is "
-        "stays in the kernel",
-    )
-
-    def lanes(self, cores: int) -> Lanes:
-        """The threads, and the sizes of their buffers, of a process that has so many cores."""
-        return lanes(self.threads, self.buffer_mib, cores)
+# Options of a single action, and what is true of the others.
+_OF_ACTION = {
+    "processes": ("plan", "; otherwise the launcher says how many processes run"),
+    "processes_per_node": ("plan", "; otherwise the launcher says how many are on a node"),
+    "tensors": ("inspect", ""),
+    "verify": ("convert", "; an existing result is proved by action=verify"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,6 +224,14 @@ class CommonOptions(Record):
     processes: int | None = option(
         _SIZE, None, "with `action=plan`: plan for so many processes", unset="those that run", of_run=True
     )
+    processes_per_node: int | None = option(
+        _SIZE,
+        None,
+        "with `action=plan`: so many processes, one rank after the other, are on a node; the plan then says what nodes "
+        "read from the file system",
+        unset="as the launcher says of those that run",
+        of_run=True,
+    )
     verify: bool = option(
         Truth(),
         False,
@@ -289,12 +272,9 @@ class CommonOptions(Record):
         elif self.action == "diff":
             taken, why = _OF_DIFF, "shapes a result; action=diff compares what is there"
         yield from (f"{key}: {why}" for key in self.given() if key not in taken and not words[key].of_run)
-        if self.processes is not None and self.action != "plan" and "action" not in wrong:
-            yield "processes: goes with action=plan; otherwise the launcher says how many processes run"
-        if self.tensors and self.action != "inspect" and "action" not in wrong:
-            yield "tensors: goes with action=inspect"
-        if self.verify and self.action != "convert" and "action" not in wrong:
-            yield "verify: goes with action=convert; an existing result is proved by action=verify"
+        for key, (action, otherwise) in _OF_ACTION.items():
+            if getattr(self, key) and self.action != action and "action" not in wrong:
+                yield f"{key}: goes with action={action}{otherwise}"
         if self.vocab_size is not None and self.vocab_multiple is not None:
             yield "vocab_multiple: says how many rows there are, and so does vocab_size; give one of the two"
         given = {"keep_dtype": self.keep_dtype is not None, "dtype_overflow": self.dtype_overflow != ERROR}

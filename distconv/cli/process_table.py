@@ -1,4 +1,4 @@
-"""The table of the processes of a plan, for a person.
+"""The processes and nodes of a plan, for a person.
 
 Owns its wording. Prints nothing.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from distconv.errors import counted
 from distconv.words import binary, table
 
 
@@ -19,6 +20,18 @@ def process_table(processes: Sequence[Mapping[str, Any]]) -> str:
         moved = [binary(alike["bytes_read"]), binary(alike["bytes_written"])]
         rows.append([ranks, str(len(alike["files"])), *moved, binary(alike["projected_peak_bytes"])])
     return table(rows)
+
+
+def node_words(nodes: Mapping[str, Any]) -> str:
+    """What nodes read from the file system."""
+    fetched = nodes["bytes_fetched"]
+    least, most, whole = (binary(each) for each in (min(fetched), max(fetched), sum(fetched)))
+    times = sum(fetched) / max(nodes["bytes_distinct"], 1)
+    return (
+        f"read from the file system, per node of {counted(nodes['processes_per_node'], 'process', 'processes')}: "
+        f"{least if least == most else f'{least} to {most}'}; by all {counted(len(fetched), 'node')} {whole}, "
+        f"{times:.2f} times what is there"
+    )
 
 
 def _runs_of_equal(processes: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], int]]:

@@ -17,7 +17,7 @@ from distconv.cli.campaign_text import campaign_text
 from distconv.cli.diff_text import diff_text
 from distconv.cli.flags import Loudness
 from distconv.cli.phases_text import phases_text
-from distconv.cli.process_table import process_table
+from distconv.cli.process_table import node_words, process_table
 from distconv.cli.terminal import coloured, visible
 from distconv.cli.training_text import training_lines
 from distconv.errors import JobError, counted, joined, named, printable, system_problem
@@ -185,6 +185,7 @@ def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
         if len(files) > _FILES_SHOWN:
             lines.append(f"  … and {len(files) - _FILES_SHOWN} more")
         lines += ["", process_table(report["processes"])]
+        lines += [node_words(report["nodes"])] if report["nodes"] else []
     return "\n".join(lines)
 
 

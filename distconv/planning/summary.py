@@ -5,7 +5,7 @@ Owns the keys of the report. Writes nothing and decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,21 @@ def plan_report(options: Options, planned: Planned, facts: Facts, result: Path) 
         "source_record": facts.suggested.where or None,
         "training": _training(planned, facts),
         "processes": [],
+        "nodes": None,
+    }
+
+
+def planned_nodes(per_node: int, fetched: Sequence[int], distinct: int, compared: Sequence[int]) -> dict[str, Any]:
+    """The nodes of a plan: processes on each, bytes that each reads from the file system, and those that must be read.
+
+    `fetched` and `distinct`: for the files of processes; `compared`: what each process reads of copies in the source.
+    """
+    starts = range(0, len(compared), per_node)
+    of_copies = (sum(compared[start : start + per_node]) for start in starts)
+    return {
+        "processes_per_node": per_node,
+        "bytes_fetched": [sum(each) for each in zip(fetched, of_copies, strict=True)],
+        "bytes_distinct": distinct + sum(compared),
     }
 
 

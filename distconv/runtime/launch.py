@@ -68,16 +68,16 @@ def launch(environment: Mapping[str, str]) -> Launch:
     )
 
 
-def local_size(environment: Mapping[str, str]) -> int:
-    """How many processes of the job the launcher started on this host, as far as it says; at least this one."""
+def local_size(environment: Mapping[str, str]) -> int | None:
+    """How many processes of the job the launcher started on this host, if it says so."""
     # Slurm says `4(x2),3`: those of two hosts, and of a third.
     said = (_NUMBER.match(environment.get(name, "")) for name in _LOCAL_SIZES)
-    return max(next((int(each[0]) for each in said if each), 1), 1)
+    return next((max(int(each[0]), 1) for each in said if each), None)
 
 
 def cores(environment: Mapping[str, str]) -> int:
     """How many cores this process can have, beside the others of its job on this host."""
-    return cores_of(local_size(environment))
+    return cores_of(local_size(environment) or 1)
 
 
 def connect(start: Launch, patience: float = PATIENCE) -> Processes:

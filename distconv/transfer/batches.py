@@ -6,15 +6,11 @@ for several tensor and expert parallel ranks share their reads. Pure: the caller
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from distconv.formats.records import Entry, OutputFile, Plan
-from distconv.runtime.lanes import Lanes
-from distconv.tensors.virtual import Index
 from distconv.transfer.engine import Shard, Work
-from distconv.transfer.lower import buffer_for, lower
-from distconv.transfer.steps import bytes_read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,26 +54,3 @@ def batches(plan: Plan, files: Sequence[OutputFile]) -> Iterator[Batch]:
     """The files of a process, divided into batches."""
     for batch in sorted({file.batch for file in files}):
         yield Batch(files={file: tuple(plan.entries(file)) for file in files if file.batch == batch})
-
-
-def planned_reads(plan: Plan, shares: Iterable[Sequence[OutputFile]], lanes: Lanes) -> list[int]:
-    """The bytes that every process reads from the source, given its share of the files.
-
-    Tables that processes share are lowered once. They are identified by `id`, as `plan` keeps them alive and their hash
-    would cover every copy.
-    """
-    known: dict[tuple[tuple[int, ...], tuple[tuple[str, str, Index], ...]], int] = {}
-
-    def of_group(group: Sequence[tuple[OutputFile, Entry]]) -> int:
-        tensors = [entry.tensor for _, entry in group]
-        sources = group[0][1].sources
-        key = tuple(map(id, tensors)), tuple((source.read_as, source.stored_as, source.shape) for source in sources)
-        if key not in known:
-            shapes, types = [source.shape for source in sources], [source.read_as for source in sources]
-            steps = list(lower(tensors, shapes, buffer_for(tensors, shapes, lanes), types))
-            dtype = tensors[0].dtype
-            known[key] = bytes_read(steps, lambda operand, nbytes: sources[operand].stored_bytes(nbytes, dtype))
-        low_rank = group[0][1].low_rank
-        return known[key] + (0 if low_rank is None else low_rank.nbytes)
-
-    return [sum(of_group(group) for batch in batches(plan, files) for group in batch.together()) for files in shares]

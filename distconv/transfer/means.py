@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from distconv.options import InputOutput
+from distconv.input_output import InputOutput
 from distconv.transfer.buffers import Buffers
 from distconv.transfer.engine import Work, run
 from distconv.transfer.sinks import Counters, Sink

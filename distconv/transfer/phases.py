@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from distconv.formats.records import OutputFile
+from distconv.input_output import InputOutput
 from distconv.observer import Observer
-from distconv.options import InputOutput
 from distconv.runtime.agreement import on_all
 from distconv.runtime.lanes import Lanes
 from distconv.runtime.measurement import cpu_seconds, peak_resident_bytes

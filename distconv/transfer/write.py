@@ -17,7 +17,7 @@ from distconv.errors import JobError, system_problem
 from distconv.formats.base import FileFormat
 from distconv.formats.frame import heads, write_frame
 from distconv.formats.records import OutputFile, Plan, Written
-from distconv.options import InputOutput
+from distconv.input_output import InputOutput
 from distconv.runtime.durability import synchronise, synchronise_directory
 from distconv.runtime.progress import reached
 from distconv.tensors.stored import SourceFile

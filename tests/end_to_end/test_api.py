@@ -302,6 +302,22 @@ def test_a_number_of_processes_is_planned_for(processes, source, tmp_path):
     assert len(plan(source, tmp_path / "mm", processes=processes)["processes"]) == processes
 
 
+def test_a_plan_says_what_known_nodes_read(source, tmp_path, monkeypatch):
+    def nodes(**options):
+        return plan(source, tmp_path / "mm", layout=Layout(tp=2), **options)["nodes"]
+
+    assert nodes(processes=2) is None
+    together = nodes(processes=2, processes_per_node=2)
+    apart = nodes(processes=2, processes_per_node=1)
+    assert together["bytes_fetched"] == [together["bytes_distinct"]]
+    assert len(apart["bytes_fetched"]) == 2
+    assert sum(apart["bytes_fetched"]) > apart["bytes_distinct"] == together["bytes_distinct"]
+    # A launcher knows of the processes that run, but not of those that would.
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert nodes()["processes_per_node"] == 1
+    assert nodes(processes=2) is None
+
+
 def test_a_definition_of_ones_own(source, tmp_path):
     (tmp_path / "mine" / "model").mkdir(parents=True)
     (tmp_path / "mine" / "model" / "own.yaml").write_text("defaults: [qwen2vl, _self_]\n")

@@ -16,7 +16,7 @@ from distconv.formats.dcp import plan as dcp_plan
 from distconv.formats.dcp.files import DcpFiles
 from distconv.formats.dcp.plan import Names, make_dcp_plan
 from distconv.formats.frame import write_frame
-from distconv.options import InputOutput
+from distconv.input_output import InputOutput
 from distconv.tensors.stored import SourceFile, StoredTensor, as_stored
 from distconv.transfer.sources import SourceFiles
 from distconv.transfer.write import write_beside

@@ -22,10 +22,13 @@ from distconv.formats.huggingface.source import Checkpoint, HuggingFaceFacts
 from distconv.formats.megatron.plan import MegatronPlan
 from distconv.formats.registry import Options
 from distconv.models.library import Library
+from distconv.planning.assign import assign
 from distconv.planning.facts import Facts
 from distconv.planning.look import _recognised
 from distconv.planning.plan import plan_job
+from distconv.runtime.lanes import lanes
 from distconv.tensors.stored import SourceFile, SourceIndex, StoredTensor
+from distconv.transfer.planned_reads import planned_reads
 from tests.published import PUBLISHED, Config, Layout, Published
 from tests.published_language_models import LANGUAGE_MODELS
 from tests.published_towers import EVERY, FIRST, LAST, WHOLE, Cut, Tensor, Units
@@ -92,6 +95,31 @@ def test_a_published_size_plans_under_a_documented_layout(case: str, planned: Pl
 def test_the_towers_have_as_many_parameters_as_the_hub_says(published: Published) -> None:
     stored = [tensor for tensor in published.tensors() if tensor.stored and not tensor.left_out]
     assert sum(tensor.elements for tensor in stored) == published.parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "processes", "per_node", "balance"),
+    [
+        # A file each, of which some have one layer more than others.
+        ("Qwen3-VL-235B-A22B", 256, 8, 1.19),
+        ("Qwen2.5-VL-32B", 16, 4, 1.6),
+        ("Qwen2.5-72B", 32, 8, 1.04),
+        ("Qwen2.5-72B", 4, 1, 1.04),
+    ],
+)
+def test_nodes_read_a_checkpoint_hardly_more_than_once(
+    name: str, processes: int, per_node: int, balance: float, planned: PlanOf
+) -> None:
+    """Processes cut matrices by columns, and are many for each layer that all expert parallel ranks have."""
+    (published,) = (each for each in ALL if each.name == name)
+    _, plan = planned(published, published.configs[0], published.layouts[-1])
+    shares = assign(plan.files, processes)
+    written = [sum(file.nbytes for file in share) for share in shares]
+    assert max(written) * processes <= balance * sum(written)
+    reads = planned_reads(plan, shares, lanes(None, None, 2), per_node)
+    (file,) = {source.file for each in plan.binding.parameters for source in each.sources}
+    assert reads.distinct == pytest.approx(file.size, rel=0.001)
+    assert sum(reads.fetched) <= 1.3 * file.size
 
 
 def index_of(tensors: Iterable[Tensor]) -> SourceIndex:

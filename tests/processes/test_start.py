@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from distconv.options import InputOutput
+from distconv.input_output import InputOutput
 from tests.checkpoints import load_case, write_source
 from tests.processes import at_first_byte
 from tests.processes.jobs import MPIRUN, PYTHON, TORCHRUN, run, single

@@ -14,8 +14,8 @@ import pytest
 from distconv.errors import InputError, shown
 from distconv.fields import options_of
 from distconv.formats.registry import Options
+from distconv.input_output import InputOutput
 from distconv.layout.request import Layout, SourceLayout
-from distconv.options import InputOutput
 from tests import configuration
 
 
@@ -160,6 +160,7 @@ NO_SIZES = [0, -1, 1.5, 2.0, "2", True, [2], {}]
         ("io__threads", NO_SIZES, SIZE),
         ("io__buffer_mib", NO_SIZES, SIZE),
         ("processes", NO_SIZES, SIZE),
+        ("processes_per_node", NO_SIZES, SIZE),
         ("layout__stages__text", [4, "4", [], [[]], [-1], [1.0], [True], ["1"], [[1], 2], [1, [2]], {}], STAGES),
         ("layout__stages__vision", [[None], [[1], []], [[1, -1]], [[[1]]]], STAGES),
         ("layout__placement", ["u-shape", 1, None], "one of sequential, u_shape"),

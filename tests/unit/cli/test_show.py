@@ -16,7 +16,7 @@ from distconv.cli.show import Reporter, outcome_text, plan_text
 from distconv.formats.registry import Options
 from distconv.observer import Outcome
 from distconv.planning.plan import Planned
-from distconv.planning.summary import plan_report, planned_processes
+from distconv.planning.summary import plan_report, planned_nodes, planned_processes
 from tests.unit.planning.test_plan import CONFIG, facts, planned
 
 RESULT = Path("/mm/release")
@@ -98,6 +98,25 @@ def test_processes_that_do_the_same_share_a_line():
     text = plan_text({**report_of(CONFIG, found), "processes": processes}, full=True)
     table = [line.split()[:2] for line in text.splitlines()[-2:]]
     assert table == [["0", "1"], ["1-2", "0"]]
+
+
+@pytest.mark.parametrize(
+    ("fetched", "words"),
+    [
+        ([1024, 1024], "per node of 4 processes: 1.0 KiB; by all 2 nodes 2.0 KiB, 1.33 times what is there"),
+        ([1024, 2048], "per node of 4 processes: 1.0 KiB to 2.0 KiB; by all 2 nodes 3.0 KiB, 2.00 times what is there"),
+    ],
+)
+def test_a_plan_says_what_nodes_read_from_the_file_system(fetched, words):
+    nodes = planned_nodes(4, fetched, 1536, [0] * 7)
+    text = plan_text({**report_of(CONFIG, planned()), "nodes": nodes}, full=True)
+    assert text.splitlines()[-1] == f"read from the file system, {words}"
+
+
+def test_copies_that_are_compared_are_read_by_their_nodes():
+    assert planned_nodes(2, [10, 20], 25, [1, 2, 4]) == {
+        "processes_per_node": 2, "bytes_fetched": [13, 24], "bytes_distinct": 32
+    }  # fmt: skip
 
 
 def test_many_files_are_not_all_shown():

@@ -53,6 +53,27 @@ def test_the_launcher_is_known_by_its_environment(environment, expected):
     assert launch(environment) == expected
 
 
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        (SLURM_JOB, None),
+        ({"LOCAL_WORLD_SIZE": "8"}, 8),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, 4),
+        ({"MPI_LOCALNRANKS": "16"}, 16),
+        ({"MV2_COMM_WORLD_LOCAL_SIZE": "2"}, 2),
+        ({"PALS_LOCAL_SIZE": "1"}, 1),
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "8(x4),3"}, 8),
+        # torchrun inside of a step with a task for each node.
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "1(x4)", "LOCAL_WORLD_SIZE": "8"}, 8),
+        ({"LOCAL_WORLD_SIZE": "many"}, None),
+        ({"LOCAL_WORLD_SIZE": "0"}, 1),
+    ],
+)
+def test_the_launcher_says_how_many_processes_are_on_a_node(environment, expected):
+    assert local_size(environment) == expected
+
+
 @pytest.mark.parametrize("environment", [SRUN, {**SRUN, "MASTER_ADDR": "node1"}, {**SRUN, "MASTER_PORT": "29500"}])
 def test_tasks_of_srun_that_cannot_find_each_other_are_refused_with_the_remedy(environment):
     with pytest.raises(

@@ -14,7 +14,7 @@ import pytest
 from distconv.commit.journal import Finished
 from distconv.errors import StoppedError
 from distconv.formats.records import OutputFile, Written
-from distconv.options import InputOutput
+from distconv.input_output import InputOutput
 from distconv.transfer import continuing
 from distconv.transfer.continuing import proved
 from distconv.transfer.means import Means

@@ -20,9 +20,9 @@ from distconv.tensors.stored import Assembled, LowRank, SourceFile, StoredTensor
 from distconv.tensors.virtual import VirtualTensor, chunk, concat, permute, whole
 from distconv.transfer import engine
 from distconv.transfer import lower as lowering
-from distconv.transfer.batches import planned_reads
 from distconv.transfer.engine import Shard, Work, run
 from distconv.transfer.files import OpenFiles
+from distconv.transfer.planned_reads import planned_reads
 from distconv.transfer.sinks import CompareSink, Counters, WriteSink
 from distconv.transfer.sources import SourceFiles
 from tests.unit.buffers import small_buffers, small_lanes
@@ -101,7 +101,7 @@ def test_any_tensors_are_cast(tmp_path, program: Program, into, types, run_bytes
         assert moved(work, buffer_bytes=buffer_bytes, compare=True)[1] == set()
         entries = [Entry(sources, table, "w", key=str(number), group=0) for number, table in enumerate(tables)]
         shares, lanes = [[OutputFile(path="file", nbytes=0, order=(), batch=0)]], small_lanes(2, buffer_bytes)
-        assert planned_reads(Listed({"file": entries}), shares, lanes) == [counters.read]
+        assert planned_reads(Listed({"file": entries}), shares, lanes).asked == [counters.read]
 
 
 @pytest.mark.parametrize("into", FLOATING)

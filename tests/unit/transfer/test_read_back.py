@@ -13,7 +13,7 @@ from distconv.errors import ReaderError
 from distconv.formats.megatron.plan import MegatronPlan
 from distconv.formats.readers import Form, Key, Reader, ReadFile
 from distconv.formats.records import Entry, OutputFile
-from distconv.options import InputOutput
+from distconv.input_output import InputOutput
 from distconv.tensors.virtual import VirtualTensor
 from distconv.transfer import lower as lowering
 from distconv.transfer import read_back as reading

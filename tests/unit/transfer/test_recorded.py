@@ -11,8 +11,8 @@ import pytest
 from distconv.errors import StoppedError
 from distconv.formats.provenance import Provenance, provenance_bytes
 from distconv.formats.records import Written
+from distconv.input_output import InputOutput
 from distconv.models.scaling import Scaling
-from distconv.options import InputOutput
 from distconv.transfer.means import Means
 from distconv.transfer.recorded import as_outputs, compare_record, compare_recorded
 from distconv.transfer.sinks import Counters

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from distconv.commit.journal import Journal
 from distconv.formats.megatron.files import MegatronFiles
 from distconv.formats.megatron.plan import MegatronPlan
-from distconv.options import InputOutput
+from distconv.input_output import InputOutput
 from distconv.tensors.compose import box_of
 from distconv.tensors.replicas import Replica
 from distconv.tensors.stored import Assembled, SourceFile, StoredTensor
 from distconv.tensors.virtual import whole
 from distconv.transfer import lower as lowering
-from distconv.transfer.batches import planned_reads
 from distconv.transfer.means import Means
+from distconv.transfer.planned_reads import planned_reads
 from distconv.transfer.sinks import Counters
 from distconv.transfer.sources import SourceFiles
 from distconv.transfer.verify import Compared, compare_files, comparison
@@ -86,7 +86,7 @@ def test_both_sides_of_what_is_compared_are_counted_and_what_is_done_once(plan, 
     form = MegatronFiles(plan.dictionaries)
     with patch.object(lowering, "MIN_RUN_BYTES", run_bytes), SourceFiles() as sources:
         compare_files(plan, plan.files, tmp_path / "release", form, means(sources, counters))
-        (read,) = planned_reads(plan, [plan.files], BUFFERS.lanes)
+        (read,) = planned_reads(plan, [plan.files], BUFFERS.lanes).asked
     assert counters.read == read + sum(file.nbytes for file in plan.files)
     assert sum(portions) == sum(file.nbytes for file in plan.files)
     assert counters.written == 0

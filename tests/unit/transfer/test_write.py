@@ -17,7 +17,7 @@ from distconv.errors import JobError, SourceChangedError
 from distconv.formats.frame import write_frame
 from distconv.formats.megatron.plan import MegatronPlan
 from distconv.formats.records import OutputFile, Written
-from distconv.options import InputOutput
+from distconv.input_output import InputOutput
 from distconv.runtime.identity import look_at
 from distconv.tensors.stored import SourceFile
 from distconv.transfer import write as writing

@@ -190,7 +190,7 @@ import pathlib, sys
 from distconv.formats.dcp.files import DcpFiles
 from distconv.formats.dcp.plan import Names, make_dcp_plan
 from distconv.formats.frame import write_frame
-from distconv.options import InputOutput
+from distconv.input_output import InputOutput
 from distconv.tensors.stored import NamedTensor
 from distconv.tensors.virtual import whole
 from distconv.transfer.sources import SourceFiles

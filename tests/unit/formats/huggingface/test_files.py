@@ -21,7 +21,7 @@ from distconv.formats.huggingface.reference import read_reference
 from distconv.formats.huggingface.safetensors import read_header, safetensors_frame
 from distconv.formats.model import Reference
 from distconv.formats.records import Written
-from distconv.options import InputOutput
+from distconv.input_output import InputOutput
 from distconv.tensors.stored import NamedTensor, SourceFile, StoredTensor, as_stored
 from distconv.tensors.virtual import permute, whole
 from distconv.transfer.means import Means
