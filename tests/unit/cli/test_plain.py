@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from distconv.cli.command_line import run_command_line
 from distconv.cli.config import help_text
 from distconv.cli.plain import composed
-from distconv.cli.values import PATHS as PATH_KINDS
 from distconv.errors import InputError
 from distconv.fields import keys_of
 from distconv.formats.registry import Options
 from distconv.models.library import Library
+from distconv.path_kinds import PathKind
 
 KEYS = {key: each.kind for key, each in keys_of(Options)}
-PATHS = [key for key, kind in KEYS.items() if isinstance(kind, PATH_KINDS)]
+PATHS = [key for key, kind in KEYS.items() if isinstance(kind, PathKind)]
 # Values that are right for some option, and others that look like them to one grammar or the other.
 VALUES = ["null", "Null", "true", "FALSE", "yes", "off", "0", "-1", "+1", "01", "1_000", "8", "1e5", "1.5", ".5", "5.",
           "inf", "-inf", "NaN", "nano", "infinite", "5GB", "2GiB", "5E3", "1E", "0x10", "release", "convert", "inspect",

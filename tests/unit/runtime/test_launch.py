@@ -129,7 +129,7 @@ def test_mpi_that_does_not_see_the_processes_of_torchrun_is_refused(monkeypatch)
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        ({}, 1),
+        ({}, None),
         ({"LOCAL_WORLD_SIZE": "8"}, 8),
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, 4),
         ({"MPI_LOCALNRANKS": "3"}, 3),

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distconv.input_output import InputOutput
 from distconv.tensors.differences import Difference, Farthest
 from distconv.tensors.pairs import Pair, PairPart, parts_of
 from distconv.tensors.stored import Assembled, SourceFile, StoredTensor
@@ -16,9 +17,10 @@ from distconv.transfer.compare_pairs import compare_pairs
 from distconv.transfer.means import Means
 from distconv.transfer.sinks import Counters
 from distconv.transfer.sources import SourceFiles
-from tests.unit.buffers import SmallBuffers
+from tests.unit.buffers import small_buffers
 
 ROWS, COLUMNS = 70, 90
+IO = InputOutput()
 
 
 class Files:
@@ -48,8 +50,9 @@ def numbers() -> np.ndarray:
 def compared(parts: list[PairPart], buffer_bytes: int = 4096, done: list[int] | None = None) -> dict[int, Difference]:
     counters = Counters((lambda _: None) if done is None else done.append)
     with SourceFiles() as sources:
-        io = SmallBuffers(buffer_bytes=buffer_bytes, threads=3)
-        return compare_pairs(parts, Means(io=io, counters=counters, sources=sources, must_stop=lambda: False))
+        buffers = small_buffers(3, buffer_bytes)
+        means = Means(io=IO, counters=counters, sources=sources, buffers=buffers, must_stop=lambda: False)
+        return compare_pairs(parts, means)
 
 
 def cut(files: Files, changed: np.ndarray) -> Assembled:
