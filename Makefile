@@ -97,10 +97,11 @@ faults: $(READY) ## Kills, every call of the system failing once, and fuzzed rea
 bench: $(READY) ## Measure there and back against cp -r, a plain converter and dcp.save (make bench BENCH='--size-mb 1000 --only back')
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 
-bench-plan: $(READY) ## Measure planning for models of 235 and 671 billion parameters
+bench-plan: $(READY) ## Measure planning for models of 235 to 1,000 billion parameters, and simulate 1,024 processes
 	$(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/plan_back.py
 	$(BIN)/python benchmarks/plan_torch_dist.py
+	$(BIN)/python benchmarks/simulate.py
 
 clean:          ## Remove what the other targets made
 	rm -rf .venv build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
