@@ -48,6 +48,12 @@ def test_no_process_is_idle_while_another_could_give_it_a_file(files, processes)
 
 
 @given(outputs(), st.integers(1, 70))
+def test_neighbours_begin_with_the_same_sources(files, processes):
+    firsts = [share[0].batch for share in assign(files, processes) if share]
+    assert firsts == sorted(firsts)
+
+
+@given(outputs(), st.integers(1, 70))
 def test_balance_is_given_up_for_reads_by_a_sixteenth_at_most(files, processes):
     """Of the heaviest share; in the order of files, which mixes the pipeline ranks, runs are balanced best."""
     heaviest = max(sum(file.nbytes for file in share) for share in assign(files, processes))
