@@ -41,7 +41,7 @@ def _in_groups(ordered: Sequence[OutputFile], groups: int, size: int) -> Shares:
     shares: Shares = []
     for run in _runs(ordered, groups):
         own = _runs(sorted(run, key=lambda file: file.order), size)
-        shares += sorted(filter(None, own), key=lambda share: _by_source(share[0]))
+        shares += sorted(filter(None, own), key=lambda share: min(map(_by_source, share)))
         shares += [each for each in own if not each]
     return shares
 
