@@ -9,6 +9,7 @@ import os
 
 from distconv.errors import LauncherError, missing_package
 from distconv.runtime.elastic import tell_agent
+from distconv.runtime.interruption import end_undisturbed
 from distconv.runtime.launch import launch
 
 
@@ -21,7 +22,9 @@ def main() -> int:
         if problem is None:
             raise
         return _failed(f"distconv: {problem}")
-    return run()
+    status = run()
+    end_undisturbed()
+    return status
 
 
 def _failed(text: str) -> int:

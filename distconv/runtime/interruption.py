@@ -33,6 +33,15 @@ def end_politely() -> None:
         signal.signal(signal.SIGINT, _interrupt)
 
 
+def end_undisturbed() -> None:
+    """Ignore both signals for what is left of this process, which has said how it ends.
+
+    While the interpreter ends, code of others runs, in which an interruption would be a traceback.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def end_as_signalled() -> None:
     """End this process as SIGTERM ends one that has no handler.
 

@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any
 
-from distconv.cli.main import main
+from distconv.cli.entry import main
 from tests.faults.calls import Calls
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 
-from distconv.cli.main import main
+from distconv.cli.entry import main
 from tests.faults.calls import Calls, Fault
 from tests.processes.surroundings import RANK_NAMES
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from distconv.cli.main import main
+from distconv.cli.entry import main
 from distconv.commit import swap
 
 

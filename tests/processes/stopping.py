@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from distconv.cli.main import main
+from distconv.cli.entry import main
 from distconv.commit.journal import Finished, Journal
 from distconv.runtime.launch import launch
 

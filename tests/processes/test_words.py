@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,3 +105,12 @@ def test_an_answer_in_a_terminal_has_no_colour(tmp_path):
         status, shown = terminal.end()
     assert status == 0
     assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_interpreter_ends_is_no_traceback(number, tmp_path):
+    """Packages have functions that run then, such as torch."""
+    late = f"import atexit, os, runpy, sys; atexit.register(os.kill, os.getpid(), {int(number)})"
+    program = f"{late}; sys.argv = ['distconv', '--version']; runpy.run_module('distconv', run_name='__main__')"
+    outcome = run([sys.executable, "-c", program], tmp_path)
+    assert (outcome.status, outcome.err) == (0, "")

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from distconv import writing
-from distconv.cli.main import main
+from distconv.cli.entry import main
 from distconv.transfer.write import write_files
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from distconv.errors import JobError, LostError
-from distconv.runtime.interruption import end_politely, interruptions, undisturbed
+from distconv.runtime.interruption import end_politely, end_undisturbed, interruptions, undisturbed
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -112,3 +112,9 @@ def test_a_signal_that_was_ignored_before_is_still():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_politely()
     os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_who_has_said_how_it_ends_is_not_interrupted(number):
+    end_undisturbed()
+    os.kill(os.getpid(), number)
