@@ -30,20 +30,26 @@ def attempt_parts(task: Task, parts: Sequence[Any], threads: int = 1) -> list[tu
             return [], task(part)
         except InputError as error:
             return error.problems, None
-        finally:
-            finished()
 
     return on_threads(attempt, parts, threads)
 
 
 def on_threads(function: Callable[[Part], Value], parts: Sequence[Part], threads: int) -> list[Value]:
     """The values of a function of every part, in their order; its threads follow the progress that the caller does."""
+
+    def one(part: Part) -> Value:
+        try:
+            return function(part)
+        finally:
+            # A thread that is done with its file is not the one that hangs.
+            finished()
+
     if threads == 1 or len(parts) < 2:
-        return [function(part) for part in parts]
+        return list(map(one, parts))
     with ThreadPoolExecutor(min(threads, len(parts)), thread_name_prefix="parts") as pool:
         # In the context of the caller, a copy for each since two threads cannot be in one.
         contexts = [copy_context() for _ in parts]
-        return list(pool.map(lambda context, part: context.run(function, part), contexts, parts))
+        return list(pool.map(lambda context, part: context.run(one, part), contexts, parts))
 
 
 def values_of(outcomes: Sequence[tuple[list[str], Any]]) -> list[Any]:

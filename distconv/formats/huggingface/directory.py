@@ -189,9 +189,9 @@ def _read_files(
             return read(directory / name)
         except InputError as error:
             return error
-        finally:
-            finished()
 
+    # This thread has read what names the files, and only waits for them.
+    finished()
     for found in on_threads(attempt, names, _READ_AT_ONCE):
         if isinstance(found, InputError):
             problems += found.problems
