@@ -13,6 +13,8 @@ from collections.abc import Mapping
 
 _NAME = "TORCHELASTIC_ERROR_FILE"
 _TOLD = "distconv: rank 0 says why"
+# Processes may fail so many seconds apart, and the one that says why must count as the first.
+_LATER_SECONDS = 3600
 
 
 def tell_agent(cause: str | None, environment: Mapping[str, str]) -> None:
@@ -23,7 +25,7 @@ def tell_agent(cause: str | None, environment: Mapping[str, str]) -> None:
     path = environment.get(_NAME)
     if not path:
         return
-    text, moment = (cause, int(time.time())) if cause is not None else (_TOLD, int(time.time()) + 1)
+    text, moment = (cause, int(time.time())) if cause is not None else (_TOLD, int(time.time()) + _LATER_SECONDS)
     # `py_callstack` is what the report shows, also where it is none.
     message = {"message": text, "extraInfo": {"py_callstack": text, "timestamp": str(moment)}}
     with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
