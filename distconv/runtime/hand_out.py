@@ -6,9 +6,10 @@ so that any process can run them. Starts no process and sends nothing.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from threading import Thread
 from typing import Any, TypeVar
 
 from distconv.errors import InputError, raise_if
@@ -35,7 +36,11 @@ def attempt_parts(task: Task, parts: Sequence[Any], threads: int = 1) -> list[tu
 
 
 def on_threads(function: Callable[[Part], Value], parts: Sequence[Part], threads: int) -> list[Value]:
-    """The values of a function of every part, in their order; its threads follow the progress that the caller does."""
+    """The values of a function of every part, in their order; its threads follow the progress that the caller does.
+
+    An interruption of the caller waits for none of them: a file system that hangs would keep the process from ending.
+    The first error of a part, in their order, is raised when all threads have stopped.
+    """
 
     def one(part: Part) -> Value:
         try:
@@ -46,10 +51,35 @@ def on_threads(function: Callable[[Part], Value], parts: Sequence[Part], threads
 
     if threads == 1 or len(parts) < 2:
         return list(map(one, parts))
-    with ThreadPoolExecutor(min(threads, len(parts)), thread_name_prefix="parts") as pool:
-        # In the context of the caller, a copy for each since two threads cannot be in one.
-        contexts = [copy_context() for _ in parts]
-        return list(pool.map(lambda context, part: context.run(one, part), contexts, parts))
+    values: dict[int, Value] = {}
+    errors: dict[int, BaseException] = {}
+    # A deque's `popleft` is atomic.
+    left = deque(enumerate(parts))
+
+    def work() -> None:
+        while left and not errors:
+            try:
+                number, part = left.popleft()
+            except IndexError:
+                return
+            try:
+                values[number] = one(part)
+            except BaseException as error:  # noqa: BLE001 - the caller raises it
+                errors[number] = error
+
+    # In the context of the caller, a copy for each since two threads cannot be in one.
+    contexts = [copy_context() for _ in range(min(threads, len(parts)))]
+    workers = [Thread(target=each.run, args=(work,), daemon=True, name="parts") for each in contexts]
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    finally:
+        left.clear()
+    if errors:
+        raise errors[min(errors)]
+    return [values[number] for number in range(len(parts))]
 
 
 def values_of(outcomes: Sequence[tuple[list[str], Any]]) -> list[Any]:

@@ -7,7 +7,6 @@ Owns the checks that pieces belong together. Everything after it sees tensors of
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from distconv.errors import InputError, counted, named, raise_if, reading
 from distconv.formats.config_dtypes import main_dtype
 from distconv.formats.huggingface.schemes import OF_ACTIVATIONS, Scheme, scheme_in
+from distconv.runtime.hand_out import on_threads
 from distconv.runtime.regular_files import open_file
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import Quantised, SourceFile, SourceIndex, StoredTensor, scale_shape
@@ -147,8 +147,7 @@ def _said_shapes(
     )
     ordered = sorted(pieces.items(), key=lambda item: (item[1].file.path, item[1].offset))
     groups = [(file, list(group)) for file, group in groupby(ordered, key=lambda item: item[1].file)]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return {base: shape for read in pool.map(_read_shapes, groups) for base, shape in read}
+    return {base: shape for read in on_threads(_read_shapes, groups, _THREADS) for base, shape in read}
 
 
 def _read_shapes(group: tuple[SourceFile, list[tuple[str, StoredTensor]]]) -> list[tuple[str, tuple[int, ...]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from distconv.errors import InputError, JobError
 from distconv.runtime.agreement import on_all, on_first, on_first_with_hand_out
-from distconv.runtime.hand_out import HandOut, attempt_parts, here
+from distconv.runtime.hand_out import HandOut, attempt_parts, here, on_threads
 from distconv.runtime.processes import Processes
 from tests.unit.runtime.test_agreement import HOST, the_error
 from tests.unit.threads import as_processes
@@ -96,3 +97,35 @@ def test_the_phase_may_go_on_after_a_problem_and_the_job_after_the_phase():
         return first, on_first(processes, lambda: "then"), on_all(processes, lambda: processes.rank, int)[1]
 
     assert as_processes(3, run) == [([8], "then", [0, 1, 2])] * 3
+
+
+def test_the_first_error_in_the_order_of_the_parts_is_raised():
+    both = threading.Barrier(2)
+
+    def fails(part: int) -> int:
+        both.wait()
+        raise JobError(f"part {part}")
+
+    with pytest.raises(JobError, match="part 0"):
+        on_threads(fails, [0, 1], 2)
+
+
+def test_an_interruption_does_not_wait_for_a_part_that_hangs():
+    """As of a file system that does not answer: no thread can be interrupted but the first one."""
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def part(number: int) -> int:
+        if number == 0:
+            hangs.set()
+            goes_on.wait()
+        elif hangs.wait(10):
+            _thread.interrupt_main()
+        return number
+
+    with pytest.raises(KeyboardInterrupt):
+        on_threads(part, [0, 1], 2)
+    (left,) = (each for each in threading.enumerate() if each.name == "parts")
+    # What is left does not keep the interpreter from ending either.
+    assert left.daemon
+    goes_on.set()
+    left.join()
