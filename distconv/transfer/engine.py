@@ -154,6 +154,8 @@ class _Engine:
         shapes, types = [source.shape for source in work.sources], [source.read_as for source in work.sources]
         tensors = [shard.tensor for shard in work.shards]
         buffer_bytes = buffer_for(tensors, shapes, self._buffers.lanes)
+        # Who waits for buffers is at no file, and not the one that hangs.
+        self._counters.progress.leave()
         with self._buffers.taken(buffer_bytes) as memory:
             for step in lower(tensors, shapes, buffer_bytes, types):
                 if self._stop.is_set():

@@ -51,7 +51,10 @@ class SourceFiles:
         self._read: dict[SourceFile, None] = {}
         self._first: dict[str, SourceFile] = {}
         self._changed: dict[SourceFile, str] | None = None
-        self._lock, self._opening = threading.Lock(), threading.Lock()
+        # One lock for each file that is opened: that can take long, and hang, which others must not wait for.
+        self._opening: dict[SourceFile, threading.Lock] = {}
+        self._being_opened = 0
+        self._lock, self._comparing = threading.Lock(), threading.Lock()
 
     @contextmanager
     def opened(self, file: SourceFile) -> Iterator[int]:
@@ -111,8 +114,9 @@ class SourceFiles:
         """The descriptor of a file with one more user."""
         held = self._used(file)
         if held is None:
-            # Not under the lock of those that are open: to open a file can take long.
-            with self._opening:
+            with self._lock:
+                opening = self._opening.setdefault(file, threading.Lock())
+            with opening:
                 held = self._used(file) or self._begun(file)
         return held
 
@@ -127,8 +131,17 @@ class SourceFiles:
     def _begun(self, file: SourceFile) -> _Held:
         """The descriptor of a file that was not open, or was closed meanwhile."""
         with self._lock:
-            while len(self._held) >= self._limit and self._close_one():
+            while len(self._held) + self._being_opened >= self._limit and self._close_one():
                 pass
+            self._being_opened += 1
+        try:
+            return self._compared(file)
+        finally:
+            with self._lock:
+                self._being_opened -= 1
+
+    def _compared(self, file: SourceFile) -> _Held:
+        """The descriptor of a file that is opened, and is as it was."""
         descriptor = self._descriptor(file.path)
         try:
             found = look_again(file, descriptor)
@@ -146,9 +159,10 @@ class SourceFiles:
 
     def _others(self, file: SourceFile) -> list[str]:
         """All other files of the job that have changed, too, in words; looked for once, whichever thread asks first."""
-        if self._changed is None:
-            everything = dict.fromkeys((*self._looked_at(), *self._read))
-            self._changed = {each: found for each in everything if (found := self._change(each)) is not None}
+        with self._comparing:
+            if self._changed is None:
+                everything = dict.fromkeys((*self._looked_at(), *self._read))
+                self._changed = {each: found for each in everything if (found := self._change(each)) is not None}
         return [found for each, found in self._changed.items() if each != file]
 
     def _known(self, file: SourceFile) -> SourceFile:
