@@ -29,7 +29,7 @@ def test_the_same_answer_as_of_one_process(launcher, tmp_path, distconv):
     outcome = run(launcher(2, *given, "report=two.json"), tmp_path)
     assert outcome.status == 1, outcome.err
     assert not outcome.shows_its_inside
-    assert outcome.err.count("tensors differ\n") == 1
+    assert outcome.told.count("tensors differ\n") == 1
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     shares = two.pop("processes")
     assert len(shares) == 2
