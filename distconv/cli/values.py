@@ -49,10 +49,10 @@ def with_literal_path(word: str) -> str:
     Values already in quotes of that grammar, lists where the option takes some, and `null`, are unchanged.
     """
     key, _, value = word.partition("=")
-    name = key.lstrip("+")
-    if name not in _paths() or value in ("", "null") or _QUOTED.fullmatch(value):
+    kind = _paths().get(key.lstrip("+"))
+    if kind is None or value in ("", "null") or _QUOTED.fullmatch(value):
         return word
-    if value.startswith("[") and isinstance(_paths()[name], FilePaths):
+    if value.startswith("[") and isinstance(kind, FilePaths):
         return word
     return f"{key}={literal(value)}"
 

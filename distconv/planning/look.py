@@ -69,10 +69,7 @@ def look(options: Options, chosen: Chosen | None, library: Library, hand_out: Ha
 
 
 def _look(options: Options, chosen: Chosen | None, library: Library, hand_out: HandOut) -> Facts:
-    check_directory(options.source, "source")
-    raise_if([problem] if (problem := unknown_problem(options.source, "source")) else [])
-    raise_if([problem] if (problem := mixed_problem(options.source, options.iteration)) else [])
-    form = format_of(options.source, options.iteration)
+    form = format_in(options, "source")
     raise_if(list(source_contradictions(options, form)))
     adapters = chosen is not None and chosen[1].get("adapters") == "only"
     opened = form.open(options, adapters=adapters, hand_out=hand_out)
@@ -80,6 +77,18 @@ def _look(options: Options, chosen: Chosen | None, library: Library, hand_out: H
     needed = not target.is_published(options) or (opened.config is None and not opened.names_suffice)
     by_names = not needed and not target.needs_config
     return facts_of(options, form, opened, chosen, library, needed=needed, by_names=by_names)
+
+
+def format_in(options: Options, key: str) -> Format[Options]:
+    """The format of the source of these options, which the user has named by the option `key`.
+
+    Raises:
+        InputError: it is no checkpoint, or more than one.
+    """
+    check_directory(options.source, key)
+    raise_if([problem] if (problem := unknown_problem(options.source, key)) else [])
+    raise_if([problem] if (problem := mixed_problem(options.source, options.iteration)) else [])
+    return format_of(options.source, options.iteration)
 
 
 def opened_as_any(form: Format[Options], options: Options, hand_out: HandOut) -> Opened:

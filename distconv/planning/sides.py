@@ -16,13 +16,12 @@ from typing import Any, NamedTuple, TypeVar
 from distconv.errors import InputError, raise_if
 from distconv.formats.base import Format, Opened
 from distconv.formats.config_dtypes import says_quantised
-from distconv.formats.huggingface.directory import check_directory
 from distconv.formats.provenance import Provenance, read_provenance
-from distconv.formats.registry import Options, format_of, mixed_problem, source_contradictions, unknown_problem
+from distconv.formats.registry import Options, source_contradictions
 from distconv.layout.request import Layout, SourceLayout
 from distconv.models.library import Library, head_of
 from distconv.planning.facts import Facts
-from distconv.planning.look import Chosen, facts_of, opened_as_any
+from distconv.planning.look import Chosen, facts_of, format_in, opened_as_any
 from distconv.runtime.hand_out import HandOut, here
 
 T = TypeVar("T")
@@ -97,7 +96,7 @@ def look_at_both(
         InputError: a directory that is no checkpoint, options that do not apply, or nothing that says what model it is.
     """
     reads = {key: as_source(options, key) for key in _KEYS}
-    forms = _both(lambda key: _form(reads[key], key))
+    forms = _both(lambda key: format_in(reads[key], key))
     if any(_takes_reference(form) for form in forms.values()):
         # It is said of those that take one.
         kept = {key: read.reference if _takes_reference(forms[key]) else None for key, read in reads.items()}
@@ -144,14 +143,6 @@ def _opened(form: Format[Options], read: Options, hand_out: HandOut) -> tuple[Op
         return read, opened
     read = replace(read, dtype="bfloat16")
     return read, opened_as_any(form, read, hand_out)
-
-
-def _form(read: Options, key: str) -> Format[Options]:
-    """The format of a side."""
-    check_directory(read.source, key)
-    for problem in (unknown_problem(read.source, key), mixed_problem(read.source, read.iteration)):
-        raise_if([problem] if problem else [])
-    return format_of(read.source, read.iteration)
 
 
 class _Silence(NamedTuple):

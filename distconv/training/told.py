@@ -50,15 +50,14 @@ def completed(layout: Layout, files: Sequence[Told]) -> Layout:
     told = [_with_encoders(each, files) for each in files]
     raise_if([*_unread(told, given), *_contradictions(told, given)])
     values = {key: value for each in told for key, value in each.values.items() if key not in given}
-    groups: dict[str, dict[str, Any]] = {"stages": dict(layout.stages), "modality_tp": dict(layout.modality_tp)}
-    sizes: dict[str, Any] = {}
+    changed: dict[str, Any] = {"stages": dict(layout.stages), "modality_tp": dict(layout.modality_tp)}
     for key, value in values.items():
         group, _, name = key.partition(".")
         if name:
-            groups[group][name] = value
+            changed[group][name] = value
         else:
-            sizes[key] = value
-    return replace(layout, from_=None, **{**sizes, **groups})
+            changed[key] = value
+    return replace(layout, from_=None, **changed)
 
 
 def words_of(asked: Layout, made: Layout) -> Iterator[str]:
