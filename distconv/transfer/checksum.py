@@ -7,11 +7,8 @@ for `checksum_of`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import lru_cache
-from types import TracebackType
 from zlib import crc32
 
 from distconv.errors import JobError
@@ -20,8 +17,6 @@ from distconv.transfer.files import read_into
 # The polynomial of CRC-32 with its bits reversed, and 1 as a residue modulo it: bit 31 is the coefficient of x^0.
 _POLYNOMIAL = 0xEDB88320
 _ONE = 1 << 31
-# Bytes whose checksum takes longer than to wake a thread up.
-_WORTH_A_THREAD = 256 * 1024
 # Bytes that are read at a time: they are still in the cache when they are summed.
 _PIECE = 1024 * 1024
 
@@ -29,38 +24,22 @@ _PIECE = 1024 * 1024
 class Checksums:
     """The checksums of the pieces of files that are being written; safe to use from several threads.
 
-    As a context manager it ends its own threads, of which there are as many as threads that write.
+    A piece is summed by the thread that writes it, while it is in the cache of its core: handing it to another core
+    takes longer than the sum.
     """
 
-    def __init__(self, threads: int = 1) -> None:
+    def __init__(self) -> None:
         # A dictionary's `setdefault` and a list's `append` are atomic.
         self._pieces: dict[str, list[tuple[int, int, int]]] = {}
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="checksums")
-
-    def __enter__(self) -> Checksums:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._pool.shutdown()
 
     def add(self, path: str, offset: int, data: bytes | memoryview) -> None:
         """Take a piece into account that is written at `offset` of the file at `path`."""
-        if data:
-            self._pieces.setdefault(path, []).append((offset, len(data), crc32(data)))
+        self.add_summed(path, offset, len(data), crc32(data))
 
-    @contextmanager
-    def adding(self, path: str, offset: int, data: memoryview) -> Iterator[None]:
-        """A context in which a piece is written, while another thread takes it into account: a core may be idle."""
-        if len(data) < _WORTH_A_THREAD:
-            self.add(path, offset, data)
-            yield
-            return
-        added = self._pool.submit(self.add, path, offset, data)
-        try:
-            yield
-        finally:
-            # The memory is used again after this.
-            added.result()
+    def add_summed(self, path: str, offset: int, nbytes: int, checksum: int) -> None:
+        """Take a piece of this size in bytes into account whose checksum is known."""
+        if nbytes:
+            self._pieces.setdefault(path, []).append((offset, nbytes, checksum))
 
     def add_all(self, path: str, pieces: Iterable[tuple[int, bytes]]) -> None:
         """Take pieces into account, given as (offset, bytes)."""

@@ -9,15 +9,15 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
+from zlib import crc32
 
 from distconv.runtime.progress import Progress
 from distconv.transfer.checksum import Checksums
 from distconv.transfer.files import OpenFiles, copy_in_kernel, read_into, write_from
+from distconv.transfer.pieces import Pieces, idle_seconds
 
 # The size in bytes of the third buffer, through which blocks are compared.
 _PIECE = 1024 * 1024
-# Bytes of a run that are copied at a time where their checksum is computed.
-_SUMMED_PIECE = 4 * 1024 * 1024
 
 
 class Sink(Protocol):
@@ -93,34 +93,45 @@ class WriteSink:
         self._counters = counters
         self._checksums = checksums
         self._heads = heads or {}
+        self._pieces = Pieces()
 
     def copy(self, source: int, source_offset: int, path: str, offset: int, nbytes: int, scratch: memoryview) -> None:
         """Copy from file to file."""
-        target = self._files.get(path)
-        done = 0 if self._checksums is not None else copy_in_kernel(source, source_offset, target, offset, nbytes)
-        if done:
-            self._write(target, path, offset, scratch[:0])
-        largest = len(scratch) if self._checksums is None else _SUMMED_PIECE
+        target, head = self._files.get(path), self._head(path, offset)
+        done = checksum = 0
+        if self._checksums is None:
+            done = copy_in_kernel(source, source_offset, target, offset, nbytes)
+            if done:
+                write_from(target, offset - len(head), head)
+                head = head[:0]
         while done < nbytes:
-            piece = scratch[: min(largest, nbytes - done)]
+            piece = scratch[: min(self._pieces.nbytes, nbytes - done)]
+            before = idle_seconds()
             read_into(source, source_offset + done, piece)
-            self._write(target, path, offset + done, piece)
+            self._pieces.learn(idle_seconds() - before)
+            if self._checksums is not None:
+                checksum = crc32(piece, checksum)
+            write_from(target, offset + done - len(head), head, piece)
             done += len(piece)
+            head = head[:0]
+        if self._checksums is not None:
+            self._checksums.add_summed(path, offset, nbytes, checksum)
         self._counters.add(read=nbytes, written=nbytes, done=nbytes)
 
     def put(self, path: str, offset: int, data: memoryview) -> None:
         """Write bytes at their offset."""
-        self._write(self._files.get(path), path, offset, data)
+        target, head = self._files.get(path), self._head(path, offset)
+        if self._checksums is not None:
+            self._checksums.add(path, offset, data)
+        write_from(target, offset - len(head), head, data)
         self._counters.add(written=len(data), done=len(data))
 
-    def _write(self, target: int, path: str, offset: int, data: memoryview) -> None:
-        head = memoryview(self._heads.get((path, offset), b""))
-        if self._checksums is None:
-            write_from(target, offset - len(head), head, data)
-            return
-        self._checksums.add(path, offset - len(head), head)
-        with self._checksums.adding(path, offset, data):
-            write_from(target, offset - len(head), head, data)
+    def _head(self, path: str, offset: int) -> memoryview:
+        """The bytes that belong in front of an offset, which the caller writes; they count for the checksum."""
+        head = self._heads.get((path, offset), b"")
+        if self._checksums is not None:
+            self._checksums.add(path, offset - len(head), head)
+        return memoryview(head)
 
 
 class CompareSink:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 from zlib import crc32
 
@@ -45,18 +44,18 @@ def write_files(
     if not directory.is_dir():
         raise JobError(f"{directory}: made by the first process, not seen here; target must be on a shared file system")
     done: dict[str, Written] = {}
-    with Checksums(means.threads) if means.io.checksum else nullcontext() as checksums:
-        for batch in batches(plan, files):
-            written = _write_batch(batch, directory, form, means, checksums)
-            finished = {
-                path: Finished(written=each, durable=means.io.fsync, overflowed=means.counters.overflowed_in(path))
-                for path, each in written.items()
-            }
-            try:
-                journal.add(finished)
-            except OSError as error:
-                raise JobError(system_problem(f"writing {journal.path}", error)) from error
-            done |= written
+    checksums = Checksums() if means.io.checksum else None
+    for batch in batches(plan, files):
+        written = _write_batch(batch, directory, form, means, checksums)
+        finished = {
+            path: Finished(written=each, durable=means.io.fsync, overflowed=means.counters.overflowed_in(path))
+            for path, each in written.items()
+        }
+        try:
+            journal.add(finished)
+        except OSError as error:
+            raise JobError(system_problem(f"writing {journal.path}", error)) from error
+        done |= written
     return done
 
 

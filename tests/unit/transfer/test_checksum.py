@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
 from zlib import crc32
 
 import pytest
@@ -48,37 +46,6 @@ def test_what_was_not_written_once_is_told(pieces, place):
         checksums.add("x.pt", start, bytes(length))
     with pytest.raises(JobError, match=rf"x\.pt: byte {place} of 10 was not written, or twice"):
         checksums.taken("x.pt", 10)
-
-
-@pytest.mark.parametrize("nbytes", [0, 1000, 2**20])
-def test_a_piece_is_taken_into_account_while_it_is_written(nbytes):
-    data = memoryview(bytearray(nbytes))
-    with Checksums(2) as checksums:
-        with checksums.adding("x", 0, data):
-            pass
-        # Whose memory is used again at once.
-        data[:] = bytes(len(data))[:-1] + b"1" if nbytes else b""
-        assert checksums.taken("x", nbytes) == crc32(bytes(nbytes))
-
-
-def test_a_piece_that_cannot_be_written_is_waited_for(monkeypatch):
-    done: list[str] = []
-    checksums = Checksums()
-
-    def slow(path: str, *_: object) -> None:
-        time.sleep(0.1)
-        done.append(path)
-
-    monkeypatch.setattr(checksums, "add", slow)
-    with pytest.raises(OSError, match="full"), checksums, checksums.adding("x", 0, memoryview(bytes(2**20))):
-        raise OSError("full")
-    assert done == ["x"]
-
-
-def test_no_thread_is_left():
-    with Checksums(3) as checksums, checksums.adding("x", 0, memoryview(bytes(2**20))):
-        pass
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("checksums")]
 
 
 def test_a_file_that_was_taken_is_forgotten():

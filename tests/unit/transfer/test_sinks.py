@@ -9,8 +9,9 @@ from zlib import crc32
 
 import pytest
 
+from distconv.transfer import sinks
 from distconv.transfer.checksum import Checksums
-from distconv.transfer.files import OpenFiles, write_from
+from distconv.transfer.files import OpenFiles, read_into, write_from
 from distconv.transfer.sinks import Counters, WriteSink
 
 DATA = bytes(range(200)) * 5000
@@ -26,7 +27,8 @@ def test_a_head_is_written_with_the_first_bytes(tmp_path: Path, summed, in_kerne
     counters = Counters(lambda _: None)
     heads = {(path, 4): b"head", (path, 4 + nbytes + 4): b"more"}
     no_copy = patch.object(os, "copy_file_range", side_effect=OSError(95, "not here"))
-    with OpenFiles(os.O_WRONLY) as files, Checksums() as checksums, source.open("rb") as stream:
+    checksums = Checksums()
+    with OpenFiles(os.O_WRONLY) as files, source.open("rb") as stream:
         sink = WriteSink(files, counters, checksums if summed else None, heads)
         if in_kernel:
             sink.copy(stream.fileno(), 4, path, 4, nbytes, memoryview(bytearray(1000)))
@@ -40,6 +42,32 @@ def test_a_head_is_written_with_the_first_bytes(tmp_path: Path, summed, in_kerne
         if summed:
             assert checksums.taken(path, len(expected)) == crc32(expected)
     assert counters.written == 2 * nbytes
+
+
+def test_what_is_read_slowly_is_read_in_larger_pieces(tmp_path: Path):
+    """A network file system answers few large requests sooner than many small ones."""
+    data, requests, clock = DATA * 10, [], [0.0]
+    (tmp_path / "source").write_bytes(data)
+    (tmp_path / "file").touch()
+    checksums = Checksums()
+
+    def read(descriptor: int, offset: int, buffer: memoryview) -> None:
+        requests.append(len(buffer))
+        clock[0] += 0.005
+        read_into(descriptor, offset, buffer)
+
+    with (
+        OpenFiles(os.O_WRONLY) as files,
+        (tmp_path / "source").open("rb") as stream,
+        patch.object(sinks, "read_into", read),
+        patch.object(sinks, "idle_seconds", lambda: clock[0]),
+    ):
+        sink = WriteSink(files, Counters(lambda _: None), checksums)
+        sink.copy(stream.fileno(), 0, str(tmp_path / "file"), 0, len(data), memoryview(bytearray(3 * 2**20)))
+
+    assert requests == [2**19, 2**19, 2**20, 2**21, 3 * 2**20, len(data) - 7 * 2**20]
+    assert (tmp_path / "file").read_bytes() == data
+    assert checksums.taken(str(tmp_path / "file"), len(data)) == crc32(data)
 
 
 def test_a_head_takes_no_request_of_its_own(tmp_path: Path):
