@@ -5,6 +5,7 @@ Owns what is in memory for it: a block of either side for each thread, whatever 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -45,7 +46,7 @@ def _title(part: PairPart) -> str:
 
 
 def _work(title: str, part: PairPart) -> Work:
-    """Both sides of a block as shards of one parameter: so one thread makes both."""
+    """Both sides of a block as shards of one parameter, which are made one after the other."""
     one, other = part.sides
     second = renumbered(other.tensor, len(one.sources))
     return Work((*one.sources, *other.sources), (Shard(one.tensor, title, 0), Shard(second, title, one.nbytes)))
@@ -62,11 +63,14 @@ class _Made:
 class _PairSink:
     """Keeps both sides of blocks, whose titles are the paths, until they are complete, and compares them.
 
+    Safe to use from several threads, of which no more blocks are in the making than there are threads.
+
     `found`: the differences by the title of the block.
     """
 
     def __init__(self, blocks: Mapping[str, PairPart], counters: Counters) -> None:
         self._blocks, self._counters = blocks, counters
+        self._lock = threading.Lock()
         self._made: dict[str, _Made] = {}
         self.found: dict[str, Difference] = {}
 
@@ -85,18 +89,19 @@ class _PairSink:
         self._came(path, made, len(data))
 
     def _of(self, path: str) -> _Made:
-        """The block; one thread makes it, so nobody else asks."""
-        made = self._made.get(path)
-        if made is None:
-            nbytes = self._blocks[path].nbytes
-            made = self._made[path] = _Made(memoryview(bytearray(nbytes)), nbytes)
-        return made
+        with self._lock:
+            made = self._made.get(path)
+            if made is None:
+                nbytes = self._blocks[path].nbytes
+                made = self._made[path] = _Made(memoryview(bytearray(nbytes)), nbytes)
+            return made
 
     def _came(self, path: str, made: _Made, nbytes: int) -> None:
-        made.left -= nbytes
-        if made.left:
-            return
-        del self._made[path]
+        with self._lock:
+            made.left -= nbytes
+            if made.left:
+                return
+            del self._made[path]
         half = len(made.data) // 2
         found = difference(made.data[:half], made.data[half:], self._blocks[path].pair.dtype)
         if found is not None:

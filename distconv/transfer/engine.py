@@ -7,10 +7,11 @@ Never writes finished bytes itself; a sink does.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from distconv.errors import LostError, StoppedError
@@ -22,7 +23,7 @@ from distconv.transfer.lower import buffer_for, lower
 from distconv.transfer.reading import Reader, failure
 from distconv.transfer.sinks import Counters, MemorySink, Sink
 from distconv.transfer.sources import SourceFiles
-from distconv.transfer.steps import CopyRun, Gather
+from distconv.transfer.steps import CopyRun, Gather, Step
 
 if TYPE_CHECKING:
     from distconv.transfer.moves import Moving
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 _ALARM_SECONDS = 0.5
 # How long a thread may take to stop, where nobody waits for it for ever.
 _FAREWELL_SECONDS = 5
-# The largest in-kernel copy in bytes; progress is counted and stops are noticed between two.
-_RUN_PIECE = 32 * 1024 * 1024
+# The largest run in bytes that a thread copies; progress is counted and stops are noticed between two.
+_RUN_PIECE = 8 * 1024 * 1024
 # Bytes that are read at a time to be cast: they are still in the cache then.
 _CAST_PIECE = 1024 * 1024
 # Elements of a sum that are made at a time, in multiples of so many rows: whatever the size of the buffers, since the
@@ -85,7 +86,8 @@ def run(
     """
     counters.progress.leave()
     stop = threading.Event()
-    queue = iter(sorted(work, key=lambda each: position(each.sources)))
+    # Threads share steps rather than tensors: a large one would keep a single thread busy when the others are done.
+    tasks = chain.from_iterable(_tasks(each, buffers) for each in sorted(work, key=lambda each: position(each.sources)))
     lock = threading.Lock()
 
     def worker() -> None:
@@ -93,10 +95,10 @@ def run(
         try:
             while True:
                 with lock:
-                    item = next(queue, None)
-                if item is None or stop.is_set():
+                    task = next(tasks, None)
+                if task is None or stop.is_set():
                     return
-                engine.produce(item)
+                engine.do(task)
         except BaseException:
             stop.set()
             raise
@@ -127,8 +129,47 @@ def run(
         raise StoppedError("stopped because another process failed")
 
 
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A step of a piece of work, and the size in bytes of each of the two buffers with which it is done.
+
+    Without a step it is all of the work: the sum with a low-rank product, of which each block needs all of the factors.
+    """
+
+    work: Work
+    step: Step | None
+    buffer_bytes: int
+
+
+def _tasks(work: Work, buffers: Buffers) -> Iterator[_Task]:
+    """The tasks of a piece of work, independent of each other, in the order of what they read."""
+    if work.low_rank is not None:
+        yield _Task(work, None, 0)
+        return
+    shapes, types = [source.shape for source in work.sources], [source.read_as for source in work.sources]
+    tensors = [shard.tensor for shard in work.shards]
+    buffer_bytes = buffer_for(tensors, shapes, buffers.lanes)
+    for step in lower(tensors, shapes, buffer_bytes, types):
+        for part in _parts(step):
+            yield _Task(work, part, buffer_bytes)
+
+
+def _parts(step: Step) -> Iterator[Step]:
+    """A step in parts that take no thread long."""
+    if not isinstance(step, CopyRun):
+        yield step
+        return
+    for start in range(0, step.nbytes, _RUN_PIECE):
+        yield replace(
+            step,
+            source_offset=step.source_offset + start,
+            target_offset=step.target_offset + start,
+            nbytes=min(_RUN_PIECE, step.nbytes - start),
+        )
+
+
 class _Engine:
-    """The execution of steps by one thread."""
+    """The execution of tasks by one thread."""
 
     def __init__(
         self, sink: Sink, sources: SourceFiles, counters: Counters, buffers: Buffers, stop: threading.Event
@@ -147,23 +188,20 @@ class _Engine:
 
         return Moving()
 
-    def produce(self, work: Work) -> None:
-        if work.low_rank is not None:
-            self._produce_sum(work, work.low_rank)
+    def do(self, task: _Task) -> None:
+        if self._stop.is_set():
+            raise StoppedError("stopped because another thread or process failed")
+        if task.step is None:
+            assert task.work.low_rank is not None
+            self._produce_sum(task.work, task.work.low_rank)
             return
-        shapes, types = [source.shape for source in work.sources], [source.read_as for source in work.sources]
-        tensors = [shard.tensor for shard in work.shards]
-        buffer_bytes = buffer_for(tensors, shapes, self._buffers.lanes)
         # Who waits for buffers is at no file, and not the one that hangs.
         self._counters.progress.leave()
-        with self._buffers.taken(buffer_bytes) as memory:
-            for step in lower(tensors, shapes, buffer_bytes, types):
-                if self._stop.is_set():
-                    raise StoppedError("stopped because another thread or process failed")
-                if isinstance(step, CopyRun):
-                    self._copy(step, work, memory)
-                else:
-                    self._gather(step, work, memory)
+        with self._buffers.taken(task.buffer_bytes) as memory:
+            if isinstance(task.step, CopyRun):
+                self._copy(task.step, task.work, memory)
+            else:
+                self._gather(task.step, task.work, memory)
 
     def _produce_sum(self, work: Work, low_rank: LowRank) -> None:
         """Produce the sum of a tensor and a low-rank product in blocks of rows."""
@@ -190,7 +228,8 @@ class _Engine:
         data = bytearray(wanted.nbytes)
         sink, self._sink = self._sink, MemorySink(data, self._counters)
         try:
-            self.produce(Work(wanted.sources, (Shard(wanted.tensor, "", 0),)))
+            for task in _tasks(Work(wanted.sources, (Shard(wanted.tensor, "", 0),)), self._buffers):
+                self.do(task)
         finally:
             self._sink = sink
         return data
@@ -203,18 +242,14 @@ class _Engine:
         self._counters.progress.reach(stored.file.path, shard.path)
         try:
             with self._sources.opened(stored.file) as source:
-                for start in range(0, step.nbytes, _RUN_PIECE):
-                    if self._stop.is_set():
-                        raise StoppedError("stopped because another thread or process failed")
-                    length = min(_RUN_PIECE, step.nbytes - start)
-                    self._sink.copy(
-                        source,
-                        stored.offset + step.source_offset + start,
-                        shard.path,
-                        shard.offset + step.target_offset + start,
-                        length,
-                        memory,
-                    )
+                self._sink.copy(
+                    source,
+                    stored.offset + step.source_offset,
+                    shard.path,
+                    shard.offset + step.target_offset,
+                    step.nbytes,
+                    memory,
+                )
         except OSError as error:
             raise failure(f"copying {stored.name} from {stored.file.path} to {shard.path}", error) from error
 

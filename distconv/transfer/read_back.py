@@ -6,6 +6,7 @@ that the reader gives, so that no knowledge of where a writer puts a tensor is s
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ class _Opened:
     """A file as a reader gives it, as a place of work: its tensors, one after the other, are its bytes.
 
     `starts`: the offsets of its entries in these bytes. A tensor is asked for when its first bytes are compared, and
-    let go after its last ones; one thread at a time does that.
+    let go after its last ones; several threads may compare parts of it.
     """
 
     def __init__(self, reader: str, path: str, file: ReadFile, entries: Sequence[Entry]) -> None:
@@ -109,6 +110,7 @@ class _Opened:
         self._reader, self._file, self._entries = reader, file, entries
         self._filled = [number for number, entry in enumerate(entries) if entry.nbytes]
         self._begins = [self.starts[number] for number in self._filled]
+        self._lock = threading.Lock()
         self._held: dict[int, _Held] = {}
         self._wrong: dict[int, str] = {}
         # The first other byte of each tensor that has one.
@@ -121,19 +123,23 @@ class _Opened:
     def compare(self, offset: int, expected: memoryview) -> None:
         """Compare what should be at an offset, within one tensor, with what the reader gives."""
         number = self._filled[bisect_right(self._begins, offset) - 1]
-        held = self._held.get(number) or self._ask(number)
-        start = offset - self.starts[number]
-        held.left -= len(expected)
-        if held.left == 0:
-            del self._held[number]
-        if held.data is None:
-            return
+        with self._lock:
+            held = self._held.get(number) or self._ask(number)
+            held.left -= len(expected)
+            if held.left == 0:
+                del self._held[number]
+        if held.data is not None:
+            self._compare(number, held.data, offset - self.starts[number], expected)
+
+    def _compare(self, number: int, data: memoryview, start: int, expected: memoryview) -> None:
+        """Compare what should be from byte `start` of a tensor on with the bytes that the reader gave."""
         for begin in range(0, len(expected), _PIECE):
             wanted = np.frombuffer(expected[begin : begin + _PIECE], np.uint8)
-            found = np.frombuffer(held.data, np.uint8, len(wanted), start + begin)
+            found = np.frombuffer(data, np.uint8, len(wanted), start + begin)
             if not np.array_equal(wanted, found):
                 at = start + begin + int(np.argmax(wanted != found))
-                self._different[number] = min(at, self._different.get(number, at))
+                with self._lock:
+                    self._different[number] = min(at, self._different.get(number, at))
             if self._pages is not None:
                 self._pages.drop(found.ctypes.data, len(found))
 

@@ -13,6 +13,7 @@ import pytest
 from distconv import inspect
 from distconv.errors import InputError
 from distconv.tensors import quantised as arithmetic
+from distconv.transfer import lower
 from tests.checkpoints import hashes, load_case, overrides, tensor_bytes
 from tests.golden.test_round_trip import tensors
 from tests.here import changed, outcome_here
@@ -206,6 +207,7 @@ def test_inspecting_one_tells_what_it_stands_for(scheme, tmp_path):
 def test_tensors_of_many_boxes_are_read_where_their_codes_and_scales_are(scheme, tmp_path, monkeypatch):
     """Long runs of elements that are stored as the type that is asked for, too, though they are no copies."""
     monkeypatch.setattr(arithmetic, "BOX_ELEMENTS", 1000)
+    monkeypatch.setattr(lower, "MIN_RUN_BYTES", 64 * 1024)
     quantise, said = SCHEMES[scheme]
     held: dict[str, Piece] = {}
     plain: dict[str, Piece] = {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from distconv.tensors.pairs import Pair, PairPart, parts_of
 from distconv.tensors.stored import Assembled, SourceFile, StoredTensor
 from distconv.tensors.virtual import concat, permute, whole, zeros
 from distconv.transfer import compare_pairs as comparing
+from distconv.transfer import engine
+from distconv.transfer import lower as lowering
 from distconv.transfer.compare_pairs import compare_pairs
 from distconv.transfer.means import Means
 from distconv.transfer.sinks import Counters
@@ -62,6 +66,20 @@ def cut(files: Files, changed: np.ndarray) -> Assembled:
     rows = concat([whole("float32", (30, 50), 1), whole("float32", (40, 50), 2)])
     table = concat([permute(whole("float32", (40, ROWS), 0), (1, 0)), rows], dim=1)
     return Assembled((left, upper, lower), table)
+
+
+def test_threads_that_make_one_block_keep_it_in_one_place(files):
+    def slowly(data: memoryview, left: int) -> comparing._Made:
+        time.sleep(0.002)
+        return made(data, left)
+
+    made, changed, at = comparing._Made, numbers(), 41 * COLUMNS + 60
+    changed[41, 60] -= 7
+    pair = Pair("w", files.whole("whole", numbers()), files.whole("changed", changed))
+    runs, pieces = patch.object(lowering, "MIN_RUN_BYTES", 1), patch.object(engine, "_RUN_PIECE", 64)
+    with patch.object(comparing, "_Made", slowly), runs, pieces:
+        found = compared(list(parts_of([pair], 10**9)), 4096)
+    assert found == {0: Difference(1, at, Farthest(7.0, at, (float(at), at - 7.0)))}
 
 
 @pytest.mark.parametrize("buffer_bytes", [64, 4096, 10**6])

@@ -21,7 +21,7 @@ from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import Assembled, LowRank, SourceFile, StoredTensor
 from distconv.tensors.virtual import VirtualTensor, concat, permute, whole, zeros
 from distconv.transfer import engine as transfer
-from distconv.transfer import files, sinks
+from distconv.transfer import files, reading, sinks
 from distconv.transfer import lower as lowering
 from distconv.transfer.engine import Shard, Work, run
 from distconv.transfer.files import OpenFiles
@@ -131,6 +131,36 @@ def test_any_number_of_threads_does_all_the_work(tmp_path, threads):
     for number in range(20):
         found = (tmp_path / str(number) / "target").read_bytes()[START:]
         assert found == numbered((5, 7), first=number).astype("u2").tobytes()
+
+
+@pytest.mark.parametrize("run_bytes", [1, 64 * 1024], ids=["a run", "blocks"])
+def test_threads_share_a_large_tensor(tmp_path, run_bytes):
+    """Each waits for the other where it reads for the first time."""
+    values, barrier, known = numbered((400, 30)), threading.Barrier(2, timeout=10), threading.local()
+    work = work_for(tmp_path, [whole(DTYPE, (400, 30))], stored(tmp_path, [values]))
+
+    def together(descriptor: int, offset: int, buffer: memoryview) -> None:
+        if not getattr(known, "came", False):
+            known.came = True
+            barrier.wait()
+        files.read_into(descriptor, offset, buffer)
+
+    with (
+        patch.object(lowering, "MIN_RUN_BYTES", run_bytes),
+        patch.object(transfer, "_RUN_PIECE", 1000),
+        patch.object(sinks, "read_into", together),
+        patch.object(reading, "read_into", together),
+        patch.object(sinks, "copy_in_kernel", lambda *_: 0),
+    ):
+        transferred([work], threads=2, buffer_bytes=1000)
+    assert (tmp_path / "target").read_bytes()[START:] == values.astype("u2").tobytes()
+
+
+def test_elements_without_a_source_are_zeros_in_a_buffer_that_was_used_before(tmp_path):
+    sources = stored(tmp_path, [numbered((10, 4), first=1)])
+    work = work_for(tmp_path, [concat([whole(DTYPE, (10, 4)), zeros(DTYPE, (10, 4))])], sources)
+    transferred([work], threads=1, buffer_bytes=40)
+    assert (tmp_path / "target").read_bytes()[START:] == numbered((10, 4), first=1).astype("u2").tobytes() + bytes(80)
 
 
 def test_progress_is_told_of_every_byte_done(tmp_path):
