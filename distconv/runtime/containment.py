@@ -1,25 +1,15 @@
 """Whether one path lies in another, however both are named.
 
 Symbolic links are followed, and what is mounted in two places is the same in both. Owns the comparison of paths by
-device and inode, and what the system says of mounts.
+device and inode.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-
-@dataclass(frozen=True, kw_only=True)
-class Mount:
-    """A mount point, and the directory of which file system it shows."""
-
-    point: Path
-    device: str
-    root: Path
+from distconv.runtime.mounts import Mount, mount_of, mounts
 
 
 def is_inside(path: Path, directory: Path) -> bool:
@@ -38,7 +28,7 @@ def is_inside(path: Path, directory: Path) -> bool:
 
 def is_mount_point(path: Path) -> bool:
     """Whether something is mounted there, a directory of the same file system included."""
-    return os.path.ismount(path) or any(mount.point == Path(os.path.realpath(path)) for mount in _mounts())
+    return os.path.ismount(path) or any(mount.point == Path(os.path.realpath(path)) for mount in mounts())
 
 
 def _way(path: Path) -> list[Path]:
@@ -58,26 +48,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def _located(path: Path) -> Mount | None:
     """A path without symbolic links as a directory of its file system; None: the system does not say."""
-    mounts = [mount for mount in _mounts() if mount.point in (path, *path.parents)]
-    if not mounts:
+    mount = mount_of(path, mounts())
+    if mount is None:
         return None
-    # Of several at one point, the last hides the others.
-    mount = max(reversed(mounts), key=lambda each: len(each.point.parts))
     return Mount(point=path, device=mount.device, root=mount.root / path.relative_to(mount.point))
-
-
-def _mounts() -> Sequence[Mount]:
-    """What is mounted where, as `/proc/self/mountinfo` has it."""
-    try:
-        lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines()
-    except OSError:
-        return ()
-    return [
-        Mount(point=_unquoted(point), device=device, root=_unquoted(root))
-        for _, _, device, root, point, *_ in map(str.split, lines)
-    ]
-
-
-def _unquoted(text: str) -> Path:
-    """A path in which blanks and backslashes are octal numbers."""
-    return Path(re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), text))

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from distconv.runtime import containment
-from distconv.runtime.containment import Mount, is_inside, is_mount_point
+from distconv.runtime.containment import is_inside, is_mount_point
+from distconv.runtime.mounts import Mount
 
 
 @pytest.fixture
@@ -116,8 +117,8 @@ def test_network_file_systems_do_not_say_which_directory_they_show(place, monkey
     """Exports of one server can have the same device and the root for all that is known: only the inode tells."""
     for name in ("one", "two"):
         (place / name / "ckpt" / "sub").mkdir(parents=True)
-    mounts = [Mount(point=place / name, device="0:50", root=Path("/")) for name in ("one", "two")]
-    monkeypatch.setattr(containment, "_mounts", lambda: mounts)
+    mounted = [Mount(point=place / name, device="0:50", root=Path("/")) for name in ("one", "two")]
+    monkeypatch.setattr(containment, "mounts", lambda: mounted)
     assert not is_inside(place / "two" / "ckpt" / "sub", place / "one" / "ckpt")
 
 
