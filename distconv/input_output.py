@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from distconv.fields import Record, option
-from distconv.kinds import Integer, Truth
+from distconv.kinds import Integer, Switch, Truth
 from distconv.runtime.lanes import Lanes, lanes
+
+ALWAYS, NEVER, AUTO = "true", "false", "auto"
 
 # More than any number of threads; rejects typing errors.
 _SIZE = Integer(2**24)
@@ -37,6 +39,18 @@ class InputOutput(Record):
         True,
         "compute the checksums of the files of a result while they are written; without them, what is copied as it is "
         "stays in the kernel",
+    )
+    shared_files: str = option(
+        Switch(
+            {
+                AUTO: "on file systems that keep writers apart: ext4, xfs, btrfs, zfs, tmpfs, Lustre, GPFS, BeeGFS; "
+                "not on others, such as NFS",
+                ALWAYS: "",
+                NEVER: "",
+            }
+        ),
+        AUTO,
+        "let several processes write one file of an `hf` result, where it has fewer files than there are processes",
     )
 
     def lanes(self, cores: int) -> Lanes:

@@ -267,3 +267,16 @@ class Choice(Value[str]):
         elsewhere = self.elsewhere() if callable(self.elsewhere) else self.elsewhere
         near = difflib.get_close_matches(word, [*self.choices, *elsewhere], 1)
         return f"did you mean {elsewhere.get(near[0], near[0])}?" if near else ""
+
+
+@dataclass(frozen=True)
+class Switch(Choice):
+    """`true`, `false`, or another name for what decides between them; held as text."""
+
+    def fits(self, value: Any) -> bool:
+        """Whether the value is true, false or one of the names."""
+        return super().fits(self.held(value) if isinstance(value, bool) else value)
+
+    def held(self, value: Any) -> str:
+        """The name."""
+        return str(value).lower() if isinstance(value, bool) else str(value)

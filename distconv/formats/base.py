@@ -224,7 +224,8 @@ class Format(ABC, Generic[_Options_contra]):
     functions that reading hands out. `needs_config`: a result needs the configuration of the model, also where its
     tensors keep their names. `holds_iterations`: a result is an iteration in the target directory, with a tracker;
     otherwise it is that directory itself, and an existing one has at least one of the files `marks`. `readers_names`:
-    patterns of names that readers take for a part, whoever made it.
+    patterns of names that readers take for a part, whoever made it. `shares_files`: several processes may write a file
+    of a result, since none of its tensors is made from one read with those of other files.
     """
 
     name: str
@@ -238,6 +239,7 @@ class Format(ABC, Generic[_Options_contra]):
     holds_iterations: bool = False
     marks: tuple[str, ...] = ()
     readers_names: tuple[str, ...]
+    shares_files: bool = False
 
     @abstractmethod
     def evidence(self, directory: Path) -> Evidence:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 from distconv.models.parameters import Unconverted
@@ -24,6 +25,23 @@ class OutputFile:
     nbytes: int
     order: tuple[int, ...]
     batch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilePart(OutputFile):
+    """What one of several processes writes of the file `whole`: its entries number `start` to `stop`, without `stop`.
+
+    `nbytes` is the size of their data alone.
+    """
+
+    whole: OutputFile
+    start: int
+    stop: int
+
+    @property
+    def is_first(self) -> bool:
+        """Whether its writer is the one that makes the file."""
+        return self.start == 0
 
 
 class Written(NamedTuple):
@@ -88,3 +106,20 @@ class Plan(Protocol):
 
     def summary(self) -> dict[str, Any]:
         """The format's own part of the report, as plain data."""
+
+
+def entries_of(plan: Plan, file: OutputFile) -> tuple[Entry, ...]:
+    """The tensors of a file, or of a part of one, in stored order."""
+    if isinstance(file, FilePart):
+        return tuple(islice(plan.entries(file.whole), file.start, file.stop))
+    return tuple(plan.entries(file))
+
+
+def all_entries(plan: Plan, file: OutputFile) -> tuple[Entry, ...]:
+    """The tensors of a file, or of the whole file that a part is of."""
+    return tuple(plan.entries(whole_of(file)))
+
+
+def whole_of(file: OutputFile) -> OutputFile:
+    """The file itself, or that which a part is of."""
+    return file.whole if isinstance(file, FilePart) else file

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from distconv.formats.records import OutputFile
 from distconv.formats.registry import Options
-from distconv.planning.assign import assign
 from distconv.planning.facts import Facts
 from distconv.planning.plan import Planned
 from distconv.training.lines import lines_for
@@ -80,10 +80,12 @@ def _training(planned: Planned, facts: Facts) -> dict[str, Any] | None:
     return lines_for(planned.layout, planned.dialect or "", predicts="predicting" in facts.definition)
 
 
-def planned_processes(planned: Planned, count: int, reads: Iterable[int], buffer_bytes: int) -> list[dict[str, Any]]:
+def planned_processes(
+    shares: Iterable[Sequence[OutputFile]], reads: Iterable[int], buffer_bytes: int
+) -> list[dict[str, Any]]:
     """Per process the paths of its files, the bytes to read and to write, and the projected peak memory in bytes.
 
-    `buffer_bytes`: the size in bytes of all buffers of a process.
+    A file that several write is among those of each. `buffer_bytes`: the size in bytes of all buffers of a process.
     """
     return [
         {
@@ -94,5 +96,5 @@ def planned_processes(planned: Planned, count: int, reads: Iterable[int], buffer
             "buffer_bytes": buffer_bytes,
             "projected_peak_bytes": _INTERPRETER_BYTES + buffer_bytes,
         }
-        for rank, (files, read) in enumerate(zip(assign(planned.plan.files, count), reads, strict=True))
+        for rank, (files, read) in enumerate(zip(shares, reads, strict=True))
     ]

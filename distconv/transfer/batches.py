@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from distconv.formats.records import Entry, OutputFile, Plan
+from distconv.formats.records import Entry, OutputFile, Plan, entries_of
 from distconv.transfer.engine import Shard, Work
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Files that a process writes together, with their entries."""
+    """Files, or parts of files, that a process writes together, with their entries."""
 
     files: Mapping[OutputFile, tuple[Entry, ...]]
 
@@ -53,4 +53,4 @@ class Batch:
 def batches(plan: Plan, files: Sequence[OutputFile]) -> Iterator[Batch]:
     """The files of a process, divided into batches."""
     for batch in sorted({file.batch for file in files}):
-        yield Batch(files={file: tuple(plan.entries(file)) for file in files if file.batch == batch})
+        yield Batch(files={file: entries_of(plan, file) for file in files if file.batch == batch})

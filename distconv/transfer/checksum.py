@@ -14,6 +14,9 @@ from zlib import crc32
 from distconv.errors import JobError
 from distconv.transfer.files import read_into
 
+# Consecutive bytes of a file: offset, size in bytes, checksum.
+Piece = tuple[int, int, int]
+
 # The polynomial of CRC-32 with its bits reversed, and 1 as a residue modulo it: bit 31 is the coefficient of x^0.
 _POLYNOMIAL = 0xEDB88320
 _ONE = 1 << 31
@@ -30,7 +33,7 @@ class Checksums:
 
     def __init__(self) -> None:
         # A dictionary's `setdefault` and a list's `append` are atomic.
-        self._pieces: dict[str, list[tuple[int, int, int]]] = {}
+        self._pieces: dict[str, list[Piece]] = {}
 
     def add(self, path: str, offset: int, data: bytes | memoryview) -> None:
         """Take a piece into account that is written at `offset` of the file at `path`."""
@@ -52,20 +55,42 @@ class Checksums:
         Raises:
             JobError: its pieces do not cover all of it exactly once.
         """
-        pieces = sorted(self._pieces.pop(path, []))
-        position = 0
-        for offset, length, _ in pieces:
-            if offset != position:
-                break
-            position += length
-        else:
-            if position == nbytes:
-                return joined(pieces)
-        raise JobError(f"{path}: byte {position:,} of {nbytes:,} was not written, or twice; a fault of distconv")
+        return checksum_of_pieces(path, nbytes, self.pieces(path))
+
+    def pieces(self, path: str) -> list[Piece]:
+        """The pieces of a file that this process has written, consecutive ones as one, which are forgotten."""
+        return in_a_row(self._pieces.pop(path, []))
 
 
-def joined(pieces: Iterable[tuple[int, int, int]]) -> int:
-    """The checksum of consecutive pieces, given as (offset, size in bytes, checksum)."""
+def in_a_row(pieces: Iterable[Piece]) -> list[Piece]:
+    """Pieces in ascending order, consecutive ones as one."""
+    rows: list[list[Piece]] = []
+    position = None
+    for piece in sorted(pieces):
+        if piece[0] != position:
+            rows.append([])
+        rows[-1].append(piece)
+        position = piece[0] + piece[1]
+    return [(row[0][0], sum(nbytes for _, nbytes, _ in row), joined(row)) for row in rows]
+
+
+def checksum_of_pieces(path: str, nbytes: int, pieces: Iterable[Piece]) -> int:
+    """The checksum of a file of this size in bytes, written in these pieces.
+
+    Raises:
+        JobError: they do not cover all of it exactly once.
+    """
+    rows = in_a_row(pieces)
+    if not rows and not nbytes:
+        return 0
+    position = rows[0][1] if rows and not rows[0][0] else 0
+    if len(rows) == 1 and position == nbytes:
+        return rows[0][2]
+    raise JobError(f"{path}: byte {position:,} of {nbytes:,} was not written, or twice; a fault of distconv")
+
+
+def joined(pieces: Iterable[Piece]) -> int:
+    """The checksum of consecutive pieces."""
     total = 0
     for _, nbytes, checksum in pieces:
         total = _product(_power(nbytes), total) ^ checksum

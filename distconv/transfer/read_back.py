@@ -17,7 +17,7 @@ import numpy as np
 
 from distconv.errors import ReaderError, named
 from distconv.formats.readers import Reader, ReadFile
-from distconv.formats.records import Entry, OutputFile, Plan, mismatch
+from distconv.formats.records import Entry, OutputFile, Plan, all_entries, mismatch, whole_of
 from distconv.runtime.mapped_pages import MappedPages
 from distconv.runtime.progress import reached
 from distconv.tensors.dtypes import ITEM_SIZE
@@ -33,7 +33,7 @@ _PIECE = 1024 * 1024
 def read_back(plan: Plan, files: Sequence[OutputFile], directory: Path, reader: Reader, means: Means) -> list[str]:
     """The differences between files below a directory, as a reader gives them, and what the plan says, in words.
 
-    What cannot be compared counts as done.
+    What cannot be compared counts as done. Of a part of a file, all that its header says is compared, and its own data.
 
     Raises:
         JobError: a read of the source failed.
@@ -47,11 +47,11 @@ def read_back(plan: Plan, files: Sequence[OutputFile], directory: Path, reader: 
         for file, entries in batch.files.items():
             reached(paths[file])
             try:
-                found = reader.open(directory, file)
+                found = reader.open(directory, whole_of(file))
             except ReaderError as error:
                 differences.append(str(error))
                 continue
-            differences += [f"{paths[file]}: {line}" for line in _wrong_forms(entries, found)]
+            differences += [f"{paths[file]}: {line}" for line in _wrong_forms(all_entries(plan, file), found)]
             alike = tuple(each for each in entries if found.forms.get((each.key, each.name)) == _form(each))
             checked[file] = alike
             opened[paths[file]] = place = _Opened(reader.name, paths[file], found, alike)

@@ -69,6 +69,7 @@ class StagedCheck:
 
     def _check(self, found: Sequence[Sequence[str]], phases: Phases) -> None:
         """Raise what was found, unless the reason is a source that has changed."""
-        if differences := [line for each in found for line in each]:
+        # What is wrong with a file is found by all who read parts of it.
+        if differences := list(dict.fromkeys(line for each in found for line in each)):
             phases.check_sources()
             raise SpoiledError(f"verify=true: the result is not what its source says\n{joined(differences)}")

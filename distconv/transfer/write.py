@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from zlib import crc32
 
@@ -14,8 +15,8 @@ from distconv.commit.journal import Finished, Journal
 from distconv.commit.modes import is_executable, make_executable
 from distconv.errors import JobError, system_problem
 from distconv.formats.base import FileFormat
-from distconv.formats.frame import heads, write_frame
-from distconv.formats.records import OutputFile, Plan, Written
+from distconv.formats.frame import Frame, heads, write_frame
+from distconv.formats.records import Entry, OutputFile, Plan, Written
 from distconv.input_output import InputOutput
 from distconv.runtime.durability import synchronise, synchronise_directory
 from distconv.runtime.progress import reached
@@ -41,45 +42,93 @@ def write_files(
     Raises:
         JobError: a read or write failed, or the directory is missing: it is not shared between the nodes.
     """
-    if not directory.is_dir():
-        raise JobError(f"{directory}: made by the first process, not seen here; target must be on a shared file system")
+    check_seen(directory)
     done: dict[str, Written] = {}
     checksums = Checksums() if means.io.checksum else None
     for batch in batches(plan, files):
-        written = _write_batch(batch, directory, form, means, checksums)
+        laid_out = {file: lay_out(file, entries, directory, form) for file, entries in batch.files.items()}
+        fill(batch, laid_out, directory, means, checksums)
+        written = {file.path: _written(str(directory / file.path), checksums) for file in batch.files}
         finished = {
             path: Finished(written=each, durable=means.io.fsync, overflowed=means.counters.overflowed_in(path))
             for path, each in written.items()
         }
-        try:
-            journal.add(finished)
-        except OSError as error:
-            raise JobError(system_problem(f"writing {journal.path}", error)) from error
+        add_to(journal, finished)
         done |= written
     return done
 
 
-def _write_batch(
-    batch: Batch, directory: Path, form: FileFormat, means: Means, checksums: Checksums | None
-) -> dict[str, Written]:
-    """Lay out the files of a batch, fill them, and make them durable if that is wanted; by path below the directory."""
+def add_to(journal: Journal, finished: Mapping[str, Finished]) -> None:
+    """Add files that are finished, by path, to a journal.
+
+    Raises:
+        JobError: it cannot be written.
+    """
+    try:
+        journal.add(finished)
+    except OSError as error:
+        raise JobError(system_problem(f"writing {journal.path}", error)) from error
+
+
+def check_seen(directory: Path) -> None:
+    """Raise `JobError` unless this process sees the directory that rank 0 has made."""
+    if not directory.is_dir():
+        raise JobError(f"{directory}: made by the first process, not seen here; target must be on a shared file system")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaidOut:
+    """Where a file, or a part of one, gets its data: the offset in bytes for each entry.
+
+    `heads`: offset → the bytes in front of data, which are written with it; `rest`: all of the file but data and heads.
+    """
+
+    holes: Sequence[int]
+    heads: Mapping[int, bytes]
+    rest: Frame
+
+
+def lay_out(file: OutputFile, entries: Sequence[Entry], directory: Path, form: FileFormat) -> LaidOut:
+    """Create a file with these entries, at its size; its data and its heads are still to be written.
+
+    Raises:
+        JobError: it cannot be written.
+    """
+    path = directory / file.path
+    reached(path)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        found = laid_out(file, entries, form)
+        write_frame(path, found.rest)
+    except OSError as error:
+        raise JobError(system_problem(f"creating {path}", error)) from error
+    return found
+
+
+def laid_out(file: OutputFile, entries: Sequence[Entry], form: FileFormat) -> LaidOut:
+    """A file with these entries as `lay_out` creates it."""
+    frame = form.frame(file, entries)
+    before, rest = heads(frame, (entry.tensor.nbytes for entry in entries))
+    return LaidOut(holes=frame.holes, heads=before, rest=rest)
+
+
+def fill(
+    batch: Batch, laid_out: Mapping[OutputFile, LaidOut], directory: Path, means: Means, checksums: Checksums | None
+) -> None:
+    """Fill the files of a batch, which are there, and make them durable if that is wanted.
+
+    Raises:
+        JobError: a read or a write failed.
+    """
     paths = {file: str(directory / file.path) for file in batch.files}
     offsets: dict[tuple[OutputFile, str, str], int] = {}
     in_front: dict[tuple[str, int], bytes] = {}
     for file, entries in batch.files.items():
-        path = Path(paths[file])
-        reached(path)
-        try:
-            path.parent.mkdir(exist_ok=True)
-            frame = form.frame(file, entries)
-            before, rest = heads(frame, (entry.tensor.nbytes for entry in entries))
-            write_frame(path, rest)
-        except OSError as error:
-            raise JobError(system_problem(f"creating {path}", error)) from error
+        found = laid_out[file]
         if checksums is not None:
-            checksums.add_all(paths[file], rest.pieces)
-        in_front |= {(paths[file], offset): head for offset, head in before.items()}
-        holes = zip(entries, frame.holes, strict=True)
+            checksums.add_all(paths[file], found.rest.pieces)
+        in_front |= {(paths[file], offset): head for offset, head in found.heads.items()}
+        holes = zip(entries, found.holes, strict=True)
         offsets |= {(file, entry.key, entry.name): hole for entry, hole in holes}
     with OpenFiles(os.O_WRONLY) as targets:
         means.produce(batch.work(paths, offsets), WriteSink(targets, means.counters, checksums, in_front))
@@ -91,7 +140,6 @@ def _write_batch(
                 synchronise(targets.items())
             except OSError as error:
                 raise JobError(system_problem(f"making {directory} durable", error)) from error
-    return {file.path: _written(paths[file], checksums) for file in batch.files}
 
 
 def _written(path: str, checksums: Checksums | None) -> Written:

@@ -11,7 +11,7 @@ import pytest
 
 from distconv.errors import InputError, shown
 from distconv.fields import ByName, Group, Record, keys_of, option, options_of
-from distconv.kinds import Bytes, Choice, Integer, Number, Text, Truth
+from distconv.kinds import Bytes, Choice, Integer, Number, Switch, Text, Truth
 from distconv.path_kinds import FilePath
 
 FRUIT = {"apple": "", "pear": "in autumn"}
@@ -74,6 +74,20 @@ def test_all_problems_are_told_with_their_keys():
         "inner.sizes.a=10: expected an integer from 1 to 9",
         "wrong: exact, fruit, inner, name, place, share",
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "held"), [(True, "true"), (False, "false"), ("true", "true"), ("false", "false"), ("auto", "auto")]
+)
+def test_a_switch_is_true_or_false_as_yaml_says_them_or_a_name(value, held):
+    kind = Switch({"auto": "as it is best", "true": "", "false": ""})
+    assert kind.read("key", value) == kind.read("key", kind.read("key", value)) == held
+
+
+@pytest.mark.parametrize("value", [1, 0, None, "yes", "True", "", ["auto"]])
+def test_a_switch_is_nothing_else(value):
+    with pytest.raises(InputError, match=r"^key=.*: expected one of auto, true, false"):
+        Switch({"auto": "", "true": "", "false": ""}).read("key", value)
 
 
 def test_a_group_tells_its_keys_by_itself():

@@ -52,6 +52,7 @@ class HuggingFace(Format[HuggingFaceOptions]):
         again=frozenset({"shard_size"}),
         refusals=refusals_of_whole_tensors(name),
     )
+    shares_files = True
     marks = (MODEL_CONFIG, CONFIG_NAME)
     readers_names = (
         "*.safetensors",

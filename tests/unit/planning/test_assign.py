@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distconv.formats.records import OutputFile
+from distconv.formats.records import Entry, FilePart, OutputFile, entries_of
 from distconv.layout.partition import balanced_ranges
-from distconv.planning.assign import assign
+from distconv.planning.assign import assign, assign_parts, gains_by_parts
+from distconv.tensors.virtual import zeros
+from tests.configuration import job
 
 
 def output(tp_rank: int, pp_rank: int, ep_rank: int, nbytes: int) -> OutputFile:
@@ -114,3 +119,125 @@ def test_files_without_a_source_in_common_are_cut_in_their_order():
     for processes in (1, 4, 8, 36, 50):
         found = [file for share in assign(files, processes) for file in share]
         assert found == files
+
+
+class Grouped:
+    """A plan of files whose entries are sizes in bytes with their groups, by path."""
+
+    unconverted = ()
+
+    def __init__(self, held: Mapping[str, Sequence[tuple[int, int]]]) -> None:
+        self.held = held
+
+    @property
+    def files(self) -> tuple[OutputFile, ...]:
+        return tuple(
+            OutputFile(path=path, nbytes=sum(nbytes for nbytes, _ in each), order=(number,), batch=number)
+            for number, (path, each) in enumerate(self.held.items())
+        )
+
+    def entries(self, file: OutputFile) -> Iterator[Entry]:
+        assert file in self.files
+        return (
+            Entry((), zeros("uint8", (nbytes,)), str(number), key="", group=group)
+            for number, (nbytes, group) in enumerate(self.held[file.path])
+        )
+
+    def summary(self) -> dict[str, Any]:
+        return {}
+
+
+def apart(*sizes: int) -> list[tuple[int, int]]:
+    """Entries of which each is made from a read of its own."""
+    return [(nbytes, number) for number, nbytes in enumerate(sizes)]
+
+
+ENTRIES = st.lists(st.tuples(st.integers(0, 100), st.integers(0, 6)), max_size=12)
+PLANS = st.lists(ENTRIES, min_size=1, max_size=5).map(
+    lambda held: Grouped({f"{number}.safetensors": each for number, each in enumerate(held)})
+)
+
+
+@given(PLANS, st.integers(1, 20))
+def test_parts_are_all_of_each_file_and_each_entry_has_one_writer(plan, processes):
+    shares = assign_parts(plan, plan.files, processes, shared=True)
+    assert len(shares) == processes
+    found: dict[str, list[tuple[int, int]]] = {}
+    for file in (file for share in shares for file in share):
+        entries = entries_of(plan, file)
+        assert file.nbytes == sum(entry.nbytes for entry in entries)
+        start, stop = (file.start, file.stop) if isinstance(file, FilePart) else (0, len(entries))
+        found.setdefault(file.path, []).append((start, stop))
+    for file in plan.files:
+        parts = found.pop(file.path)
+        assert [0, *(stop for _, stop in parts)] == [*(start for start, _ in parts), len(plan.held[file.path])]
+        # So there is one process that makes it.
+        assert sum(start == 0 for start, _ in parts) == 1
+    assert found == {}
+
+
+@given(PLANS, st.integers(1, 20))
+def test_what_is_made_from_one_read_has_one_writer(plan, processes):
+    writers: dict[tuple[str, Hashable], set[int]] = {}
+    for rank, share in enumerate(assign_parts(plan, plan.files, processes, shared=True)):
+        for file in share:
+            for entry in entries_of(plan, file):
+                writers.setdefault((file.path, entry.group), set()).add(rank)
+    assert {len(each) for each in writers.values()} <= {1}
+
+
+@given(st.lists(st.lists(st.integers(1, 100), min_size=1, max_size=12), min_size=1, max_size=5), st.integers(1, 20))
+def test_parts_are_balanced_as_well_as_entries_allow(held, processes):
+    """Entries in a row can be cut so that no run is heavier than an equal share and the largest entry together."""
+    plan = Grouped({f"{number}": apart(*sizes) for number, sizes in enumerate(held)})
+    sizes = [nbytes for each in held for nbytes in each]
+    loads = [sum(file.nbytes for file in share) for share in assign_parts(plan, plan.files, processes, shared=True)]
+    if len(held) < processes:
+        assert max(loads) <= sum(sizes) / processes + max(sizes)
+        assert sum(load > 0 for load in loads) == min(processes, len(sizes))
+
+
+@given(PLANS, st.integers(1, 20))
+def test_without_need_or_permission_a_file_has_one_writer(plan, processes):
+    alone = assign(plan.files, processes)
+    assert assign_parts(plan, plan.files, processes, shared=False) == alone
+    few = min(processes, len(plan.files))
+    assert assign_parts(plan, plan.files, few, shared=True) == assign(plan.files, few)
+    assert assign_parts(plan, (), processes, shared=True) == assign((), processes)
+
+
+def test_a_process_can_have_the_end_of_one_file_and_the_beginning_of_the_next():
+    plan = Grouped({"a": apart(10, 10, 10), "b": apart(10, 10, 10, 10, 10, 10)})
+    shares = assign_parts(plan, plan.files, 3, shared=True)
+    assert [[(file.path, file.nbytes) for file in share] for share in shares] == [
+        [("a", 30)], [("b", 30)], [("b", 30)]
+    ]  # fmt: skip
+    # All of a file is the file.
+    assert shares[0] == [plan.files[0]]
+    shares = assign_parts(plan, plan.files, 4, shared=True)
+    assert [[(file.path, file.nbytes) for file in share] for share in shares] == [
+        [("a", 30)], [("b", 30)], [("b", 20)], [("b", 10)]
+    ]  # fmt: skip
+    plan = Grouped({"a": apart(10, 10, 10), "b": apart(10, 10, 10)})
+    shares = assign_parts(plan, plan.files, 4, shared=True)
+    assert [[(file.path, file.start, file.stop) for file in share] for share in shares] == [
+        [("a", 0, 2)], [("a", 2, 3), ("b", 0, 1)], [("b", 1, 2)], [("b", 2, 3)]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("target_format", "shared_files", "count", "processes", "gains"),
+    [
+        ("hf", "auto", 2, 4, True),
+        ("hf", "true", 2, 3, True),
+        ("hf", "false", 2, 4, False),
+        ("hf", "auto", 2, 2, False),
+        ("hf", "auto", 0, 2, False),
+        ("megatron", "true", 2, 4, False),
+        ("dcp", "true", 2, 4, False),
+    ],
+)
+def test_parts_are_of_published_files_that_are_too_few(target_format, shared_files, count, processes, gains):
+    plan = Grouped({f"{number}": apart(1) for number in range(count)})
+    options = job(target_format=target_format, io__shared_files=shared_files)
+    assert gains_by_parts(options, plan.files, processes) == gains

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from distconv.formats.megatron.plan import MegatronPlan
 from distconv.formats.readers import Form, Key, Reader, ReadFile
 from distconv.formats.records import Entry, OutputFile
 from distconv.input_output import InputOutput
+from distconv.planning.assign import assign_parts
 from distconv.tensors.virtual import VirtualTensor
 from distconv.transfer import lower as lowering
 from distconv.transfer import read_back as reading
@@ -86,14 +88,15 @@ def memory(plan: MegatronPlan) -> Memory:
     return Memory(plan)
 
 
-def found(plan: MegatronPlan, reader: Reader, **changes: Any) -> list[str]:
+def found(plan: MegatronPlan, reader: Reader, files: Sequence[OutputFile] | None = None, **changes: Any) -> list[str]:
+    files = plan.files if files is None else files
     portions: list[int] = []
     counters = Counters(portions.append)
     io, buffers = InputOutput(fsync=False), small_buffers(2, **changes)
     with SourceFiles() as sources:
         means = Means(io=io, counters=counters, sources=sources, buffers=buffers, must_stop=lambda: False)
-        lines = read_back(plan, plan.files, Path("staged"), reader, means)
-    assert sum(portions) == sum(file.nbytes for file in plan.files)
+        lines = read_back(plan, files, Path("staged"), reader, means)
+    assert sum(portions) == sum(file.nbytes for file in files)
     assert counters.written == 0
     return [line.replace("staged/", "") for line in lines]
 
@@ -133,6 +136,24 @@ def test_what_is_missing_or_added_or_of_another_form(plan, memory):
         f"{FILE}: {'/'.join(QKV)} is float16 {list(shape)}, expected bfloat16 {list(shape)}",
     ]
     assert (FILE, QKV) not in memory.asked
+
+
+@pytest.mark.parametrize("processes", [3, 5, 40])
+def test_processes_find_in_parts_what_one_finds_in_files(processes, plan, memory):
+    def in_parts() -> list[list[str]]:
+        return [found(plan, memory, share) for share in assign_parts(plan, plan.files, processes, shared=True)]
+
+    assert in_parts() == [[]] * processes
+    assert len(memory.asked) == len(set(memory.asked)) == sum(len(list(plan.entries(file))) for file in plan.files)
+    memory.forms = {("model", NORM): None, ("model", "more"): ("int64", ())}
+    memory.data[QKV] = bytes(len(memory.right(QKV)))
+    expected_lines = found(plan, memory)
+    told = in_parts()
+    assert {line for lines in told for line in lines} == set(expected_lines)
+    # Data have one reader.
+    assert sum(line.endswith("as memory reads it") for lines in told for line in lines) == 1
+    memory.closed = {FILE}
+    assert {line for lines in in_parts() for line in lines} == {f"{FILE}: cannot be read"}
 
 
 def test_what_else_a_reader_finds(plan, memory):

@@ -101,3 +101,15 @@ def test_a_source_that_changed_is_the_cause(check, monkeypatch):
     monkeypatch.setattr(Rank, "check_sources", lambda _: pytest.fail("asked"))
     with pytest.raises(pytest.fail.Exception, match="asked"):
         check(0, 1, found=["this"])
+
+
+def test_what_several_find_in_parts_of_a_file_is_told_once(monkeypatch):
+    process = Rank(0, 2)
+    process.means = type("Means", (), {"sources": None})
+    monkeypatch.setattr(staged_check, "on_all", lambda _, phase, tell, __: (None, [tell(phase())]))
+    monkeypatch.setattr(read_back_module, "read_back", lambda *_: ["a: is wrong", "b: is wrong"])
+    monkeypatch.setattr(staged_check, "compare_beside", lambda *_: Compared())
+    monkeypatch.setattr(process, "run", lambda *given, **_: ([given[3](), given[3]()], []))
+    with pytest.raises(JobError) as caught:
+        StagedCheck(plan=None, form=None, reader=None, shares=shares(2)).run(Path(), dict, process, process)
+    assert [str(caught.value).count(line) for line in ("a: is wrong", "b: is wrong")] == [1, 1]
