@@ -83,6 +83,7 @@ def checksum_of_pieces(path: str, nbytes: int, pieces: Iterable[Piece]) -> int:
     rows = in_a_row(pieces)
     if not rows and not nbytes:
         return 0
+    # Where the bytes end that begin the file.
     position = rows[0][1] if rows and not rows[0][0] else 0
     if len(rows) == 1 and position == nbytes:
         return rows[0][2]

@@ -16,7 +16,7 @@ from distconv.runtime.file_systems import keeps_writers_apart
 from distconv.runtime.mounts import mounts
 from tests.checkpoints import hashes, load_case, write_source
 from tests.here import run_here
-from tests.processes import stopping, stopping_parts
+from tests.processes import stopping, stopping_parts, writing_wrongly
 from tests.processes.jobs import MPIRUN, TORCHRUN, mpirun, run, single, torchrun
 
 CASE = load_case("qwen3vl_moe__tp2_pp2")
@@ -70,6 +70,15 @@ def test_the_same_bytes_however_they_are_written(more, sources, tmp_path):
     assert {name for name in expected.keys() | found.keys() if found.get(name) != expected.get(name)} == (
         {"distconv.json"} if "io.checksum=false" in more else set()
     )
+
+
+def test_a_wrong_bit_in_a_part_is_found_by_its_reader_and_told_once(sources, tmp_path):
+    command = [*TORCHRUN, str(PROCESSES), writing_wrongly.__file__, *arguments(sources, 1, SHARED, "verify=true")]
+    outcome = run(command, tmp_path)
+    assert outcome.status == 1
+    assert outcome.told.count("verify=true: the result is not what its source says") == 1
+    assert outcome.told.count(" is not what its source says, from element ") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_types_are_counted_once_whoever_casts_them(sources, tmp_path):
