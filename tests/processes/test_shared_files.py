@@ -132,7 +132,7 @@ def test_files_that_are_finished_are_continued(sources, tmp_path):
     """By fewer processes than those that wrote parts, of which one was killed when all parts were together."""
     given = arguments(sources, 2, SHARED)
     how = json.dumps({"rank": 0, "after": 1, "signal": signal.SIGKILL})
-    assert run([*WAYS["torchrun"], stopping.__file__, how, *given], tmp_path).status != 0
+    assert run([*WAYS["mpirun"], stopping.__file__, how, *given], tmp_path).status != 0
     again = run(single(*given), tmp_path)
     assert again.status == 0, again.err
     assert "of which 2 files" in again.out
