@@ -33,6 +33,5 @@ def foreseen(options: Options, planned: Planned, size: int, lanes: Lanes) -> dic
     copies = [shares_of(each, count) for each in (planned.replicas, planned.padding)]
     # Originals and duplicates are both read.
     compared = [2 * sum(each.nbytes for share in shares for each in share) for shares in zip(*copies, strict=True)]
-    asked = [sum(each) for each in zip(reads.asked, compared, strict=True)]
     nodes = None if per_node is None else planned_nodes(per_node, reads.fetched, reads.distinct, compared)
-    return {"processes": planned_processes(shares, asked, lanes.nbytes), "nodes": nodes}
+    return {"processes": planned_processes(shares, reads.sources, compared, lanes.nbytes), "nodes": nodes}

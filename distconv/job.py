@@ -35,7 +35,7 @@ from distconv.planning.fingerprint import described
 from distconv.planning.look import Chosen, look
 from distconv.planning.plan import Planned, plan_job, shares_of
 from distconv.planning.record import record_of
-from distconv.planning.report_file import ReportFile
+from distconv.planning.report_file import ReportFiles
 from distconv.planning.summary import plan_report
 from distconv.proving import compare_files_recorded, proved
 from distconv.runtime.agreement import on_all, on_first, on_first_with_hand_out
@@ -84,7 +84,7 @@ def run_job(
 
     def found_facts(hand_out: HandOut) -> dict[str, Any]:
         nonlocal found
-        ReportFile(options.report).check()
+        ReportFiles(options.report, options.plan_html).check()
         found = look(options, chosen, library, hand_out)
         return found.to_json()
 
@@ -136,7 +136,7 @@ class _Job:
         self._target = Target(
             directory=options.target, iteration=iteration, marks=form.marks, readers_names=form.readers_names
         )
-        self._report_file = ReportFile(options.report)
+        self._report_files = ReportFiles(options.report, options.plan_html)
         self._report = plan_report(options, planned, facts, self._target.result)
         self._files: Sequence[OutputFile] = assign(planned.plan.files, processes.size)[processes.rank]
         self._phases = phases
@@ -156,7 +156,7 @@ class _Job:
 
         def shares() -> dict[str, Any]:
             self._check_inputs()
-            return foreseen(self._options, self._planned, self._processes.size, self._phases.means.buffers.lanes)
+            return self._shares()
 
         self._report |= on_first(self._processes, shares)
         return self._done()
@@ -175,6 +175,8 @@ class _Job:
                     described(options, self._facts, plan, self._target.place.name), overwrite=options.overwrite
                 )
                 check_space(self._target, sum(file.nbytes for file in left_of(plan, staging.finished)))
+                if options.plan_html is not None:
+                    self._report_files.foresee(self._shares()["processes"])
 
             on_first(self._processes, claim)
             self._begin()
@@ -200,11 +202,15 @@ class _Job:
         compared.notes.extend(left)
         return self._done(compared)
 
+    def _shares(self) -> dict[str, Any]:
+        """The part of the report about planned processes."""
+        return foreseen(self._options, self._planned, self._processes.size, self._phases.means.buffers.lanes)
+
     def _check_inputs(self) -> None:
-        """Whether what the result needs beside tensors is there, and the report has a place of its own."""
+        """Whether what the result needs beside tensors is there, and the files of the report have their own places."""
         self._planned.files.check_inputs()
         read = self._facts.directories(self._options)
-        self._report_file.check_place({**read, "target": self._target.result}, self._target.tracker)
+        self._report_files.check_place({**read, "target": self._target.result}, self._target.tracker)
 
     def _begin(self) -> None:
         """Tell the plan, and refuse a source whose copies of a tensor differ."""
@@ -217,7 +223,7 @@ class _Job:
         """The outcome, written to the file that `report` names unless there are differences."""
         found = compared or Compared()
         if not found.differences:
-            on_first(self._processes, lambda: self._report_file.write(self._report))
+            on_first(self._processes, lambda: self._report_files.write(self._report))
         _LOG.info("%s of %s is done", self._options.action, self._target.result)
         return Outcome(report=self._report, differences=found.differences, notes=[*self._remarks, *found.notes])
 

@@ -35,12 +35,13 @@ _OF_SEVERAL = ("convert", "plan", "verify")
 # Options of a comparison with a record; and how two checkpoints are read, `layout` and `dialect` being the target's.
 _OF_PROOF = ("action", "target", "iteration")
 _OF_DIFF = (*_OF_PROOF, "source", "reference", "layout", "source_layout", "dialect", "source_dialect")
-# Options of a single action, and what is true of the others.
+# Options of a few actions, and what is true of the others.
 _OF_ACTION = {
-    "processes": ("plan", "; otherwise the launcher says how many processes run"),
-    "processes_per_node": ("plan", "; otherwise the launcher says how many are on a node"),
-    "tensors": ("inspect", ""),
-    "verify": ("convert", "; an existing result is proved by action=verify"),
+    "processes": (("plan",), "; otherwise the launcher says how many processes run"),
+    "processes_per_node": (("plan",), "; otherwise the launcher says how many are on a node"),
+    "plan_html": (("plan", "convert"), ""),
+    "tensors": (("inspect",), ""),
+    "verify": (("convert",), "; an existing result is proved by action=verify"),
 }
 
 
@@ -74,8 +75,8 @@ class CommonOptions(Record):
         Directories(),
         None,
         "instead of `source`: several checkpoints in one job, those that match a pattern, such as `runs/*/iter_*`, or "
-        "that a file lists, a path a line: `@list.txt`. In `target`, `reference` and `report`, `{name}` is then the "
-        "name of the source's directory, and `{parent}` that of its parent",
+        "that a file lists, a path a line: `@list.txt`. In `target`, `reference`, `report` and `plan_html`, `{name}` "
+        "is then the name of the source's directory, and `{parent}` that of its parent",
         of_run=True,
     )
     target: Path = option(_DIRECTORY, None, "the directory that gets the result")
@@ -220,6 +221,13 @@ class CommonOptions(Record):
         "write what was done, planned or found to this file as JSON; it replaces nothing but an older report",
         of_run=True,
     )
+    plan_html: Path | None = option(
+        FilePath("FILE"),
+        None,
+        "with `action=plan`, or a conversion: write the plan to this file as a page for a browser, which needs nothing "
+        "else: what each rank gets, which process writes what, and what it reads; it replaces nothing but an older one",
+        of_run=True,
+    )
     tensors: bool = option(Truth(), False, "with `action=inspect`: list the tensors", of_run=True)
     processes: int | None = option(
         _SIZE, None, "with `action=plan`: plan for so many processes", unset="those that run", of_run=True
@@ -272,9 +280,11 @@ class CommonOptions(Record):
         elif self.action == "diff":
             taken, why = _OF_DIFF, "shapes a result; action=diff compares what is there"
         yield from (f"{key}: {why}" for key in self.given() if key not in taken and not words[key].of_run)
-        for key, (action, otherwise) in _OF_ACTION.items():
-            if getattr(self, key) and self.action != action and "action" not in wrong:
-                yield f"{key}: goes with action={action}{otherwise}"
+        for key, (actions, otherwise) in _OF_ACTION.items():
+            if getattr(self, key) and self.action not in actions and "action" not in wrong:
+                yield f"{key}: goes with action={' and action='.join(actions)}{otherwise}"
+        if self.plan_html is not None and self.plan_html == self.report:
+            yield f"plan_html={self.plan_html}: is the file of the report, too; give each its own"
         if self.vocab_size is not None and self.vocab_multiple is not None:
             yield "vocab_multiple: says how many rows there are, and so does vocab_size; give one of the two"
         given = {"keep_dtype": self.keep_dtype is not None, "dtype_overflow": self.dtype_overflow != ERROR}

@@ -18,7 +18,7 @@ from distconv.formats.registry import Options
 _PLACEHOLDER = re.compile(r"\{[^{}/]*\}")
 _NAMES = ("{name}", "{parent}")
 # Options with placeholders.
-_NAMED = ("target", "reference", "report")
+_NAMED = ("target", "reference", "report", "plan_html")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class Checkpoint:
     target: str
     reference: str | None
     report: str | None
+    plan_html: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The paths as plain data."""
@@ -47,6 +48,7 @@ class Checkpoint:
             target=Path(self.target),
             reference=None if self.reference is None else Path(self.reference),
             report=None if self.report is None else Path(self.report),
+            plan_html=None if self.plan_html is None else Path(self.plan_html),
             sources=None,
             watch=False,
         )
@@ -84,6 +86,7 @@ def checkpoints(options: Options, sources: Iterable[str], before: Collection[Che
                 target=paths["target"],
                 reference=paths.get("reference"),
                 report=paths.get("report"),
+                plan_html=paths.get("plan_html"),
             )
         )
     raise_if(list(dict.fromkeys(_collisions([*before, *found]))))
@@ -99,7 +102,7 @@ def _filled(template: str, source: str) -> str:
 
 def _collisions(jobs: Collection[Checkpoint]) -> Iterator[str]:
     """Pairs of jobs that must not both run, in words."""
-    for key in ("target", "report"):
+    for key in ("target", "report", "plan_html"):
         first: dict[str, Checkpoint] = {}
         for job in jobs:
             path = getattr(job, key)

@@ -5,7 +5,7 @@ Owns the keys of the report. Writes nothing and decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,20 +81,26 @@ def _training(planned: Planned, facts: Facts) -> dict[str, Any] | None:
 
 
 def planned_processes(
-    shares: Iterable[Sequence[OutputFile]], reads: Iterable[int], buffer_bytes: int
+    shares: Iterable[Sequence[OutputFile]],
+    sources: Sequence[Mapping[str, int]],
+    compared: Iterable[int],
+    buffer_bytes: int,
 ) -> list[dict[str, Any]]:
     """Per process the paths of its files, the bytes to read and to write, and the projected peak memory in bytes.
 
-    A file that several write is among those of each. `buffer_bytes`: the size in bytes of all buffers of a process.
+    A file that several write is among those of each. `sources`: of each process, path of a source file → bytes to read
+    for its files; `compared`: what it reads of copies in the source; `buffer_bytes`: the size in bytes of all buffers
+    of a process.
     """
     return [
         {
             "rank": rank,
             "files": [file.path for file in files],
-            "bytes_read": read,
+            "sources": [{"path": path, "bytes": nbytes} for path, nbytes in sorted(reads.items())],
+            "bytes_read": sum(reads.values()) + beside,
             "bytes_written": sum(file.nbytes for file in files),
             "buffer_bytes": buffer_bytes,
             "projected_peak_bytes": _INTERPRETER_BYTES + buffer_bytes,
         }
-        for rank, (files, read) in enumerate(zip(shares, reads, strict=True))
+        for rank, (files, reads, beside) in enumerate(zip(shares, sources, compared, strict=True))
     ]

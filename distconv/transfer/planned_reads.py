@@ -7,7 +7,8 @@ range what the system reads ahead. Pure: reads nothing, and never decides who re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from distconv.formats.records import Entry, OutputFile, Plan
@@ -17,7 +18,7 @@ from distconv.tensors.stored import SourceFile, StoredTensor
 from distconv.tensors.virtual import Index
 from distconv.transfer.batches import batches
 from distconv.transfer.lower import buffer_for, lower
-from distconv.transfer.steps import CopyRun, Step, bytes_read
+from distconv.transfer.steps import CopyRun, Step, bytes_by_operand
 
 # What Linux reads ahead of a program that reads a file in its order, unless an administrator says otherwise.
 _READ_AHEAD_BYTES = 128 * 1024
@@ -27,6 +28,8 @@ _PAGE_BYTES = 4096
 # start and stop.
 _Part = tuple[int, bool, int, int]
 _Range = tuple[int, int]
+# What the steps of a group follow from: its tables, by `id`, and how each source is read and stored, with its shape.
+_Table = tuple[tuple[int, ...], tuple[tuple[str, str, Index], ...]]
 _Ranges = dict[SourceFile, list[_Range]]
 
 
@@ -34,12 +37,18 @@ _Ranges = dict[SourceFile, list[_Range]]
 class PlannedReads:
     """The bytes that each process asks for, that each node fetches, and that a single node of all would fetch.
 
-    Where nodes are not known, `fetched` is empty and `distinct` is 0.
+    `sources`: of each process, path of a source file → bytes. Where nodes are not known, `fetched` is empty and
+    `distinct` is 0.
     """
 
-    asked: list[int]
+    sources: list[Mapping[str, int]]
     fetched: list[int]
     distinct: int
+
+    @property
+    def asked(self) -> list[int]:
+        """The bytes that each process asks for."""
+        return [sum(each.values()) for each in self.sources]
 
 
 def planned_reads(
@@ -48,17 +57,17 @@ def planned_reads(
     """The reads of processes, given their shares of the files; of consecutive ones, so many are on a node."""
     counting = _Counting(plan, lanes)
     if per_node is None:
-        return PlannedReads(asked=[counting.asked(files) for files in shares], fetched=[], distinct=0)
-    asked: list[int] = []
+        return PlannedReads(sources=[counting.asked(files) for files in shares], fetched=[], distinct=0)
+    sources: list[Mapping[str, int]] = []
     fetched: list[int] = []
     everything: _Ranges = {}
     for start in range(0, len(shares), per_node):
         ranges: _Ranges = {}
-        asked += [counting.asked(files, ranges) for files in shares[start : start + per_node]]
+        sources += [counting.asked(files, ranges) for files in shares[start : start + per_node]]
         fetched.append(_fetched(ranges))
         for file, found in ranges.items():
             everything.setdefault(file, []).extend(_united(found))
-    return PlannedReads(asked=asked, fetched=fetched, distinct=_fetched(everything))
+    return PlannedReads(sources=sources, fetched=fetched, distinct=_fetched(everything))
 
 
 class _Counting:
@@ -70,35 +79,42 @@ class _Counting:
 
     def __init__(self, plan: Plan, lanes: Lanes) -> None:
         self._plan, self._lanes = plan, lanes
-        self._known: dict[tuple[tuple[int, ...], tuple[tuple[str, str, Index], ...]], tuple[int, list[_Part]]] = {}
+        self._known: dict[_Table, tuple[Mapping[int, int], list[_Part]]] = {}
 
-    def asked(self, files: Sequence[OutputFile], ranges: _Ranges | None = None) -> int:
-        """The bytes that a process asks for which writes these files; the ranges that hold them are added to those."""
-        asked = 0
+    def asked(self, files: Sequence[OutputFile], ranges: _Ranges | None = None) -> Counter[str]:
+        """The bytes that a process asks for which writes these files, by the path of the source file.
+
+        The ranges that hold them are added to `ranges`.
+        """
+        asked: Counter[str] = Counter()
         for batch in batches(self._plan, files):
             for group in batch.together():
                 entries = [entry for _, entry in group]
-                nbytes, parts = self._of(entries)
+                by_operand, parts = self._of(entries)
                 low_rank = entries[0].low_rank
-                asked += nbytes + (0 if low_rank is None else low_rank.nbytes)
+                factors = () if low_rank is None else (*low_rank.a.sources, *low_rank.b.sources)
+                for operand, nbytes in by_operand.items():
+                    asked[entries[0].sources[operand].file.path] += nbytes
+                for each in factors:
+                    asked[each.file.path] += each.nbytes
                 if ranges is None:
                     continue
                 for operand, of_scales, start, stop in parts:
                     _put(ranges, _held(entries[0].sources[operand], of_scales=of_scales), start, stop)
-                for each in () if low_rank is None else (*low_rank.a.sources, *low_rank.b.sources):
+                for each in factors:
                     _put(ranges, each, 0, each.nbytes)
         return asked
 
-    def _of(self, entries: Sequence[Entry]) -> tuple[int, list[_Part]]:
-        """The bytes that are asked for to make entries of one group, and the parts of their sources that hold them."""
+    def _of(self, entries: Sequence[Entry]) -> tuple[Mapping[int, int], list[_Part]]:
+        """The bytes of each source that are asked for to make entries of one group, and the parts that hold them."""
         tensors, sources = [entry.tensor for entry in entries], entries[0].sources
         key = tuple(map(id, tensors)), tuple((source.read_as, source.stored_as, source.shape) for source in sources)
         if key not in self._known:
             shapes, types = [source.shape for source in sources], [source.read_as for source in sources]
             buffer_bytes, dtype = buffer_for(tensors, shapes, self._lanes), tensors[0].dtype
             steps = list(lower(tensors, shapes, buffer_bytes, types))
-            nbytes = bytes_read(steps, lambda operand, nbytes: sources[operand].stored_bytes(nbytes, dtype))
-            self._known[key] = nbytes, list(_parts(steps, sources, ITEM_SIZE[dtype]))
+            by_operand = bytes_by_operand(steps, lambda operand, nbytes: sources[operand].stored_bytes(nbytes, dtype))
+            self._known[key] = by_operand, list(_parts(steps, sources, ITEM_SIZE[dtype]))
         return self._known[key]
 
 

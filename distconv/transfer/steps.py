@@ -10,7 +10,8 @@ the element type of the shard; `moves` knows better. Never chooses the steps of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -76,13 +77,23 @@ class Gather:
 Step = CopyRun | Gather
 
 
-def bytes_read(steps: Sequence[Step], stored: Callable[[int, int], int] = lambda _, nbytes: nbytes) -> int:
-    """Bytes that the steps read from the source.
+def bytes_read(steps: Sequence[Step]) -> int:
+    """Bytes that the steps read from the source."""
+    return sum(bytes_by_operand(steps).values())
+
+
+def bytes_by_operand(
+    steps: Sequence[Step], stored: Callable[[int, int], int] = lambda _, nbytes: nbytes
+) -> Mapping[int, int]:
+    """Bytes that the steps read, by the number of the operand.
 
     `stored` maps the number of an operand, and bytes of elements that are made of it, to the bytes that are read.
     """
-    reads = (read for step in steps for read in ([step] if isinstance(step, CopyRun) else step.reads))
-    return sum(stored(read.operand, read.nbytes) for read in reads)
+    found: Counter[int] = Counter()
+    for step in steps:
+        for read in [step] if isinstance(step, CopyRun) else step.reads:
+            found[read.operand] += stored(read.operand, read.nbytes)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,6 +151,7 @@ NO_SIZES = [0, -1, 1.5, 2.0, "2", True, [2], {}]
         ("target", [3, True, ["/mm"], {}, ""], "a path"),
         ("text_source", [3, True, ["/llm"], {}, ""], "a path"),
         ("report", [3, True, ["x"], {}, ""], "a path"),
+        ("plan_html", [3, True, ["x"], {}, ""], "a path"),
         ("layout__tp", [*NO_SIZES, 2**16 + 1], AXIS),
         ("layout__ep", [*NO_SIZES, 2**16 + 1], AXIS),
         ("layout__pp", NO_SIZES, AXIS),
@@ -237,9 +238,16 @@ def test_no_hint_is_given_where_nothing_is_near():
     assert problems(dtype=["bf16"])[0].endswith("float32")
 
 
-@pytest.mark.parametrize("key", ["source", "target", "reference", "report", "sources"])
+@pytest.mark.parametrize("key", ["source", "target", "reference", "report", "plan_html", "sources"])
 def test_an_empty_path_is_asked_whether_a_variable_is_not_set(key):
     assert problems(**{key: ""})[0].endswith("; is a variable not set?")
+
+
+def test_the_page_of_a_plan_goes_with_what_is_planned():
+    assert problems(action="verify", plan_html="p") == ["plan_html: goes with action=plan and action=convert"]
+    assert problems(plan_html="p", report="p") == ["plan_html=p: is the file of the report, too; give each its own"]
+    for action in ("plan", "convert"):
+        assert Options.from_content(content(action=action, plan_html="p")).plan_html == Path("p")
 
 
 def test_what_says_how_to_cast_goes_with_a_cast():

@@ -45,12 +45,20 @@ class RankFile(OutputFile):
 
 @dataclass(frozen=True, kw_only=True)
 class StageSummary:
-    """The layers, parameters and bytes (as written) of one stage, over all tensor and expert parallel ranks."""
+    """The layers, parameters and bytes (as written) of one stage, over all tensor and expert parallel ranks.
+
+    `layers` and `modality_bytes` are by modality.
+    """
 
     stage: int
     layers: Mapping[str, int]
     parameters: int
-    nbytes: int
+    modality_bytes: Mapping[str, int]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all modalities."""
+        return sum(self.modality_bytes.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +104,7 @@ class MegatronPlan:
             yield from grouped(held)
 
     def summary(self) -> dict[str, Any]:
-        """The layout, and the contents of its stages."""
+        """The layout, the contents of its stages, and the (tensor, pipeline, expert) parallel rank of each file."""
         layout = self.layout
         return {
             "layout": layout.to_json(),
@@ -108,10 +116,12 @@ class MegatronPlan:
                     "layers": each.layers,
                     "parameters": each.parameters,
                     "bytes": each.nbytes,
+                    "modality_bytes": each.modality_bytes,
                 }
                 for each in self.stages
                 for virtual_stage, pp_rank in [stage_coordinates(each.stage, layout.pp)]
             ],
+            "ranks": [[file.tp_rank, file.pp_rank, file.ep_rank] for file in self.files],
         }
 
 
@@ -125,7 +135,8 @@ def make_plan(binding: Binding, layout: CompleteLayout, dialect: str = OWN_NAMES
     shards = cut_recipes((parameter.recipe for parameter in binding.parameters), layout)
     placements = {modality: layout.placement_of(modality) for modality in binding.layers}
     placed: list[list[tuple[Parameter, int | None]]] = [[] for _ in range(layout.stage_count)]
-    elements, stage_bytes = [0] * layout.stage_count, [0] * layout.stage_count
+    elements = [0] * layout.stage_count
+    stage_bytes: list[Counter[str]] = [Counter() for _ in elements]
     ranks, held = layout.tensor_ranks, layout.coordinates
     there = [[tp_rank for tp_rank in range(ranks) if (tp_rank, ep_rank) in held] for ep_rank in range(layout.ep)]
     nbytes = [[[0] * ranks for _ in range(layout.pp)] for _ in range(layout.ep)]
@@ -151,7 +162,7 @@ def make_plan(binding: Binding, layout: CompleteLayout, dialect: str = OWN_NAMES
                 row = nbytes[ep_rank][pp_rank]
                 for tp_rank in there[ep_rank]:
                     row[tp_rank] += sizes[tp_rank % len(sizes)]
-                stage_bytes[stage] += sum(sizes[tp_rank % len(sizes)] for tp_rank in there[ep_rank])
+                stage_bytes[stage][rule.modality] += sum(sizes[tp_rank % len(sizes)] for tp_rank in there[ep_rank])
     layers: list[Counter[str]] = [Counter() for _ in range(layout.stage_count)]
     for modality, placement in placements.items():
         for holders in placement.of_layer.values():
@@ -173,8 +184,8 @@ def make_plan(binding: Binding, layout: CompleteLayout, dialect: str = OWN_NAMES
         layout=layout,
         files=files,
         stages=tuple(
-            StageSummary(stage=stage, layers=layers[stage], parameters=elements[stage], nbytes=stage_bytes[stage])
-            for stage in range(layout.stage_count)
+            StageSummary(stage=stage, layers=held, parameters=count, modality_bytes=by_modality)
+            for stage, (held, count, by_modality) in enumerate(zip(layers, elements, stage_bytes, strict=True))
         ),
         shards=shards,
         placed=tuple(tuple(each) for each in placed),

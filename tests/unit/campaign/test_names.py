@@ -34,11 +34,19 @@ def test_names_with_braces_are_names():
 
 
 def test_a_job_has_the_options_of_all_and_its_own_paths():
-    given = options(target="mm/{name}", reference="base/{name}", report="r/{name}.json", layout__tp=2, watch=True)
+    given = options(
+        target="mm/{name}",
+        reference="base/{name}",
+        report="r/{name}.json",
+        plan_html="{name}.html",
+        layout__tp=2,
+        watch=True,
+    )
     (found,) = checkpoints(given, ["runs/a"])
     made = found.options(given)
     assert (made.source, made.target, made.reference) == (Path("runs/a"), Path("mm/a"), Path("base/a"))
     assert (made.sources, made.watch, made.report) == (None, False, Path("r/a.json"))
+    assert made.plan_html == Path("a.html")
     assert made.layout == given.layout
 
 
@@ -69,6 +77,13 @@ def test_the_same_one_twice_is_said_once(report):
     with pytest.raises(InputError) as caught:
         checkpoints(options(target="mm/{name}", report=report), ["a"] * 2)
     assert caught.value.problems == ["sources: a is there twice; name it once"]
+
+
+def test_each_job_has_a_page_of_its_own():
+    with pytest.raises(
+        InputError, match=r"plan_html=p\.html: would be that of a and of b; tell them apart by \{name\}"
+    ):
+        checkpoints(options(target="mm/{name}", plan_html="p.html"), ["a", "b"])
 
 
 def test_links_to_one_place_are_one_target(tmp_path):

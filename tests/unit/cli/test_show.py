@@ -91,9 +91,10 @@ def test_the_text_of_a_plan_names_the_layout_and_what_is_left_out():
 
 def test_processes_that_do_the_same_share_a_line():
     found = planned()
-    processes = planned_processes(assign(found.plan.files, 3), [7, 0, 0], 2048)
+    processes = planned_processes(assign(found.plan.files, 3), [{"/a": 5}, {}, {}], [2, 0, 0], 2048)
     assert [each["rank"] for each in processes] == [0, 1, 2]
     assert processes[0]["bytes_read"] == 7
+    assert processes[0]["sources"] == [{"path": "/a", "bytes": 5}]
     assert processes[0]["bytes_written"] == sum(file.nbytes for file in found.plan.files)
     assert processes[0]["buffer_bytes"] == 2048
     text = plan_text({**report_of(CONFIG, found), "processes": processes}, full=True)
@@ -123,7 +124,7 @@ def test_copies_that_are_compared_are_read_by_their_nodes():
 def test_many_files_are_not_all_shown():
     found = planned(layout=replace(CONFIG.layout, tp=4, ep=4, modality_tp={"vision": 8}))
     files = found.plan.files
-    processes = planned_processes([files], [0], 2048)
+    processes = planned_processes([files], [{}], [0], 2048)
     text = plan_text({**report_of(CONFIG, found), "processes": processes}, full=True)
     assert f"files    {len(files)}" in text
     assert text.count("model_optim_rng.pt") == 16

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from distconv.errors import InputError
-from distconv.planning.report_file import ReportFile
+from distconv.page.page import BEGINNING
+from distconv.planning.report_file import PageFile, ReportFile
 
 REPORT = {"action": "plan", "files": [1]}
 
@@ -40,6 +41,19 @@ def test_another_file_is_not_overwritten(tmp_path, content):
         with pytest.raises(InputError, match=f"report={tmp_path}/{name}: is there already, and no report"):
             ReportFile(tmp_path / name).check()
     assert path.read_text() == content
+
+
+def test_a_page_replaces_a_page_and_nothing_else(tmp_path):
+    path = tmp_path / "plan.html"
+    path.write_text(f"{BEGINNING}<html>")
+    PageFile(path).check()
+    for content in ("<!doctype html>\n<html>", '{"action": "plan"}'):
+        path.write_text(content)
+        with pytest.raises(InputError, match=f"plan_html={path}: is there already, and no page of an earlier job"):
+            PageFile(path).check()
+    path.write_text(f"{BEGINNING}<html>")
+    with pytest.raises(InputError, match=f"report={path}: is there already, and no report"):
+        ReportFile(path).check()
 
 
 def test_a_file_without_content_and_a_device_hold_nothing_to_lose(tmp_path):

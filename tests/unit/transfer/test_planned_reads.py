@@ -191,6 +191,8 @@ def test_a_node_fetches_scales_beside_codes_and_the_factors_of_a_product():
         }
     )
     shares = [[each] for each in found.files]
+    merging = planned_reads(found, shares[2:], small_lanes(1, 1 << 20)).sources
+    assert merging == [{merged.sources[0].file.path: 64, "/a": 16, "/b": 16}]
     with patch.multiple(counting, _PAGE_BYTES=1, _READ_AHEAD_BYTES=0):
         assert planned_reads(found, shares, small_lanes(1, 1 << 20), 1).fetched == [2048 + 8, 2048 + 8, 64 + 16 + 16]
         assert planned_reads(found, shares, small_lanes(1, 1 << 20), 2).fetched == [4096 + 16, 64 + 16 + 16]

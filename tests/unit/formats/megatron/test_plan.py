@@ -94,6 +94,8 @@ def test_every_shard_is_in_exactly_the_right_files(layout):
     }
     assert {file.path: file.nbytes for file in found.files} == sizes
     assert sum(summary.nbytes for summary in found.stages) == sum(sizes.values())
+    ranks = dict(zip((file.path for file in found.files), found.summary()["ranks"], strict=True))
+    assert ranks == {file.path: [file.tp_rank, file.pp_rank, file.ep_rank] for file in found.files}
     for summary in found.stages:
         rows = {name: layout.stages[name] for name in ("text", "vision")}
         virtual_stage, pp_rank = divmod(summary.stage, layout.pp)
