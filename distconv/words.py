@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import textwrap
+import re
 from collections.abc import Callable, Sequence
 
 # Columns of a terminal.
 _WIDTH = 80
+_INDENT, _BETWEEN = "  ", "  "
+_WORD = re.compile(r"(\s*)(\S+)")
+_LIST_ITEM = re.compile(r"[^,]*,|[^,]+")
 
 
 def binary(nbytes: float) -> str:
@@ -20,14 +23,39 @@ def binary(nbytes: float) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], align: Callable[[str, int], str] = str.rjust) -> str:
-    """Rows of cells in columns of equal width, indented."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    """Rows of cells in columns of equal width, indented; the first row, where that is too wide, a word a line."""
+    rows = rows if _width_of(rows) <= _WIDTH else [*_stacked(rows[0]), *rows[1:]]
+    widths = _widths(rows)
     return "\n".join(
-        "  " + "  ".join(align(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        _INDENT + _BETWEEN.join(align(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
     )
 
 
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+
+def _width_of(rows: Sequence[Sequence[str]]) -> int:
+    widths = _widths(rows)
+    return len(_INDENT) + sum(widths) + len(_BETWEEN) * (len(widths) - 1)
+
+
+def _stacked(cells: Sequence[str]) -> list[list[str]]:
+    """Cells as rows of their words, which end in the last row."""
+    words = [cell.split() for cell in cells]
+    height = max(map(len, words))
+    return [list(row) for row in zip(*([*[""] * (height - len(each)), *each] for each in words), strict=True)]
+
+
 def folded(label: str, text: str) -> list[str]:
-    """A text behind a label, in lines of the width of a terminal where its words allow that."""
-    lines = textwrap.wrap(text, _WIDTH - len(label), break_long_words=False, break_on_hyphens=False) or [""]
+    """A text behind a label, in lines of the width of a terminal where its words, and lists in it, allow that."""
+    width, lines = _WIDTH - len(label), [""]
+    for blanks, word in _WORD.findall(text):
+        pieces = _LIST_ITEM.findall(word) if "[" in word and len(word) > width else [word]
+        for between, piece in zip([" " * len(blanks), *[""] * len(pieces)], pieces, strict=False):
+            if lines[-1] and len(lines[-1] + between + piece) > width:
+                lines.append(piece)
+            else:
+                lines[-1] += between + piece
     return [label + lines[0], *(" " * len(label) + line for line in lines[1:])]

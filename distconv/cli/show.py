@@ -1,6 +1,6 @@
 """The text of a job on the terminal: progress, plans, results, errors. The only module that prints.
 
-Owns the wording of plans and results, except for the lines of their formats. Decides nothing.
+Owns the wording of results, except for the lines of their formats. Decides nothing.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from distconv.cli.campaign_text import campaign_text
 from distconv.cli.diff_text import diff_text
 from distconv.cli.flags import Loudness
 from distconv.cli.phases_text import phases_text
-from distconv.cli.process_table import node_words, process_table
+from distconv.cli.plan_text import plan_text
 from distconv.cli.terminal import coloured, visible
-from distconv.cli.training_text import training_lines
 from distconv.errors import JobError, counted, joined, named, printable, system_problem
 from distconv.formats.registry import format_named
 from distconv.observer import Observer, Outcome
@@ -27,7 +26,6 @@ from distconv.runtime.elastic import tell_agent
 from distconv.runtime.interruption import undisturbed
 from distconv.words import binary, folded, table
 
-_FILES_SHOWN = 16
 _LOG_SECONDS = 10
 _COLUMN = 9
 _BY_SOURCE = "byte for byte what the source says"
@@ -143,50 +141,6 @@ def lose_reader() -> None:
     """Discard standard output, also what is buffered, after its reader has left; that is no failure."""
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
-
-
-def plan_text(report: Mapping[str, Any], *, full: bool) -> str:
-    """The plan for a person: model and layout, stages, tensors left out, and with `full` files and processes."""
-    result = report["target"] + (f"/{report['iteration']}" if report["iteration"] else "")
-    lines = [
-        f"model    {report['model'] or 'any: by published names, without a definition'}",
-        *(f"unchecked: {each}" for each in report["not_checked"]),
-        f"source   {report['source']}",
-        *([f"text     {report['text_source']}"] if report["text_source"] else []),
-        *format_named(report["source_format"]).source_words(report),
-        *([f"         completed from {report['source_record']}"] if report["source_record"] else []),
-        *([f"follows  {report['reference']}"] if report["reference"] else []),
-        f"target   {result}",
-        *format_named(report["target_format"]).target_words(report),
-    ]
-    lines += [
-        f"cast     {each['from']} to {each['to']}: {counted(each['tensors'], 'tensor')}, {binary(each['bytes'])}"
-        for each in report["casts"]["cast"]
-    ]
-    lines += [
-        f"kept     {counted(len(each['names']), 'tensor')} as stored: {each['reason']}: {named(each['names'], 2)}"
-        for each in report["casts"]["kept"]
-    ]
-    reasons: dict[str, list[str]] = {}
-    for each in report["not_converted"]:
-        reasons.setdefault(each["reason"], []).append(each["name"])
-    if reasons:
-        lines += ["", "not converted"]
-        lines += [
-            f"  {counted(len(names), 'tensor')}: {reason}: {named(names, 2)}" for reason, names in reasons.items()
-        ]
-    notes = report["notes"][len(report["not_checked"]) :]
-    lines += ["", *(f"note: {note}" for note in notes[:_FILES_SHOWN])] if notes else []
-    if full:
-        lines += training_lines(report["training"])
-        files = report["files"]
-        lines += ["", f"files    {len(files)}, {binary(sum(file['bytes'] for file in files))} of tensors"]
-        lines += [f"  {file['path']}  {binary(file['bytes'])}" for file in files[:_FILES_SHOWN]]
-        if len(files) > _FILES_SHOWN:
-            lines.append(f"  … and {len(files) - _FILES_SHOWN} more")
-        lines += ["", process_table(report["processes"])]
-        lines += [node_words(report["nodes"])] if report["nodes"] else []
-    return "\n".join(lines)
 
 
 def inspection_text(report: Mapping[str, Any], *, tensors: bool) -> str:
