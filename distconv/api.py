@@ -18,7 +18,7 @@ from distconv.errors import JobError, joined, unknown_keys
 from distconv.fields import options_of
 from distconv.formats.registry import Options
 from distconv.models.library import Library
-from distconv.observer import Observer, Outcome
+from distconv.observer import Everywhere, Observer, Outcome
 from distconv.planning.look import Chosen
 from distconv.runtime.agreement import on_all
 from distconv.runtime.launch import connected
@@ -266,7 +266,7 @@ class _Progress(Observer):
         self._function = tell
         self._phase, self._done, self._nbytes = "", 0, 0
 
-    def begin(self, phase: str, nbytes: int) -> None:
+    def begin(self, phase: str, nbytes: int, everywhere: Everywhere) -> None:  # noqa: ARG002 - of the interface
         """Tell that it begins."""
         self._phase, self._done, self._nbytes = phase, 0, nbytes
         self._tell()

@@ -77,12 +77,14 @@ def _compared(pairing: Pairing, processes: Processes, phases: Phases) -> tuple[d
 
     numbers = [number for number, match in enumerate(pairing.matches) if match.pair is not None]
     pairs = [match.pair for match in pairing.matches if match.pair is not None]
-    share = _share(list(parts_of(pairs, _PART_BYTES)), processes)
+    parts_of_all = list(parts_of(pairs, _PART_BYTES))
+    share = _share(parts_of_all, processes)
 
     def compare() -> list[Any]:
         return [[number, each.to_json()] for number, each in compare_pairs(share, phases.means).items()]
 
-    values, measured = phases.run("comparing", (), sum(each.nbytes for each in share), compare)
+    own, of_all = (sum(each.nbytes for each in some) for some in (share, parts_of_all))
+    values, measured = phases.run("comparing", (), own, of_all, compare)
     parts: dict[int, list[Difference]] = {}
     for number, data in (each for found in values for each in found):
         parts.setdefault(numbers[number], []).append(Difference.from_json(data))
@@ -98,11 +100,13 @@ def _copies(pairing: Pairing, processes: Processes, phases: Phases) -> list[str]
     """The differences among tensors that a side stores several times, of which one is compared with the other side."""
     if not pairing.replicas:
         return []
-    share = shares_of([replica for _, replica in pairing.replicas], processes.size)[processes.rank]
+    replicas = [replica for _, replica in pairing.replicas]
+    share = shares_of(replicas, processes.size)[processes.rank]
     values, _ = phases.run(
         "comparing copies",
         (),
         sum(each.nbytes for each in share),
+        sum(each.nbytes for each in replicas),
         lambda: compare_replicas(share, phases.means),
         counted_as="comparing",
     )

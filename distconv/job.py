@@ -236,6 +236,7 @@ class _Job:
             "comparing copies in the source",
             self._files,
             sum(each.nbytes for each in share),
+            sum(each.nbytes for each in replicas),
             lambda: compare_replicas(share, self._phases.means),
             counted_as="comparing",
         )
@@ -269,6 +270,7 @@ class _Job:
             "comparing",
             self._files,
             sum(file.nbytes for file in self._files),
+            sum(file.nbytes for file in plan.files),
             lambda: asdict(compare_files(plan, self._files, result, form, means)),
         )
         self._tell_overflow()

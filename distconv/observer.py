@@ -5,10 +5,18 @@ Owns the shape of both, not their words: the command line and programs show or s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Everywhere:
+    """A phase on all its processes: its bytes, and those that the others have done, as far as rank 0 has heard."""
+
+    nbytes: int
+    elsewhere: Callable[[], int]
 
 
 class Observer:
@@ -17,7 +25,7 @@ class Observer:
     def planned(self, report: Mapping[str, Any]) -> None:
         """The report of the plan is made; no work has begun."""
 
-    def begin(self, phase: str, nbytes: int) -> None:
+    def begin(self, phase: str, nbytes: int, everywhere: Everywhere) -> None:
         """A phase begins that moves or compares `nbytes` bytes on this process."""
 
     def advance(self, nbytes: int) -> None:
@@ -26,8 +34,8 @@ class Observer:
     def note(self, text: str) -> None:
         """Something about the target that a user should know, whatever becomes of the job; called on rank 0."""
 
-    def end(self) -> None:
-        """The phase has ended."""
+    def end(self, *, is_complete: bool) -> None:
+        """The phase has ended, on all processes; `is_complete`: none has failed."""
 
     def checkpoint(self, source: str, target: str, number: int, count: int) -> None:
         """The job of one of several checkpoints begins: the `number`th of `count` that are known."""

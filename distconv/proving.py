@@ -88,6 +88,7 @@ def compare_files_recorded(
         "comparing checksums",
         share,
         sum(each.nbytes for each in share),
+        sum(each.nbytes for each in files.values()),
         lambda: compare_recorded(directory, files, share, phases.means),
         counted_as=counted_as,
     )

@@ -133,6 +133,7 @@ class Writing:
             "writing",
             own,
             sum(file.nbytes for file in own),
+            sum(file.nbytes for share in shares for file in share),
             lambda: [
                 write_files(plan, files, directory, form, means, journal),
                 write_parts(plan, parts, directory, form, means),
@@ -168,6 +169,7 @@ class Writing:
             "checking what is finished",
             share,
             sum(finished[file.path].written.nbytes for file in share),
+            sum(finished[file.path].written.nbytes for file in files),
             lambda: proved(directory, finished, share, self.phases.means),
             counted_as="checking",
         )

@@ -13,7 +13,7 @@ job=(+model=qwen2vl source=demo/Qwen2-VL target=demo/megatron
      layout.tp=2 'layout.stages.text=[1,3,3,2]' 'layout.stages.vision=[6,0,0,0]')
 
 run python benchmarks/synthetic.py demo/Qwen2-VL --size-mb "${1:-400}" --layers 9 --vision-layers 6
-run torchrun --nproc-per-node 4 -m distconv "${job[@]}" report=demo/report.json
+run torchrun --nproc-per-node 4 -m distconv "${job[@]}" report=demo/report.json plan_html=demo/plan.html
 printf '\n$ find demo/megatron -type f\n'
 find demo/megatron -type f | sort
 run torchrun --nproc-per-node 4 -m distconv "${job[@]}" action=verify
@@ -26,3 +26,6 @@ print("mp_rank_01_003 as the training program reads it, checkpoint_version", con
 for name, tensor in content["model"].items():
     print(f"  {str(tuple(tensor.shape)):16} {name}")
 PYTHON
+printf '\nProved: demo/megatron holds byte for byte what demo/Qwen2-VL says (a picture is in demo/plan.html); for your own model:
+  %s --nproc-per-node 4 -m distconv source=/path/to/model target=/path/to/result layout.tp=2 layout.pp=2
+' "$(command -v torchrun)"

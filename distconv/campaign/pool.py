@@ -14,7 +14,7 @@ from typing import Any
 
 from distconv.campaign.names import Checkpoint
 from distconv.campaign.outcomes import Ended
-from distconv.observer import Observer
+from distconv.observer import Everywhere, Observer
 from distconv.runtime.agreement import on_all
 from distconv.runtime.processes import AloneAmong, Processes
 from distconv.runtime.progress import reached
@@ -133,8 +133,8 @@ class _NotesKept(Observer):
     def planned(self, report: Mapping[str, Any]) -> None:
         self._observer.planned(report)
 
-    def begin(self, phase: str, nbytes: int) -> None:
-        self._observer.begin(phase, nbytes)
+    def begin(self, phase: str, nbytes: int, everywhere: Everywhere) -> None:
+        self._observer.begin(phase, nbytes, everywhere)
 
     def advance(self, nbytes: int) -> None:
         self._observer.advance(nbytes)
@@ -142,8 +142,8 @@ class _NotesKept(Observer):
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def end(self) -> None:
-        self._observer.end()
+    def end(self, *, is_complete: bool) -> None:
+        self._observer.end(is_complete=is_complete)
 
     def undisturbed(self) -> AbstractContextManager[None]:
         return self._observer.undisturbed()

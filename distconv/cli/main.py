@@ -63,7 +63,7 @@ def _main(start: Launch, connection: _Connection) -> int:
     Raises:
         LostError: another process is lost, or the connection to all of them.
     """
-    reporter = Reporter(start.rank, start.size)
+    reporter = Reporter(start.rank)
     try:
         with interruptions():
             words = sorted_words(sys.argv[1:])

@@ -6,9 +6,10 @@ Owns the wording of results, except for the lines of their formats. Decides noth
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
@@ -18,15 +19,16 @@ from distconv.cli.diff_text import diff_text
 from distconv.cli.flags import Loudness
 from distconv.cli.phases_text import phases_text
 from distconv.cli.plan_text import plan_text
+from distconv.cli.regularly import Regularly
 from distconv.cli.terminal import coloured, visible
 from distconv.errors import JobError, counted, joined, named, printable, system_problem
 from distconv.formats.registry import format_named
-from distconv.observer import Observer, Outcome
+from distconv.observer import Everywhere, Observer, Outcome
 from distconv.runtime.elastic import tell_agent
 from distconv.runtime.interruption import undisturbed
 from distconv.words import binary, folded, table
 
-_LOG_SECONDS = 10
+_TERMINAL_SECONDS, _LOG_SECONDS = 0.1, 10
 _COLUMN = 9
 _BY_SOURCE = "byte for byte what the source says"
 
@@ -34,11 +36,11 @@ _BY_SOURCE = "byte for byte what the source says"
 class Reporter(Observer):
     """Prints for rank 0; silent on the other processes."""
 
-    def __init__(self, rank: int, size: int = 1) -> None:
+    def __init__(self, rank: int) -> None:
         self._speaks = rank == 0
         self.loudness = Loudness.USUAL
-        self._is_alone = size == 1
         self._bar: Bar | None = None
+        self._drawing: Regularly | None = None
         self._width = 0
 
     def say(self, text: str) -> None:
@@ -83,28 +85,36 @@ class Reporter(Observer):
         """Print the plan in short."""
         self.say(plan_text(report, full=False) + "\n")
 
-    def begin(self, phase: str, nbytes: int) -> None:
-        """Show a bar for this process's share; in a log file, where a bar would be noise, a line now and then."""
+    def begin(self, phase: str, nbytes: int, everywhere: Everywhere) -> None:  # noqa: ARG002 - of the interface
+        """Show a bar for all processes; in a log file, where a bar would be noise, a line now and then."""
         if self._speaks and self.loudness > Loudness.QUIET:
-            pause = 0.1 if sys.stderr.isatty() else _LOG_SECONDS
-            words = phase if self._is_alone else f"{phase} (rank 0's share)"
-            self._bar = Bar(words, nbytes, start=time.monotonic(), pause=pause)
-            self.advance(0)
+            on_terminal = sys.stderr.isatty()
+            self._bar = Bar(phase, everywhere, start=time.monotonic(), cells=on_terminal)
+            self._draw(self._bar.line(time.monotonic()), last=False)
+            self._drawing = Regularly(self._redraw, _TERMINAL_SECONDS if on_terminal else _LOG_SECONDS)
 
     def advance(self, nbytes: int) -> None:
         """Advance the bar."""
-        if self._bar is not None and (line := self._bar.advance(nbytes, time.monotonic())) is not None:
-            self._draw(line, last=False)
-
-    def end(self) -> None:
-        """Leave the bar as it is."""
         if self._bar is not None:
-            self._draw(self._bar.line(time.monotonic()), last=True)
-            self._bar, self._width = None, 0
+            self._bar.advance(nbytes, time.monotonic())
+
+    def end(self, *, is_complete: bool) -> None:
+        """Leave the bar as it is at the end."""
+        if self._drawing is not None:
+            self._drawing.stop()
+        if self._bar is not None:
+            self._draw(self._bar.last_line(time.monotonic(), is_complete=is_complete), last=True)
+        self._bar, self._drawing, self._width = None, None, 0
+
+    def _redraw(self) -> None:
+        """Draw the bar as it is now, also when this process itself has nothing to do any more."""
+        if self._bar is not None:
+            self._draw(self._bar.line(time.monotonic()), last=False)
 
     def _draw(self, line: str, *, last: bool) -> None:
-        """Draw a line of the bar over the one before; a log gets one below the other."""
+        """Draw a line of the bar over the one before, as far as it fits; a log gets one below the other."""
         over, end = ("\r", "\n" if last else "") if sys.stderr.isatty() else ("", "\n")
+        line = line[: shutil.get_terminal_size().columns - 1] if over else line
         try:
             print(f"{over}{line:{self._width}}", end=end, file=sys.stderr, flush=True)
             self._width = len(line) if over else 0
@@ -226,6 +236,14 @@ def _result_line(report: Mapping[str, Any]) -> str:
     done += f", verified in {read_back:.1f} s as programs read them" if read_back else ""
     return (
         f"{done}; on {counted(len(processes), 'process', 'processes')} in {seconds:.1f} s "
-        f"({binary(moved / max(seconds, 1e-9))}/s; read {binary(read)}, wrote {binary(written)}; "
+        f"({_rate(processes, moved)}; read {binary(read)}, wrote {binary(written)}; "
         f"peak memory {binary(peak)} per process)"
     )
+
+
+def _rate(processes: Sequence[Mapping[str, Any]], moved: int) -> str:
+    """The bytes in a second of all processes together, and the slowest of them."""
+    took = [(each["seconds"]["transfer"], each["rank"]) for each in processes]
+    (least, _), (most, rank) = min(took), max(took)
+    rate = f"{binary(moved / max(most, 1e-9))}/s"
+    return f"{rate} by all, the slowest was rank {rank}, the fastest took {least:.1f} s" if len(took) > 1 else rate

@@ -46,8 +46,7 @@ class MpiProcesses(WatchedProcesses):
         self._leaving = self._world.Dup()
         self._requests: list[Any] = []
         self._unfinished: list[Any] = []
-        # The number of exchanges so far, and that at which the last alarm was raised: while one works, nobody goes on.
-        self._number = 0
+        # The number of exchanges at which the last alarm was raised: while one works, nobody goes on.
         self._alarm = -1
         self._abandoned: str | None = None
         self._beats: dict[int, Any] = {}

@@ -41,6 +41,12 @@ class Processes(Protocol):
         As on a file system on which all hang. `tell` is called with the sentence, from another thread.
         """
 
+    def begin_to_move(self) -> None:
+        """Count what is moved from now on, up to the next time that all share or collect something."""
+
+    def moved_elsewhere(self) -> int:
+        """Bytes that the others have moved since, as far as rank 0 has heard; called by rank 0, from any thread."""
+
     def share(self, value: Any) -> Any:
         """Rank 0's value (plain JSON data) on every process."""
 
@@ -93,6 +99,13 @@ class SingleProcess:
 
     def end_if_stuck(self, tell: Callable[[str], None]) -> None:
         """Nobody would notice."""
+
+    def begin_to_move(self) -> None:
+        """Nobody to tell."""
+
+    def moved_elsewhere(self) -> int:
+        """Nothing."""
+        return 0
 
     def share(self, value: Any) -> Any:
         """The value itself."""

@@ -21,22 +21,27 @@ _FOLLOWED: ContextVar[Progress | None] = ContextVar("progress", default=None)
 
 @dataclass(frozen=True, kw_only=True)
 class Beat:
-    """What a process had done at some time: its host, its finished steps, its phase, and the files that it was at."""
+    """What a process had done at some time: its host, its finished steps, its phase, and the files that it was at.
+
+    `moved`: the bytes of the phase of this `number` in which bytes move that it was done with, also when it waits.
+    """
 
     host: str
     steps: int
     doing: str
     places: tuple[str, ...]
+    number: int = 0
+    moved: int = 0
 
     def to_json(self) -> list[Any]:
         """The beat as plain data."""
-        return [self.host, self.steps, self.doing, self.places]
+        return [self.host, self.steps, self.doing, self.places, self.number, self.moved]
 
     @classmethod
     def from_json(cls, data: Any) -> Beat:
         """The beat described by its `to_json`."""
-        host, steps, doing, places = data
-        return cls(host=host, steps=steps, doing=doing, places=tuple(places))
+        host, steps, doing, places, number, moved = data
+        return cls(host=host, steps=steps, doing=doing, places=tuple(places), number=number, moved=moved)
 
 
 class Progress:
@@ -47,6 +52,7 @@ class Progress:
         self._steps = 0
         self._doing = "starting"
         self._waits = False
+        self._number, self._moved = 0, 0
         # By thread, those that turned to a file longest ago first.
         self._places: dict[int, tuple[str, ...]] = {}
 
@@ -55,6 +61,19 @@ class Progress:
         self._doing = doing
         self._places.clear()
         self.step()
+
+    def begin_to_move(self, number: int) -> None:
+        """A phase begins in which bytes move, on all processes under this number."""
+        self._number, self._moved = number, 0
+
+    @property
+    def number(self) -> int:
+        """The number of the last phase in which bytes move."""
+        return self._number
+
+    def move(self, nbytes: int) -> None:
+        """Bytes of the phase are done; never called from two threads at a time."""
+        self._moved += nbytes
 
     def step(self) -> None:
         """A step is finished, such as a block that was moved."""
@@ -85,11 +104,16 @@ class Progress:
 
     def beat(self) -> Beat:
         """What this process has done up to now."""
-        if self._waits:
-            return Beat(host=self._host, steps=self._steps, doing="waiting for the others", places=())
         # Of several threads, the one that has been at its files for longest is the one that hangs.
-        places = next(iter(list(self._places.values())), ())
-        return Beat(host=self._host, steps=self._steps, doing=self._doing, places=places)
+        places = () if self._waits else next(iter(list(self._places.values())), ())
+        return Beat(
+            host=self._host,
+            steps=self._steps,
+            doing="waiting for the others" if self._waits else self._doing,
+            places=places,
+            number=self._number,
+            moved=self._moved,
+        )
 
 
 @contextmanager

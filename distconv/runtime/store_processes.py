@@ -32,7 +32,6 @@ class StoreProcesses(WatchedProcesses):
 
     def __init__(self, rank: int, size: int, patience: float = PATIENCE) -> None:
         super().__init__(rank, size, patience)
-        self._number = 0
         self._seen: set[int] = set()
         # Before the thread needs it: an import that is interrupted there would be of no use to anybody.
         from torch.distributed.rendezvous import rendezvous  # noqa: PLC0415 - only where torchrun started the job

@@ -72,6 +72,11 @@ class Watch:
             self._beats[rank] = beat
             self._silences[rank].end()
 
+    def moved(self, number: int) -> int:
+        """The bytes of the phase of a number that those who are watched were done with, as far as was heard."""
+        beats = (beat for beat in list(self._beats.values()) if beat is not None)
+        return sum(beat.moved for beat in beats if beat.number == number)
+
     def forget(self, rank: int) -> None:
         """A process has left the job, and may be silent."""
         self._silences.pop(rank, None)

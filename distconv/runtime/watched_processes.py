@@ -23,6 +23,8 @@ class WatchedProcesses(ABC):
         self.rank = self.world_rank = rank
         self.size = size
         self.progress = Progress()
+        # The number of exchanges so far.
+        self._number = 0
         watched = (each for each in range(size) if each != rank and 0 in (each, rank))
         self._watch = Watch(watched, patience)
         # The last beat that the others were told.
@@ -32,6 +34,14 @@ class WatchedProcesses(ABC):
     def be_patient(self, seconds: float) -> None:
         """Bear silence for so many seconds."""
         self._watch.patience = seconds
+
+    def begin_to_move(self) -> None:
+        """The number of exchanges is the same on all processes."""
+        self.progress.begin_to_move(self._number)
+
+    def moved_elsewhere(self) -> int:
+        """What their beats have told."""
+        return self._watch.moved(self.progress.number)
 
     def abandon(self, reason: str) -> None:
         """Tell the others, while they wait, that this process has left, and why."""

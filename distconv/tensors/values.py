@@ -7,6 +7,7 @@ a CPU to the bit, as far as torch multiplies rows of a matrix as it multiplies t
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from distconv.tensors.casts import cast_bytes
@@ -26,9 +27,7 @@ def numbers(data: bytes | bytearray, dtype: str, shape: tuple[int, ...]) -> Numb
 
 def scaled_product(b: Numbers, a: Numbers, scaling: float) -> Numbers:
     """`scaling` times the product of `b`, of shape [rows, rank], and `a`, of shape [rank, columns]."""
-    # Here, since planning does without. numpy adds up in an order that depends on the number of rows.
-    import torch  # noqa: PLC0415
-
+    # Not by numpy, which adds up in an order that depends on the number of rows.
     wide = np.result_type(a, b)
     try:
         product: Numbers = (torch.from_numpy(b.astype(wide)) @ torch.from_numpy(a.astype(wide)) * scaling).numpy()

@@ -184,7 +184,8 @@ class _Engine:
     @cached_property
     def _moving(self) -> Moving:
         # Here, since a run that is copied as it is needs no numpy, and another thread may be copying meanwhile.
-        from distconv.transfer.moves import Moving  # noqa: PLC0415
+        with self._counters.importing():
+            from distconv.transfer.moves import Moving  # noqa: PLC0415
 
         return Moving()
 
@@ -206,7 +207,8 @@ class _Engine:
     def _produce_sum(self, work: Work, low_rank: LowRank) -> None:
         """Produce the sum of a tensor and a low-rank product in blocks of rows."""
         # Here, as above.
-        from distconv.tensors.values import added, as_bytes, numbers, scaled_product  # noqa: PLC0415
+        with self._counters.importing():
+            from distconv.tensors.values import added, as_bytes, numbers, scaled_product  # noqa: PLC0415
 
         (shard,) = work.shards
         dtype, (rows, columns) = shard.tensor.dtype, shard.tensor.shape

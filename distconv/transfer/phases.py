@@ -12,7 +12,7 @@ from typing import Any
 
 from distconv.formats.records import OutputFile
 from distconv.input_output import InputOutput
-from distconv.observer import Observer
+from distconv.observer import Everywhere, Observer
 from distconv.runtime.agreement import on_all
 from distconv.runtime.lanes import Lanes
 from distconv.runtime.measurement import cpu_seconds, peak_resident_bytes
@@ -59,28 +59,35 @@ class Phases:
         what: str,
         files: Sequence[OutputFile],
         nbytes: int,
+        of_all: int,
         phase: Callable[[], Any],
         *,
         counted_as: str = "transfer",
     ) -> tuple[list[Any], list[Any]]:
         """Run a phase on every process; the values and the measurements of all processes.
 
-        `files` are those of this process; `nbytes` is its share of the phase in bytes; `counted_as` the name of the
-        phase in the measurements.
+        `files` are those of this process; `nbytes` is its share of the phase in bytes, of `of_all` bytes on all
+        processes; `counted_as` the name of the phase in the measurements.
 
         Raises:
             DistconvError: the failure of any process, as the same error on every process.
         """
         start, cpu = time.monotonic(), cpu_seconds()
+        imported_before = self.means.counters.import_seconds
 
         def begun() -> Any:
-            self._observer.begin(what, nbytes)
+            self._processes.begin_to_move()
+            everywhere = Everywhere(nbytes=of_all, elsewhere=self._processes.moved_elsewhere)
+            self._observer.begin(what, nbytes, everywhere)
             return phase()
 
         def told(value: Any) -> dict[str, Any]:
-            self._seconds[counted_as] = time.monotonic() - start
-            self._cpu_seconds[counted_as] = cpu_seconds() - cpu
             counters = self.means.counters
+            imported = counters.import_seconds - imported_before
+            self._seconds[counted_as] = time.monotonic() - start - imported
+            self._cpu_seconds[counted_as] = cpu_seconds() - cpu
+            if imported:
+                self._seconds["importing"] = counters.import_seconds
             return {
                 "value": value,
                 "rank": self._processes.world_rank,
@@ -93,12 +100,14 @@ class Phases:
                 "overflowed": counters.overflowed,
             }
 
+        is_complete = False
         try:
             _, outcomes = on_all(self._processes, begun, told, what)
+            is_complete = True
             self.overflowed = [each.pop("overflowed") for each in outcomes]
             return [each.pop("value") for each in outcomes], outcomes
         finally:
-            self._observer.end()
+            self._observer.end(is_complete=is_complete)
 
     def check_sources(self) -> None:
         """Compare again, on every process, what it looked at and what it read: a mix of two sources is no result.

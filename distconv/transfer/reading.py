@@ -41,7 +41,8 @@ class Reader:
             self._fill(stored, first * size, data)
             return data
         # Here, since whoever reads nothing of the kind needs no numpy.
-        from distconv.tensors.quantised import Dequantise, boxes  # noqa: PLC0415
+        with self._counters.importing():
+            from distconv.tensors.quantised import Dequantise, boxes  # noqa: PLC0415
 
         if self._dequantise is None:
             self._dequantise = Dequantise()

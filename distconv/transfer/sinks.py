@@ -6,8 +6,9 @@ Owns the count of bytes really moved. Knows files and offsets, never tensors.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 from zlib import crc32
 
@@ -41,7 +42,7 @@ class Counters:
     """The bytes really read and written by this process; `on_progress` gets the size of every finished portion.
 
     `progress` is that which other processes watch: every count is a step. `overflowed`: element type → tensor → the
-    number of finite elements that a cast has made infinite.
+    number of finite elements that a cast has made infinite. `import_seconds`: the time in which some thread imported.
     """
 
     def __init__(self, on_progress: Callable[[int], None], progress: Progress | None = None) -> None:
@@ -49,8 +50,25 @@ class Counters:
         self.read = 0
         self.written = 0
         self.overflowed: dict[str, dict[str, int]] = {}
+        self.import_seconds = 0.0
+        self._importers, self._import_began = 0, 0.0
         self._lock = threading.Lock()
         self._on_progress = on_progress
+
+    @contextmanager
+    def importing(self) -> Iterator[None]:
+        """A context in which a thread may import what others import, too, or wait for that."""
+        with self._lock:
+            self._importers += 1
+            if self._importers == 1:
+                self._import_began = time.monotonic()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._importers -= 1
+                if not self._importers:
+                    self.import_seconds += time.monotonic() - self._import_began
 
     def add(self, read: int = 0, written: int = 0, done: int = 0) -> None:
         """Count bytes."""
@@ -58,6 +76,7 @@ class Counters:
             self.read += read
             self.written += written
             if done:
+                self.progress.move(done)
                 self._on_progress(done)
         self.progress.step()
 
@@ -160,7 +179,8 @@ class CompareSink:
 
     def _compare(self, path: str, offset: int, expected: memoryview, found: memoryview) -> None:
         # Here, since whoever writes does without.
-        import numpy as np  # noqa: PLC0415
+        with self._counters.importing():
+            import numpy as np  # noqa: PLC0415
 
         with self._files.opened(path) as descriptor:
             read_into(descriptor, offset, found)

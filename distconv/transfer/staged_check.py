@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,9 @@ class StagedCheck:
         # Before anything is read that a reader would execute, such as the pickle of a DCP.
         _, found = on_all(processes, bytes_beside, lambda lines: lines, "comparing what is beside the tensors")
         self._check(found, phases)
-        nbytes = sum(file.nbytes for file in files)
-        found, measured = phases.run("verifying", self.shares[processes.rank], nbytes, read, counted_as="verifying")
+        own, of_all = (sum(file.nbytes for file in each) for each in (files, chain(*self.shares)))
+        share = self.shares[processes.rank]
+        found, measured = phases.run("verifying", share, own, of_all, read, counted_as="verifying")
         self._check(found, phases)
         return measured
 

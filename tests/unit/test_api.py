@@ -11,7 +11,7 @@ import pytest
 import distconv
 from distconv import InputError, JobError, Layout, Options, api, convert, inspect, plan, verify
 from distconv.errors import LostError
-from distconv.observer import Observer, Outcome
+from distconv.observer import Everywhere, Observer, Outcome
 from distconv.runtime import launch
 from distconv.runtime.processes import Processes, SingleProcess
 
@@ -190,11 +190,12 @@ def test_who_is_interrupted_while_leaving_says_so(monkeypatch):
 
 def told(progress: Callable[[str, int, int], object]) -> None:
     observer = api._Progress(progress)
-    observer.begin("writing", 5)
+    everywhere = Everywhere(nbytes=50, elsewhere=lambda: 9)
+    observer.begin("writing", 5, everywhere)
     observer.advance(2)
     observer.advance(3)
-    observer.end()
-    observer.begin("comparing", 0)
+    observer.end(is_complete=True)
+    observer.begin("comparing", 0, everywhere)
 
 
 def test_progress_is_told_by_phase():

@@ -45,6 +45,12 @@ class ThreadProcesses:
     def be_patient(self, seconds: float) -> None:
         pass
 
+    def begin_to_move(self) -> None:
+        pass
+
+    def moved_elsewhere(self) -> int:
+        return 0
+
     def share(self, value: Any) -> Any:
         return self._world.exchange(self.rank, value)[0]
 

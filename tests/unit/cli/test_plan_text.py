@@ -10,8 +10,8 @@ import pytest
 
 from distconv.cli.plan_text import plan_text
 from distconv.formats.registry import Options
-from distconv.planning.plan import Planned
 from distconv.planning.assign import assign
+from distconv.planning.plan import Planned
 from distconv.planning.summary import plan_report, planned_nodes, planned_processes
 from tests.unit.planning.test_plan import CONFIG, facts, planned
 

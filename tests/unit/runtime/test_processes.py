@@ -271,3 +271,30 @@ def test_a_store_that_hangs_is_not_waited_for_for_ever(store, monkeypatch):
     with pytest.raises(LostError, match=r"^rank 0 on .*: no progress in 0\.5 s"):
         found[1].share(None)
     over.set()
+
+
+@pytest.mark.usefixtures("store")
+def test_the_first_hears_what_the_others_have_moved():
+    heard = threading.Event()
+
+    def run(rank: int) -> Any:
+        found = StoreProcesses(rank, 3, patience=1)
+        found.share(None)
+        found.begin_to_move()
+        found.progress.move(10 * rank)
+        end = time.monotonic() + 20
+        while rank == 0 and time.monotonic() < end and found.moved_elsewhere() != 30:
+            time.sleep(0.02)
+        moved = found.moved_elsewhere()
+        if rank == 0:
+            heard.set()
+        while not heard.wait(0.02) and time.monotonic() < end:
+            found.progress.step()
+        found.collect(None)
+        found.begin_to_move()
+        after = found.moved_elsewhere()
+        found.close()
+        return moved, after
+
+    (moved, after), *_ = on_threads(3, run)
+    assert (moved, after) == (30, 0)

@@ -95,3 +95,16 @@ def test_parts_are_steps_on_whatever_threads_they_run(threads, progress):
         assert progress.beat().places == ()
         assert progress.beat().steps >= before + 4
         finished()
+
+
+def test_what_a_phase_has_moved_is_told_also_while_it_waits(progress):
+    progress.begin_to_move(3)
+    progress.move(5)
+    progress.move(2)
+    with progress.waiting():
+        beat = Beat.from_json(json.loads(json.dumps(progress.beat().to_json())))
+    assert (beat.number, beat.moved) == (3, 7)
+    progress.begin("verifying")
+    assert (progress.beat().number, progress.beat().moved) == (3, 7)
+    progress.begin_to_move(4)
+    assert (progress.beat().number, progress.beat().moved) == (4, 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from distconv.runtime.progress import Beat
@@ -115,3 +117,15 @@ def test_looks_are_cheap_and_often_enough(patience, seconds, clock):
 def test_a_call_without_an_answer_is_for_rank_0(clock):
     assert Watch([0], 5, clock).no_answer().startswith("rank 0: not heard of in 60 s; ")
     assert Watch([1, 2], 5, clock).no_answer().startswith("no answer from the other processes in 5 s; ")
+
+
+def test_what_others_have_moved_in_a_phase_is_added_up(watch):
+    assert watch.moved(0) == 0
+    for rank, number, moved in ((1, 4, 10), (2, 4, 20)):
+        watch.hear(rank, replace(beat(1), number=number, moved=moved))
+    assert (watch.moved(4), watch.moved(5)) == (30, 0)
+    # One that is in the phase before has done nothing of this one.
+    watch.hear(1, replace(beat(2), number=5, moved=1))
+    assert (watch.moved(4), watch.moved(5)) == (20, 1)
+    watch.forget(1)
+    assert watch.moved(5) == 1

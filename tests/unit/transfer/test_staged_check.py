@@ -27,9 +27,17 @@ class Rank:
         self.asked: list[int] = []
 
     def run(
-        self, what: str, files: Sequence[OutputFile], nbytes: int, phase: Callable[[], Any], *, counted_as: str
+        self,
+        what: str,
+        files: Sequence[OutputFile],
+        nbytes: int,
+        of_all: int,
+        phase: Callable[[], Any],
+        *,
+        counted_as: str,
     ) -> Any:
         assert (what, counted_as) == ("verifying", "verifying")
+        assert of_all == sum(range(1, self.size + 1))
         self.wrote, self.nbytes = files, nbytes
         return [[], phase()], ["measured"]
 
