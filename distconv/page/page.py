@@ -83,14 +83,14 @@ def _facts(report: Mapping[str, Any]) -> str:
         ("result", f"{counted(len(report['files']), 'file')}, {binary(nbytes)} of tensors"),
         ("work", f"{counted(len(processes), 'process', 'processes')} read {binary(read)}, write {binary(written)}"),
         ("memory", f"at most {binary(max(each['projected_peak_bytes'] for each in processes))} per process, projected"),
-        ("time", _time(processes, nbytes)),
+        ("time", _time(processes, nbytes - (report["continued"] or {"bytes": 0})["bytes"])),
         ("nodes", _nodes(report["nodes"]) if report["nodes"] else ""),
     ]
     return f"<dl>{''.join(f'<dt>{key}</dt><dd>{value}</dd>' for key, value in pairs if value)}</dl>"
 
 
 def _time(processes: Sequence[Mapping[str, Any]], nbytes: int) -> str:
-    """How long a conversion took."""
+    """How long a conversion took, which moved so many bytes."""
     seconds = max((each["seconds"]["transfer"] for each in processes if "seconds" in each), default=0)
     return f"{seconds:.1f} s, {binary(nbytes / seconds)}/s over all processes" if seconds else ""
 

@@ -17,6 +17,7 @@ from distconv.page.mesh import mesh_svg
 from distconv.page.page import BEGINNING, page_of
 from distconv.page.words import common_ending, names_in_words, ranks_in_words
 from distconv.planning.summary import plan_report, planned_processes
+from distconv.words import binary
 from tests.unit.planning.test_plan import CONFIG, facts, planned
 
 VOID = {"meta"}
@@ -161,7 +162,10 @@ def test_a_conversion_says_how_long_it_took():
     report = report_of(**CUT) | {"action": "convert"}
     report["processes"] = [{**each, "seconds": {"transfer": 2.0 + each["rank"]}} for each in report["processes"]]
     texts = Reader(page_of(report)).texts
-    assert any(text.startswith("3.0 s, ") for text in texts)
+    nbytes = sum(file["bytes"] for file in report["files"])
+    assert f"3.0 s, {binary(nbytes / 3)}/s over all processes" in texts
+    continued = Reader(page_of(report | {"continued": {"files": 1, "bytes": nbytes - 3000}})).texts
+    assert "3.0 s, 1000 B/s over all processes" in continued
     assert {"2.0", "3.0", "seconds"} <= set(texts)
 
 
