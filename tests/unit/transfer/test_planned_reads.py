@@ -14,7 +14,7 @@ from distconv.formats.records import Entry
 from distconv.planning.assign import assign
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import Assembled, LowRank, Quantised, SourceFile, StoredTensor
-from distconv.tensors.virtual import chunk, whole
+from distconv.tensors.virtual import chunk, concat, whole
 from distconv.transfer import planned_reads as counting
 from distconv.transfer.engine import Work
 from distconv.transfer.lower import lower
@@ -202,3 +202,11 @@ def test_of_nodes_that_are_not_known_nothing_is_said():
     found = plan(tp=2)
     counted = planned_reads(found, assign(found.files, 2), small_lanes(1, 1024))
     assert (counted.fetched, counted.distinct) == ([], 0)
+
+
+def test_what_is_read_is_told_of_each_file():
+    sources = tuple(StoredTensor(name, "uint8", (4, 2), SourceFile(f"/{name}", 64), 0) for name in "ab")
+    first, second = whole("uint8", (4, 2)), whole("uint8", (4, 2), operand=1)
+    joined = Entry(sources, concat([first, chunk(second, 2, dim=0)[0]], 0), "w", key="", group=0)
+    found = Listed({"file": [joined]})
+    assert planned_reads(found, [found.files], small_lanes(1, 1024)).sources == [{"/a": 8, "/b": 4}]
