@@ -30,7 +30,7 @@ class _Cell:
     writers: Sequence[int]
 
 
-def mesh_svg(report: Mapping[str, Any], names: Mapping[str, str], writers: Mapping[str, int]) -> str:
+def mesh_svg(report: Mapping[str, Any], names: Mapping[str, str], writers: Mapping[str, Sequence[int]]) -> str:
     """The picture of a result whose report has `ranks`.
 
     `names`: path of a file → its name on the page; `writers`: path of a file → rank of its process.
@@ -72,7 +72,7 @@ def _title(report: Mapping[str, Any]) -> str:
 
 
 def _cells(
-    report: Mapping[str, Any], names: Mapping[str, str], writers: Mapping[str, int]
+    report: Mapping[str, Any], names: Mapping[str, str], writers: Mapping[str, Sequence[int]]
 ) -> dict[tuple[int, int], _Cell]:
     """The cells of the picture by (tensor, pipeline) rank."""
     found: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
@@ -82,7 +82,7 @@ def _cells(
         place: _Cell(
             names=[names[file["path"]] for file in files],
             nbytes=[file["bytes"] for file in files],
-            writers=sorted({writers[file["path"]] for file in files if file["path"] in writers}),
+            writers=sorted({rank for file in files for rank in writers.get(file["path"], ())}),
         )
         for place, files in found.items()
     }

@@ -12,7 +12,7 @@ from typing import Any
 from distconv.errors import counted
 from distconv.page.mesh import mesh_svg
 from distconv.page.style import PAGE_STYLE
-from distconv.page.words import common_ending, escaped, names_in_words
+from distconv.page.words import common_ending, escaped, names_in_words, ranks_in_words
 from distconv.words import binary
 
 # How a page begins, by which an older one is recognised.
@@ -149,12 +149,12 @@ def _processes(report: Mapping[str, Any], names: Mapping[str, str]) -> str:
     return _table(head, rows)
 
 
-def _files(report: Mapping[str, Any], names: Mapping[str, str], writers: Mapping[str, int]) -> str:
+def _files(report: Mapping[str, Any], names: Mapping[str, str], writers: Mapping[str, Sequence[int]]) -> str:
     """The files of a result, with their writers."""
     most = max((file["bytes"] for file in report["files"]), default=0)
     rows = (
         f"<tr><td>{escaped(names[file['path']])}</td>{_measured(file['bytes'], most)}"
-        f'<td class="n">{writers.get(file["path"], "")}</td></tr>'
+        f'<td class="n">{ranks_in_words(writers.get(file["path"], []))}</td></tr>'
         for file in report["files"]
     )
     return _table(["file", "#bytes", "#process"], rows)
@@ -195,9 +195,13 @@ def _code(text: object) -> str:
     return f"<code>{escaped(text)}</code>"
 
 
-def _writers(report: Mapping[str, Any]) -> dict[str, int]:
-    """Path of a file → rank of the process that writes it."""
-    return {_path(report, path): each["rank"] for each in report["processes"] for path in each["files"]}
+def _writers(report: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Path of a file → ranks of the processes that write it, in ascending order."""
+    found: dict[str, list[int]] = {}
+    for each in report["processes"]:
+        for path in each["files"]:
+            found.setdefault(_path(report, path), []).append(each["rank"])
+    return found
 
 
 def _path(report: Mapping[str, Any], path: str) -> str:

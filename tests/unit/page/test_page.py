@@ -16,6 +16,7 @@ from distconv.layout.request import Layout
 from distconv.page.mesh import mesh_svg
 from distconv.page.page import BEGINNING, page_of
 from distconv.page.words import common_ending, names_in_words, ranks_in_words
+from distconv.planning.assign import assign
 from distconv.planning.summary import plan_report, planned_processes
 from distconv.words import binary
 from tests.unit.planning.test_plan import CONFIG, facts, planned
@@ -56,7 +57,10 @@ def report_of(processes: int = 2, **changes: Any) -> dict[str, Any]:
     found = planned(**changes)
     sources = [{"/hf/model-00001-of-00002.safetensors": 100 + rank} for rank in range(processes)]
     report = plan_report(config, found, facts(), RESULT)
-    return {**report, "processes": planned_processes(found, sources, [0] * processes, 2048)}
+    return {
+        **report,
+        "processes": planned_processes(assign(found.plan.files, processes), sources, [0] * processes, 2048),
+    }
 
 
 CUT = {"layout": Layout(tp=2, pp=2)}
@@ -133,13 +137,13 @@ def test_whatever_a_report_says_is_text():
 def test_the_picture_has_a_box_for_each_rank_with_its_writer():
     report = report_of(processes=4, **CUT)
     names = {file["path"]: file["path"].split("/")[1] for file in report["files"]}
-    writers = {f"release/{path}": each["rank"] for each in report["processes"] for path in each["files"]}
+    writers = {f"release/{path}": [each["rank"]] for each in report["processes"] for path in each["files"]}
     picture = ET.fromstring(mesh_svg(report, names, writers))  # noqa: S314 - of our own making
     space = "{http://www.w3.org/2000/svg}"
     boxes = [[text.text for text in group.iter(f"{space}text")] for group in picture.iter(f"{space}g")]
     assert [name for name, _, _ in boxes] == ["mp_rank_00_000", "mp_rank_00_001", "mp_rank_01_000", "mp_rank_01_001"]
     told = {name: writer for name, _, writer in boxes}
-    assert told == {names[path]: f"written by process {rank}" for path, rank in writers.items()}
+    assert told == {names[path]: f"written by process {rank}" for path, (rank,) in writers.items()}
     words = [text.text for text in picture.iter(f"{space}text")]
     assert {"pipeline rank 0", "pipeline rank 1", "tensor rank 0", "tensor rank 1"} <= set(words)
     held = sum(each["layers"].get("vision", 0) for each in report["stages"])
@@ -150,6 +154,16 @@ def test_of_many_writers_of_a_box_the_number_is_said():
     texts = Reader(page_of(large(2, 2, 8))).texts
     assert texts.count("written by 8 processes") == 4
     assert "mp_rank_00_000_000 … mp_rank_00_000_007: 7.5 GiB, written by processes 0, 4, 8, 12, 16, 20, 24, 28" in texts
+
+
+def test_a_file_that_several_processes_write_names_them_all():
+    report = report_of(processes=4)
+    path = report["processes"][0]["files"][0]
+    for each in report["processes"]:
+        each["files"] = [path] if each["rank"] in {1, 2, 3} else []
+    assert any(text.endswith("written by processes 1–3") for text in Reader(page_of(report)).texts)
+    del report["ranks"]
+    assert "1–3" in Reader(page_of(report)).texts
 
 
 def test_a_process_has_a_row_with_what_it_reads_and_writes():
