@@ -11,7 +11,7 @@ from typing import Any
 from distconv.errors import InputError, raise_if, unknown_keys
 from distconv.models.adapters import ADAPTERS, rules_of_adapters, rules_with_adapters
 from distconv.models.definition import OWN_NAMES, Copied, Definition, Ignored, Kept, Restriction, Tied
-from distconv.models.definition_reader import DefinitionReader, are_text
+from distconv.models.definition_reader import DefinitionReader, are_text, undecided
 from distconv.models.nesting import Nesting
 from distconv.models.predicting import PREDICTING, rules_of_predicting
 from distconv.models.rules import MODALITIES, TEXT, Rule, parse_rules
@@ -30,6 +30,7 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
         InputError: every problem of the file together, each with the rule it is in.
     """
     parser = _Parser(f"model definition {name}")
+    raise_if([f"{parser.where}: {each}" for each in undecided(content)])
     parser.unknown(content, _KEYS)
     nesting = parser.nesting(content)
     sizes = {

@@ -5,10 +5,13 @@ Owns how problems are said. Knows no key of a definition.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from distconv.errors import unknown_keys
+
+# What a value begins with that a skeleton leaves to a person.
+TODO = "TODO"
 
 
 class DefinitionReader:
@@ -57,3 +60,15 @@ class DefinitionReader:
 def are_text(values: Sequence[object]) -> bool:
     """Whether all values are text."""
     return all(isinstance(value, str) for value in values)
+
+
+def undecided(content: Any, at: str = "") -> Iterator[str]:
+    """Where in a definition a value is left that a person has to decide, as a skeleton has it; in words."""
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from undecided(value, f"{at}.{key}" if at else str(key))
+    elif isinstance(content, list):
+        for number, value in enumerate(content):
+            yield from undecided(value, f"{at}[{number}]")
+    elif isinstance(content, str) and content.startswith(TODO):
+        yield f"{at}: {content}: still to be decided"

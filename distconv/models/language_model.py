@@ -14,7 +14,7 @@ from distconv.errors import named
 from distconv.models.sizes import field_of
 
 # Where a configuration may have it.
-_PARTS = ("thinker_config.text_config", "text_config", "llm_config")
+_PARTS = ("thinker_config.text_config", "text_config", "llm_config", "language_config")
 # The module that has embedding and layers, and the name of the head.
 _MODULES: Mapping[str, str] = {
     "thinker.model": "thinker.lm_head.weight",
@@ -26,10 +26,17 @@ _TIE = "tie_word_embeddings"
 _EMBEDDING = "embed_tokens.weight"
 
 
+def text_path(config: Mapping[str, Any]) -> str:
+    """The dotted path of the part of a configuration that is of its language model; empty where it has no such part."""
+    return next((path for path in _PARTS if isinstance(field_of(config, path), Mapping)), "")
+
+
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a configuration that is of its language model; all of it where it has no such part."""
-    parts = (field_of(config, path) for path in _PARTS)
-    return next((part for part in parts if isinstance(part, Mapping)), config)
+    path = text_path(config)
+    part = field_of(config, path) if path else config
+    assert isinstance(part, Mapping)
+    return part
 
 
 def embeddings() -> set[str]:
