@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from distconv.version import VERSION
 
 if TYPE_CHECKING:
-    from distconv.api import clean, convert, diff, inspect, plan, verify
+    from distconv.api import clean, convert, diff, inspect, plan, skeleton, verify
     from distconv.errors import DistconvError, InputError, JobError, UnfinishedError
     from distconv.formats.registry import Options
     from distconv.input_output import InputOutput
@@ -35,11 +35,12 @@ __all__ = [
     "diff",
     "inspect",
     "plan",
+    "skeleton",
     "verify",
 ]
 # Imported when they are asked for: the command line can then say that a package is missing which they need.
 _MODULES = {
-    **dict.fromkeys(("clean", "convert", "diff", "inspect", "plan", "verify"), "distconv.api"),
+    **dict.fromkeys(("clean", "convert", "diff", "inspect", "plan", "skeleton", "verify"), "distconv.api"),
     **dict.fromkeys(("DistconvError", "InputError", "JobError", "UnfinishedError"), "distconv.errors"),
     "Options": "distconv.formats.registry",
     **dict.fromkeys(("Layout", "SourceLayout"), "distconv.layout.request"),

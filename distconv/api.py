@@ -1,4 +1,4 @@
-"""The door for programs: convert, plan, verify, inspect and compare checkpoints, and clean up after killed jobs.
+"""The door for programs: convert, plan, verify, inspect, compare, draw up definitions, clean up after killed jobs.
 
 Owns how a call becomes a job: options, model definitions, processes, progress. A call prints nothing, touches no signal
 handler and no environment variable, and raises the errors that the command line prints; how it was written, such as a
@@ -193,6 +193,38 @@ def diff(
     """
     asked = _asked("diff", source, target, options, given)
     return _run(asked, model, config_dir, processes, progress).report
+
+
+def skeleton(
+    source: AnyPath,
+    target: AnyPath | None = None,
+    *,
+    config_dir: AnyPath | None = None,
+    processes: str | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a first definition of a published model that no definition knows; a report, with the text as `definition`.
+
+    Names are grouped by layer and expert, sizes recognised in `config.json`, and rules taken from definitions of like
+    names; `undecided` is the number of lines with a `TODO`, which a person decides.
+
+    Args:
+        source: the Hugging Face directory of the model.
+        target: the file that gets the definition, `model/NAME.yaml`; without one it is in the report alone.
+        config_dir: directory of model definitions of your own.
+        processes: as of `convert`.
+        overwrite: whether a file that is there already is replaced.
+
+    Raises:
+        InputError: a model that has a definition, a directory that is none, a file that cannot be written.
+
+    Example:
+        >>> from distconv import skeleton
+        >>> skeleton("/ckpt/MyModel", "my_models/model/mine.yaml")["undecided"]
+        2
+    """
+    asked = _asked("skeleton", source, target, None, {"overwrite": overwrite})
+    return _run(asked, None, config_dir, processes, None).report
 
 
 def clean(target: AnyPath, *, processes: str | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The actions on one directory that need no plan: describing a checkpoint, and removing what killed jobs left.
+"""The actions on one directory that need no plan: describing it, a first definition of it, removing what jobs left.
 
 Owns which process does them, and their outcomes. Moves no tensor.
 """
@@ -14,6 +14,7 @@ from distconv.formats.registry import Options, tasks
 from distconv.models.library import Library
 from distconv.observer import Outcome
 from distconv.planning.describe import describe
+from distconv.planning.draft import check_definition_file, draft, write_definition
 from distconv.planning.look import Chosen
 from distconv.planning.report_file import ReportFile
 from distconv.runtime.agreement import on_first, on_first_with_hand_out
@@ -39,6 +40,29 @@ def inspected(options: Options, chosen: Chosen | None, library: Library, process
 
     threads = options.io.lanes(cores(os.environ)).threads
     report = on_first_with_hand_out(processes, description, tasks(), threads, "reading the headers")
+    return Outcome(report=report)
+
+
+def drafted(options: Options, chosen: Chosen | None, library: Library, processes: Processes) -> Outcome:
+    """The outcome of `action=skeleton`: a first definition of a model, in its report and in the file `target`.
+
+    Raises:
+        DistconvError: a model that has a definition, a source that is not published, a file that is there already or
+            cannot be written, as the same error on every process.
+    """
+
+    def drawn_up(hand_out: HandOut) -> dict[str, Any]:
+        file = ReportFile(options.report)
+        file.check()
+        file.check_place({"source": options.source})
+        check_definition_file(options)
+        report = draft(options, chosen, library, hand_out)
+        write_definition(options, report["definition"])
+        file.write(report)
+        return report
+
+    threads = options.io.lanes(cores(os.environ)).threads
+    report = on_first_with_hand_out(processes, drawn_up, tasks(), threads, "reading the headers")
     return Outcome(report=report)
 
 

@@ -18,7 +18,7 @@ from distconv.commit.recovery import check_settled, leftovers
 from distconv.commit.staging import Staging
 from distconv.commit.target import Target, check_present, check_space, check_target
 from distconv.diffing import differences_between
-from distconv.directories import cleaned, inspected
+from distconv.directories import cleaned, drafted, inspected
 from distconv.done import is_done
 from distconv.errors import InputError
 from distconv.foreseen import foreseen
@@ -63,7 +63,7 @@ def run_job(
     *,
     skip_done: bool = False,
 ) -> Outcome:
-    """Run the action of the options: convert, plan, verify, inspect, diff or clean; the same outcome on every process.
+    """Run the action of the options, whatever it is but `models`; the same outcome on every process.
 
     With `skip_done`, a conversion whose result is there already, by its record, is skipped.
 
@@ -75,6 +75,8 @@ def run_job(
         return cleaned(options, processes)
     if options.action == "inspect":
         return inspected(options, chosen, library, processes)
+    if options.action == "skeleton":
+        return drafted(options, chosen, library, processes)
     if options.action == "diff":
         return differences_between(options, chosen, library, processes, observer)
     if options.action == "verify" and options.source is None:

@@ -27,6 +27,7 @@ ERROR = "error"
 _NEEDED: dict[str, tuple[str, ...]] = {
     "models": (),
     "inspect": ("source",),
+    "skeleton": ("source",),
     "clean": ("target",),
     "verify": ("target",),
 }
@@ -34,6 +35,7 @@ _NEEDED: dict[str, tuple[str, ...]] = {
 _OF_SEVERAL = ("convert", "plan", "verify")
 # Options of a comparison with a record; and how two checkpoints are read, `layout` and `dialect` being the target's.
 _OF_PROOF = ("action", "target", "iteration")
+_OF_SKELETON = ("action", "source", "target")
 _OF_DIFF = (*_OF_PROOF, "source", "reference", "layout", "source_layout", "dialect", "source_dialect")
 # Options of a few actions, and what is true of the others.
 _OF_ACTION = {
@@ -63,6 +65,8 @@ class CommonOptions(Record):
                 "diff": "compare the checkpoints `source` and `target`, of any formats, by tensor",
                 "clean": "remove what killed jobs left in or beside the directory `target`, never what a job uses",
                 "models": "list the model definitions",
+                "skeleton": "write a first definition of the model in `source`, which no definition knows, to the file "
+                "`target`, or print it",
             },
             {"check": "verify", "info": "inspect", "show": "inspect", "list": "models", "dry_run": "plan"},
         ),
@@ -79,7 +83,9 @@ class CommonOptions(Record):
         "is then the name of the source's directory, and `{parent}` that of its parent",
         of_run=True,
     )
-    target: Path = option(_DIRECTORY, None, "the directory that gets the result")
+    target: Path = option(
+        _DIRECTORY, None, "the directory that gets the result; with `action=skeleton` the file, `model/NAME.yaml`"
+    )
     target_format: str = option(Text("FORMAT"), "", "format of the result")
     reference: Path | None = option(
         _DIRECTORY,
@@ -279,6 +285,8 @@ class CommonOptions(Record):
             taken, why = _OF_PROOF, "goes with source=DIR; a result alone is compared with its record"
         elif self.action == "diff":
             taken, why = _OF_DIFF, "shapes a result; action=diff compares what is there"
+        elif self.action == "skeleton":
+            taken, why = _OF_SKELETON, "shapes a result; action=skeleton writes a definition"
         yield from (f"{key}: {why}" for key in self.given() if key not in taken and not words[key].of_run)
         for key, (actions, otherwise) in _OF_ACTION.items():
             if getattr(self, key) and self.action not in actions and "action" not in wrong:

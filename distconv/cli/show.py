@@ -17,6 +17,7 @@ from distconv.cli.bar import Bar
 from distconv.cli.campaign_text import campaign_text
 from distconv.cli.diff_text import diff_text
 from distconv.cli.flags import Loudness
+from distconv.cli.models_text import skeleton_words
 from distconv.cli.phases_text import phases_text
 from distconv.cli.plan_text import plan_text
 from distconv.cli.regularly import Regularly
@@ -210,6 +211,8 @@ def outcome_text(outcome: Outcome, *, tensors: bool = False) -> str:
         return inspection_text(report, tensors=tensors)
     if report["action"] == "diff":
         return diff_text(report)
+    if report["action"] == "skeleton":
+        return skeleton_words(report)
     if report["action"] == "clean":
         return cleaned_text(report)
     if report["action"] == "plan":

@@ -14,6 +14,7 @@ from math import prod
 Shape = tuple[int, ...]
 _VISION = re.compile(r"vis(ual|ion)|image|(?<![a-z])vit(?![a-z])|patch|siglip|clip|pixel")
 _AUDIO = re.compile(r"audio|speech|whisper|sound")
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 # What modules that hold layers are called.
 _HOLDERS = ("layers", "layer", "blocks", "block", "h", "resblocks")
 
@@ -97,7 +98,7 @@ def _stacks(names: Iterable[str]) -> set[str]:
     found: dict[str, dict[int, set[str]]] = {}
     for name in names:
         parts = name.split(".")
-        first = next((place for place, part in enumerate(parts) if part.isdigit() and place), None)
+        first = next((place for place, part in enumerate(parts) if _is_number(part) and place), None)
         if first is not None:
             module, rest = ".".join(parts[:first]), ".".join(parts[first + 1 :])
             found.setdefault(module, {}).setdefault(int(parts[first]), set()).add(rest)
@@ -119,7 +120,7 @@ def _split(name: str, stacks: Collection[str]) -> tuple[str, int, str]:
     """The stack of a name, the number of its layer, and what is behind; all behind where there is no stack."""
     parts = name.split(".")
     for place, part in enumerate(parts):
-        if part.isdigit() and (stack := ".".join(parts[:place])) in stacks:
+        if _is_number(part) and (stack := ".".join(parts[:place])) in stacks:
             return stack, int(part), ".".join(parts[place + 1 :])
     return "", 0, name
 
@@ -130,7 +131,7 @@ def _experts(names: Iterable[str], stacks: Collection[str]) -> set[tuple[str, st
     for name in names:
         stack, _, rest = _split(name, stacks)
         parts = rest.split(".")
-        place = next((place for place, part in enumerate(parts) if part.isdigit()), None)
+        place = next((place for place, part in enumerate(parts) if _is_number(part)), None)
         if place and "expert" in parts[place - 1]:
             found.setdefault((stack, ".".join(parts[:place])), set()).add(int(parts[place]))
     return {key for key, numbers in found.items() if key[0] and numbers == set(range(len(numbers)))}
@@ -140,9 +141,14 @@ def _expert(stack: str, rest: str, experts: Collection[tuple[str, str]]) -> tupl
     """The number of the expert in what is behind the layer, and this with `{expert}` in its place."""
     parts = rest.split(".")
     for place, part in enumerate(parts):
-        if part.isdigit() and (stack, ".".join(parts[:place])) in experts:
+        if _is_number(part) and (stack, ".".join(parts[:place])) in experts:
             return int(part), ".".join([*parts[:place], "{expert}", *parts[place + 1 :]])
     return 0, rest
+
+
+def _is_number(part: str) -> bool:
+    """Whether a part of a name is a number as `{layer}` is replaced by it."""
+    return _NUMBER.fullmatch(part) is not None
 
 
 def _common(shapes: list[Shape]) -> tuple[int | None, ...]:

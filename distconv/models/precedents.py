@@ -6,19 +6,18 @@ Owns when a rule of a definition is a precedent, and which definition is followe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
+from distconv.models.anatomy import Anatomy, module_of
 from distconv.models.definition import Definition
-from distconv.models.grouping import Group, modality_of
+from distconv.models.grouping import Group
 from distconv.models.rules import TEXT, Rule, SourcePattern
 from distconv.models.sizes import SizeSpec
 
 # The share of the names of a modality with which a definition is followed though others have other rules for them.
 _ENOUGH = 0.75
 _NUMBERS = ("{layer}", "{next}")
-Key = tuple[str, str]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,64 +42,10 @@ class Precedent:
         return (rule.target.partition("{layer}")[2] if rule.modality == TEXT else "") or rule.target
 
 
-@dataclass(frozen=True, kw_only=True)
-class Names:
-    """The names of a checkpoint by what precedents know them by.
-
-    `main`: the stack of each modality that is its layers. `further`: groups of layers that predict further tokens.
-    `items`: groups of stacks that a list of layers counts.
-    """
-
-    groups: Sequence[Group]
-    main: Mapping[str, str]
-    further: frozenset[str]
-    items: frozenset[str]
-
-    @cached_property
-    def layered(self) -> Mapping[Key, Group]:
-        """Groups in layers, by modality and by what is behind the number."""
-        stacks = {stack: modality for modality, stack in self.main.items()}
-        return {(stacks[each.stack], each.rest): each for each in self.groups if each.stack in stacks}
-
-    @cached_property
-    def others(self) -> Mapping[str, Group]:
-        """Groups outside of layers, by name; those that a list counts with `{item}`."""
-        return {
-            each.name.replace("{layer}", "{item}"): each
-            for each in self.groups
-            if not each.stack or each.stack in self.items
-        }
-
-    def of(self, modality: str) -> set[str]:
-        """The names of the groups of a modality: of a language model those in layers, of an encoder all."""
-        stack = self.main.get(modality, "")
-        inside = {each.name for each in self.groups if each.stack == stack}
-        if modality == TEXT:
-            return inside - self.further
-        base = _parent(stack)
-        own = (each for each in self.others.values() if modality_of(each.name) == modality)
-        return inside | {each.name for each in own if each.name.startswith(base)}
-
-    def found(self, source: SourcePattern, rule: Rule, base: str | None) -> Group | None:
-        """The group in the place of a source; `base`: the module in which its definition has the layers."""
-        for number in _NUMBERS:
-            if f".{number}." in source.name:
-                group = self.layered.get((rule.modality, source.name.partition(f".{number}.")[2]))
-                is_further = group is not None and group.name in self.further
-                return group if is_further == (number == "{next}") else None
-        own = _parent(self.main.get(rule.modality, ""))
-        if base is not None and rule.modality in self.main and source.name.startswith(base):
-            return self.others.get(own + source.name.removeprefix(base))
-        ends = [
-            name for name in self.others if f".{name}".endswith(f".{source.name}") or source.name.endswith(f".{name}")
-        ]
-        return self.others[ends[0]] if len(ends) == 1 else None
-
-
 class Precedents:
     """The precedents for the names of a checkpoint in known definitions, those of the most similar ones first."""
 
-    def __init__(self, definitions: Iterable[Definition], names: Names) -> None:
+    def __init__(self, definitions: Iterable[Definition], names: Anatomy) -> None:
         self._names = names
         self._definitions = {each.name: each for each in definitions}
         self._found = {name: list(_precedents(each, names)) for name, each in self._definitions.items()}
@@ -125,10 +70,10 @@ class Precedents:
         return sorted(self._definitions.values(), key=known)
 
     def sizes(self) -> Iterator[tuple[str, SizeSpec]]:
-        """Names and specs of the sizes that precedents use, and are derived from; of the most similar ones first."""
+        """Anatomy and specs of the sizes that precedents use, and are derived from; of the most similar ones first."""
         for modality in self._names.main:
             for definition in self.ranked(modality):
-                used = {definition.modalities.get(modality): None}
+                used = dict.fromkeys([definition.modalities.get(modality, "")])
                 for each in self._found[definition.name]:
                     if each.rule.modality == modality:
                         used |= dict.fromkeys(_sizes_of(each.rule))
@@ -170,10 +115,10 @@ class Precedents:
         return list(others.values())
 
 
-def _precedents(definition: Definition, names: Names) -> Iterator[Precedent]:
+def _precedents(definition: Definition, names: Anatomy) -> Iterator[Precedent]:
     for rule in definition.rules:
         base = base_of(definition, rule.modality)
-        groups = [names.found(source, rule, base) for source in rule.sources]
+        groups = [_group_of(source, rule, base, names) for source in rule.sources]
         found = [each for each in groups if each is not None]
         if len(found) < len(groups) or len({each.name for each in found}) < len(found):
             continue
@@ -181,6 +126,20 @@ def _precedents(definition: Definition, names: Names) -> Iterator[Precedent]:
         dims = all(len(each.shape) == len(source.dims) for each, source in zip(found, rule.sources, strict=True))
         if len(alike) == 1 and dims and (rule.layers is not None) == (found[0].stack in names.items):
             yield Precedent(definition=definition.name, rule=rule, groups=tuple(found))
+
+
+def _group_of(source: SourcePattern, rule: Rule, base: str | None, names: Anatomy) -> Group | None:
+    """The group in the place of a source; `base`: the module in which its definition has the layers."""
+    for number in _NUMBERS:
+        if f".{number}." in source.name:
+            group = names.layered.get((rule.modality, source.name.partition(f".{number}.")[2]))
+            is_further = group is not None and group.name in names.further
+            return group if is_further == (number == "{next}") else None
+    own = names.base(rule.modality)
+    if base is not None and rule.modality in names.main and source.name.startswith(base):
+        return names.others.get(own + source.name.removeprefix(base))
+    ends = [each for each in names.others if f".{each}".endswith(f".{source.name}") or source.name.endswith(f".{each}")]
+    return names.others[ends[0]] if len(ends) == 1 else None
 
 
 def _sizes_of(rule: Rule) -> Iterator[str]:
@@ -197,10 +156,4 @@ def base_of(definition: Definition, modality: str) -> str | None:
         for source in rule.sources
         if rule.modality == modality and ".{layer}." in source.name
     )
-    return _parent(stacks.most_common(1)[0][0]) if stacks else None
-
-
-def _parent(stack: str) -> str:
-    module = stack.rpartition(".")[0]
-    return f"{module}." if module else ""
-
+    return module_of(stacks.most_common(1)[0][0]) if stacks else None

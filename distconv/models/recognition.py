@@ -1,7 +1,6 @@
 """Sizes recognised in a configuration: which fields, or products and quotients of them, a dim is equal to.
 
-Owns how likely a size is the one that a tensor's dim has, by names and by value. Sees a configuration and numbers, never
-a checkpoint.
+Owns how likely a size is that of a dim, by names and by value. Sees a configuration and numbers, never a checkpoint.
 """
 
 from __future__ import annotations
@@ -35,6 +34,8 @@ _LIKELY = (
 # What most dims are, whatever the tensor.
 _WIDTH = re.compile(r"^(hidden_size|d_model|n_embd|embed_dim|width|dim|hidden_dim)$")
 _LAYERS = re.compile(r"layers?$|depth")
+_EXPERTS = re.compile(r"expert")
+_COUNT = re.compile(r"(n|num)_|.*_heads$")
 # Sizes of parts of heads, which are next to each other in a tensor.
 _OF_HEADS = re.compile(r"dim|rank")
 # Factors that are not in a configuration.
@@ -108,18 +109,16 @@ class Recognition:
 
     def layers(self, modality: str, count: int) -> str:
         """The size that is the number of layers of a modality."""
-        name = "layers" if modality == "text" else f"{modality}_layers"
-        if self._known.get(name) != count:
-            field = next((each for each in self._of(modality) if each.value == count and _LAYERS.search(each.name)), None)
-            self._written[name] = ["product", count] if field is None else [field.path]
-            self._known[name] = count
-        return self.use(name)
+        return self._counting("layers" if modality == "text" else f"{modality}_layers", count, modality, _LAYERS)
 
     def experts(self, count: int) -> str:
         """The size that is the number of experts."""
-        name = "expert_count"
+        return self._counting("expert_count", count, "text", _EXPERTS)
+
+    def _counting(self, name: str, count: int, modality: str, fields: re.Pattern[str]) -> str:
         if self._known.get(name) != count:
-            field = next((each for each in self._of("text") if each.value == count and "expert" in each.name), None)
+            found = (each for each in self._of(modality) if each.value == count and fields.search(each.name))
+            field = next(found, None)
             self._written[name] = ["product", count] if field is None else [field.path]
             self._known[name] = count
         return self.use(name)
@@ -156,7 +155,11 @@ class Recognition:
         known = [name for name, each in self._known.items() if each == value and self._fits(name, modality)]
         if not known and not single and modality != "text":
             # The width of the language model, which projectors lead to.
-            single = [self._named(each, "text") for each in self._of("text") if each.value == value and _WIDTH.match(each.name)]
+            single = [
+                self._named(each, "text")
+                for each in self._of("text")
+                if each.value == value and _WIDTH.match(each.name)
+            ]
         found = dict.fromkeys([*known, *single])
         if not found:
             found = dict.fromkeys(self._derived(value, tensor, modality))
@@ -169,7 +172,7 @@ class Recognition:
         fields = [each for each in fields if likely[each.path] >= 0]
         for each in fields:
             for factor in _FACTORS:
-                if each.value * factor == value and likely[each.path]:
+                if each.value * factor == value and likely[each.path] and not _COUNT.match(each.name):
                     yield self._made("product", factor, self._named(each, modality), value)
         for one, other in combinations(fields, 2):
             names = self._named(one, modality), self._named(other, modality)
@@ -215,7 +218,7 @@ class Recognition:
         return [each for each in self._fields if self._is_of(each.path, modality)]
 
     def _is_of(self, path: str, modality: str) -> bool:
-        """Whether a field is in the part of a modality: text is what is in its part, or at the top where it has none."""
+        """Whether a field is in the part of a modality; that of the text is all of it where it has no part."""
         part = path.rpartition(".")[0]
         if modality == "text":
             return part == self._text

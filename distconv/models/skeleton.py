@@ -1,4 +1,4 @@
-"""A first definition of a model that no definition knows, from the names and shapes of its tensors and its configuration.
+"""A first definition of a model that no definition knows, from names, shapes and its configuration.
 
 Owns what is guessed, by precedents in known definitions and by sizes that are recognised, and what is left to a person:
 `TODO` in the place of a value. Sees names and shapes, never tensors.
@@ -7,16 +7,17 @@ Owns what is guessed, by precedents in known definitions and by sizes that are r
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from distconv.models.anatomy import FURTHER, anatomy
 from distconv.models.definition import OWN_NAMES, PROJECTOR, Definition
 from distconv.models.definition_reader import TODO
-from distconv.models.grouping import Group, Shape, beyond, grouped, main_stacks, modality_of
+from distconv.models.entries import Entry, Skeleton, alternatives
+from distconv.models.grouping import Group, Shape, modality_of
 from distconv.models.language_model import head_and_embedding, text_path, tie_paths
-from distconv.models.names import matching
-from distconv.models.precedents import Names, Precedent, Precedents
+from distconv.models.precedents import Precedent, Precedents
 from distconv.models.predicting import PREDICTING
 from distconv.models.recognition import Recognition, Written
 from distconv.models.rules import MODALITIES, TEXT
@@ -35,50 +36,9 @@ _ORDER = ("embedding", "layers", PREDICTING, "head", PROJECTOR)
 # Vectors that every rank has.
 _NORM = re.compile(r"norm|(^|[._])ln(_|\d|\.|$)")
 _JOINS = re.compile(r"projector|merger|aligner|connector|mlp1|resampler")
-_FURTHER = "num_nextn_predict_layers"
 _DIALECT_OF_TEXT = "mcore_local"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A rule, with `TODO` where a person must decide; `remarks` are sentences for that person.
-
-    `present`: the layers that have it, empty outside of layers.
-    """
-
-    target: str
-    sources: tuple[tuple[str, tuple[str | int, ...]], ...]
-    operator: tuple[str | int, ...] = (RENAME,)
-    tp: tuple[str | int, ...] = ()
-    stage: str = ""
-    layers: str = ""
-    present: frozenset[int] = frozenset()
-    remarks: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """Alternatives by name, of which each layer has exactly one."""
-
-    alternatives: Mapping[str, Sequence[Entry]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Skeleton:
-    """A definition to be, by its keys; `follows`: the definitions that gave precedents."""
-
-    model_type: str
-    dialect: str
-    sizes: Mapping[str, Written]
-    lists: Mapping[str, str]
-    modalities: Mapping[str, str]
-    experts: str | None
-    predicting: str | None
-    tied: Mapping[str, Any] | None
-    rules: Mapping[str, Mapping[str, Sequence[Entry | Choice]]]
-    ignored: Sequence[tuple[str, str]]
-    copied: Sequence[tuple[str, str, str]]
-    follows: Sequence[str]
+# Rules by modality and section.
+Sections = dict[str, dict[str, list[Entry]]]
 
 
 def skeleton_of(shapes: Mapping[str, Shape], config: Mapping[str, Any], known: Sequence[Definition]) -> Skeleton:
@@ -86,60 +46,27 @@ def skeleton_of(shapes: Mapping[str, Shape], config: Mapping[str, Any], known: S
     return _Draft(shapes, config, known).skeleton()
 
 
-@dataclass
-class _Parts:
-    """Rules by modality and section, as they are found."""
-
-    entries: dict[str, dict[str, list[Entry]]] = field(default_factory=dict)
-
-    def add(self, modality: str, section: str, entry: Entry) -> None:
-        self.entries.setdefault(modality, {}).setdefault(section, []).append(entry)
-
-
 class _Draft:
     """The parts of a skeleton, found one after the other."""
 
     def __init__(self, shapes: Mapping[str, Shape], config: Mapping[str, Any], known: Sequence[Definition]) -> None:
         self._shapes, self._config, self._known = shapes, config, known
-        groups = grouped(shapes)
-        self._main = main_stacks(groups)
-        plain = Recognition(config)
-        counts = {modality: len(_all(groups, stack)) for modality, stack in self._main.items()}
-        self._further = _further(groups, self._main.get(TEXT, ""), config)
-        if self._further:
-            counts[TEXT] -= self._further
-        self._items = {}
-        for stack in dict.fromkeys(each.stack for each in groups if each.stack):
-            modality = modality_of(stack)
-            if stack not in self._main.values():
-                listed = plain.layer_list(modality, len(_all(groups, stack)))
-                if listed is not None:
-                    self._items[stack] = listed
-        ordinary = range(counts.get(TEXT, 0))
-        self._left_out, self._groups = self._divided(groups)
-        self._names = Names(
-            groups=self._groups,
-            main=self._main,
-            further=frozenset(
-                each.name for each in groups if each.stack == self._main.get(TEXT) and each.layers.isdisjoint(ordinary)
-            ),
-            items=frozenset(self._items),
-        )
-        self._counts = counts
-        self._dialect = OWN_NAMES if set(self._main) - {TEXT} else _DIALECT_OF_TEXT
+        self._names = anatomy(shapes, config, (each for definition in known for each in definition.ignored))
+        self._dialect = OWN_NAMES if set(self._names.main) - {TEXT} else _DIALECT_OF_TEXT
         # Who names parameters otherwise makes others of the same tensors.
         self._precedents = Precedents([each for each in known if each.dialect == self._dialect], self._names)
         self._sizes = Recognition(config, self._precedents.sizes())
         self._follows: dict[str, None] = {}
         self._done: set[str] = set()
-        self._parts = _Parts()
+        self._entries: Sections = {}
         self._copied: list[tuple[str, str, str]] = []
 
     def skeleton(self) -> Skeleton:
-        modalities = {each: self._sizes.layers(each, self._counts[each]) for each in MODALITIES if each in self._main}
-        experts = max((each.experts for each in self._groups), default=0)
+        counts = self._names.counts
+        modalities = {each: self._sizes.layers(each, counts[each]) for each in MODALITIES if each in counts}
+        experts = max((each.experts for each in self._names.groups), default=0)
         predicting = None
-        if self._further:
+        if self._names.predicting:
             predicting = "mtp_layers"
         for modality in modalities or (TEXT,):
             for precedent, others in self._precedents.chosen(modality):
@@ -147,50 +74,32 @@ class _Draft:
                     self._follow(modality, precedent, others)
         self._biases()
         self._copies()
-        for group in self._groups:
+        for group in self._names.groups:
             if group.name not in self._done:
                 self._undecided(group)
         tied = self._tied()
-        has_experts = any("{expert}" in entry.target for entry in self._entries())
+        has_experts = any("{expert}" in entry.target for entry in self._all_entries())
         named = self._experts(experts) if has_experts else None
         return Skeleton(
             model_type=str(self._config.get("model_type", TODO)),
             dialect=self._dialect,
             sizes={**self._sizes.written, **self._size_of_further()},
-            lists={name: path for name, path in self._items.values()},
-            modalities=modalities,
+            lists=dict(self._names.items.values()),
+            modalities=modalities or {TEXT: TODO},
             experts=named,
             predicting=predicting,
             tied=tied,
             rules={
-                modality: {each: self._alternatives(modality, each) for each in sorted(sections, key=_ORDER.index)}
-                for modality, sections in self._parts.entries.items()
+                modality: {
+                    each: alternatives(sections[each], counts.get(modality, 0))
+                    for each in sorted(sections, key=_ORDER.index)
+                }
+                for modality, sections in self._entries.items()
             },
-            ignored=self._left_out,
+            ignored=self._names.left_out,
             copied=self._copied,
             follows=tuple(self._follows),
         )
-
-    def _divided(self, groups: Iterable[Group]) -> tuple[list[tuple[str, str]], list[Group]]:
-        """Patterns of what is left out, with reasons, and the groups that are not."""
-        roots = {
-            beyond(each.stack, list(self._main.values())): None
-            for each in groups
-            if each.stack and each.stack not in self._main.values() and each.stack not in self._items
-        }
-        ignored = [(f"{root}.*", f"{TODO}: why this is not converted, or rules for it") for root in roots]
-        # Patterns that hold whatever module a tensor is in.
-        patterns = {each.names: each.reason for known in self._known for each in known.ignored if each.names[:2] == "*."}
-        kept = []
-        for group in groups:
-            if any(f"{group.name}.".startswith(f"{root}.") for root in roots):
-                continue
-            names = next((names for names in patterns if matching(names).fullmatch(group.name)), None)
-            if names is None:
-                kept.append(group)
-            elif (names, patterns[names]) not in ignored:
-                ignored.append((names, patterns[names]))
-        return ignored, kept
 
     def _follow(self, modality: str, precedent: Precedent, others: Sequence[Precedent]) -> None:
         """Add the rule of a precedent; where others decide otherwise, what they do is told, and nothing decided."""
@@ -201,14 +110,18 @@ class _Draft:
         for group, source in zip(precedent.groups, rule.sources, strict=True):
             dims, unsure = self._dims(group, modality, source.dims)
             is_inexact |= dims != source.dims
-            sources.append((self._name(group), dims))
+            sources.append((self._names.name(group), dims))
             unsure_dims += unsure
         moves = rule.operator != RENAME and not OPERATORS[rule.operator].is_sequence
         if rule.packs_experts and is_inexact:
             # Another form of packed experts, which only the shapes tell.
             return
         operator = (rule.operator, *map(self._size, rule.operator_sizes))
-        tp = () if not rule.tensor_parallel else (rule.tensor_parallel, *([] if rule.unit is None else [self._size(rule.unit)]))
+        tp = (
+            ()
+            if not rule.tensor_parallel
+            else (rule.tensor_parallel, *([] if rule.unit is None else [self._size(rule.unit)]))
+        )
         if len(sources[0][1]) == 1 and tp == ("replicated",):
             tp = ()
         remarks = unsure_dims
@@ -227,9 +140,9 @@ class _Draft:
         self._follows.setdefault(precedent.definition)
         self._done |= {group.name for group in precedent.groups}
         stage = "" if rule.stage == "layer" else rule.stage
-        listed = self._items.get(precedent.groups[0].stack)
+        listed = self._names.items.get(precedent.groups[0].stack)
         section = rule.section if rule.section in (PROJECTOR, PREDICTING) else _SECTIONS.get(rule.stage, "head")
-        self._parts.add(
+        self._add(
             modality,
             section,
             Entry(
@@ -246,18 +159,20 @@ class _Draft:
 
     def _biases(self) -> None:
         """Add biases that precedents do not have, where all weights of a rule have one: they are made as these are."""
-        groups = {self._name(each): each for each in self._groups if each.name not in self._done}
-        for modality, sections in self._parts.entries.items():
+        groups = {self._names.name(each): each for each in self._names.groups if each.name not in self._done}
+        for modality, sections in self._entries.items():
             for section, entries in sections.items():
                 for entry in list(entries):
-                    names = [name.removesuffix("weight") + "bias" for name, _ in entry.sources if name.endswith("weight")]
+                    names = [
+                        name.removesuffix("weight") + "bias" for name, _ in entry.sources if name.endswith("weight")
+                    ]
                     found = [groups[name] for name in names if name in groups]
                     vectors = all(len(each.shape) == 1 and each.layers == entry.present for each in found)
                     if len(found) < len(entry.sources) or not vectors or not entry.target.endswith("weight"):
                         continue
                     sources = tuple((name, dims[:1]) for name, (_, dims) in zip(names, entry.sources, strict=True))
                     target = entry.target.removesuffix("weight") + "bias"
-                    self._parts.add(modality, section, replace(entry, target=target, sources=sources))
+                    self._add(modality, section, replace(entry, target=target, sources=sources))
                     self._done |= {each.name for each in found}
 
     def _undecided(self, group: Group) -> None:
@@ -265,15 +180,15 @@ class _Draft:
         self._done.add(group.name)
         modality = modality_of(group.name) if not group.stack else modality_of(group.stack)
         joins = _JOINS.search(group.name) is not None and not group.stack
-        if joins and modality not in self._main:
-            modality = next((each for each in self._main if each != TEXT), TEXT)
-        modality = modality if modality in self._main else TEXT
+        if joins and modality not in self._names.main:
+            modality = next((each for each in self._names.main if each != TEXT), TEXT)
+        modality = modality if modality in self._names.main else TEXT
         dims, remarks = self._dims(group, modality)
-        name = self._name(group)
+        name = self._names.name(group)
         is_further = group.name in self._names.further
         if is_further:
             target, section = f"text_decoder.mtp.layers.{{next}}.{group.rest}", PREDICTING
-        elif group.stack and group.stack not in self._items:
+        elif group.stack and group.stack not in self._names.items:
             rest = group.rest
             if "{expert}" not in rest and "expert" in rest and _is_of_experts(dims):
                 # All experts in one tensor.
@@ -282,8 +197,8 @@ class _Draft:
         else:
             target, section = group.name, PROJECTOR if joins else "head"
         in_layers = bool(group.stack) and not is_further
-        listed = self._items.get(group.stack)
-        self._parts.add(
+        listed = self._names.items.get(group.stack)
+        self._add(
             modality,
             section,
             Entry(
@@ -296,12 +211,6 @@ class _Draft:
                 remarks=tuple(remarks),
             ),
         )
-
-    def _name(self, group: Group) -> str:
-        """The name of a group as a source."""
-        if group.stack in self._items:
-            return group.name.replace("{layer}", "{item}")
-        return group.name.replace("{layer}", "{next}") if group.name in self._names.further else group.name
 
     def _dims(
         self, group: Group, modality: str, expected: Sequence[str | int] = ()
@@ -323,32 +232,32 @@ class _Draft:
         return size if isinstance(size, int) else self._sizes.use(size) if self._sizes.value(size) else TODO
 
     def _experts(self, count: int) -> str:
-        packed = next((each.sources[0][1][0] for each in self._entries() if "{expert}" in each.target), None)
+        packed = next((each.sources[0][1][0] for each in self._all_entries() if "{expert}" in each.target), None)
         return self._sizes.experts(count) if count or not isinstance(packed, str) else packed
 
     def _size_of_further(self) -> dict[str, Written]:
-        path = self._sizes.field_in(_FURTHER, TEXT)
-        return {"mtp_layers": [path or _FURTHER, 0]} if self._further else {}
+        path = self._sizes.field_in(FURTHER, TEXT)
+        return {"mtp_layers": [path or FURTHER, 0]} if self._names.predicting else {}
 
     def _moved(self, modality: str, target: str) -> str:
         """The target of a precedent, in the module where the first one has the layers of the modality."""
         if "{layer}" not in target:
             return target
-        for entry in self._parts.entries.get(modality, {}).get("layers", ()):
+        for entry in self._entries.get(modality, {}).get("layers", ()):
             if "{layer}" in entry.target and TODO not in entry.target:
                 return entry.target.partition("{layer}")[0] + target[target.index("{layer}") :]
         return target
 
     def _copies(self) -> None:
         """Leave what is a copy in known definitions to the original."""
-        names = {each.rest: each for each in self._groups if each.name in self._names.further}
+        names = {each.rest: each for each in self._names.groups if each.name in self._names.further}
         found = head_and_embedding(self._shapes)
         for each in (each for known in self._known for each in known.copied):
             group = names.get(each.name.partition(".{next}.")[2])
             if group is None or group.name in self._done or found is None:
                 continue
             original = found[0] if "head" in each.of else found[1]
-            self._copied.append((self._name(group), original, each.reason))
+            self._copied.append((self._names.name(group), original, each.reason))
             self._done.add(group.name)
 
     def _tied(self) -> Mapping[str, Any] | None:
@@ -356,111 +265,28 @@ class _Draft:
         paths = tie_paths(self._config)
         part = text_path(self._config)
         found = head_and_embedding(self._shapes)
-        embedding = next((each for each in self._entries() if each.target == _EMBEDDING), None)
+        embedding = next((each for each in self._all_entries() if each.target == _EMBEDDING), None)
         if embedding is None:
             return None
         missing = found is not None and found[0] not in self._shapes
         if missing and found is not None:
             head = replace(embedding, target=_HEAD, sources=((found[0], embedding.sources[0][1]),), stage="last")
-            self._parts.add(TEXT, "head", head)
-        if not any(each.target == _HEAD for each in self._entries()):
+            self._add(TEXT, "head", head)
+        if not any(each.target == _HEAD for each in self._all_entries()):
             return None
         flags = sorted(paths, key=lambda path: path.rpartition(".")[0] != part) or ["tie_word_embeddings"]
         return {"flag": [*flags, missing], "embedding": _EMBEDDING, "head": _HEAD}
 
-    def _entries(self) -> Iterator[Entry]:
-        yield from (each for sections in self._parts.entries.values() for found in sections.values() for each in found)
+    def _add(self, modality: str, section: str, entry: Entry) -> None:
+        self._entries.setdefault(modality, {}).setdefault(section, []).append(entry)
 
-    def _alternatives(self, modality: str, section: str) -> list[Entry | Choice]:
-        """The rules of a section: those of all layers, and alternatives of those that only some layers have."""
-        entries = merged(self._parts.entries[modality][section])
-        everywhere = frozenset(range(self._counts.get(modality, 0)))
-        partial: dict[frozenset[int], list[Entry]] = {}
-        kept: list[Entry | Choice] = []
-        for entry in entries:
-            present = entry.present & everywhere
-            if not entry.present or present == everywhere:
-                kept.append(entry)
-            else:
-                partial.setdefault(present, []).append(entry)
-        if not partial:
-            return kept
-        names = {present: _kind(found, present) for present, found in partial.items()}
-        apart = sum(map(len, partial)) == len(frozenset().union(*partial)) and len(set(names.values())) == len(names)
-        if apart:
-            alternatives: dict[str, Sequence[Entry]] = {names[present]: found for present, found in partial.items()}
-            if frozenset().union(*partial) != everywhere or len(partial) == 1:
-                alternatives["none"] = []
-            return [*kept, Choice(alternatives=alternatives)]
-        return [*kept, *(Choice(alternatives={names[each]: found, "none": []}) for each, found in partial.items())]
-
-
-def merged(entries: Sequence[Entry]) -> list[Entry]:
-    """The rules, those of a weight and its bias as one with `{weight,bias}`."""
-    found: list[Entry] = []
-    for entry in sorted(entries, key=lambda each: each.target.endswith("bias")):
-        place = next((place for place, each in enumerate(found) if _is_bias_of(entry, each)), None)
-        if place is None:
-            found.append(entry)
-            continue
-        weight = found[place]
-        both = tuple((_both(name), dims) for name, dims in weight.sources)
-        remarks = tuple(dict.fromkeys((*weight.remarks, *entry.remarks)))
-        found[place] = replace(weight, target=_both(weight.target), sources=both, remarks=remarks)
-    return found
-
-
-def _both(name: str) -> str:
-    return name.removesuffix("weight") + "{weight,bias}"
-
-
-def _is_bias_of(bias: Entry, weight: Entry) -> bool:
-    """Whether a rule is what `{weight,bias}` makes of that of a weight."""
-    if not weight.target.endswith("weight") or bias.target != weight.target.removesuffix("weight") + "bias":
-        return False
-    names = [name.removesuffix("weight") + "bias" for name, _ in weight.sources if name.endswith("weight")]
-    alike = names == [name for name, _ in bias.sources] and [dims[:1] for _, dims in weight.sources] == [
-        dims for _, dims in bias.sources
-    ]
-    cut = bias.tp == weight.tp or (weight.tp in ((TODO,), ("replicated",)) and not bias.tp) or weight.tp[:1] == ("cols",)
-    where = (weight.stage, weight.layers, weight.present) == (bias.stage, bias.layers, bias.present)
-    return alike and cut and where and bias.operator == weight.operator
+    def _all_entries(self) -> Iterator[Entry]:
+        yield from (each for sections in self._entries.values() for found in sections.values() for each in found)
 
 
 def _is_of_experts(dims: Sequence[str | int]) -> bool:
     """Whether the first dim counts experts."""
     return len(dims) > 1 and isinstance(dims[0], str) and "expert" in dims[0]
-
-
-def _all(groups: Iterable[Group], stack: str) -> frozenset[int]:
-    return frozenset().union(*(each.layers for each in groups if each.stack == stack))
-
-
-def _further(groups: Sequence[Group], stack: str, config: Mapping[str, Any]) -> int:
-    """How many of the layers of a stack predict further tokens, as the configuration and the tensors say."""
-    layers = _all(groups, stack)
-    said = next((each for path, each in _numbers(config) if path.endswith(_FURTHER)), 0)
-    own = {layer: {each.name for each in groups if each.stack == stack and layer in each.layers} for layer in layers}
-    last = sorted(layers)[-said:] if said else []
-    others = {name for layer, names in own.items() if layer not in last for name in names}
-    return len(last) if last and all(own[layer] - others for layer in last) else 0
-
-
-def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value)
-        elif type(value) is int:
-            yield str(key), value
-
-
-def _kind(entries: Sequence[Entry], present: frozenset[int]) -> str:
-    """A name for what only some layers have."""
-    if any("expert" in name for each in entries for name, _ in each.sources):
-        return "experts"
-    if any("mlp" in each.target for each in entries):
-        return "dense"
-    return f"layers_from_{min(present, default=0)}"
 
 
 def _decision(precedent: Precedent) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from distconv.models.definition_reader import TODO
-from distconv.models.skeleton import Choice, Entry, Skeleton
+from distconv.models.entries import Choice, Entry, Skeleton
 from distconv.tensors.operators import RENAME
 
 _PLAIN = re.compile(r"[A-Za-z_][\w.]*")
@@ -19,8 +19,8 @@ _PLAIN = re.compile(r"[A-Za-z_][\w.]*")
 _WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 _HEADER = (
     "A skeleton: what stands in it was recognised in names, shapes and config.json{follows}.",
-    "Check the targets, and decide what is TODO: a target is the name that training has for the parameter, tp how tensor",
-    "parallel ranks share it (replicated, rows, cols, glu, …), stage where it is (first, last, ends, every).",
+    "Check the targets, and decide what is TODO: a target is the name that training has for the parameter, tp how",
+    "tensor parallel ranks share it (replicated, rows, cols, glu, …), stage where it is (first, last, ends, every).",
     'README.md, "A model of your own", explains every key.',
 )
 
@@ -111,6 +111,6 @@ def _indented(columns: int, lines: Iterable[str]) -> Iterator[str]:
     yield from (" " * columns + line for line in lines)
 
 
-def undecided_words(text: str) -> int:
-    """How many values of a skeleton are left to a person."""
+def undecided_lines(text: str) -> int:
+    """How many lines of a skeleton have something that is left to a person."""
     return sum(TODO in line for line in text.splitlines() if not line.lstrip().startswith("#"))

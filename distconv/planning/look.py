@@ -231,7 +231,7 @@ class _Choice:
                     f"{directory}: is an adapter, and its {CONFIG_NAME} says no sizes; give the directory of the "
                     "model, or, if adapters are converted, +model=NAME_lora"
                 )
-            self.chosen = _recognised(config, directory, self.library, needed=needed)
+            self.chosen = recognised(config, directory, self.library, needed=needed)
         elif is_adapter and self.chosen[1].get("adapters") is None:
             raise InputError(
                 f"{directory}: is an adapter, and the source is {self.chosen[0]}, which has none; give the directory "
@@ -256,8 +256,12 @@ class _Choice:
         )
 
 
-def _recognised(config: Mapping[str, Any], directory: str, library: Library, *, needed: bool) -> Chosen | None:
-    """The definition for the `model_type` of a configuration."""
+def recognised(config: Mapping[str, Any], directory: str, library: Library, *, needed: bool) -> Chosen | None:
+    """The definition for the `model_type` of a configuration; `None` if there is none.
+
+    Raises:
+        InputError: there is none, and one is `needed`.
+    """
     where = f"{directory}/{MODEL_CONFIG}"
     heads = library.heads()
     known: dict[str, str] = {}

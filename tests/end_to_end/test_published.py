@@ -24,7 +24,7 @@ from distconv.formats.registry import Options
 from distconv.models.library import Library
 from distconv.planning.assign import assign
 from distconv.planning.facts import Facts
-from distconv.planning.look import _recognised
+from distconv.planning.look import recognised
 from distconv.planning.plan import plan_job
 from distconv.runtime.lanes import lanes
 from distconv.tensors.stored import SourceFile, SourceIndex, StoredTensor
@@ -57,7 +57,7 @@ def planned() -> PlanOf:
             indices[published.name] = index_of(published.tensors())
         checkpoint = Checkpoint(index=indices[published.name], config=config)
         source = HuggingFaceFacts(model=checkpoint, text=None)
-        chosen = _recognised(config, "published", known, needed=True)
+        chosen = recognised(config, "published", known, needed=True)
         assert chosen is not None
         name, definition = chosen
         facts = Facts(

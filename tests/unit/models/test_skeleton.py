@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from math import prod
 from typing import Any
 
 import pytest
 import yaml
 
-from distconv.errors import InputError
 from distconv.models.bind import bind
 from distconv.models.definition import Definition
 from distconv.models.definition_parser import parse_definition
-from distconv.models.definition_reader import TODO, undecided
+from distconv.models.definition_reader import undecided
 from distconv.models.library import Library
 from distconv.models.parameters import Binding
 from distconv.models.rules import Rule
@@ -79,7 +77,9 @@ def decided(text: str, real: Definition, published: Published) -> Content:
     content: Content = yaml.safe_load(text)
     sizes = Sizes(real.sizes, published.configs[0], "config.json")
     shapes = {real.spelled(name): tensor.shape for name, tensor in index_of(published).tensors.items()}
-    wanted = {name for found in lists_of(content) for entry in found if list(undecided(entry)) for name in names_in(entry)}
+    wanted = {
+        name for found in lists_of(content) for entry in found if list(undecided(entry)) for name in names_in(entry)
+    }
     used = {(each.recipe.rule.target, each.recipe.rule.choice) for each in bound(real, published).parameters}
     rules = [
         rule
@@ -89,7 +89,9 @@ def decided(text: str, real: Definition, published: Published) -> Content:
     ]
     taken = {name for rule in rules for name in rule.source_names}
     for found in lists_of(content):
-        places = [each for each in found if "sources" in each and taken & {real.spelled(name) for name in names_in(each)}]
+        places = [
+            each for each in found if "sources" in each and taken & {real.spelled(name) for name in names_in(each)}
+        ]
         names = {real.spelled(name) for each in places for name in names_in(each)}
         spelled = {real.spelled(name): name for each in places for name in names_in(each)}
         kept = [each for each in found if each not in places and not list(undecided(each))]
@@ -120,7 +122,11 @@ def entry_of(
     entry: Content = {"target": rule.target, "sources": sources}
     entry["operator"] = [rule.operator, *map(sizes.get, rule.operator_sizes)]
     entry["tp"] = [rule.tensor_parallel, *([] if rule.unit is None else [sizes.get(rule.unit)])]
-    return entry | ({} if rule.stage == "layer" else {"stage": rule.stage}) | ({"layers": rule.layers} if rule.layers else {})
+    return (
+        entry
+        | ({} if rule.stage == "layer" else {"stage": rule.stage})
+        | ({"layers": rule.layers} if rule.layers else {})
+    )
 
 
 def meaning(binding: Binding, sizes: Sizes) -> dict[str, tuple[object, ...]]:
