@@ -27,6 +27,7 @@ from tests.published_towers import (
     glm_text,
     glm_vision,
     intern_vision,
+    intern_vision_hf,
     omni_audio,
     omni_speech,
     qwen2_text,
@@ -242,6 +243,36 @@ def intern_vl(
         definition="internvl",
         configs=(config,),
         tensors=lambda: chain(intern_vision(vision, size.hidden), LANGUAGE_MODELS[architecture](size)),
+        layouts=layouts,
+        parameters=parameters,
+    )
+
+
+def intern_vl_hf(
+    name: str, size: Text, vision: InternVision, *layouts: Layout, parameters: int | None = None
+) -> Published:
+    """As transformers saves InternVL, here with Qwen2."""
+    config = {
+        "model_type": "internvl",
+        "text_config": {"model_type": "qwen2", **size.fields()},
+        "vision_config": {
+            "model_type": "internvl_vision",
+            "hidden_size": vision.width,
+            "intermediate_size": vision.mlp,
+            "num_attention_heads": vision.heads,
+            "num_hidden_layers": vision.layers,
+            "num_channels": 3,
+            "patch_size": [14, 14],
+            "image_size": [448, 448],
+            "attention_bias": not vision.large,
+            "use_qk_norm": vision.large,
+        },
+    }
+    return Published(
+        name=name,
+        definition="internvl_hf",
+        configs=(config,),
+        tensors=lambda: chain(intern_vision_hf(vision, size.hidden), LANGUAGE_MODELS["Qwen2ForCausalLM"](size)),
         layouts=layouts,
         parameters=parameters,
     )
@@ -521,6 +552,21 @@ PUBLISHED = (
             vision=[[45, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]],
         ),
         # 25 heads of the vision encoder over 8 ranks
+        Layout(text=[[40, 40]], vision=[[45, 0]], tp=8),
+        parameters=78_408_318_336,
+    ),
+    intern_vl_hf(
+        "InternVL3-8B-hf",
+        Text(28, 3584, 28, 4, 18944, 151674),
+        VISION_300M,
+        Layout(text=[[6, 8, 8, 6]], vision=[[24, 0, 0, 0]]),
+        Layout(text=[[28]], vision=[[24]], tp=4),
+        parameters=7_944_373_760,
+    ),
+    intern_vl_hf(
+        "InternVL3-78B-hf",
+        Text(80, 8192, 64, 8, 29568, 151674),
+        VISION_6B,
         Layout(text=[[40, 40]], vision=[[45, 0]], tp=8),
         parameters=78_408_318_336,
     ),

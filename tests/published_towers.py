@@ -355,6 +355,41 @@ def intern_vision(vision: InternVision, hidden: int) -> Iterator[Tensor]:
     )
 
 
+def intern_vision_hf(vision: InternVision, hidden: int) -> Iterator[Tensor]:
+    """The same encoder and projector as transformers saves them."""
+    width, heads = vision.width, Units(vision.heads)
+    embeddings = "vision_tower.embeddings"
+    yield from vision_at(
+        FIRST,
+        [(f"{embeddings}.cls_token", (1, 1, width), WHOLE)],
+        [(f"{embeddings}.position_embeddings", (1, vision.positions, width), WHOLE)],
+        whole(f"{embeddings}.patch_embeddings.projection", width, 3, *[vision.patch] * 2, bias=True),
+    )
+    for layer in range(vision.layers):
+        here = f"vision_tower.encoder.layer.{layer}"
+        attention = f"{here}.attention"
+        only_large = [whole(f"{attention}.{letter}_norm", width) for letter in "qk"]
+        only_small: list[list[Piece]] = [[(f"{attention}.{letter}_proj.bias", (width,), heads)] for letter in "qkv"]
+        yield from vision_at(
+            layer,
+            [(f"{attention}.{letter}_proj.weight", (width, width), heads) for letter in "qkv"],
+            [(f"{attention}.projection_layer.weight", (width, width), heads)],
+            [(f"{attention}.projection_layer.bias", (width,), WHOLE)],
+            *(only_large if vision.large else only_small),
+            whole(f"{here}.layernorm_before", width, bias=not vision.large),
+            whole(f"{here}.layernorm_after", width, bias=not vision.large),
+            [(f"{here}.lambda_{number}", (width,), WHOLE) for number in (1, 2)],
+            column(f"{here}.mlp.fc1", vision.mlp, width),
+            row(f"{here}.mlp.fc2", width, vision.mlp),
+        )
+    yield from vision_at(
+        LAST,
+        whole("multi_modal_projector.layer_norm", 4 * width, bias=True),
+        whole("multi_modal_projector.linear_1", hidden, 4 * width, bias=True),
+        whole("multi_modal_projector.linear_2", hidden, hidden, bias=True),
+    )
+
+
 def intern_text(size: Text, *, bias: bool, norms: bool = False) -> Iterator[Tensor]:
     """Llama, with a bias of q, k and v Qwen2, with norms of q and k Qwen3; ranks share the vocabulary unevenly."""
     width = size.hidden // size.heads * size.kv_heads

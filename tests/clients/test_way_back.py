@@ -36,6 +36,8 @@ MODELS: dict[str, Mapping[str, Any]] = {
     "families/qwen3vl": DEEPSTACK,
     "families/qwen3vl_tied": DEEPSTACK,
     "families/qwen3vl_moe": WITH_EXPERTS,
+    "families/internvl_hf": TP2_PP2,
+    "families/internvl_hf_small": TP2_PP2,
     "families/glm4_1v": ONE_TOWER,
     "live_sources/untied": OF_THREE_LAYERS,
     "live_sources/tied": OF_THREE_LAYERS,

@@ -20,6 +20,8 @@ from safetensors.torch import save_file
 from transformers import (
     Glm4vConfig,
     Glm4vForConditionalGeneration,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
     PretrainedConfig,
     PreTrainedModel,
     Qwen2_5_VLConfig,
@@ -51,6 +53,15 @@ QWEN3_TEXT = {**TEXT, "head_dim": 12}
 VISION = {"depth": 4, "hidden_size": 40, "num_heads": 4, "intermediate_size": 44, "out_hidden_size": 48}
 QWEN3_VISION = {**VISION, "num_position_embeddings": 25, "patch_size": 4, "deepstack_visual_indexes": [1, 3]}
 GLM_VISION = {**VISION, "out_hidden_size": 48, "intermediate_size": 52, "image_size": 70}
+INTERN_TEXT = {**{key: value for key, value in TEXT.items() if key != "rope_scaling"}, "model_type": "qwen2"}
+INTERN_VISION = {
+    "hidden_size": 40,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 5,
+    "intermediate_size": 44,
+    "image_size": [28, 28],
+    "patch_size": [14, 14],
+}
 AUDIO = {
     "num_mel_bins": 10,
     "encoder_layers": 3,
@@ -137,6 +148,17 @@ MODELS: dict[str, tuple[type[PreTrainedModel], type[PretrainedConfig], dict[str,
         Qwen3VLMoeForConditionalGeneration,
         Qwen3VLMoeConfig,
         {"text_config": {**QWEN3_TEXT, **EXPERTS}, "vision_config": QWEN3_VISION},
+    ),
+    # An encoder as the one of 6B; that of 300M has LayerNorm and biases.
+    "internvl_hf": (
+        InternVLForConditionalGeneration,
+        InternVLConfig,
+        {"text_config": INTERN_TEXT, "vision_config": {**INTERN_VISION, "use_qk_norm": True, "norm_type": "rms_norm"}},
+    ),
+    "internvl_hf_small": (
+        InternVLForConditionalGeneration,
+        InternVLConfig,
+        {"text_config": INTERN_TEXT, "vision_config": {**INTERN_VISION, "attention_bias": True}},
     ),
     "glm4_1v": (Glm4vForConditionalGeneration, Glm4vConfig, {"text_config": TEXT, "vision_config": GLM_VISION}),
 }

@@ -137,7 +137,8 @@ def meaning(binding: Binding, sizes: Sizes) -> dict[str, tuple[object, ...]]:
         found[each.name] = (
             each.recipe.tensor.shape,
             [source.name for source in each.sources],
-            rule.tensor_parallel,
+            # Who cuts evenly refuses what the other cuts, and makes nothing else of what both cut.
+            rule.tensor_parallel.removesuffix("_uneven"),
             None if rule.unit is None else sizes.get(rule.unit),
             rule.stage,
             rule.operator,
