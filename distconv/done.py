@@ -23,8 +23,9 @@ from distconv.planning.record import record_of
 from distconv.tensors.stored import SourceFile
 from distconv.transfer.surroundings import wrong_tracker
 
-# What a record says that another release, or another form of records, says otherwise of the same result.
-_OF_THE_RECORD = ("record", "distconv", "files")
+# What a record says that another release, another form of records, or a definition in another place, says otherwise of
+# the same result.
+_OF_THE_RECORD = ("record", "distconv", "files", "definition")
 
 
 def is_done(options: Options, facts: Facts, planned: Planned, target: Target, tell: Callable[[str], None]) -> bool:

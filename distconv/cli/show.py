@@ -189,7 +189,7 @@ def _record_words(record: Mapping[str, Any]) -> str:
     made = f"made by distconv {record['distconv']}" if record["distconv"] else "made by an earlier distconv"
     path = record["source"].get("path")
     source = [f"from {path}"] if path else []
-    said = [f"{key} {record[key]}" for key in ("format", "model", "dialect") if record[key]]
+    said = [f"{key} {record[key]}" for key in ("format", "model", "definition", "dialect") if record.get(key)]
     layout = record["layout"] or {}
     cut = [f"{axis}={layout[axis]}" for axis in ("tp", "pp", "vpp", "ep", "expert_tp", "placement") if axis in layout]
     files = [f"{counted(record['files'], 'file')}, {binary(record['bytes'])}"] if record["files"] else []

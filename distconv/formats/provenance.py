@@ -27,7 +27,7 @@ PROVENANCE_NAME = "distconv.json"
 # The version of records that is written; those of the first one do not name it.
 _RECORD = 2
 _SCALING = "adapters"
-_TEXTS = ("model", "reference", "format", "dialect")
+_TEXTS = ("model", "definition", "reference", "format", "dialect")
 _CHECKSUM = re.compile("[0-9a-f]{8}")
 # No file system has larger files.
 _LARGEST_FILE = 2**63 - 1
@@ -38,13 +38,15 @@ _MEND = "remove the file, or mend it"
 class Provenance:
     """The record of a result; `None`: not known, as are `source`, `options` and `files` if they are empty.
 
-    `model` names its definition, `reference` a Hugging Face directory by its absolute path. `source`: the directories
-    that were read, with their format and iteration, as text. `layout`: how the result is cut, as keys and values of
-    `source_layout`. `options`: those that shape the result. `files`: the files of the result by path below it, without
-    that of the record. `version`: of distconv; `newer`: that of a record of a later form, of which nothing is read.
+    `model` names its definition, `definition` the file of one that did not come with distconv, `reference` a Hugging
+    Face directory by its absolute path. `source`: the directories that were read, with their format and iteration, as
+    text. `layout`: how the result is cut, as keys and values of `source_layout`. `options`: those that shape the
+    result. `files`: the files of the result by path below it, without that of the record. `version`: of distconv;
+    `newer`: that of a record of a later form, of which nothing is read.
     """
 
     model: str | None = None
+    definition: str | None = None
     reference: str | None = None
     scaling: Scaling | None = None
     version: str | None = None
@@ -57,12 +59,13 @@ class Provenance:
     newer: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data in the form of this version; the scaling is there only if there are adapters."""
+        """Plain data in the form of this version; a definition of one's own and the scaling only if there are any."""
         return {
             "record": _RECORD,
             "distconv": self.version,
             "source": dict(self.source),
             "model": self.model,
+            **({} if self.definition is None else {"definition": self.definition}),
             "reference": self.reference,
             **({} if self.scaling is None else {_SCALING: self.scaling.to_json()}),
             "format": self.format,

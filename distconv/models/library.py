@@ -101,6 +101,13 @@ class Library:
                 )
         return _merged(lineage)
 
+    def own_file(self, name: str) -> str | None:
+        """The path of a definition that did not come with distconv; `None` for one that did, or that has no file."""
+        package, *own = self._roots
+        found = self._files.get(name, ())
+        of_package = package.joinpath("model").joinpath(f"{name}.yaml").is_file()
+        return None if not own or not found or of_package else str(found[0])
+
     def dialects(self) -> Mapping[str, Mapping[str, Any]]:
         """The files of all dialects by name, as mappings of their `path` and their `content`.
 

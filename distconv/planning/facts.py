@@ -49,6 +49,7 @@ class Facts:
     suggested: Suggested = field(default_factory=Suggested)
     layout: Mapping[str, Any] | None = None
     trained_rows: bool = False
+    definition_file: str | None = None
     notes: tuple[str, ...] = ()
     parsed: Model | None = field(default=None, compare=False)
 

@@ -139,7 +139,7 @@ def facts_of(
     else:
         reference = _reference(options, record, opened.directory)
         config, directory = reference.config, reference.directory
-        model.remember(record)
+        model.remember(record, needed=needed)
         model.recognise(config, directory, needed=needed, is_adapter=reference.is_adapter)
     name, content = model.chosen or (None, {})
     dialects = library.dialects()
@@ -154,6 +154,7 @@ def facts_of(
         reference=reference,
         model=name,
         definition=content,
+        definition_file=None if name is None else library.own_file(name),
         iteration=opened.iteration,
         scaling=scaling,
         dialects=dialects,
@@ -213,11 +214,19 @@ class _Choice:
     opened: Opened
     recorded_in: Path | None = None
 
-    def remember(self, record: Provenance) -> None:
-        """Take the definition that the provenance of the source names, unless the user named one."""
-        if self.chosen is None and record.model is not None and record.model in self.library.names():
-            self.chosen = record.model, self.library.content(record.model)
-            self.recorded_in = self.opened.directory / PROVENANCE_NAME
+    def remember(self, record: Provenance, *, needed: bool) -> None:
+        """Take the definition that the provenance of the source names, unless the user named one.
+
+        Raises:
+            InputError: there is none of the name, and one is needed.
+        """
+        if self.chosen is not None or record.model is None:
+            return
+        path = self.opened.directory / PROVENANCE_NAME
+        if record.model in self.library.names():
+            self.chosen, self.recorded_in = (record.model, self.library.content(record.model)), path
+        elif needed:
+            raise InputError(_not_found(record.model, record.definition, path))
 
     def recognise(self, config: Mapping[str, Any], directory: str, *, needed: bool, is_adapter: bool = False) -> None:
         """Take the definition for the `model_type` of a configuration, or check that the chosen one is for it.
@@ -256,12 +265,18 @@ class _Choice:
         )
 
 
-def recognised(config: Mapping[str, Any], directory: str, library: Library, *, needed: bool) -> Chosen | None:
-    """The definition for the `model_type` of a configuration; `None` if there is none.
+def _not_found(model: str, file: str | None, record: Path) -> str:
+    """That a definition which a record names is not there, and how it is given."""
+    where = "" if file is None else f", the definition in {file}"
+    directory = "DIR, the directory that has it in model/" if file is None else str(Path(file).parent.parent)
+    return (
+        f"{record}: says that the source was made as {model}{where}, and no definition of this name is at hand; give "
+        f"--config-dir {directory}, or +model=NAME for another one"
+    )
 
-    Raises:
-        InputError: there is none, and one is `needed`.
-    """
+
+def recognised(config: Mapping[str, Any], directory: str, library: Library, *, needed: bool) -> Chosen | None:
+    """The definition for the `model_type` of a configuration; `None` without one, `InputError` if it is `needed`."""
     where = f"{directory}/{MODEL_CONFIG}"
     heads = library.heads()
     known: dict[str, str] = {}

@@ -33,6 +33,7 @@ def record_of(options: Options, facts: Facts, planned: Planned, files: Mapping[s
         source["text_source"] = str(options.text_source.resolve())
     return Provenance(
         model=facts.model,
+        definition=facts.definition_file,
         reference=None if reference is None else str(reference.resolve()),
         scaling=facts.scaling,
         version=VERSION,

@@ -125,3 +125,33 @@ def test_a_file_is_replaced_if_that_is_asked_for():
     FILE.write_text("old")
     skeleton("hf", FILE, overwrite=True)
     assert FILE.read_text().startswith("# A skeleton: ")
+
+
+def test_a_result_remembers_the_file_of_its_definition_and_says_where_it_was(distconv):
+    skeleton("hf", FILE)
+    decide()
+    convert("hf", "mm", config_dir="my_models")
+    record = json.loads(Path("mm/release/distconv.json").read_text())
+    assert (record["model"], record["definition"]) == ("mine", str(FILE.absolute()))
+    outcome = distconv("action=inspect", "source=mm")
+    assert f"definition {FILE.absolute()}" in " ".join(outcome.out.split())
+    back = ("source=mm", "target=again", "layout.tp=2")
+    outcome = distconv(*back)
+    assert outcome.status == 2
+    own = FILE.absolute()
+    assert outcome.err == (
+        f"distconv: mm/release/distconv.json: says that the source was made as mine, the definition in {own}, and no "
+        f"definition of this name is at hand; give --config-dir {own.parent.parent}, or +model=NAME for another one\n"
+    )
+    # Wherever it is now.
+    FILE.parent.parent.rename("elsewhere")
+    assert distconv(*back, "--config-dir", "elsewhere").status == 0
+    record = json.loads(Path("again/release/distconv.json").read_text())
+    assert record["definition"] == str(Path("elsewhere/model/mine.yaml").absolute())
+
+
+def test_one_that_came_with_distconv_is_known_by_its_name():
+    write_source(Path("known"), load_case("qwen2vl__tp1_pp1"))
+    FILE.write_text("defaults: [qwen2vl, _self_]\nmodel_types: [other]\n")
+    convert("known", "mm", config_dir="my_models")
+    assert "definition" not in json.loads(Path("mm/release/distconv.json").read_text())

@@ -51,7 +51,7 @@ FIRST_OF_ADAPTERS = """{
 """
 
 
-@pytest.mark.parametrize("record", [Provenance(), Provenance(model="toy"), FULL])
+@pytest.mark.parametrize("record", [Provenance(), Provenance(model="toy", definition="/my/model/toy.yaml"), FULL])
 def test_what_is_written_is_read(tmp_path, record):
     (tmp_path / "distconv.json").write_bytes(provenance_bytes(record))
     assert read_provenance(tmp_path) == record
@@ -196,7 +196,9 @@ RECORDS = st.fixed_dictionaries(
         "record": st.sampled_from([1, 2, 3]) | VALUES,
         "files": st.dictionaries(st.text(max_size=8), SIZES) | VALUES,
         "layout": LAYOUTS | VALUES,
-        **dict.fromkeys(("distconv", "source", "model", "reference", "format", "dialect", "options"), VALUES),
+        **dict.fromkeys(
+            ("distconv", "source", "model", "definition", "reference", "format", "dialect", "options"), VALUES
+        ),
         "adapters": VALUES,
     },
 )
