@@ -19,7 +19,7 @@ ROUNDS := 1000
 KILLS := 300
 INPUTS := 10000
 
-.PHONY: help setup slurm demo fmt options check test mutate soak faults bench bench-plan clean
+.PHONY: help setup slurm demo fmt options models check test mutate soak faults bench bench-plan clean
 
 help:           ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -75,6 +75,9 @@ fmt: $(READY)   ## Format the code
 
 options: $(READY) ## Write the table of options into conf/config.yaml and README.md
 	$(BIN)/python -c 'import pathlib, distconv.cli.config as config; config.rewrite(pathlib.Path())'
+
+models: $(READY) ## Write the table of models into README.md
+	$(BIN)/python -c 'import pathlib, distconv.cli.models_table as table; table.rewrite(pathlib.Path())'
 
 check: $(READY) ## Lint and types
 	$(BIN)/ruff format --check .
