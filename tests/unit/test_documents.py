@@ -10,6 +10,9 @@ import pytest
 import yaml
 
 import distconv
+from distconv.fields import options_of
+from distconv.formats.registry import Options
+from distconv.models.library import Library
 from tests.documents import ROOT, rows, text_of
 
 PACKAGE = Path(distconv.__file__).parent
@@ -85,3 +88,24 @@ def test_a_commit_passes_what_make_check_runs():
     assert [hook["entry"] for hook in local["hooks"]] == recipe("check")
     # Everything is looked at, not only what a commit changes.
     assert all(hook["pass_filenames"] is False for hook in local["hooks"])
+
+
+def test_what_other_converters_call_otherwise_is_said_in_keys_that_there_are():
+    """And with models and values that there are."""
+    section = text_of("README.md").partition("## From another converter\n")[2].partition("\n## ")[0]
+    given = [cell for _, cell in (*rows(section, "mm-convert"), *_of_bridge(section))]
+    named = [pair for cell in given for pair in re.findall(r"`(\+?[a-z_.]+)=([\w.-]*)", cell)]
+    keys = {key.split(".")[0] for key, _ in named}
+    assert len(named) > 30
+    assert keys - {"+model"} <= set(options_of(Options))
+    assert {value for key, value in named if key == "+model"} <= set(Library.of_package().names())
+    choices = {
+        "target_format": {"hf", "megatron", "torch_dist", "dcp"},
+        "dialect": set(Library.of_package().dialects()),
+    }
+    assert [pair for pair in named if pair[1] not in choices.get(pair[0], {pair[1]})] == []
+
+
+def _of_bridge(section: str) -> list[list[str]]:
+    (heading,) = re.findall(r"^\| (Megatron-Bridge.*?) \| here \|", section, re.MULTILINE)
+    return rows(section, heading)
