@@ -38,11 +38,10 @@ _EXPERTS = re.compile(r"expert")
 _COUNT = re.compile(r"(n|num)_|.*_heads$")
 # Sizes of parts of heads, which are next to each other in a tensor.
 _OF_HEADS = re.compile(r"dim|rank")
-# Factors that are not in a configuration.
-_FACTORS = (2, 3, 4)
-_LEAST = 2
-# More than so many fields make products that mean nothing.
-_MOST_OTHERS = 3
+# Factors that are not in a configuration, and the least one that is.
+_FACTORS, _LEAST = (2, 3, 4), 2
+# So many sizes that a dim might be instead are told, and so many fields are tried as factors of it.
+_MOST_OTHERS, _MOST_FACTORS = 3, 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +116,8 @@ class Recognition:
 
     def _counting(self, name: str, count: int, modality: str, fields: re.Pattern[str]) -> str:
         if self._known.get(name) != count:
-            found = (each for each in self._of(modality) if each.value == count and fields.search(each.name))
-            field = next(found, None)
-            self._written[name] = ["product", count] if field is None else [field.path]
+            found = [each.path for each in self._of(modality) if each.value == count and fields.search(each.name)]
+            self._written[name] = found[:1] or ["product", count]
             self._known[name] = count
         return self.use(name)
 
@@ -169,7 +167,7 @@ class Recognition:
         """Products, sums and quotients of fields that go with the tensor."""
         fields = [each for each in self._of(modality) if each.value >= _LEAST and not _LAYERS.search(each.name)]
         likely = {each.path: self._likeliness(self._named(each, modality), tensor) for each in fields}
-        fields = [each for each in fields if likely[each.path] >= 0]
+        fields = [each for each in fields if likely[each.path] >= 0][:_MOST_FACTORS]
         for each in fields:
             for factor in _FACTORS:
                 if each.value * factor == value and likely[each.path] and not _COUNT.match(each.name):
@@ -200,6 +198,8 @@ class Recognition:
                 return name
         prefix = "" if modality == "text" or field.name.startswith(modality) else f"{modality}_"
         name = re.sub(r"\W", "_", prefix + field.name)
+        while name in self._written:
+            name += "_"
         self._written[name] = [field.path]
         self._known[name] = field.value
         return name

@@ -30,9 +30,9 @@ def skeleton_text(skeleton: Skeleton) -> str:
     follows = f", and taken from {', '.join(skeleton.follows)}" if skeleton.follows else ""
     lines = [f"# {line.format(follows=follows)}" for line in _HEADER]
     lines += [f"model_types: {_flow([skeleton.model_type])}", f"dialect: {skeleton.dialect}", "", "sizes:"]
-    lines += [f"  {name}: {_flow(written)}" for name, written in skeleton.sizes.items()]
+    lines += [f"  {_flow(name)}: {_flow(written)}" for name, written in skeleton.sizes.items()]
     if skeleton.lists:
-        lines += ["", "lists:", *(f"  {name}: {_flow([path])}" for name, path in skeleton.lists.items())]
+        lines += ["", "lists:", *(f"  {_flow(name)}: {_flow([path])}" for name, path in skeleton.lists.items())]
     lines += ["", "modalities:"]
     lines += [f"  {name}: {{layers: {layers}}}" for name, layers in skeleton.modalities.items()]
     for key, size in (("experts", skeleton.experts), ("predicting", skeleton.predicting)):

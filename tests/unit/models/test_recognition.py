@@ -62,6 +62,16 @@ def test_or_one_that_is_made_of_few_fields(value, tensor, modality, size, writte
     assert list(sizes.written)[-1] == size
 
 
+def test_fields_of_one_name_are_sizes_of_two():
+    vision = {"hidden_size": 48, "vision_head": {"hidden_size": 96}}
+    sizes = Recognition({**CONFIG, "vision_config": vision})
+    found = [sizes.dim(length, "visual.norm.weight", "vision").size for length in (48, 96)]
+    assert [sizes.written[each] for each in found] == [
+        ["vision_config.hidden_size"],
+        ["vision_config.vision_head.hidden_size"],
+    ]
+
+
 def test_of_several_the_likeliest_by_name_is_taken_and_the_others_are_told():
     sizes = Recognition({**CONFIG, "intermediate_size": 64})
     assert sizes.dim(64, UP, "text").size == "intermediate_size"
