@@ -9,7 +9,7 @@ logger `distconv` of the standard library's `logging`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,11 @@ from distconv.errors import JobError, joined, unknown_keys
 from distconv.fields import options_of
 from distconv.formats.registry import Options
 from distconv.models.library import Library
-from distconv.observer import Everywhere, Observer, Outcome
-from distconv.planning.look import Chosen
+from distconv.observer import Observer, Outcome, Progress, Telling
+from distconv.planning.choice import Chosen
 from distconv.runtime.agreement import on_all
 from distconv.runtime.launch import connected
 
-# A phase in words, the bytes of it that are done on this process, and the bytes in all.
-Progress = Callable[[str, int, int], object]
 # A path, as text or as an object that has one.
 AnyPath = str | os.PathLike[str]
 # Options that a call says in another way, or that are of the terminal alone.
@@ -285,31 +283,7 @@ def _run(
         library = Library.of_package(None if config_dir is None else Path(config_dir))
         return options, library, None if model is None else (model, library.content(model))
 
-    observer = Observer() if progress is None else _Progress(progress)
+    observer = Observer() if progress is None else Telling(progress)
     with connected(processes, os.environ) as group:
         (options, library, chosen), _ = on_all(group, prepare, lambda _: None)
         return run(options, chosen, library, group, observer)
-
-
-class _Progress(Observer):
-    """Tells a function of a program."""
-
-    def __init__(self, tell: Progress) -> None:
-        self._function = tell
-        self._phase, self._done, self._nbytes = "", 0, 0
-
-    def begin(self, phase: str, nbytes: int, everywhere: Everywhere) -> None:  # noqa: ARG002 - of the interface
-        """Tell that it begins."""
-        self._phase, self._done, self._nbytes = phase, 0, nbytes
-        self._tell()
-
-    def advance(self, nbytes: int) -> None:
-        """Tell how much is done."""
-        self._done += nbytes
-        self._tell()
-
-    def _tell(self) -> None:
-        try:
-            self._function(self._phase, self._done, self._nbytes)
-        except Exception as error:
-            raise JobError(f"progress raised {type(error).__name__}: {error}") from error

@@ -16,7 +16,7 @@ from distconv.formats.registry import Options, tasks
 from distconv.layout.partition import balanced_ranges
 from distconv.models.library import Library
 from distconv.observer import Observer, Outcome
-from distconv.planning.look import Chosen
+from distconv.planning.choice import Chosen
 from distconv.planning.pairing import Form, Match, Pairing, paired
 from distconv.planning.plan import shares_of
 from distconv.planning.report_file import ReportFile

@@ -13,14 +13,29 @@ from distconv.errors import InputError
 from distconv.formats.registry import Options, tasks
 from distconv.models.library import Library
 from distconv.observer import Outcome
+from distconv.planning.choice import Chosen
 from distconv.planning.describe import describe
 from distconv.planning.draft import check_definition_file, draft, write_definition
-from distconv.planning.look import Chosen
 from distconv.planning.report_file import ReportFile
 from distconv.runtime.agreement import on_first, on_first_with_hand_out
 from distconv.runtime.hand_out import HandOut
 from distconv.runtime.launch import cores
 from distconv.runtime.processes import Processes
+
+
+def on_directory(options: Options, chosen: Chosen | None, library: Library, processes: Processes) -> Outcome | None:
+    """The outcome of an action on one directory, `None` if the action of the options needs a plan.
+
+    Raises:
+        DistconvError: the failure of any process, as the same error on every process.
+    """
+    if options.action == "clean":
+        return cleaned(options, processes)
+    if options.action == "inspect":
+        return inspected(options, chosen, library, processes)
+    if options.action == "skeleton":
+        return drafted(options, chosen, library, processes)
+    return None
 
 
 def inspected(options: Options, chosen: Chosen | None, library: Library, processes: Processes) -> Outcome:

@@ -18,7 +18,7 @@ from distconv.commit.recovery import check_settled, leftovers
 from distconv.commit.staging import Staging
 from distconv.commit.target import Target, check_present, check_space, check_target
 from distconv.diffing import differences_between
-from distconv.directories import cleaned, drafted, inspected
+from distconv.directories import on_directory
 from distconv.done import is_done
 from distconv.errors import InputError
 from distconv.foreseen import foreseen
@@ -30,9 +30,10 @@ from distconv.models.library import Library
 from distconv.observer import Observer, Outcome
 from distconv.options import ERROR
 from distconv.planning.assign import assign
+from distconv.planning.choice import Chosen
 from distconv.planning.facts import Facts
 from distconv.planning.fingerprint import described
-from distconv.planning.look import Chosen, look
+from distconv.planning.look import look
 from distconv.planning.plan import Planned, plan_job, shares_of
 from distconv.planning.record import record_of
 from distconv.planning.report_file import ReportFiles
@@ -71,12 +72,8 @@ def run_job(
         DistconvError: the failure of any process, as the same error on every process.
     """
     processes.be_patient(options.patience)
-    if options.action == "clean":
-        return cleaned(options, processes)
-    if options.action == "inspect":
-        return inspected(options, chosen, library, processes)
-    if options.action == "skeleton":
-        return drafted(options, chosen, library, processes)
+    if (done := on_directory(options, chosen, library, processes)) is not None:
+        return done
     if options.action == "diff":
         return differences_between(options, chosen, library, processes, observer)
     if options.action == "verify" and options.source is None:

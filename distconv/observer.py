@@ -10,6 +10,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from distconv.errors import JobError
+
+# A phase in words, the bytes of it that are done on this process, and the bytes in all.
+Progress = Callable[[str, int, int], object]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Everywhere:
@@ -49,6 +54,30 @@ class Observer:
     def undisturbed(self) -> AbstractContextManager[None]:
         """A context that signals must not interrupt: a commit, and the removal of unfinished files."""
         return nullcontext()
+
+
+class Telling(Observer):
+    """An observer that calls a function of a program; what that raises fails the job."""
+
+    def __init__(self, tell: Progress) -> None:
+        self._function = tell
+        self._phase, self._done, self._nbytes = "", 0, 0
+
+    def begin(self, phase: str, nbytes: int, everywhere: Everywhere) -> None:  # noqa: ARG002 - of the interface
+        """Tell that it begins."""
+        self._phase, self._done, self._nbytes = phase, 0, nbytes
+        self._tell()
+
+    def advance(self, nbytes: int) -> None:
+        """Tell how much is done."""
+        self._done += nbytes
+        self._tell()
+
+    def _tell(self) -> None:
+        try:
+            self._function(self._phase, self._done, self._nbytes)
+        except Exception as error:
+            raise JobError(f"progress raised {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,9 +83,7 @@ class CommonOptions(Record):
         "is then the name of the source's directory, and `{parent}` that of its parent",
         of_run=True,
     )
-    target: Path = option(
-        _DIRECTORY, None, "the directory that gets the result; with `action=skeleton` the file, `model/NAME.yaml`"
-    )
+    target: Path = option(_DIRECTORY, None, "the directory that gets the result; with `action=skeleton` the file")
     target_format: str = option(Text("FORMAT"), "", "format of the result")
     reference: Path | None = option(
         _DIRECTORY,

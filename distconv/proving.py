@@ -23,7 +23,7 @@ from distconv.formats.records import Written
 from distconv.formats.registry import FORMATS, Options, format_named
 from distconv.observer import Observer, Outcome
 from distconv.planning.assign import assign
-from distconv.planning.look import Chosen
+from distconv.planning.choice import Chosen
 from distconv.planning.report_file import ReportFile
 from distconv.runtime.agreement import on_first
 from distconv.runtime.launch import cores

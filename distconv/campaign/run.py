@@ -20,7 +20,7 @@ from distconv.formats.registry import Options
 from distconv.job import run_job
 from distconv.models.library import Library
 from distconv.observer import Observer, Outcome
-from distconv.planning.look import Chosen
+from distconv.planning.choice import Chosen
 from distconv.planning.report_file import ReportFile
 from distconv.runtime.agreement import on_first
 from distconv.runtime.interruption import EndOfWatchError

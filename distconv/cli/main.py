@@ -22,7 +22,7 @@ from distconv.cli.show import Reporter, outcome_text
 from distconv.errors import DistconvError, JobError, LauncherError, LostError, joined, missing_package, system_problem
 from distconv.formats.registry import Options
 from distconv.models.library import Library
-from distconv.planning.look import Chosen
+from distconv.planning.choice import Chosen
 from distconv.runtime.clerk import FAREWELL_SECONDS
 from distconv.runtime.interruption import EndOfWatchError, end_as_signalled, end_politely, interruptions
 from distconv.runtime.launch import Launch, connect, launch

@@ -24,8 +24,9 @@ from distconv.formats.recorded_files import check_inside, wrong_sizes
 from distconv.formats.registry import Options, format_of, mixed_problem, unknown_problem
 from distconv.models.definition_parser import parse_definition
 from distconv.models.library import Library
+from distconv.planning.choice import Chosen
 from distconv.planning.fit_vocabulary import fit_vocabulary
-from distconv.planning.look import Chosen, facts_of, opened_as_any
+from distconv.planning.look import facts_of, opened_as_any
 from distconv.runtime.hand_out import HandOut, here
 from distconv.tensors.dtypes import ITEM_SIZE
 

@@ -19,7 +19,7 @@ from distconv.models.definition_parser import parse_definition
 from distconv.models.library import Library
 from distconv.models.skeleton import skeleton_of
 from distconv.models.skeleton_text import skeleton_text, undecided_lines
-from distconv.planning.look import Chosen, recognised
+from distconv.planning.choice import Chosen, recognised
 from distconv.runtime.containment import is_inside
 from distconv.runtime.hand_out import HandOut, here
 

@@ -20,8 +20,9 @@ from distconv.formats.provenance import Provenance, read_provenance
 from distconv.formats.registry import Options, source_contradictions
 from distconv.layout.request import Layout, SourceLayout
 from distconv.models.library import Library, head_of
+from distconv.planning.choice import Chosen
 from distconv.planning.facts import Facts
-from distconv.planning.look import Chosen, facts_of, format_in, opened_as_any
+from distconv.planning.look import facts_of, format_in, opened_as_any
 from distconv.runtime.hand_out import HandOut, here
 
 T = TypeVar("T")

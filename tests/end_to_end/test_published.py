@@ -23,8 +23,8 @@ from distconv.formats.megatron.plan import MegatronPlan
 from distconv.formats.registry import Options
 from distconv.models.library import Library
 from distconv.planning.assign import assign
+from distconv.planning.choice import recognised
 from distconv.planning.facts import Facts
-from distconv.planning.look import recognised
 from distconv.planning.plan import plan_job
 from distconv.runtime.lanes import lanes
 from distconv.tensors.stored import SourceFile, SourceIndex, StoredTensor
