@@ -19,7 +19,7 @@ ROUNDS := 1000
 KILLS := 300
 INPUTS := 10000
 
-.PHONY: help setup slurm demo fmt options models check test mutate soak faults bench bench-plan clean
+.PHONY: help setup slurm demo fmt options models messages check test mutate soak faults bench bench-plan clean
 
 help:           ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -78,6 +78,9 @@ options: $(READY) ## Write the table of options into conf/config.yaml and README
 
 models: $(READY) ## Write the table of models into README.md
 	$(BIN)/python -c 'import pathlib, distconv.cli.models_table as table; table.rewrite(pathlib.Path())'
+
+messages: $(READY) ## Print the text of every error of the code, with its place, to be read as a stranger
+	$(BIN)/python -m tests.error_texts
 
 check: $(READY) ## Lint and types
 	$(BIN)/ruff format --check .
