@@ -120,11 +120,13 @@ def _collisions(jobs: Collection[Checkpoint]) -> Iterator[str]:
             if (source := sources.get(outer)) not in (None, job.source):
                 yield f"target={job.target}: is inside of the source {source}; choose a place outside of all sources"
             if outer != place and outer in targets:
-                yield f"target={job.target}: is inside of {targets[outer].target}, the target of another source"
+                owned = f"{targets[outer].target}, the target of another source"
+                yield f"target={job.target}: is inside of {owned}; choose targets beside each other"
     for place, source in sources.items():
         for outer in _way(place):
             if (owner := targets.get(outer)) is not None and owner.source != source and outer not in sources:
-                yield f"sources: {source} is inside of {owner.target}, the target of {owner.source}"
+                inside = f"{source} is inside of {owner.target}, the target of {owner.source}"
+                yield f"sources: {inside}; choose a target that holds no source"
 
 
 def _way(path: str) -> list[str]:
