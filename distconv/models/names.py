@@ -28,7 +28,7 @@ def by_spelling(names: Iterable[str], spelled: Callable[[str], str], where: str)
     for name in names:
         other = found.setdefault(spelled(name), name)
         if other != name:
-            problems.append(f"{where}: {other} and {name} are two spellings of the same tensor")
+            problems.append(f"{where}: {other} and {name} are two spellings of the same tensor; remove one")
     return found, problems
 
 

@@ -142,7 +142,7 @@ class Sizes:
         """
         value = self.get(name)
         if not value:
-            raise InputError(f"{self._where}: nothing can be divided by {self.origin(name)}")
+            raise InputError(f"{self._where}: cannot divide by {self.origin(name)}; expected at least 1")
         return value
 
     def numbers(self, spec: SizeSpec, layers: int | None = None) -> list[int]:
@@ -206,7 +206,9 @@ class Sizes:
             quotient, rest = divmod(self.get(spec.of[0]), self.divisor(spec.of[1]))
             if rest:
                 origins = " / ".join(self.origin(item) for item in spec.of)
-                raise InputError(f"{self._where}: {name} = {origins} does not come out even")
+                raise InputError(
+                    f"{self._where}: {name} = {origins} leaves a remainder; is this the config.json of the model?"
+                )
             return quotient
         value, path = self._find(name, spec)
         number = int(value) if isinstance(value, float) and value.is_integer() else value

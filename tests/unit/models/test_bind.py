@@ -182,7 +182,9 @@ def test_both_spellings_of_names_are_the_same_tensors():
 
 def test_two_spellings_of_one_tensor_are_refused():
     found = problems(with_(model__language_model__norm__weight=(16,)))
-    assert found == ["/hf: model.norm.weight and model.language_model.norm.weight are two spellings of the same tensor"]
+    assert found == [
+        "/hf: model.norm.weight and model.language_model.norm.weight are two spellings of the same tensor; remove one"
+    ]
 
 
 def test_a_missing_tensor_is_named_with_what_is_made_from_it():

@@ -164,7 +164,7 @@ def test_an_uneven_quotient_is_refused_with_both_numbers_and_their_fields():
         found.get("head_dim")
     assert str(caught.value) == (
         "/hf/config.json: head_dim = hidden (10, hidden in config.json) / heads (4, heads in config.json) "
-        "does not come out even"
+        "leaves a remainder; is this the config.json of the model?"
     )
 
 
@@ -270,6 +270,6 @@ def test_nothing_is_divided_by_nought():
     assert found.divisor(3) == 3
     for name in ("heads", "width"):
         with pytest.raises(
-            InputError, match=re.escape("nothing can be divided by heads (0, the default of num_heads in config.json)")
+            InputError, match=re.escape("cannot divide by heads (0, the default of num_heads in config.json)")
         ):
             found.divisor(name)

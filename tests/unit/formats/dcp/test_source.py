@@ -266,7 +266,7 @@ def test_two_spellings_of_a_tensor_are_refused_before_anything_is_made_of_them()
     with pytest.raises(InputError) as caught:
         bound(dcp(Pieces(arrays, halves), "hf"))
     assert caught.value.problems == [
-        "/dcp: model.norm.weight and model.language_model.norm.weight are two spellings of the same tensor"
+        "/dcp: model.norm.weight and model.language_model.norm.weight are two spellings of the same tensor; remove one"
     ]
 
 
