@@ -200,7 +200,8 @@ def _read_files(
         for tensor in found:
             other = tensors.setdefault(tensor.name, tensor)
             if other is not tensor:
-                problems.append(f"tensor {tensor.name} is in both {other.file.path} and {tensor.file.path}")
+                places = f"{other.file.path} and {tensor.file.path}"
+                problems.append(f"tensor {tensor.name} is in both {places}; remove the file that is not of the model")
     if problems:
         raise InputError(problems, unreadable=unreadable)
     return tensors

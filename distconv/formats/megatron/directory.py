@@ -56,7 +56,7 @@ def find_ranks(directory: Path, iteration: str | None) -> RankDirectories:
             return _only_iteration(directory, iteration)
         chosen = iteration_directory(directory, iteration)
         if not _rank_names(chosen):
-            raise InputError(f"{chosen}: holds no {RANK_PREFIX}* directory")
+            raise InputError(f"{chosen}: holds no {RANK_PREFIX}* directory; was it copied completely?")
         return RankDirectories(directory=chosen, iteration=iteration_of(chosen), paths=_ranks(chosen))
 
 
@@ -95,13 +95,13 @@ def _ranks(directory: Path) -> Mapping[tuple[int, ...], Path]:
         rank = tuple(int(number) for number in match.groups() if number is not None)
         other = ranks.setdefault(rank, name)
         if other != name:
-            problems.append(f"{directory}: {other} and {name} are of the same rank")
+            problems.append(f"{directory}: {other} and {name} are of the same rank; remove one")
     raise_if(problems)
     if len({len(rank) for rank in ranks}) > 1:
         shortest, longest = min(ranks, key=len), max(ranks, key=len)
         raise InputError(
             f"{directory}: {ranks[shortest]} and {ranks[longest]} have different numbers of ranks in their names: they "
-            "are of two checkpoints"
+            "are of two checkpoints; move one of them elsewhere"
         )
     last = tuple(map(max, zip(*ranks, strict=True)))
     missing = (rank for rank in _grid(last) if rank not in ranks and not _experts_run_along(ranks.keys(), last))
@@ -113,7 +113,7 @@ def _ranks(directory: Path) -> Mapping[tuple[int, ...], Path]:
     )
     raise_if(
         [
-            f"{directory / name}: holds no {FILE_NAME}"
+            f"{directory / name}: holds no {FILE_NAME}; was it copied completely?"
             for name in ranks.values()
             if not (directory / name / FILE_NAME).is_file()
         ]

@@ -175,5 +175,7 @@ class _Parameters:
             self._tensors[name] = NamedTensor((*gate.sources, *up.sources), self._shared(joined), name)
         raise_if(self._problems)
         if not any(prod(each.tensor.shape) for each in self._tensors.values()):
-            raise InputError(f"{self._where}: holds no tensor of a model")
+            raise InputError(
+                f"{self._where}: holds no tensor of a model; give a checkpoint that was saved with its weights"
+            )
         return self._tensors

@@ -105,7 +105,8 @@ def test_an_index_that_disagrees_with_its_shards_is_refused(tmp_path, weight_map
 
 def test_a_tensor_in_two_shards_is_refused(tmp_path):
     indexed(tmp_path, {"1.safetensors": ["a", "b"], "2.safetensors": ["b"]})
-    assert f"tensor b is in both {tmp_path}/1.safetensors and {tmp_path}/2.safetensors" in problems(tmp_path)
+    both = f"{tmp_path}/1.safetensors and {tmp_path}/2.safetensors"
+    assert f"tensor b is in both {both}; remove the file that is not of the model" in problems(tmp_path)
 
 
 @pytest.mark.parametrize(

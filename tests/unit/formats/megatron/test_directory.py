@@ -123,7 +123,7 @@ def test_a_directory_without_ranks_is_refused(tmp_path):
         f"source={tmp_path}: is no checkpoint; expected latest_checkpointed_iteration.txt, release/ or iter_*/ in it"
     ]
     (tmp_path / "release").mkdir()
-    assert refused(tmp_path) == [f"{tmp_path}/release: holds no mp_rank_* directory"]
+    assert refused(tmp_path) == [f"{tmp_path}/release: holds no mp_rank_* directory; was it copied completely?"]
 
 
 @pytest.mark.parametrize("name", ["mp_rank_0", "mp_rank_00_1", "mp_rank_00_000_000_000", "mp_rank_00.old", "mp_rank_"])
@@ -152,14 +152,14 @@ def test_names_of_two_kinds_are_of_two_checkpoints(tmp_path):
         (
             f"{tmp_path}/release: mp_rank_00 and mp_rank_00_001 have different numbers of ranks in their names: they "
             "are of "
-            "two checkpoints"
+            "two checkpoints; move one of them elsewhere"
         )
     ]
 
 
 def test_two_names_of_one_rank_are_refused(tmp_path):
     checkpoint(tmp_path, "mp_rank_00", "mp_rank_000")
-    assert refused(tmp_path) == [f"{tmp_path}/release: mp_rank_00 and mp_rank_000 are of the same rank"]
+    assert refused(tmp_path) == [f"{tmp_path}/release: mp_rank_00 and mp_rank_000 are of the same rank; remove one"]
 
 
 def test_every_rank_without_a_file_is_named(tmp_path):
@@ -167,5 +167,6 @@ def test_every_rank_without_a_file_is_named(tmp_path):
     (tmp_path / "release" / "mp_rank_01").mkdir()
     (tmp_path / "release" / "mp_rank_02" / FILE_NAME).mkdir(parents=True)
     assert refused(tmp_path) == [
-        f"{tmp_path}/release/mp_rank_{number:02d}: holds no model_optim_rng.pt" for number in (1, 2)
+        f"{tmp_path}/release/mp_rank_{number:02d}: holds no model_optim_rng.pt; was it copied completely?"
+        for number in (1, 2)
     ]

@@ -197,7 +197,7 @@ def test_more_parameters_than_any_model_has(tmp_path, monkeypatch):
 def test_a_checkpoint_without_a_model(tmp_path):
     made = Draft(others=["rng_state/shard_0_1"])
     made.put("optimizer.state.param.output_layer.weight", numbered(ROWS, COLUMNS), "float32", rows(1, ROWS))
-    assert refused(made, tmp_path) == ["holds no tensor of a model"]
+    assert refused(made, tmp_path) == ["holds no tensor of a model; give a checkpoint that was saved with its weights"]
 
 
 def test_every_byte_of_a_file_is_told_of(tmp_path):
