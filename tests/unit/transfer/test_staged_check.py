@@ -117,7 +117,7 @@ def test_what_several_find_in_parts_of_a_file_is_told_once(monkeypatch):
     monkeypatch.setattr(staged_check, "on_all", lambda _, phase, tell, __: (None, [tell(phase())]))
     monkeypatch.setattr(read_back_module, "read_back", lambda *_: ["a: is wrong", "b: is wrong"])
     monkeypatch.setattr(staged_check, "compare_beside", lambda *_: Compared())
-    monkeypatch.setattr(process, "run", lambda *given, **_: ([given[3](), given[3]()], []))
+    monkeypatch.setattr(process, "run", lambda *given, **_: ([given[4](), given[4]()], []))
     with pytest.raises(JobError) as caught:
         StagedCheck(plan=None, form=None, reader=None, shares=shares(2)).run(Path(), dict, process, process)
     assert [str(caught.value).count(line) for line in ("a: is wrong", "b: is wrong")] == [1, 1]
