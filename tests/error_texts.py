@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+# Markup, and scripts of shells.
+_NOT_FOR_READERS = ("distconv/page/", "distconv/cli/completion.py")
 # Fewer words are names, keys and formats.
 _WORDS = 5
 
@@ -33,6 +35,8 @@ def error_texts() -> list[ErrorText]:
     found = []
     for path in sorted((ROOT / "distconv").rglob("*.py")):
         file = path.relative_to(ROOT).as_posix()
+        if file.startswith(_NOT_FOR_READERS):
+            continue
         found += [ErrorText(file=file, line=n, error=e, text=t) for n, e, t in texts_of(path.read_text())]
     return found
 
