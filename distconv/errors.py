@@ -54,6 +54,14 @@ class JobError(DistconvError, RuntimeError):
     """A failure with right input: a read error, a full disk, a dead process."""
 
 
+def fault(what: str) -> JobError:
+    """The error for what only a mistake in distconv, or in a model definition, makes possible, found before writing."""
+    return JobError(
+        f"{what}; nothing has been written: this is a fault of distconv, or of a model definition of your own; please "
+        "report it with the line that you typed"
+    )
+
+
 class UnfinishedError(JobError):
     """The end of a job with several sources, of which some failed; `report` has the outcome of each, as plain data."""
 

@@ -105,7 +105,9 @@ def _found(options: Options) -> tuple[Target, Provenance]:
     check_directory(directory, "target")
     if (directory / PROVENANCE_NAME).exists() or not iterations_in(directory):
         if iteration is not None and iteration_name(iteration) != directory.resolve().name:
-            raise InputError(f"iteration={iteration}: target={directory} is a result itself, not one of several")
+            raise InputError(
+                f"iteration={iteration}: target={directory} is a result itself, not one of several; leave iteration out"
+            )
         target = Target(directory=directory, iteration=None)
     else:
         target = Target(

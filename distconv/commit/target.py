@@ -94,7 +94,8 @@ def check_space(target: Target, needed: int) -> None:
     # A file system that does not tell its size tells zeros.
     if space.f_blocks and free < needed:
         raise InputError(
-            f"target={target.directory}: needs {needed:,} bytes, but only {free:,} are free on its file system"
+            f"target={target.directory}: needs {needed:,} bytes, but only {free:,} are free on its file system; "
+            "free some, or choose another directory"
         )
 
 

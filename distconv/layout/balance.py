@@ -77,8 +77,8 @@ def complete_layout(
         if layout.stage_count > sum(binding.layers.values()):
             problems.append(
                 f"layout.pp={pp} and layout.vpp={vpp}: {layout.stage_count} stages, but the model has "
-                f"{sum(binding.layers.values())} layers, and pp times vpp may be as many; to leave stages empty, give "
-                "layout.stages.text"
+                f"{sum(binding.layers.values())} layers; "
+                "lower one of the two, or, to leave stages empty, give layout.stages.text"
             )
             raise_if(problems)
         stages[TEXT] = stage_rows(_balanced_text(layout, binding, definition, text_on_first_stage), pp)

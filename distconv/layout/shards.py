@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from itertools import accumulate
 from math import gcd
 
-from distconv.errors import JobError, raise_if
+from distconv.errors import fault, raise_if
 from distconv.layout.layout import CompleteLayout, divisors
 from distconv.models.parameters import Recipe
 from distconv.tensors.cuts import TENSOR_PARALLEL_RULES, TensorParallelRule
@@ -84,8 +84,8 @@ def _prove(recipe: Recipe, shards: Shards) -> None:
         for shard in shards:
             gaps(shard)
     except ValueError as error:
-        raise JobError(f"{recipe.rule.target}: {error}; nothing has been written") from None
+        raise fault(f"{recipe.rule.target}: {error}") from None
     operands = [(recipe.tensor.dtype, shape) for shape in recipe.source_shapes]
     if lost := sum(map(gaps, invert(shards, operands))) - recipe.unused:
         names = ", ".join(source.name for source in recipe.rule.sources)
-        raise JobError(f"{names}: {lost} elements would be in no shard; nothing has been written")
+        raise fault(f"{names}: {lost} elements would be in no shard")

@@ -53,6 +53,7 @@ _REFUSED: Mapping[str, str] = {
 }
 _ALL_LINEAR = "all-linear"
 _VALUE_SHOWN = 60
+_OTHERS = "; is it the adapter_config.json that was saved with these adapters?"
 
 Patterns = Mapping["re.Pattern[str]", Any]
 
@@ -125,11 +126,11 @@ class AdapterConfig:
             expected = _matching(self.rank_patterns, module.removeprefix(PEFT_PREFIX), self.rank)
             found = shape[0] if factor is not None and factor[1] == "A" else shape[-1]
             if found != expected:
-                problems.append(f"{name} has rank {found}, but {self.where} says {expected!r}")
+                problems.append(f"{name} has rank {found}, but {self.where} says {expected!r}{_OTHERS}")
         if isinstance(self.targets, tuple):
             present = {*modules, *(module_of(name).removeprefix(PEFT_PREFIX) for name in left_out)}
             problems += [
-                f"{self.where}: target module {each} has no adapter in the checkpoint"
+                f"{self.where}: target module {each} has no adapter in the checkpoint{_OTHERS}"
                 for each in self.targets
                 if not any(_ends_with(module, each) for module in present)
             ]
@@ -138,7 +139,8 @@ class AdapterConfig:
         leaves = {module: module.rpartition(".")[2] for module in strangers}
         called = sorted({module if leaf in meant else leaf for module, leaf in leaves.items()})
         return problems + [
-            f"{self.where}: {each}, which has adapters in the checkpoint, is no target module" for each in called
+            f"{self.where}: {each} has adapters in the checkpoint, but is not among its target modules{_OTHERS}"
+            for each in called
         ]
 
     def _is_target(self, module: str) -> bool:

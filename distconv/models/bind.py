@@ -244,7 +244,10 @@ def whole_parameter(rule: Rule, sizes: Sizes) -> VirtualTensor:
         InputError: a size that is missing, or that the rule's operator cannot take.
     """
     if any(ANY in source.dims for source in rule.sources):
-        raise InputError(f"{rule.target} ({rule.where}): config.json does not tell its size")
+        raise InputError(
+            f"{rule.target} ({rule.where}): no field of config.json says its size, and no tensor shows it; give a "
+            "source, or a reference, that holds it"
+        )
     shapes = tuple(tuple(map(sizes.get, source.dims)) for source in rule.sources)
     tensor = make_recipe(rule, "uint8", shapes, sizes, 0 if rule.packs_experts else None).tensor
     return whole(tensor.dtype, tensor.shape)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from distconv.errors import JobError
+from distconv.errors import fault
 from distconv.models.names import filled
 from distconv.models.rules import Rule
 from distconv.tensors.replicas import Replica
@@ -102,7 +102,7 @@ class Binding:
         found = {each.key: each for each in self.parameters}
         if len(found) < len(self.parameters):
             twice = next(each for each in self.parameters if found[each.key] is not each)
-            raise JobError(f"{twice.name}: would be two parameters; nothing has been written")
+            raise fault(f"{twice.name}: would be two parameters")
         return found
 
     def and_text_from(self, other: Binding) -> Binding:

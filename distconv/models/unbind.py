@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from distconv.errors import JobError
+from distconv.errors import fault
 from distconv.models.names import filled
 from distconv.models.parameters import Binding, Parameter, Recipe, Unconverted
 from distconv.tensors.compose import renumbered, substitute
@@ -39,7 +39,7 @@ def restore(published: Binding, parameters: Binding) -> Restored:
     """
     stored = parameters.by_key()
     if lone := published.by_key().keys() ^ stored.keys():
-        raise JobError(f"{filled(*min(lone, key=str), None)}: has nothing to be paired with; nothing has been written")
+        raise fault(f"{filled(*min(lone, key=str), None)}: is a parameter of the source or of the result alone")
     groups: dict[tuple[str, ...], list[Parameter]] = {}
     for each in published.parameters:
         groups.setdefault(tuple(source.name for source in each.sources), []).append(each)
@@ -55,7 +55,7 @@ def restore(published: Binding, parameters: Binding) -> Restored:
         sources = tuple(source for _, other in members for source in other.sources)
         for name, (tensor, lost) in zip(names, known[key], strict=True):
             if lost:
-                raise JobError(f"{name}: {lost} elements would have no source; nothing has been written")
+                raise fault(f"{name}: {lost} elements would have no source")
             tensors.append(NamedTensor(sources, tensor, name))
         left_out += [surplus for one, other in members if (surplus := _surplus(one, other)) is not None]
     return Restored(tensors=tuple(tensors), left_out=tuple(left_out))

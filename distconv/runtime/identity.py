@@ -90,10 +90,10 @@ def changes(known: SourceFile, found: SourceFile) -> list[str]:
     """What of a file is not as it is known, in words; empty for the same file."""
     words = []
     if found.size != known.size:
-        words.append(f"was {known.size} bytes long when it was indexed, now {found.size}")
+        words.append(f"was {known.size} bytes long when the job first read it, now {found.size}")
     before, after = known.mtime_ns, found.mtime_ns
     if before is not None and after is not None and before != after:
-        words.append(f"was modified at {_time(before)} when it was indexed, now at {_time(after)}")
+        words.append(f"was modified at {_time(before)} when the job first read it, now at {_time(after)}")
     if known.header is not None and found.header is not None and known.header != found.header:
         whole = known.header.ranges == ((0, known.size),)
         words.append(f"its {'content' if whole else 'header'} is another")

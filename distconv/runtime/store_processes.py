@@ -23,6 +23,7 @@ from distconv.runtime.watched_processes import WatchedProcesses
 # How long torch may wait for the store; whether that is too long, the clerk decides.
 _FOR_EVER = timedelta(days=7)
 _PAUSE_SECONDS = 0.1
+_MASTER = "MASTER_ADDR and MASTER_PORT must be an address of the first node that all nodes reach, and a free port"
 # In the place of the beat of a process that has left.
 _GONE = b"gone"
 
@@ -66,12 +67,14 @@ class StoreProcesses(WatchedProcesses):
             if not self._clerk.wait(partial(self._is_set, here), self._watch.seconds_to_arrive):
                 raise LostError(self._watch.sentence([0]))
         except ValueError as error:
-            raise LauncherError(f"the processes cannot find each other: {error}") from None
+            raise LauncherError(f"the processes cannot find each other: {error}; {_MASTER}") from None
         except LostError as error:
             if error.__cause__ is None:
                 raise
             if self.rank == 0:
-                raise LauncherError(f"the processes cannot find each other: {_first_line(error.__cause__)}") from error
+                raise LauncherError(
+                    f"the processes cannot find each other: {_first_line(error.__cause__)}; {_MASTER}"
+                ) from error
             # A store that rank 0 hosted for the job before was still there, and has gone with it.
             return False
         self._clerk.begin_to_beat(self._beat)

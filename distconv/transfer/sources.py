@@ -182,7 +182,7 @@ class SourceFiles:
                 _close(descriptor)
         except OSError as error:
             return system_problem(
-                f"{printable(file.path)}: was there when it was indexed, and cannot be read now", error
+                f"{printable(file.path)}: was there when the job first read it, and cannot be read now", error
             )
         return _sentence(file, what) if what else None
 

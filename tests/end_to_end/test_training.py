@@ -178,7 +178,8 @@ def refused(checkpoint: Path) -> str:
 def test_a_missing_rank(checkpoint):
     shutil.rmtree(checkpoint / "release" / "mp_rank_01_000")
     assert refused(checkpoint) == (
-        f"{checkpoint}/release: mp_rank_01_000 is missing, although there are ranks up to mp_rank_01_001"
+        f"{checkpoint}/release: mp_rank_01_000 is missing, although there are ranks up to mp_rank_01_001; was "
+        "it copied completely?"
     )
 
 

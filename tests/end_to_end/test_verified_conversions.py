@@ -260,7 +260,9 @@ def test_a_value_of_a_dcp(made, tmp_path, monkeypatch):
         return frames([replace(each, frame=value_frame(2.0)) for each in values], chunks)
 
     monkeypatch.setattr(dcp_files, "blob_frames", changed)
-    assert "__0_0.distcp: the value checkpoint_version is not what was planned" in refused(made, "dcp", tmp_path)
+    assert "__0_0.distcp: the value checkpoint_version is another than what was to be written" in refused(
+        made, "dcp", tmp_path
+    )
 
 
 DCPS = ("dcp", "published dcp", "torch_dist")

@@ -164,7 +164,7 @@ FILES = {
     ),
     "half of a parameter": Refusal(
         files=[metadata(METADATA, under_another_key(FC1, f"{FC1}_w"))],
-        says=[f"decoder.layers.0.mlp.linear_fc1.weight is stored in halves ({FC1}_w) and the other one is missing"],
+        says=[f"linear_fc1.weight is stored as gate and up apart ({FC1}_w) and the other one is missing"],
     ),
 }
 

@@ -11,7 +11,7 @@ import pytest
 import distconv
 from distconv import InputError, JobError, Layout, Options, api, convert, inspect, plan, verify
 from distconv.errors import LostError
-from distconv.observer import Everywhere, Observer, Outcome
+from distconv.observer import Everywhere, Observer, Outcome, Telling
 from distconv.runtime import launch
 from distconv.runtime.processes import Processes, SingleProcess
 
@@ -189,7 +189,7 @@ def test_who_is_interrupted_while_leaving_says_so(monkeypatch):
 
 
 def told(progress: Callable[[str, int, int], object]) -> None:
-    observer = api._Progress(progress)
+    observer = Telling(progress)
     everywhere = Everywhere(nbytes=50, elsewhere=lambda: 9)
     observer.begin("writing", 5, everywhere)
     observer.advance(2)

@@ -37,7 +37,10 @@ def locate_chunks(
     """
     path, sought = part
     needs = named((name for _, _, name, _, _ in sought), 3)
-    with reading(path, f"no such file; {METADATA} says that it holds {needs}"), open_file(Path(path)) as stream:
+    with (
+        reading(path, f"no such file; {METADATA} says that it holds {needs}; was it copied completely?"),
+        open_file(Path(path)) as stream,
+    ):
         file = look_at(path, stream.fileno())
         size = file.size
         beyond = [(offset + length, name) for offset, length, name, _, _ in sought if offset + length > size]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from distconv.errors import JobError, named
+from distconv.errors import fault, named
 from distconv.formats.frame import Frame
 from distconv.formats.iterations import CHECKPOINT_VERSION, VERSION_KEY
 from distconv.formats.records import Entry, OutputFile
@@ -176,7 +176,7 @@ def plan_parts(parts: Iterable[Part]) -> tuple[tuple[ChunkFile, ...], tuple[tupl
     ordered = sorted(parts, key=lambda part: (position(part.tensor.sources), part.whole.name, part.position))
     places = Counter((part.whole.name, part.position) for part in ordered)
     if twice := [name for (name, _), count in places.items() if count > 1]:
-        raise JobError(f"would be written twice: {named(twice)}; nothing has been written")
+        raise fault(f"would be written twice: {named(twice)}")
     file_bytes = max(_LEAST_FILE_BYTES, sum(part.tensor.nbytes for part in ordered) // _ENOUGH_FILES)
     contents: list[list[Chunk]] = [[]]
     loads = [0]

@@ -80,7 +80,7 @@ class DcpReader(Reader):
         path = directory / self._plan.files[0].path
         with reading_by(self.name, path):
             return [
-                f"{path}: the value {name} is not what was planned"
+                f"{path}: the value {name} is another than what was to be written"
                 for name, value in values.items()
                 if checkpoint.value(name) != b"".join(data for _, data in value.frame.pieces)
             ]

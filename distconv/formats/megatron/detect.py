@@ -69,7 +69,7 @@ def detect(
     grid = arrange(index, targets, experts, given)
     vpp = len(index.dictionaries)
     problems = [
-        f"source_layout.{axis}={wanted}: {index.directory} has {axis} {found}"
+        f"source_layout.{axis}={wanted}: {index.directory} has {axis} {found}; leave it out"
         for axis, wanted, found in (("pp", given.pp, grid.pp), ("ep", given.ep, grid.ep), ("vpp", given.vpp, vpp))
         if wanted not in (None, found)
     ]
@@ -209,7 +209,7 @@ def _stages(
             return wanted
         raise InputError(
             f"source_layout.stages.{modality}={shown_stages(wanted)}: the stages in {index.directory} hold "
-            f"{shown_stages(rows)} {modality} layers"
+            f"{shown_stages(rows)} {modality} layers; leave it out"
         )
     if sum(found) == layers:
         return rows
@@ -226,7 +226,7 @@ def _stages(
         )
     raise InputError(
         f"{index.directory}: its stages hold {shown_stages(rows)} {modality} layers, but config.json says that the "
-        f"model has {layers}"
+        f"model has {layers}; is this the reference of the model, and are the directories of all ranks there?"
     )
 
 
@@ -247,6 +247,6 @@ def _placed(
     if fitting and given.placement not in fitting:
         raise InputError(
             f"source_layout.placement={given.placement}: in {index.directory} the ends of the language model are on "
-            f"the stages of placement {fitting[0]}"
+            f"the stages of placement {fitting[0]}; leave it out"
         )
     return layout

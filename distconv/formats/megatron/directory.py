@@ -107,7 +107,8 @@ def _ranks(directory: Path) -> Mapping[tuple[int, ...], Path]:
     missing = (rank for rank in _grid(last) if rank not in ranks and not _experts_run_along(ranks.keys(), last))
     raise_if(
         [
-            f"{directory}: {rank_directory(rank)} is missing, although there are ranks up to {rank_directory(last)}"
+            f"{directory}: {rank_directory(rank)} is missing, although there are ranks up to "
+            f"{rank_directory(last)}; was it copied completely?"
             for rank in islice(missing, _MISSING_NAMED)
         ]
     )

@@ -77,7 +77,9 @@ def tensor_parallel_sizes(
         wanted = given.tp if modality == TEXT else given.modality_tp.get(modality)
         size = seen.size(ranks) if ranks > 1 else 1
         if size is not None and wanted not in (None, size):
-            problems.append(f"{key}={wanted}: the {modality} tensors in {where} are cut into {size} pieces")
+            problems.append(
+                f"{key}={wanted}: the {modality} tensors in {where} are cut into {size} pieces; leave it out"
+            )
         if size is None:
             size = wanted or (given.tp if seen.unknown else None)
         if size is None and seen.unknown:
@@ -126,7 +128,8 @@ def _expert_size(seen: _Evidence, grid: RankGrid, tp: int, given: SourceLayout, 
     found = tp if size is None or seen.fitting[size] < seen.known else size
     if given.expert_tp not in (None, found):
         raise InputError(
-            f"source_layout.expert_tp={given.expert_tp}: the experts in {where} are cut into {found} pieces"
+            f"source_layout.expert_tp={given.expert_tp}: the experts in {where} are cut into {found} pieces; "
+            "leave it out"
         )
     pairs = {(tp_rank, ep_rank) for tp_rank, _, ep_rank in grid.files}
     if found == tp and len(pairs) == grid.tensor_ranks * grid.ep:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from distconv.errors import JobError
+from distconv.errors import fault
 from distconv.formats.megatron.directory import FILE_NAME, rank_directory
 from distconv.formats.megatron.grouped_experts import grouped
 from distconv.formats.records import Entry, OutputFile
@@ -146,14 +146,14 @@ def make_plan(binding: Binding, layout: CompleteLayout, dialect: str = OWN_NAMES
         rule = parameter.recipe.rule
         holders = placements[rule.modality].stages(rule.stage, parameter.layer)
         if not holders:
-            raise JobError(f"{parameter.name}: would be on no stage; nothing has been written")
+            raise fault(f"{parameter.name}: would be on no stage")
         owner, expert = expert_owner(parameter, binding.experts, layout.ep)
         sizes = piece_bytes[parameter.recipe]
         for stage, layer in holders:
             name = target_name(rule, layer, expert)
             others = owners.setdefault((stage, name), set())
             if owner in others or None in others or (owner is None and others):
-                raise JobError(f"{name}: would be twice on stage {stage}; nothing has been written")
+                raise fault(f"{name}: would be twice on stage {stage}")
             others.add(owner)
             placed[stage].append((parameter, layer))
             elements[stage] += parameter.recipe.tensor.elements

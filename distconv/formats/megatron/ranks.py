@@ -43,7 +43,8 @@ def arrange(index: MegatronIndex, targets: Targets, experts: int | None, given: 
     if len(index.files) < tensor_ranks * pp * ep and (experts is None or ep == 1):
         raise InputError(
             f"{index.directory}: directories of ranks are missing, although there are ranks up to "
-            f"{rank_directory(max(file.rank for file in index.files))}; only with experts need they not be there"
+            f"{rank_directory(max(file.rank for file in index.files))}; was it copied completely? (only with "
+            "experts may some be missing)"
         )
     files = {}
     for file in index.files:

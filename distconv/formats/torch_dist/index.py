@@ -28,6 +28,7 @@ from distconv.tensors.virtual import Copy, VirtualTensor, concat
 
 # A few bytes of metadata could tell of any number of layers and experts.
 _MOST_PARAMETERS = 1 << 20
+_SAVE_AGAIN = "load the checkpoint in training, and save it again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,12 +127,12 @@ class _Parameters:
             self._problems.append(f"{self._where}: tensor {key}: {error}")
             return
         if len(self._keys) > _MOST_PARAMETERS:
-            raise InputError(f"{self._where}: tells of more than {_MOST_PARAMETERS} parameters, as no model has")
+            raise InputError(f"{self._where}: names more than {_MOST_PARAMETERS} parameters: it is damaged")
         slices = unstack(tensor.tensor, len(parts[0].position)) if parts else {}
         for part in parts:
             other = self._keys.setdefault((part.name, part.half), key)
             if other != key:
-                self._problems.append(f"{self._where}: tensors {other} and {key} both hold {part.name}")
+                self._problems.append(f"{self._where}: tensors {other} and {key} both hold {part.name}; {_SAVE_AGAIN}")
             else:
                 self._take(part, tensor, slices[part.position])
 
@@ -164,13 +165,17 @@ class _Parameters:
             if name in self._tensors or halves.keys() != {0, 1}:
                 keys = [key for (held, _), key in self._keys.items() if held == name]
                 what = "and as a whole" if name in self._tensors else "and the other one is missing"
-                self._problems.append(f"{self._where}: {name} is stored in halves ({', '.join(keys)}) {what}")
+                self._problems.append(
+                    f"{self._where}: {name} is stored as gate and up apart ({', '.join(keys)}) {what}; {_SAVE_AGAIN}"
+                )
                 continue
             gate, up = halves[0], halves[1]
             try:
                 joined = concat([gate.tensor, renumbered(up.tensor, len(gate.sources))])
             except ValueError as error:
-                self._problems.append(f"{self._where}: {name} is stored in halves: {error}")
+                self._problems.append(
+                    f"{self._where}: {name} is stored as gate and up apart, which do not fit: {error}; {_SAVE_AGAIN}"
+                )
                 continue
             self._tensors[name] = NamedTensor((*gate.sources, *up.sources), self._shared(joined), name)
         raise_if(self._problems)

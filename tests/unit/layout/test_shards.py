@@ -182,7 +182,7 @@ def test_a_loss_is_exactly_what_the_recipe_does_not_use(too_many):
     """One that is less than that is a defect as well: something is in a shard that has no place there."""
     recipe = toy.bound().parameters[0].recipe
     assert cut_recipes([recipe], layout(tp=2))
-    with pytest.raises(JobError, match=rf": {-too_many} elements would be in no shard; nothing has been written"):
+    with pytest.raises(JobError, match=rf": {-too_many} elements would be in no shard; nothing has been written: "):
         cut_recipes([replace(recipe, unused=recipe.unused + too_many)], layout(tp=2))
 
 

@@ -13,6 +13,7 @@ from distconv.errors import InputError
 from distconv.models.adapter_config import AdapterConfig
 
 WHERE = "/hf/adapter_config.json"
+OTHERS = "; is it the adapter_config.json that was saved with these adapters?"
 CONFIG = {"peft_type": "LORA", "bias": "none", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "down_proj"]}
 SHAPES = {
     "base_model.model.model.layers.0.q_proj.lora_A.default.weight": (8, 16),
@@ -216,23 +217,23 @@ def test_an_adapter_that_is_what_its_configuration_says():
     [
         (
             {"target_modules": ["q_proj", "down_proj", "up_proj"]},
-            f"{WHERE}: target module up_proj has no adapter in the checkpoint",
+            f"{WHERE}: target module up_proj has no adapter in the checkpoint{OTHERS}",
         ),
         (
             {"target_modules": ["q_proj"]},
-            f"{WHERE}: down_proj, which has adapters in the checkpoint, is no target module",
+            f"{WHERE}: down_proj has adapters in the checkpoint, but is not among its target modules{OTHERS}",
         ),
         (
             {"target_modules": r".*\.q_proj"},
-            f"{WHERE}: down_proj, which has adapters in the checkpoint, is no target module",
+            f"{WHERE}: down_proj has adapters in the checkpoint, but is not among its target modules{OTHERS}",
         ),
         (
             {"exclude_modules": ["layers.1.down_proj"]},
-            f"{WHERE}: down_proj, which has adapters in the checkpoint, is no target module",
+            f"{WHERE}: down_proj has adapters in the checkpoint, but is not among its target modules{OTHERS}",
         ),
         (
             {"exclude_modules": r"model\.layers\.1\..*"},
-            f"{WHERE}: down_proj, which has adapters in the checkpoint, is no target module",
+            f"{WHERE}: down_proj has adapters in the checkpoint, but is not among its target modules{OTHERS}",
         ),
     ],
 )
@@ -254,14 +255,15 @@ def test_a_contradiction_is_reported(changes, message):
 )
 def test_layers_are_transformed_as_peft_does(settings, strangers):
     assert contradictions(**settings) == [
-        f"{WHERE}: {each}, which has adapters in the checkpoint, is no target module" for each in strangers
+        f"{WHERE}: {each} has adapters in the checkpoint, but is not among its target modules{OTHERS}"
+        for each in strangers
     ]
 
 
 def test_a_module_is_named_in_full_where_others_of_its_kind_are_meant():
     shapes = {**SHAPES, **{name.replace("layers.0", "layers.3"): shape for name, shape in SHAPES.items()}}
     assert contradictions(shapes, layers_to_transform=[0, 1]) == [
-        f"{WHERE}: model.layers.3.q_proj, which has adapters in the checkpoint, is no target module"
+        f"{WHERE}: model.layers.3.q_proj has adapters in the checkpoint, but is not among its target modules{OTHERS}"
     ]
 
 
@@ -272,7 +274,7 @@ def test_a_target_module_may_be_left_out_on_purpose():
 
 
 def test_every_factor_of_another_rank_is_reported():
-    assert contradictions(r=4) == [f"{name} has rank 8, but {WHERE} says 4" for name in SHAPES]
+    assert contradictions(r=4) == [f"{name} has rank 8, but {WHERE} says 4{OTHERS}" for name in SHAPES]
     assert contradictions(rank_pattern={"down_proj": 4}) == [
-        f"{name} has rank 8, but {WHERE} says 4" for name in SHAPES if "down" in name
+        f"{name} has rank 8, but {WHERE} says 4{OTHERS}" for name in SHAPES if "down" in name
     ]

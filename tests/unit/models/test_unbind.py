@@ -114,7 +114,7 @@ def test_a_parameter_that_has_nothing_to_be_paired_with_is_an_error():
     stored = identity(published)
     name = published.parameters[0].name
     for pair in ((without(published, 0), stored), (published, without(stored, 0))):
-        with pytest.raises(JobError, match=rf"^{name}: has nothing to be paired with; nothing has been written$"):
+        with pytest.raises(JobError, match=rf"^{name}: is a parameter of the source or of the result alone; "):
             restore(*pair)
 
 

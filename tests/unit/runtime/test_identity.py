@@ -20,11 +20,11 @@ SECOND = "2023-11-14 22:13:20"
 OTHERS = {
     "size": (
         {"size": 99, "header": None},
-        ["was 100 bytes long when it was indexed, now 99"],
+        ["was 100 bytes long when the job first read it, now 99"],
     ),
     "a nanosecond": (
         {"mtime_ns": 1_700_000_000_123_456_790},
-        [f"was modified at {SECOND}.123456789 UTC when it was indexed, now at {SECOND}.123456790 UTC"],
+        [f"was modified at {SECOND}.123456789 UTC when the job first read it, now at {SECOND}.123456790 UTC"],
     ),
     "header": ({"header": Header(((0, 10), (90, 100)), "cd")}, ["its header is another"]),
     "inode": ({"inode": Inode("here", 1, 3)}, ["another file has taken its name"]),

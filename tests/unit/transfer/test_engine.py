@@ -220,7 +220,8 @@ def test_a_source_that_has_changed_since_it_was_indexed_is_named(tmp_path, run_b
     with (
         patch.object(lowering, "MIN_RUN_BYTES", run_bytes),
         pytest.raises(
-            JobError, match=f"{source.file.path}: was 144 bytes long when it was indexed, now {size}: it is being"
+            JobError,
+            match=f"{source.file.path}: was 144 bytes long when the job first read it, now {size}: it is being",
         ),
     ):
         transferred([work])

@@ -116,8 +116,8 @@ CHANGES: dict[Change, tuple[str, bool]] = {
     replaced: ("was modified at", False),
     replaced_by_a_copy: ("another file has taken its name", True),
     linked_to_another: ("another file has taken its name", True),
-    grown: ("was 64 bytes long when it was indexed, now 68", False),
-    shrunk: ("was 64 bytes long when it was indexed, now 63", False),
+    grown: ("was 64 bytes long when the job first read it, now 68", False),
+    shrunk: ("was 64 bytes long when the job first read it, now 63", False),
     removed: ("cannot be read now: No such file or directory", False),
     made_a_directory: ("cannot be read now: Is a directory", False),
 }

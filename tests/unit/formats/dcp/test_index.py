@@ -230,7 +230,8 @@ class TestDamage:
         made = draft()
         del made.files["__1_0.distcp"]
         message = refused(made, tmp_path)
-        assert message == f"{tmp_path}/__1_0.distcp: no such file; .metadata says that it holds model.a, model.b"
+        says = "no such file; .metadata says that it holds model.a, model.b; was it copied completely?"
+        assert message == f"{tmp_path}/__1_0.distcp: {says}"
 
     def test_a_truncated_file(self, tmp_path):
         made = draft()

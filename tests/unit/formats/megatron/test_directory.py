@@ -137,7 +137,8 @@ def test_a_name_that_does_not_fit_is_refused(tmp_path, name):
 def test_every_missing_rank_is_named(tmp_path):
     checkpoint(tmp_path, "mp_rank_00_000", "mp_rank_01_002")
     assert refused(tmp_path) == [
-        f"{tmp_path}/release: {name} is missing, although there are ranks up to mp_rank_01_002"
+        f"{tmp_path}/release: {name} is missing, although there are ranks up to mp_rank_01_002; was it copied "
+        "completely?"
         for name in ("mp_rank_00_001", "mp_rank_00_002", "mp_rank_01_000", "mp_rank_01_001")
     ]
 

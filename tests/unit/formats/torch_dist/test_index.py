@@ -17,6 +17,7 @@ from tests.unit.dcp_files import Call, Draft, Name, archive, rows
 from tests.unit.formats.dcp.test_index import elements
 
 LAYERS, EXPERTS, ROWS, COLUMNS = 3, 2, 4, 5
+AGAIN = "load the checkpoint in training, and save it again"
 FC1, FC2 = "mlp.linear_fc1.weight", "mlp.linear_fc2.weight"
 KIND = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
 
@@ -171,16 +172,19 @@ def test_everything_that_is_wrong_is_said(tmp_path):
     made.put("decoder.layers.mlp.experts.experts.linear_fc2.bias", numbered(2), "float32", rows(1, 2, 1))
     problems = refused(made, tmp_path)
     assert [problem.partition(": ")[0] for problem in problems[:1]] == [
-        f"tensors decoder.layers.0.{FC1} and decoder.layers.{FC1} both hold decoder.layers.0.{FC1}"
+        f"tensors decoder.layers.0.{FC1} and decoder.layers.{FC1} both hold decoder.layers.0.{FC1}; {AGAIN}"
     ]
     assert any("linear_fc2.bias: expected a dim for layers, or for experts" in each for each in problems)
     assert (
-        f"decoder.layers.7.{FC1} is stored in halves (decoder.layers.7.{FC1}_v) and the other one is missing"
-        in problems
+        f"decoder.layers.7.{FC1} is stored as gate and up apart (decoder.layers.7.{FC1}_v) and the other one is "
+        f"missing; {AGAIN}" in problems
     )
-    assert any(each.startswith(f"decoder.layers.8.{FC1} is stored in halves: ") for each in problems)
     assert any(
-        each.startswith(f"decoder.layers.9.{FC1} is stored in halves (") and "and as a whole" in each
+        each.startswith(f"decoder.layers.8.{FC1} is stored as gate and up apart, which do not fit: ")
+        for each in problems
+    )
+    assert any(
+        each.startswith(f"decoder.layers.9.{FC1} is stored as gate and up apart (") and "and as a whole" in each
         for each in problems
     )
     assert len(problems) == 5
@@ -191,7 +195,7 @@ def test_more_parameters_than_any_model_has(tmp_path, monkeypatch):
     made = Draft()
     for name in "ab":
         made.put(f"decoder.layers.{name}", numbered(4, ROWS), "float32", rows(1, 4))
-    assert refused(made, tmp_path) == ["tells of more than 3 parameters, as no model has"]
+    assert refused(made, tmp_path) == ["names more than 3 parameters: it is damaged"]
 
 
 def test_a_checkpoint_without_a_model(tmp_path):
