@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from distconv.foreseen import foreseen
 from distconv.formats.huggingface.source import Checkpoint, HuggingFaceFacts
@@ -25,9 +26,9 @@ _PROCESSES = 8
 _STAGES = {"text": [1, 10, 10, 7], "vision": [32, 0, 0, 0]}
 
 
-def picture() -> str:
-    """The picture as it has to be."""
-    (published,) = (each for each in PUBLISHED if each.name == "Qwen2-VL-7B")
+def report_of(name: str, layout: Layout, processes: int) -> dict[str, Any]:
+    """The report of the plan for a published model, in this layout and on so many processes."""
+    (published,) = (each for each in PUBLISHED if each.name == name)
     checkpoint = Checkpoint(index=index_of(published.tensors()), config=published.configs[0])
     known = Library.of_package()
     facts = Facts(
@@ -39,10 +40,15 @@ def picture() -> str:
         iteration="release",
         dialects=known.dialects(),
     )
-    options = configuration.job(action="plan", processes=_PROCESSES, layout=Layout(tp=2, stages=_STAGES))
+    options = configuration.job(action="plan", processes=processes, layout=layout)
     planned = plan_job(options, facts)
     report = plan_report(options, planned, facts, options.target / "release")
-    return picture_of(report | foreseen(options, planned, _PROCESSES, lanes(None, None, 1))) + "\n"
+    return report | foreseen(options, planned, processes, lanes(None, None, 1))
+
+
+def picture() -> str:
+    """The picture as it has to be."""
+    return picture_of(report_of("Qwen2-VL-7B", Layout(tp=2, stages=_STAGES), _PROCESSES)) + "\n"
 
 
 if __name__ == "__main__":

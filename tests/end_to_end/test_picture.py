@@ -15,5 +15,5 @@ def test_the_picture_is_what_python_m_tests_picture_makes():
 
 
 def test_the_plan_is_that_of_the_first_command():
-    words = next(each for each in commands() if " -m distconv " in each).replace("'", "").split()
+    words = next(each for each in commands() if "+model=qwen2vl " in each).replace("'", "").split()
     assert {"8", "layout.tp=2", "layout.stages.text=[1,10,10,7]", "layout.stages.vision=[32,0,0,0]"} <= set(words)

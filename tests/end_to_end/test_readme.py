@@ -16,13 +16,18 @@ import pytest
 import yaml
 from safetensors import safe_open
 
+from distconv.cli.plan_text import plan_text
 from distconv.formats.megatron.index import read_megatron
+from distconv.layout.request import Layout
 from tests.checkpoints import describe_dcp, load_case, overrides, write_safetensors, write_source
 from tests.here import run_here
+from tests.picture import report_of
 from tests.readme import README, blocks, commands, write_qwen2vl
 
 ROOT = Path(__file__).parents[2]
 JOBS = [command for command in commands() if re.match(r"distconv |.* -m distconv ", command)]
+# Those of the section from download to training and back are by themselves.
+QUICK = 5
 
 
 @pytest.fixture
@@ -81,6 +86,7 @@ def tensors(directory: Path) -> dict[str, tuple[str, list[int], bytes]]:
 
 def test_the_commands_are_those_expected():
     assert [shlex.split(job)[0] for job in JOBS] == [
+        "distconv", "torchrun", "distconv", "torchrun", "distconv",
         "torchrun", "mpirun", "distconv", "distconv", "distconv", "distconv", "distconv", "distconv", "torchrun",
         "distconv", "distconv", "distconv", "distconv", "torchrun", "torchrun", "mpirun", "torchrun", "distconv",
         "torchrun",
@@ -91,13 +97,30 @@ def test_the_commands_are_those_expected():
 @pytest.mark.timeout(900)
 def test_the_jobs_run(checkpoints):
     """In order: some read what others have written."""
-    first, *others = JOBS
+    first, *others = JOBS[QUICK:]
     check_job(first, checkpoints)
     save(checkpoints / "mm", checkpoints / "save")
     # The second command has the same target.
     (checkpoints / "mm").rename(checkpoints / "mm-of-the-first-command")
     for job in others:
         check_job(job, checkpoints)
+
+
+def test_a_model_goes_from_download_to_training_and_back(checkpoints):
+    plan, there, verify, back, diff = JOBS[:QUICK]
+    check_job(plan, checkpoints)
+    check_job(there, checkpoints)
+    check_job(verify, checkpoints)
+    save(checkpoints / "mm-7b", checkpoints / "save-7b")
+    check_job(back, checkpoints)
+    check_job(diff, checkpoints)
+
+
+def test_the_plan_that_is_shown_is_that_of_the_published_model():
+    report = report_of("Qwen2.5-VL-7B", Layout(tp=2, pp=2), 1)
+    report |= {"source": "/ckpt/Qwen2.5-VL-7B", "target": "/ckpt/mm-7b"}
+    (shown,) = (each for each in blocks("text") if "qwen2_5vl" in each)
+    assert plan_text(report, full=True).startswith(shown)
 
 
 def check_job(command: str, checkpoints: Path) -> None:
@@ -115,6 +138,9 @@ def check_job(command: str, checkpoints: Path) -> None:
         return
     if options.get("action") == "diff":
         assert re.search(r"^both     (\d+) tensors in both, \1 of them equal; ", job.stdout, re.MULTILINE), command
+        return
+    if options.get("action") == "plan" and not Path(options["target"]).exists():
+        assert "\nflags of the training that loads it\n  --tensor-model-parallel-size 2\n" in job.stdout, command
         return
     if "sources" in options:
         (each,) = json.loads((checkpoints / options["report"]).read_text())["checkpoints"]
