@@ -1,9 +1,9 @@
-"""Numbers of bytes, tables and folded lines as text, for plans and results. Prints nothing."""
+"""Numbers of bytes, tables, folded lines and names by reason, for the text of plans and results. Prints nothing."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 # Columns of a terminal.
 _WIDTH = 80
@@ -20,6 +20,14 @@ def binary(nbytes: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def names_by_reason(left_out: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:
+    """Reason → the names of the tensors that a report says are left out for it, in its order."""
+    found: dict[str, list[str]] = {}
+    for each in left_out:
+        found.setdefault(each["reason"], []).append(each["name"])
+    return found
 
 
 def table(rows: Sequence[Sequence[str]], align: Callable[[str, int], str] = str.rjust) -> str:

@@ -12,7 +12,7 @@ from distconv.cli.process_table import node_words, process_table
 from distconv.cli.training_text import training_lines
 from distconv.errors import counted, named
 from distconv.formats.registry import format_named
-from distconv.words import binary, folded
+from distconv.words import binary, folded, names_by_reason
 
 _FILES_SHOWN = 16
 _COLUMN = 9
@@ -64,12 +64,9 @@ def _casts(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _left_out(report: Mapping[str, Any]) -> Iterator[str]:
     """The tensors that are not converted, by reason."""
-    reasons: dict[str, list[str]] = {}
-    for each in report["not_converted"]:
-        reasons.setdefault(each["reason"], []).append(each["name"])
-    if reasons:
+    if report["not_converted"]:
         yield from ("", "not converted")
-    for reason, names in reasons.items():
+    for reason, names in names_by_reason(report["not_converted"]).items():
         yield from folded(f"  {counted(len(names), 'tensor')}: ", f"{reason}: {named(names, 2)}")
 
 

@@ -33,7 +33,7 @@ class _Cell:
 def mesh_svg(report: Mapping[str, Any], names: Mapping[str, str], writers: Mapping[str, Sequence[int]]) -> str:
     """The picture of a result whose report has `ranks`.
 
-    `names`: path of a file → its name on the page; `writers`: path of a file → rank of its process.
+    `names`: path of a file → its name on the page; `writers`: path of a file → ranks of the processes that write it.
     """
     cells = _cells(report, names, writers)
     stages: dict[int, list[Mapping[str, Any]]] = {}

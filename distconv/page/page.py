@@ -13,7 +13,7 @@ from distconv.errors import counted
 from distconv.page.mesh import mesh_svg
 from distconv.page.style import PAGE_STYLE
 from distconv.page.words import common_ending, escaped, names_in_words, ranks_in_words
-from distconv.words import binary
+from distconv.words import binary, names_by_reason
 
 # How a page begins, by which an older one is recognised.
 BEGINNING = "<!doctype html>\n<!-- a plan of distconv -->\n"
@@ -166,12 +166,9 @@ def _remarks(report: Mapping[str, Any]) -> Iterator[str]:
         f"{counted(each['tensors'], 'tensor')}, {binary(each['bytes'])}: {each['from']} to {each['to']}"
         for each in report["casts"]["cast"]
     ]
-    reasons: dict[str, list[str]] = {}
-    for each in report["not_converted"]:
-        reasons.setdefault(each["reason"], []).append(each["name"])
     left = [
         f"{counted(len(found), 'tensor')}: {reason}: {found[0]}{' …' * (len(found) > 1)}"
-        for reason, found in reasons.items()
+        for reason, found in names_by_reason(report["not_converted"]).items()
     ]
     for title, lines in (("Cast", casts), ("Not converted", left), ("Notes", report["notes"])):
         if lines:
