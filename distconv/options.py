@@ -289,8 +289,6 @@ class CommonOptions(Record):
         for key, (actions, otherwise) in _OF_ACTION.items():
             if getattr(self, key) and self.action not in actions and "action" not in wrong:
                 yield f"{key}: goes with action={' and action='.join(actions)}{otherwise}"
-        if self.plan_html is not None and self.plan_html == self.report:
-            yield f"plan_html={self.plan_html}: is the file of the report, too; give each its own"
         if self.vocab_size is not None and self.vocab_multiple is not None:
             yield "vocab_multiple: says how many rows there are, and so does vocab_size; give one of the two"
         given = {"keep_dtype": self.keep_dtype is not None, "dtype_overflow": self.dtype_overflow != ERROR}

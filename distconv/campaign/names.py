@@ -1,4 +1,4 @@
-"""The jobs of several sources: each with its own target, reference and report, made by names.
+"""The jobs of several sources: each with its own target, reference, report and page, made by names.
 
 Owns the placeholders `{name}` and `{parent}`, and the checks that no job takes or changes what is another's.
 """
@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -102,9 +103,10 @@ def _filled(template: str, source: str) -> str:
 
 def _collisions(jobs: Collection[Checkpoint]) -> Iterator[str]:
     """Pairs of jobs that must not both run, in words."""
-    for key in ("target", "report", "plan_html"):
+    for keys in (("target",), ("report", "plan_html")):
         first: dict[str, Checkpoint] = {}
-        for job in jobs:
+        # That a job names one file twice is told by its own check.
+        for job, key in product(jobs, keys):
             path = getattr(job, key)
             if path is None or (other := first.setdefault(os.path.realpath(path), job)) is job:
                 continue

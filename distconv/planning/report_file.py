@@ -123,12 +123,20 @@ class ReportFiles:
 
     def __init__(self, report: Path | None, page: Path | None) -> None:
         self._report, self._page = ReportFile(report), PageFile(page)
+        self._paths = report, page
         self._foreseen: Sequence[Mapping[str, Any]] = ()
 
     def check(self) -> None:
-        """Check both; raises as that of one."""
+        """Check both, as that of one, and that they are two, by whatever paths.
+
+        Raises:
+            InputError: as that of one, or one file is named twice.
+        """
         self._report.check()
         self._page.check()
+        report, page = self._paths
+        if report is not None and page is not None and is_inside(page, report):
+            raise InputError(f"plan_html={page}: is the file of report={report}, too; give each its own")
 
     def check_place(self, directories: Mapping[str, Path], tracker: Path | None = None) -> None:
         """Check the places of both; raises as that of one."""
@@ -142,6 +150,8 @@ class ReportFiles:
     def write(self, report: Mapping[str, Any]) -> None:
         """Write both; raises as that of one."""
         self._report.write(report)
-        took = zip(self._foreseen, report["processes"], strict=False)
-        processes = [{**each, "rank": done["rank"], "seconds": done["seconds"]} for each, done in took]
-        self._page.write({**report, "processes": processes or report["processes"]})
+        processes = report["processes"]
+        if self._foreseen:
+            took = zip(self._foreseen, processes, strict=True)
+            processes = [{**each, "rank": done["rank"], "seconds": done["seconds"]} for each, done in took]
+        self._page.write({**report, "processes": processes})

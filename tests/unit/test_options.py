@@ -248,7 +248,6 @@ def test_an_empty_path_is_asked_whether_a_variable_is_not_set(key):
 
 def test_the_page_of_a_plan_goes_with_what_is_planned():
     assert problems(action="verify", plan_html="p") == ["plan_html: goes with action=plan and action=convert"]
-    assert problems(plan_html="p", report="p") == ["plan_html=p: is the file of the report, too; give each its own"]
     for action in ("plan", "convert"):
         assert Options.from_content(content(action=action, plan_html="p")).plan_html == Path("p")
 

@@ -86,6 +86,12 @@ def test_each_job_has_a_page_of_its_own():
         checkpoints(options(target="mm/{name}", plan_html="p.html"), ["a", "b"])
 
 
+def test_the_page_of_a_job_is_no_report_of_another(tmp_path):
+    (tmp_path / "b.html").symlink_to("a.json")
+    with pytest.raises(InputError, match=r"plan_html=b\.html: would be that of a and of b"):
+        checkpoints(options(target="mm/{name}", report="{name}.json", plan_html="{name}.html"), ["a", "b"])
+
+
 def test_links_to_one_place_are_one_target(tmp_path):
     (tmp_path / "mm").mkdir()
     (tmp_path / "mm/b").symlink_to("a")

@@ -10,7 +10,7 @@ import pytest
 
 from distconv.errors import InputError
 from distconv.page.page import BEGINNING
-from distconv.planning.report_file import PageFile, ReportFile
+from distconv.planning.report_file import PageFile, ReportFile, ReportFiles
 
 REPORT = {"action": "plan", "files": [1]}
 
@@ -54,6 +54,16 @@ def test_a_page_replaces_a_page_and_nothing_else(tmp_path):
     path.write_text(f"{BEGINNING}<html>")
     with pytest.raises(InputError, match=f"report={path}: is there already, and no report"):
         ReportFile(path).check()
+
+
+@pytest.mark.parametrize("page", ["r", "./r", "here/r", "none/../r"])
+def test_a_report_and_a_page_are_two_files(tmp_path, monkeypatch, page):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "here").symlink_to(".")
+    ReportFiles(Path("r"), Path("r.html")).check()
+    with pytest.raises(InputError, match=f"plan_html={Path(page)}: is the file of report=r, too; give each its own"):
+        ReportFiles(Path("r"), Path(page)).check()
 
 
 def test_a_file_without_content_and_a_device_hold_nothing_to_lose(tmp_path):
