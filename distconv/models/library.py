@@ -43,7 +43,7 @@ class Library:
         Raises:
             InputError: no such directory.
         """
-        roots: list[Traversable] = [files("distconv.conf")]
+        roots: list[Traversable] = [_of_package()]
         if config_dir is not None:
             if not config_dir.is_dir():
                 raise InputError(f"{config_dir}: no such directory; expected one with model definitions in model/")
@@ -103,10 +103,9 @@ class Library:
 
     def own_file(self, name: str) -> str | None:
         """The path of a definition that did not come with distconv; `None` for one that did, or that has no file."""
-        package, *own = self._roots
         found = self._files.get(name, ())
-        of_package = package.joinpath("model").joinpath(f"{name}.yaml").is_file()
-        return None if not own or not found or of_package else str(found[0])
+        is_of_package = _of_package().joinpath("model").joinpath(f"{name}.yaml").is_file()
+        return None if not found or is_of_package else str(found[0])
 
     def dialects(self) -> Mapping[str, Mapping[str, Any]]:
         """The files of all dialects by name, as mappings of their `path` and their `content`.
@@ -222,6 +221,10 @@ def _placed(lineage: Iterable[DefinitionFile]) -> bool:
 def _nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, 1, cutoff=0.4)
     return f"; the nearest is {near[0]}" if near else ""
+
+
+def _of_package() -> Traversable:
+    return files("distconv.conf")
 
 
 def _merged(lineage: Iterable[DefinitionFile]) -> dict[str, Any]:

@@ -150,8 +150,11 @@ def test_a_result_remembers_the_file_of_its_definition_and_says_where_it_was(dis
     assert record["definition"] == str(Path("elsewhere/model/mine.yaml").absolute())
 
 
-def test_one_that_came_with_distconv_is_known_by_its_name():
+def test_one_that_came_with_distconv_is_known_by_its_name(distconv):
     write_source(Path("known"), load_case("qwen2vl__tp1_pp1"))
+    # A key that is there twice is Hydra's to compose.
+    assert distconv("source=known", "target=composed", "io.fsync=true", "io.fsync=false").status == 0
+    assert "definition" not in json.loads(Path("composed/release/distconv.json").read_text())
     FILE.write_text("defaults: [qwen2vl, _self_]\nmodel_types: [other]\n")
     convert("known", "mm", config_dir="my_models")
     assert "definition" not in json.loads(Path("mm/release/distconv.json").read_text())

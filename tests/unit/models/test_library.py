@@ -297,3 +297,15 @@ def test_two_dialects_of_one_name_are_refused(tmp_path):
     own = dialects(tmp_path / "own", mm_fsdp2="prefix: a.\n")
     with pytest.raises(InputError, match=r"has the name of the dialect .*mm_fsdp2\.yaml; give it another one"):
         Library.of_package(own).dialects()
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_definition_is_ones_own_if_none_of_its_name_came_with_distconv(is_first, tmp_path):
+    """Wherever Hydra, whose own configuration is a root, too, has put that in the order of the roots."""
+    package, own = files("distconv.conf"), written(tmp_path, mine="model_types: [mine]")
+    roots = [files("hydra.conf"), package, own]
+    known = Library(roots[::-1] if is_first else roots)
+    assert known.own_file("mine") == str(own / "model" / "mine.yaml")
+    assert known.own_file("llama") is None
+    assert known.own_file("nothing") is None
+    assert Library([files("hydra.conf"), package]).own_file("llama") is None
