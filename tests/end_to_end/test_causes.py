@@ -73,7 +73,9 @@ def test_experts_that_tensor_parallelism_does_not_cut(trained, tmp_path):
     assert (outcome.report["source_layout"]["tp"], outcome.report["source_layout"]["expert_tp"]) == (2, 1)
     assert tensors_in(tmp_path / "back") == tensors_in(trained / "hf")
     problem = refusal(trained, tmp_path / "tp2", source_layout__expert_tp=2)
-    assert problem == (f"source_layout.expert_tp=2: the experts in {tmp_path}/tp2/release are cut into 1 pieces")
+    assert problem == (
+        f"source_layout.expert_tp=2: the experts in {tmp_path}/tp2/release are cut into 1 pieces; leave it out"
+    )
 
 
 def tensors_in(directory: Path) -> dict[str, tuple[torch.dtype, list[Any]]]:

@@ -187,7 +187,8 @@ def test_missing_last_ranks_of_a_pipeline(checkpoint):
     for name in ("mp_rank_00_001", "mp_rank_01_001"):
         shutil.rmtree(checkpoint / "release" / name)
     assert refused(checkpoint) == (
-        f"{checkpoint}/release: its stages hold [2] text layers, but config.json says that the model has 6"
+        f"{checkpoint}/release: its stages hold [2] text layers, but config.json says that the model has 6; is "
+        "this the reference of the model, and are the directories of all ranks there?"
     )
 
 

@@ -334,7 +334,7 @@ LAYOUTS = {
     ),
     "more pipeline ranks than layers": Refusal(
         options={"layout.pp": "12"},
-        says=["layout.pp=12", "12 stages, but the model has 11 layers, and pp times vpp may"],
+        says=["layout.pp=12", "12 stages, but the model has 11 layers; lower one of the two"],
     ),
     "encoder tp does not divide the vision heads": Refusal(
         options={"layout.modality_tp.vision": "3"},

@@ -89,23 +89,26 @@ def test_an_encoder_that_could_be_written_shorter_is_what_is_given():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"pp": 3}, f"source_layout.pp=3: {DIRECTORY} has pp 2"),
-        ({"ep": 2}, f"source_layout.ep=2: {DIRECTORY} has ep 1"),
-        ({"vpp": 2}, f"source_layout.vpp=2: {DIRECTORY} has vpp 1"),
-        ({"tp": 1}, f"source_layout.tp=1: the text tensors in {DIRECTORY} are cut into 2 pieces"),
+        ({"pp": 3}, f"source_layout.pp=3: {DIRECTORY} has pp 2; leave it out"),
+        ({"ep": 2}, f"source_layout.ep=2: {DIRECTORY} has ep 1; leave it out"),
+        ({"vpp": 2}, f"source_layout.vpp=2: {DIRECTORY} has vpp 1; leave it out"),
+        ({"tp": 1}, f"source_layout.tp=1: the text tensors in {DIRECTORY} are cut into 2 pieces; leave it out"),
         (
             {"modality_tp": {"vision": 1}},
-            f"source_layout.modality_tp.vision=1: the vision tensors in {DIRECTORY} are cut into 2 pieces",
+            (
+                f"source_layout.modality_tp.vision=1: the vision tensors in {DIRECTORY} are cut into 2 pieces; "
+                "leave it out"
+            ),
         ),
         (
             {"stages": {"text": ((2, 1),)}},
-            f"source_layout.stages.text=[2,1]: the stages in {DIRECTORY} hold [1,2] text layers",
+            f"source_layout.stages.text=[2,1]: the stages in {DIRECTORY} hold [1,2] text layers; leave it out",
         ),
         (
             {"placement": "u_shape"},
             (
                 f"source_layout.placement=u_shape: in {DIRECTORY} the ends of the language model are on the stages of "
-                "placement sequential"
+                "placement sequential; leave it out"
             ),
         ),
         (
@@ -164,11 +167,12 @@ def test_the_second_of_one_rank_is_no_question():
 
 
 def test_layers_that_do_not_add_up_are_refused_with_the_stages_found():
+    asked = "is this the reference of the model, and are the directories of all ranks there?"
     assert refused(source(layout(((1, 2),), ((1, 1),))), num_hidden_layers=4) == [
-        f"{DIRECTORY}: its stages hold [1,2] text layers, but config.json says that the model has 4"
+        f"{DIRECTORY}: its stages hold [1,2] text layers, but config.json says that the model has 4; {asked}"
     ]
     assert refused(source(layout(((1, 2),), ((2,),))), vision_config=toy.config()["vision_config"] | {"depth": 3}) == [
-        f"{DIRECTORY}: its stages hold [2,2] vision layers, but config.json says that the model has 3"
+        f"{DIRECTORY}: its stages hold [2,2] vision layers, but config.json says that the model has 3; {asked}"
     ]
 
 
