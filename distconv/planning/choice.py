@@ -119,5 +119,6 @@ def recognised(config: Mapping[str, Any], directory: str, library: Library, *, n
     near = difflib.get_close_matches(str(model_type), known, 1)
     hint = f"; the nearest is {near[0]!r} (+model={known[near[0]]})" if near else ""
     raise InputError(
-        f"{where}: model_type {model_type!r} is of no model definition{hint}; known: {', '.join(sorted(known))}"
+        f"{where}: model_type {model_type!r} is of no model definition{hint}; known: {', '.join(sorted(known))}; "
+        f"action=skeleton source={directory} writes a first definition"
     )
