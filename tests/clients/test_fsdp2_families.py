@@ -7,9 +7,11 @@ before the one that other tests have; the two are never in one process.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from signal import SIGABRT, SIGSEGV
 from typing import Any
 
 import pytest
@@ -50,10 +52,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dialect = "transformers5_thinker" if name in THINKERS else "transformers5"
         there = {"source": directory / name / "hf", "target": directory / name / "there", "target_format": "dcp"}
         convert(name, **there, naming="hf", dialect=dialect, dtype="float32")
-    # Torch with gloo ends now and then by a damage of its own memory; what is wrong here fails again.
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     classes = [f"{name}={THINKERS.get(name, '')}" for name in MODELS]
-    run_side(*torchrun, HERE / "fsdp2_families.py", directory, *classes)
+    try:
+        run_side(*torchrun, HERE / "fsdp2_families.py", directory, *classes)
+    except AssertionError as error:
+        # Torch with gloo aborts now and then ("malloc(): unaligned fastbin chunk detected"); nothing else is retried.
+        if re.search(rf"failed \(exitcode: -({int(SIGABRT)}|{int(SIGSEGV)})\)", str(error)) is None:
+            raise
+        run_side(*torchrun, HERE / "fsdp2_families.py", directory, *classes)
     for name in MODELS:
         back = {"source": directory / name / "dcp", "target": directory / name / "back", "target_format": "hf"}
         convert(name, **back, reference=directory / name / "hf", dtype="bfloat16")
