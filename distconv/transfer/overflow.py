@@ -15,16 +15,22 @@ from distconv.errors import SpoiledError, counted, named
 Overflowed = Mapping[str, Mapping[str, int]]
 
 
+def all_overflowed(found: Iterable[Overflowed]) -> dict[str, dict[str, int]]:
+    """What several have found, as one; a tensor is one's alone."""
+    by_type: dict[str, dict[str, int]] = {}
+    for each in found:
+        for dtype, tensors in each.items():
+            by_type.setdefault(dtype, {}).update(tensors)
+    return by_type
+
+
 def told_overflow(found: Iterable[Overflowed], *, allowed: bool) -> tuple[list[dict[str, Any]], list[str]]:
     """What all processes have found, as plain data and in words.
 
     Raises:
         SpoiledError: numbers that are too large for float16, unless that is `allowed`.
     """
-    by_type: dict[str, dict[str, int]] = {}
-    for each in found:
-        for dtype, tensors in each.items():
-            by_type.setdefault(dtype, {}).update(tensors)
+    by_type = all_overflowed(found)
     notes = []
     for dtype, tensors in by_type.items():
         count = counted(sum(tensors.values()), "number")

@@ -21,6 +21,7 @@ from distconv.runtime.mounts import mounts
 from distconv.transfer.batches import batches
 from distconv.transfer.checksum import Checksums, Piece, checksum_of_pieces
 from distconv.transfer.means import Means
+from distconv.transfer.overflow import Overflowed, all_overflowed
 from distconv.transfer.write import LaidOut, check_seen, fill, laid_out, lay_out
 
 
@@ -37,7 +38,7 @@ class WrittenPart(NamedTuple):
 
     nbytes: int
     pieces: Sequence[Piece] | None
-    overflowed: Mapping[str, Mapping[str, int]]
+    overflowed: Overflowed
 
 
 def create_shared(plan: Plan, parts: Sequence[FilePart], directory: Path, form: FileFormat) -> None:
@@ -96,10 +97,6 @@ def _finished(path: str, parts: Sequence[WrittenPart], *, durable: bool) -> Fini
     nbytes = parts[0].nbytes
     pieces = [piece for part in parts for piece in part.pieces or ()]
     summed = all(part.pieces is not None for part in parts)
-    overflowed: dict[str, dict[str, int]] = {}
-    for part in parts:
-        for dtype, tensors in part.overflowed.items():
-            # An entry has one writer.
-            overflowed.setdefault(dtype, {}).update(tensors)
+    overflowed = all_overflowed(part.overflowed for part in parts)
     checksum = checksum_of_pieces(path, nbytes, pieces) if summed else None
     return Finished(written=Written(nbytes, checksum), durable=durable, overflowed=overflowed)
