@@ -295,4 +295,4 @@ class CommonOptions(Record):
         if self.dtype == KEEP and "dtype" not in wrong:
             yield from (f"{key}: goes with dtype, which says what is cast" for key, value in given.items() if value)
         if self.text_source is not None and self.select is not None and TEXT not in self.select:
-            yield f"text_source={self.text_source}: select={list(self.select)} leaves out the text"
+            yield f"text_source={self.text_source}: select={list(self.select)} leaves out the text; give one of them"

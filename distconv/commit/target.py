@@ -102,7 +102,9 @@ def check_space(target: Target, needed: int) -> None:
 def check_present(target: Target) -> None:
     """Raise `InputError` unless there is a result."""
     if not target.result.is_dir():
-        raise InputError(f"target={target.directory}: holds no {target.result.name} to verify")
+        raise InputError(
+            f"target={target.directory}: holds no {target.result.name} to verify; give the target of the conversion"
+        )
 
 
 def check_result(target: Target, *, overwrite: bool) -> None:

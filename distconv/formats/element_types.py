@@ -260,12 +260,13 @@ class ElementTypes:
     def _check(self, names: Iterable[str]) -> None:
         at = f"dtype={self._dtype}"
         problems = [
-            f"{at}: {counted(len(wrong), 'tensor')} of {dtype}, which has no meaning without scales: {named(wrong)}"
+            f"{at}: {counted(len(wrong), 'tensor')} of {dtype}, which has no meaning without scales: {named(wrong)}; "
+            "keep_dtype=[PATTERN] leaves such tensors as they are"
             for dtype, wrong in self._quantised.items()
         ]
         problems += [
             f"keep_dtype={pattern}: {counted(len(wrong), 'tensor')} that are quantised, and are not with {at}: "
-            f"{named(wrong)}"
+            f"{named(wrong)}; leave the pattern out"
             for pattern, wrong in self._not_kept.items()
         ]
         if self._unknown:

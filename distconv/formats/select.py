@@ -25,7 +25,9 @@ def selection(config: CommonOptions, definition: Definition) -> Callable[[Rule],
                 f"select: {definition.name} has no {modality} modality; it has {', '.join(definition.modalities)}"
             )
     if config.lora_only and definition.adapters != "beside":
-        raise InputError(f"lora_only=true: {definition.name} is not for sources that hold adapters beside base weights")
+        raise InputError(
+            f"lora_only=true: {definition.name} is not for sources that hold adapters beside base weights; leave it out"
+        )
     keep_projector = config.projector == "keep" or (config.projector == "auto" and config.text_source is None)
 
     def selected(rule: Rule) -> str | None:

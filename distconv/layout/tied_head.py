@@ -35,7 +35,8 @@ def resolve_head(binding: Binding, definition: Definition, layout: CompleteLayou
     if not binding.tied:
         if tied_head == "omit":
             raise InputError(
-                "tied_head=omit: the head of this model is not tied to its embedding and cannot be left out"
+                "tied_head=omit: the head of this model is not tied to its embedding and cannot be left out; leave the "
+                "option out"
             )
         return binding
     head = definition.tied.head

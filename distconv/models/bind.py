@@ -36,6 +36,9 @@ from distconv.tensors.replicas import replicas_of
 from distconv.tensors.stored import Assembled, SourceIndex, StoredTensor
 from distconv.tensors.virtual import VirtualTensor, select, whole
 
+_OF_ONE = "is config.json that of these weights?"
+_UNKNOWN = f"{_OF_ONE} to leave tensors out, name them under ignored in a definition of your own"
+
 
 def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Callable[[Rule], str | None]) -> Binding:
     """Bind the rules of a definition to an index; `left_out` gives the reason why a rule is unwanted, or `None`.
@@ -116,7 +119,7 @@ def _copy(copy: StoredTensor, original: StoredTensor, reason: str) -> Unconverte
     if (copy.dtype, copy.shape) != (original.dtype, original.shape):
         raise InputError(
             f"{copy.file.path}: {copy.name} is {copy.dtype} {list(copy.shape)}, {original.name} is {original.dtype} "
-            f"{list(original.shape)}: {reason}"
+            f"{list(original.shape)}: {reason}; {_OF_ONE}"
         )
     one, other = (Assembled((each,), whole(each.dtype, each.shape)) for each in (original, copy))
     return Unconverted(
@@ -133,14 +136,14 @@ def _unknown(
     if cause is not None:
         raise InputError(f"{where}: {cause}")
     for what, names in unknown.items():
-        yield f"{where}: {counted(len(names), 'source tensor')} {what}: {named(names, 8)}"
+        yield f"{where}: {counted(len(names), 'source tensor')} {what}: {named(names, 8)}; {_UNKNOWN}"
 
 
 def _missing(missing: Mapping[str, list[str]], held: Collection[str], where: str) -> Iterator[str]:
     """The problems of missing tensors; one for all of a modality of which nothing is there, if there is of another."""
     for modality, problems in missing.items():
         if modality in held or not held or len(problems) < 2:
-            yield from problems
+            yield from (f"{each}; {_OF_ONE}" for each in problems)
         else:
             others = ",".join(sorted(held))
             yield (
@@ -230,11 +233,12 @@ def _unexpected(
             sought = [ANY if size is None else size for size in shape]
             yield (
                 f"{tensor.file.path}: {tensor.name} has shape {list(tensor.shape)}, expected {sought}: "
-                f"{dims} ({rule.where})"
+                f"{dims} ({rule.where}); {_OF_ONE}"
             )
     if len({tensor.dtype for tensor in tensors}) > 1:
         described = ", ".join(f"{tensor.name} is {tensor.dtype}" for tensor in tensors)
-        yield f"{tensors[0].file.path}: sources of one parameter differ in element type: {described} ({rule.where})"
+        where = f"{tensors[0].file.path}: sources of one parameter"
+        yield f"{where} differ in element type: {described} ({rule.where}); save them with one"
 
 
 def whole_parameter(rule: Rule, sizes: Sizes) -> VirtualTensor:

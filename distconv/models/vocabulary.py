@@ -69,7 +69,7 @@ def padded_rows(binding: Binding, multiple: int) -> int:
     recipes = {each.recipe for each in binding.parameters}
     found = [each.tensor.shape[0] for each in recipes if has_vocabulary(each.rule)]
     if not found:
-        raise InputError("vocab_multiple: nothing that is converted has a vocabulary")
+        raise InputError("vocab_multiple: nothing that is converted has a vocabulary; leave it out")
     return -(-max(found) // multiple) * multiple
 
 
@@ -102,7 +102,7 @@ def resizing(found: Mapping[str, int], rows: int) -> Iterator[str]:
 
 def nothing_to_resize(rows: int) -> InputError:
     """The error of an option that applies to nothing."""
-    return InputError(f"vocab_size={rows}: nothing that is converted has a vocabulary")
+    return InputError(f"vocab_size={rows}: nothing that is converted has a vocabulary; leave it out")
 
 
 def _resized(recipe: Recipe, rows: int) -> Recipe:

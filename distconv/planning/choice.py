@@ -109,7 +109,8 @@ def recognised(config: Mapping[str, Any], directory: str, library: Library, *, n
             return name, library.content(name)
         if needed:
             raise InputError(
-                f"{where}: has {', '.join(excluded)}: {name} is for models without, and no other is for it"
+                f"{where}: has {', '.join(excluded)}: {name} is for models without, and no other is for it; "
+                f"action=skeleton source={directory} writes a first definition"
             )
         return None
     if not needed:

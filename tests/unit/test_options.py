@@ -316,7 +316,7 @@ def test_a_group_that_is_none_is_reported(key):
 
 def test_a_separate_language_model_that_is_not_selected_is_a_contradiction():
     assert problems(text_source="/llm", select=["vision"]) == [
-        "text_source=/llm: select=['vision'] leaves out the text"
+        "text_source=/llm: select=['vision'] leaves out the text; give one of them"
     ]
     assert Options.from_content(content(text_source="/llm", select=["vision", "text"])).text_source == Path("/llm")
 

@@ -30,6 +30,7 @@ from distconv.tensors.tiling import gaps
 from distconv.tensors.virtual import Copy, Index, VirtualTensor
 
 Located = Mapping[tuple[str, Index], tuple[SourceFile, ArchivedTensor]]
+_SAVE_AGAIN = "save the checkpoint again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,14 +220,14 @@ def _unsound(path: Path, entries: Mapping[str, Entry]) -> list[str]:
         if cut not in cuts:
             cuts[cut] = _misfit(entry)
         if cuts[cut] is not None:
-            problems.append(f"{where}: {cuts[cut]}")
+            problems.append(f"{where}: {cuts[cut]}; {_SAVE_AGAIN}")
         for chunk in entry.filled:
             box = f"its chunk {list(chunk.sizes)} at {list(chunk.offsets)}"
             if len(chunk.places) > 1:
                 found = ", ".join(f"{place.file} at {place.offset}" for place in chunk.places[:5])
-                problems.append(f"{where}: {box} is named {len(chunk.places)} times: {found}")
+                problems.append(f"{where}: {box} is named {len(chunk.places)} times: {found}; {_SAVE_AGAIN}")
             elif not chunk.places:
-                problems.append(f"{where}: {box} is stored nowhere; save the checkpoint again")
+                problems.append(f"{where}: {box} is stored nowhere; {_SAVE_AGAIN}")
             elif chunk.places[0].transforms:
                 problems.append(
                     f"{where}: {box} is stored through {named(chunk.places[0].transforms)}, which is not supported; "

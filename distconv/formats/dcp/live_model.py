@@ -47,7 +47,9 @@ def with_tied_head(
     named_so = {each.name: each for each in tensors}
     if tied_head == "write":
         if embedding not in named_so:
-            raise InputError(f"tied_head=write: source tensor {embedding} is missing: the head is a copy of it")
+            raise InputError(
+                f"tied_head=write: source tensor {embedding} is missing: the head is a copy of it; leave the option out"
+            )
         return [*tensors, *_copied_head(tensors, head, embedding)], ()
     others = [each for each in tensors if each.name != head]
     # One that is a copy of the embedding already is not stored.

@@ -25,6 +25,7 @@ from distconv.tensors.stored import SourceFile, SourceIndex, StoredTensor, is_fi
 
 # Files whose structure is read at a time: of a file system far away a request takes longer than to parse its answer.
 _READ_AT_ONCE = 16
+_OF_ONE = "are index and shards of one download?"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +157,7 @@ def _from_index(
         problems.append(
             f"{index_path}: does not name {counted(len(extra), 'tensor')} that its shards hold: {named(extra)}"
         )
-    raise_if(problems)
+    raise_if([f"{each}; {_OF_ONE}" for each in problems])
     return SourceIndex(directory=str(directory), tensors=tensors)
 
 

@@ -26,6 +26,8 @@ from distconv.tensors.stored import NamedTensor, as_stored
 
 # The advice about a part that the source does not hold at all.
 FILL = "fill_from_reference=true fills in from there"
+# The advice about what the reference does not name, or in another shape.
+_OTHER_MODEL = "is it the model that training began with?"
 # The advice about what cannot be filled in.
 COMPLETE = "is the source complete, and this the model that training began with?"
 
@@ -197,7 +199,7 @@ def follow(
     adapters = [name for name in unknown if belongs_to_adapter(name) or plain_name(name) != name]
     others = [name for name in unknown if name not in set(adapters)]
     for those, advice in (
-        (others, "is it the model that training began with?"),
+        (others, _OTHER_MODEL),
         (adapters, "an adapter that is not merged: +model=NAME_lora converts it, or let PEFT merge it first"),
     ):
         if those:
@@ -237,7 +239,7 @@ def _shape_problems(found: Mapping[str, NamedTensor], reference: Reference, resi
     stored = {} if reference.index is None else reference.index.tensors
     return [
         f"{name}: is {list(tensor.tensor.shape)} in the source, {list(stored[name].published_shape)} in "
-        f"reference={reference.directory}"
+        f"reference={reference.directory}; {_OTHER_MODEL}"
         for name, tensor in found.items()
         if name in stored and stored[name].published_shape[name in resized :] != tensor.tensor.shape[name in resized :]
     ]

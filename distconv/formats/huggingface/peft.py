@@ -29,6 +29,8 @@ from distconv.tensors.dtypes import FLOATING
 from distconv.tensors.stored import LowRank, NamedTensor, as_stored
 
 Spelled = Callable[[str], str]
+_SAVED_WRONG = "save the adapters again, with PEFT's save_pretrained"
+_OTHER_BASE = "is it the base that they were trained on?"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,10 @@ def merged_into(
         InputError: adapters that fit no weight of the base, or the base is not the one that they were trained on.
     """
     if base.index is None:
-        raise InputError(f"merge_lora=true: reference={base.directory} holds no weights to merge into")
+        raise InputError(
+            f"merge_lora=true: reference={base.directory} holds no weights to merge into; give the base model with its "
+            "weights"
+        )
     if scaling.initialisation is not None:
         raise InputError(
             f"merge_lora=true: {scaling.where}: init_lora_weights is {scaling.initialisation!r}, which changed the "
@@ -191,26 +196,32 @@ def _factors(tensors: Sequence[NamedTensor]) -> Mapping[str, Mapping[str, NamedT
         if (found := factor_of(each.name)) is not None:
             module, factor = found
             if factors.setdefault(module, {}).setdefault(factor, each) is not each:
-                problems.append(f"{each.name}: the source holds this factor of {module} twice")
+                problems.append(f"{each.name}: the source holds this factor of {module} twice; {_SAVED_WRONG}")
     for module, pair in factors.items():
         problems += _pair_problems(module, pair)
     raise_if(problems)
     if not factors:
-        raise InputError("the source holds no adapters")
+        raise InputError("the source holds no adapters; name the definition of the model itself, or leave +model out")
     return factors
 
 
 def _pair_problems(module: str, pair: Mapping[str, NamedTensor]) -> list[str]:
     problems = [
-        f"{each.name}: is {each.tensor.dtype} {list(each.tensor.shape)}, expected a matrix of {', '.join(FLOATING)}"
+        f"{each.name}: is {each.tensor.dtype} {list(each.tensor.shape)}, expected a matrix of {', '.join(FLOATING)}; "
+        f"{_SAVED_WRONG}"
         for each in pair.values()
         if each.tensor.dtype not in FLOATING or len(each.tensor.shape) != 2 or not each.tensor.elements
     ]
     if len(pair) < 2:
-        return [*problems, f"{module}: has lora_{next(iter(pair))} alone; an adapter is lora_A and lora_B"]
+        return [
+            *problems,
+            f"{module}: has lora_{next(iter(pair))} alone; an adapter is lora_A and lora_B: {_SAVED_WRONG}",
+        ]
     shapes = pair["A"].tensor.shape, pair["B"].tensor.shape
     if not problems and shapes[0][0] != shapes[1][1]:
-        problems.append(f"{module}: lora_A {list(shapes[0])} and lora_B {list(shapes[1])} are of different rank")
+        problems.append(
+            f"{module}: lora_A {list(shapes[0])} and lora_B {list(shapes[1])} are of different rank; {_SAVED_WRONG}"
+        )
     return problems
 
 
@@ -225,14 +236,16 @@ def _check(result: Sequence[NamedTensor], left: Mapping[str, LowRank], base: str
     """Raise `InputError` for every adapter that `base` has no weight for, of its shape and of numbers to add to."""
     problems = []
     if left:
-        problems.append(f"{base}: has no weights for the adapters on {named(sorted(left))}")
+        problems.append(f"{base}: has no weights for the adapters on {named(sorted(left))}; {_OTHER_BASE}")
     for each in result:
         product = each.low_rank
         if product is None:
             continue
         shape = (product.b.tensor.shape[0], product.a.tensor.shape[1])
         if each.tensor.shape != shape:
-            problems.append(f"{each.name}: is {list(each.tensor.shape)} in {base}, its adapter is for {list(shape)}")
+            problems.append(
+                f"{each.name}: is {list(each.tensor.shape)} in {base}, its adapter is for {list(shape)}; {_OTHER_BASE}"
+            )
         if each.tensor.dtype not in FLOATING:
             problems.append(
                 f"{each.name}: is {each.tensor.dtype} in {base}, and adapters are merged into weights of "

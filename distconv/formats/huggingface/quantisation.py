@@ -22,6 +22,7 @@ from distconv.tensors.stored import Quantised, SourceFile, SourceIndex, StoredTe
 
 # Files of small tensors that are read at a time: network file systems answer one request in a millisecond.
 _THREADS = 16
+_OTHERWISE = "download the directory again, or give the model as it was before it was quantised"
 
 
 def lifted(index: SourceIndex, scheme: Scheme) -> SourceIndex:
@@ -50,7 +51,7 @@ def lifted(index: SourceIndex, scheme: Scheme) -> SourceIndex:
         elif name not in taken:
             found[name] = each
     problems += _left_over(scheme, found, index.directory)
-    raise_if(problems)
+    raise_if([f"{each}; {_OTHERWISE}" for each in problems])
     return replace(index, tensors=found)
 
 
@@ -143,7 +144,10 @@ def _said_shapes(
     pieces = {base: tensors[name] for base, name in names.items() if name in tensors}
     wrong = [each for each in pieces.values() if each.dtype not in ("int64", "int32") or each.shape != (2,)]
     raise_if(
-        [f"{each.file.path}: {each.name} is {each.dtype} {list(each.shape)}, expected 2 integers" for each in wrong]
+        [
+            f"{each.file.path}: {each.name} is {each.dtype} {list(each.shape)}, expected 2 integers; {_OTHERWISE}"
+            for each in wrong
+        ]
     )
     ordered = sorted(pieces.items(), key=lambda item: (item[1].file.path, item[1].offset))
     groups = [(file, list(group)) for file, group in groupby(ordered, key=lambda item: item[1].file)]

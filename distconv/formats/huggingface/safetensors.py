@@ -29,6 +29,7 @@ MAX_HEADER_BYTES = 100_000_000
 _CODE_OF = MappingProxyType({dtype: code for code, dtype in SAFETENSORS_CODE.items()})
 _ALIGNMENT = 8
 _MISSING = "no such file: not downloaded, or a link whose target is gone"
+_AGAIN = "download or copy the file again"
 
 
 def read_header(path: Path) -> list[StoredTensor]:
@@ -46,11 +47,11 @@ def read_header(path: Path) -> list[StoredTensor]:
             if is_pointer(prefix):
                 raise InputError(f"{path}: {POINTER}")
             if len(prefix) < 8:
-                raise InputError(f"{path}: {size} bytes long, shorter than any safetensors file: truncated")
+                raise InputError(f"{path}: {size} bytes long, shorter than any safetensors file: truncated; {_AGAIN}")
             if length > min(MAX_HEADER_BYTES, size - 8):
                 raise InputError(
                     f"{path}: {size} bytes long, but its first 8 bytes say that a header of {length} bytes follows: "
-                    "truncated, or not a safetensors file"
+                    f"truncated, or not a safetensors file; {_AGAIN}"
                 )
             text = stream.read(length)
             header = parse_object(text, f"{path} (header)")
@@ -77,11 +78,14 @@ def read_header(path: Path) -> list[StoredTensor]:
     for tensor in tensors:
         if tensor.offset != end:
             what = "overlaps the one before it" if tensor.offset < end else "leaves a hole before it"
-            problems.append(f"{path}: tensor {tensor.name}: its data starts at byte {tensor.offset} and {what}")
+            problems.append(
+                f"{path}: tensor {tensor.name}: its data starts at byte {tensor.offset} and {what}; {_AGAIN}"
+            )
         end = tensor.offset + tensor.nbytes
     if not problems and end != size:
         problems.append(
-            f"{path}: expected {end} bytes, found {size}: {'truncated' if end > size else 'data after the end'}"
+            f"{path}: expected {end} bytes, found {size}: {'truncated' if end > size else 'data after the end'}; "
+            f"{_AGAIN}"
         )
     raise_if(problems)
     return tensors
@@ -105,20 +109,24 @@ def safetensors_frame(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> Fr
 
 def _entry(name: str, entry: Any, file: SourceFile, start: int) -> tuple[str, StoredTensor | None]:
     if not isinstance(entry, dict):
-        return "expected an object with dtype, shape and data_offsets", None
+        return f"expected an object with dtype, shape and data_offsets; {_AGAIN}", None
     dtype = SAFETENSORS_CODE.get(str(entry.get("dtype")))
     if dtype is None:
-        return f"unknown dtype {entry.get('dtype')!r:.80}; known: {', '.join(SAFETENSORS_CODE)}", None
+        return (
+            f"unknown dtype {entry.get('dtype')!r:.80}; known: {', '.join(SAFETENSORS_CODE)}; save it as one of these",
+            None,
+        )
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
     if not _are_sizes(shape):
-        return f"shape {shape!r:.80} is not a list of sizes", None
+        return f"shape {shape!r:.80} is not a list of sizes; {_AGAIN}", None
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        return f"data_offsets {offsets!r:.80} are not a begin and an end", None
+        return f"data_offsets {offsets!r:.80} are not a begin and an end; {_AGAIN}", None
     needed = prod(shape) * ITEM_SIZE[dtype]
     if offsets[1] - offsets[0] != needed:
-        return f"{dtype} {shape} needs {needed} bytes, its data_offsets give {offsets[1] - offsets[0]}", None
+        found = offsets[1] - offsets[0]
+        return f"{dtype} {shape} needs {needed} bytes, its data_offsets give {found}; {_AGAIN}", None
     if start + offsets[1] > file.size:
-        return f"its data ends at byte {start + offsets[1]}, the file at {file.size}: truncated", None
+        return f"its data ends at byte {start + offsets[1]}, the file at {file.size}: truncated; {_AGAIN}", None
     return "", StoredTensor(name, dtype, tuple(shape), file, start + offsets[0])
 
 

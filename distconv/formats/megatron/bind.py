@@ -38,6 +38,8 @@ from distconv.tensors.replicas import Replica
 from distconv.tensors.stored import Assembled, SourceFile, StoredTensor
 from distconv.tensors.virtual import VirtualTensor, invert, whole
 
+_OF_ONE = "are the files of one checkpoint?"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dropped:
@@ -198,7 +200,7 @@ class _Comparison:
             missing = [f"{key}/{name}" for key, name in expected if (key, name) not in file.tensors]
             if missing:
                 count = counted(len(missing), "tensor is", "tensors are")
-                self.problems.append(f"{file.file.path}: {count} missing: {named(missing, 8)}")
+                self.problems.append(f"{file.file.path}: {count} missing: {named(missing, 8)}; {_OF_ONE}")
             for place, parameter in expected.items():
                 if (tensor := file.tensors.get(place)) is not None:
                     number = output.tp_rank % len(plan.shards[parameter.recipe])
@@ -228,7 +230,7 @@ class _Comparison:
 
     def _mismatch(self, parameter: Parameter, shard: VirtualTensor, tensor: ArchivedTensor) -> str:
         if tensor.shape == shard.shape:
-            return f"is {tensor.dtype}, but other pieces of the parameter are {shard.dtype}"
+            return f"is {tensor.dtype}, but other pieces of the parameter are {shard.dtype}; {_OF_ONE}"
         recipe = parameter.recipe
         pieces = len(self.plan.shards[recipe])
         return (

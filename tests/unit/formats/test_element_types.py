@@ -270,7 +270,10 @@ def test_what_is_quantised_is_not_cast():
     with pytest.raises(InputError) as caught:
         types_for("bfloat16").of_tensors(tensors("float32", **{NORM: "float8_e4m3fn", HEAD: "uint8"}))
     assert caught.value.problems == [
-        f"dtype=bfloat16: 1 tensor of float8_e4m3fn, which has no meaning without scales: {NORM}"
+        (
+            f"dtype=bfloat16: 1 tensor of float8_e4m3fn, which has no meaning without scales: {NORM}; "
+            "keep_dtype=[PATTERN] leaves such tensors as they are"
+        )
     ]
 
 

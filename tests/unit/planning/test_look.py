@@ -106,7 +106,8 @@ def test_a_model_with_a_field_that_a_definition_excludes_is_of_no_definition(tmp
     config = {"model_type": "model_two", "text_config": {"num_experts": 8}}
     source = checkpoint(tmp_path / "hf", **config)
     assert refused(job(source)) == (
-        f"{tmp_path}/hf/config.json: has text_config.num_experts: two is for models without, and no other is for it"
+        f"{tmp_path}/hf/config.json: has text_config.num_experts: two is for models without, and no other is for it; "
+        f"action=skeleton source={source} writes a first definition"
     )
     published = replace(job(source), target_format="dcp", naming="hf", layout=Layout())
     assert looked(published).model is None

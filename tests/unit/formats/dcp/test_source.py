@@ -187,7 +187,7 @@ def test_what_a_dcp_with_megatron_names_lacks_is_said_with_its_directory():
     del arrays[name]
     with pytest.raises(InputError) as caught:
         bound(dcp(Pieces(arrays, halves), "megatron"))
-    assert caught.value.problems == [f"/dcp: 1 tensor is missing: model/{name}"]
+    assert caught.value.problems == [f"/dcp: 1 tensor is missing: model/{name}; are the files of one checkpoint?"]
 
 
 @pytest.mark.parametrize("naming", ["megatron", "hf"])

@@ -100,7 +100,7 @@ def test_a_missing_shard_is_named_with_the_remedy(tmp_path):
 def test_an_index_that_disagrees_with_its_shards_is_refused(tmp_path, weight_map, message):
     names = ["a", "x"] if "x" in message or "x" in weight_map else ["a"]
     indexed(tmp_path, {"1.safetensors": names, "2.safetensors": ["b"]}, weight_map)
-    assert problems(tmp_path) == [f"{tmp_path}/{INDEX_NAME}: {message}"]
+    assert problems(tmp_path) == [f"{tmp_path}/{INDEX_NAME}: {message}; are index and shards of one download?"]
 
 
 def test_a_tensor_in_two_shards_is_refused(tmp_path):

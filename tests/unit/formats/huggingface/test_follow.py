@@ -134,8 +134,8 @@ def test_filling_adds_and_never_forgives():
 def test_every_other_shape_is_named():
     known = reference({"a": (1, 2), "b": (3,), "c": (1,)})
     assert refused({"a": (2, 1), "b": (4,), "c": (1,)}, known) == [
-        "a: is [2, 1] in the source, [1, 2] in reference=/hf",
-        "b: is [4] in the source, [3] in reference=/hf",
+        "a: is [2, 1] in the source, [1, 2] in reference=/hf; is it the model that training began with?",
+        "b: is [4] in the source, [3] in reference=/hf; is it the model that training began with?",
     ]
 
 
@@ -222,7 +222,7 @@ def test_a_tied_head_is_a_copy_and_not_filled():
 def test_a_tied_head_of_another_shape_is_refused():
     known = reference({EMBEDDING: (6, 2), HEAD: (8, 2)})
     assert refused({EMBEDDING: (6, 2)}, known, tied=True) == [
-        f"{HEAD}: is [6, 2] in the source, [8, 2] in reference=/hf"
+        f"{HEAD}: is [6, 2] in the source, [8, 2] in reference=/hf; is it the model that training began with?"
     ]
 
 

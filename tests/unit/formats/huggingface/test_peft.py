@@ -95,12 +95,17 @@ def test_a_base_that_is_quantised_is_refused_with_all_its_weights():
 @pytest.mark.parametrize("shape", [(5, 6), (30,), (6, 5, 1)])
 def test_a_weight_of_another_shape_is_refused(shape):
     assert problems(tensors(factors()), base(**{"m.0.q.weight": shape})) == [
-        f"m.0.q.weight: is {list(shape)} in reference=/base, its adapter is for [6, 5]"
+        (
+            f"m.0.q.weight: is {list(shape)} in reference=/base, its adapter is for [6, 5]; is it the "
+            "base that they were trained on?"
+        )
     ]
 
 
 def test_an_adapter_without_a_weight_is_refused():
-    assert problems(tensors(factors({"7.q": 2}))) == ["reference=/base: has no weights for the adapters on 7.q"]
+    assert problems(tensors(factors({"7.q": 2}))) == [
+        "reference=/base: has no weights for the adapters on 7.q; is it the base that they were trained on?"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_a_file_truncated_by_one_byte_is_refused(tmp_path):
     path = shard(tmp_path / "f")
     path.write_bytes(path.read_bytes()[:-1])
     (problem,) = problems(path)
-    assert problem.endswith(f"the file at {path.stat().st_size}: truncated")
+    assert problem.endswith(f"the file at {path.stat().st_size}: truncated; download or copy the file again")
 
 
 def test_a_header_beyond_the_limit_of_the_library_is_not_read(tmp_path):

@@ -197,7 +197,7 @@ def test_an_optional_parameter_that_some_layers_have_is_missing_in_the_others():
     assert problems_of(files) == [
         (
             f"{ROOT}/model_optim_rng.pt: 2 tensors are missing: "
-            "model/text.layers.0.norm.bias, model/text.layers.2.norm.bias"
+            "model/text.layers.0.norm.bias, model/text.layers.2.norm.bias; are the files of one checkpoint?"
         )
     ]
 
@@ -330,7 +330,7 @@ def test_every_tensor_that_is_wrong_is_named_at_once():
     assert problems_of(files) == [
         (
             f"{ROOT}_000/model_optim_rng.pt: 2 tensors are missing: model/vision.layers.1.proj.bias, "
-            "model/text.layers.0.norm.weight"
+            "model/text.layers.0.norm.weight; are the files of one checkpoint?"
         ),
         (
             f"{ROOT}_000/model_optim_rng.pt: model/text.layers.0.qkv.weight has shape [9, 16], expected [16, 16], one "
@@ -372,7 +372,7 @@ def test_pieces_of_one_parameter_are_of_one_type(monkeypatch):
     assert problems_of(files) == [
         (
             f"{ROOT[:-2]}01/model_optim_rng.pt: model/text.layers.1.router.weight is float32, but other pieces of the "
-            "parameter are bfloat16"
+            "parameter are bfloat16; are the files of one checkpoint?"
         )
     ]
 

@@ -139,7 +139,7 @@ def test_a_damaged_expert_rank_is_an_expert_rank_all_the_same():
     assert refused(files) == [
         (
             f"{DIRECTORY}/mp_rank_00_001/model_optim_rng.pt: 1 tensor is missing: "
-            "model/text.layers.1.experts.0.fc1.weight"
+            "model/text.layers.1.experts.0.fc1.weight; are the files of one checkpoint?"
         )
     ]
 

@@ -78,4 +78,4 @@ def test_a_parameter_that_is_missing_is_said_with_the_directory():
     del arrays[name]
     with pytest.raises(InputError) as caught:
         bound(facts(Pieces(arrays, halves, "/td")))
-    assert caught.value.problems == [f"/td: 1 tensor is missing: model/{name}"]
+    assert caught.value.problems == [f"/td: 1 tensor is missing: model/{name}; are the files of one checkpoint?"]
