@@ -94,7 +94,10 @@ def cleaned(options: Options, processes: Processes) -> Outcome:
         file.check_place({"target": options.target})
         done = clean(options.target)
         if not (done.removed or done.kept or options.target.is_dir()):
-            raise InputError(f"target={options.target}: no such directory, and no job has left anything beside it")
+            raise InputError(
+                f"target={options.target}: no such directory, and no job has left anything beside it; give the target "
+                "of the job"
+            )
         found = {"action": "clean", "target": str(options.target), **done.summary()}
         file.write(found)
         return found

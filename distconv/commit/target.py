@@ -73,18 +73,20 @@ def check_target(target: Target, sources: Mapping[str, Path]) -> None:
         if is_inside(target.directory, source):
             raise InputError(f"target={target.directory}: is inside {key}={source}; choose a directory outside of it")
         if is_inside(source, target.result):
-            raise InputError(f"{key}={source}: is inside {target.result}, which this job would replace")
+            raise InputError(
+                f"{key}={source}: is inside {target.result}, which this job would replace; choose another target"
+            )
     for existing in (target.directory, target.result):
         if os.path.exists(existing) and not os.path.isdir(existing):
             what = "" if existing == target.directory else f"{existing.name} "
-            raise InputError(f"target={target.directory}: {what}exists and is not a directory")
+            raise InputError(f"target={target.directory}: {what}exists and is not a directory; choose another one")
     if os.path.isdir(target.place):
         _check_replaceable(target, sources)
     parent = _existing(target)
     if not parent.is_dir():
-        raise InputError(f"target={target.directory}: {parent} is not a directory")
+        raise InputError(f"target={target.directory}: {parent} is not a directory; choose a target in one")
     if not os.access(parent, os.W_OK | os.X_OK) or os.statvfs(parent).f_flag & os.ST_RDONLY:
-        raise InputError(f"target={target.directory}: no permission to write in {parent}")
+        raise InputError(f"target={target.directory}: no permission to write in {parent}; choose another directory")
 
 
 def check_space(target: Target, needed: int) -> None:
@@ -137,14 +139,19 @@ def _check_replaceable(target: Target, sources: Mapping[str, Path]) -> None:
             links = list(_links(source))
         for path in links:
             if is_inside(path, target.place):
-                raise InputError(f"{key}={source}: {path} leads into {target.result}, which this job would replace")
+                raise InputError(
+                    f"{key}={source}: {path} leads into {target.result}, which this job would replace; choose another "
+                    "target"
+                )
     if is_mount_point(target.place):
         raise InputError(
             f"target={target.directory}: {target.result} is a mount point, which nothing can replace; choose a "
             "directory in it"
         )
     if not os.access(target.place, os.R_OK | os.W_OK | os.X_OK):
-        raise InputError(f"target={target.directory}: no permission to replace {target.result}")
+        raise InputError(
+            f"target={target.directory}: no permission to replace {target.result}; choose another directory"
+        )
 
 
 def _existing(target: Target) -> Path:

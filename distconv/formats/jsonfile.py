@@ -46,7 +46,7 @@ def parse_object(text: bytes, where: str) -> dict[str, Any]:
     try:
         content = json.loads(text, object_pairs_hook=_unique, parse_int=_integer)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not valid JSON: {error}") from None
+        raise InputError(f"{where}: not valid JSON: {error}; download or copy the file again") from None
     if not isinstance(content, dict):
         raise InputError(f"{where}: expected a JSON object, found {type(content).__name__}")
     return content

@@ -114,7 +114,9 @@ class Model:
             InputError: there is no such dialect, or it is one of published names.
         """
         if name in self.spellings.dialects:
-            raise InputError(f"dialect={name}: names published tensors: it goes with target_format=dcp and naming=hf")
+            raise InputError(
+                f"dialect={name}: names published tensors; give target_format=dcp and naming=hf, or another dialect"
+            )
         key = "dialect" if name else f"model definition {self.defined.name}: dialect"
         return self.parameter_dialects.chosen(name or self.defined.dialect, key)
 

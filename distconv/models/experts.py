@@ -40,6 +40,7 @@ from distconv.tensors.virtual import Copy, VirtualTensor
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _HIDDEN = ("hidden_size",)
 _WIDTH = ("moe_intermediate_size", "intermediate_size")
+_OF_ONE = "is config.json that of these weights?"
 # A layer of experts: its module, and its number.
 Layer = tuple[ExpertModule, int]
 
@@ -164,6 +165,7 @@ class Experts:
             raise InputError(
                 f"the experts of layer {layer[1]} are not complete: missing: {named(sorted(missing)) or 'nothing'}"
                 + (f"; beside them: {named(sorted(beside))}" if beside else "")
+                + f"; {_OF_ONE}"
             )
         alternating = layer[0].published is not None and layer[0].published.alternating
         fitting = []
@@ -178,10 +180,12 @@ class Experts:
             name, given = self.dialect
             given_too = [each for each in fitting if each[0] == given]
             if fitting and not given_too:
-                raise InputError(f"{found}: {fitting[0][0]}, but source_dialect={name} has {form_words(given)}")
+                raise InputError(
+                    f"{found}: {fitting[0][0]}, but source_dialect={name} has {form_words(given)}; leave it out"
+                )
             fitting = given_too
         if not fitting:
-            raise InputError(f"{found}: experts in no known layout of these sizes: {says}")
+            raise InputError(f"{found}: experts in no known layout of these sizes: {says}; {_OF_ONE}")
         if len(fitting) > 1:
             fits = " and ".join(str(form) for form, _ in fitting)
             raise InputError(f"{found}: fits {fits}: {says}; give source_dialect=NAME, the program that wrote it")
@@ -193,7 +197,7 @@ class Experts:
         gates = Counter(shapes[part] for part in parts if part[1] in (GATE, UP) and len(shapes[part]) == 2)
         if not gates:
             raise InputError(
-                f"the experts of layer {layer[1]} have no gate and up of two dims: {named(parts.values())}"
+                f"the experts of layer {layer[1]} have no gate and up of two dims: {named(parts.values())}; {_OF_ONE}"
             )
         # What most are like is right: an odd one is named, not all others.
         ((width, hidden), _), *_ = gates.most_common()
@@ -257,7 +261,8 @@ def _rearranged(
             tables = rearranged(form, target, sizes, dtypes[0])
         except ValueError as error:
             raise InputError(
-                f"{tensors[0].name}: {form_words(form)} cannot become {form_words(target)}: {error}"
+                f"{tensors[0].name}: {form_words(form)} cannot become {form_words(target)}: {error}; give another "
+                "dialect"
             ) from None
         known[key] = [(part, *_used(substitute(table, parts))) for part, table in tables.items()]
     sources = [stored for each in tensors for stored in each.sources]

@@ -136,7 +136,8 @@ def _joined_recipe(parts: Sequence[Recipe], target: str) -> Recipe:
     if len(types := {each.dtype for each in tensors}) > 1:
         made_of = " and ".join(each.rule.target for each in parts)
         raise InputError(
-            f"{target}: {made_of} are one parameter in this dialect, but are {' and '.join(sorted(types))}"
+            f"{target}: {made_of} are one parameter in this dialect, but are {' and '.join(sorted(types))}; give "
+            "another dialect"
         )
     return Recipe(
         rule=_joined([each.rule for each in parts], target),

@@ -34,7 +34,7 @@ def draft(options: Options, chosen: Chosen | None, library: Library, hand_out: H
     """
     source = options.source
     if chosen is not None:
-        raise InputError(f"+model={chosen[0]}: action=skeleton writes a definition, and takes none")
+        raise InputError(f"+model={chosen[0]}: action=skeleton writes a definition, and takes none; leave it out")
     check_directory(source, "source")
     for problem in (unknown_problem(source, "source"), mixed_problem(source, options.iteration)):
         if problem:

@@ -80,5 +80,8 @@ def _of_archive(path: Path, seen: list[SourceFile]) -> Told:
     seen.append(file)
     args = content.get("args")
     if not isinstance(args, Namespace):
-        raise InputError(f"layout.from={path}: holds no arguments of training, as published or converted ones do not")
+        raise InputError(
+            f"layout.from={path}: holds no arguments of training, as published or converted ones do not; give a file "
+            "of training"
+        )
     return layout_of_arguments(f"{path}: args", args.values)

@@ -31,7 +31,7 @@ def layout_of_model_file(where: str, content: Mapping[str, Any]) -> Told:
     modules = {modality: _part(content, place) for modality, (place, _) in MODULES.items()}
     if not any(modules.values()):
         places = ", ".join(place for place, _ in MODULES.values())
-        raise InputError(f"{where}: is no model file of MindSpeed-MM: it has none of {places}")
+        raise InputError(f"{where}: is no model file of MindSpeed-MM: it has none of {places}; give one that has")
     values: dict[str, Any] = {}
     unread = {}
     kind = StageLists()

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from distconv.commit.journal import Finished
 from distconv.formats.records import OutputFile, Written
 from distconv.runtime.durability import synchronise
+from distconv.runtime.hand_out import on_threads
 from distconv.transfer.files import OpenFiles
 from distconv.transfer.means import Means
 from distconv.transfer.recorded import compare_written
@@ -34,8 +34,8 @@ def proved(
     def attempt(file: OutputFile) -> bool:
         return _is_proved(directory / file.path, finished[file.path], means)
 
-    with ThreadPoolExecutor(means.threads, thread_name_prefix="continuing") as pool:
-        kept = [file.path for file, found in zip(files, pool.map(attempt, files), strict=True) if found]
+    proved = on_threads(attempt, files, means.threads)
+    kept = [file.path for file, found in zip(files, proved, strict=True) if found]
     for path in kept:
         for dtype, tensors in finished[path].overflowed.items():
             for tensor, elements in tensors.items():

@@ -1,22 +1,20 @@
-"""The engine: runs steps on open files, on several threads. The only module that moves tensor data.
+"""The engine: runs steps on open files. The only module that moves tensor data.
 
-Owns the threads, and how buffers are used: of the memory for two, the write buffer is in front of the read buffer.
-Never writes finished bytes itself; a sink does.
+Owns how work is divided into tasks, and how buffers are used: of the memory for two, the write buffer is in front of
+the read buffer. Knows one thread; `crew` has several. Never writes finished bytes itself; a sink does.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
 from typing import TYPE_CHECKING
 
-from distconv.errors import LostError, StoppedError
+from distconv.errors import StoppedError
 from distconv.tensors.dtypes import ITEM_SIZE
-from distconv.tensors.stored import Assembled, LowRank, StoredTensor, position
+from distconv.tensors.stored import Assembled, LowRank, StoredTensor
 from distconv.tensors.virtual import VirtualTensor, narrow
 from distconv.transfer.buffers import ALIGNMENT, Buffers
 from distconv.transfer.lower import buffer_for, lower
@@ -28,9 +26,6 @@ from distconv.transfer.steps import CopyRun, Gather, Step
 if TYPE_CHECKING:
     from distconv.transfer.moves import Moving
 
-_ALARM_SECONDS = 0.5
-# How long a thread may take to stop, where nobody waits for it for ever.
-_FAREWELL_SECONDS = 5
 # The largest run in bytes that a thread copies; progress is counted and stops are noticed between two.
 _RUN_PIECE = 8 * 1024 * 1024
 # Bytes that are read at a time to be cast: they are still in the cache then.
@@ -68,69 +63,8 @@ class Work:
         return sum(shard.tensor.nbytes for shard in self.shards)
 
 
-def run(
-    work: Sequence[Work],
-    sink: Sink,
-    sources: SourceFiles,
-    counters: Counters,
-    *,
-    buffers: Buffers,
-    must_stop: Callable[[], bool],
-) -> None:
-    """Produce all the shards, on as many threads as there are buffers for; `must_stop` is called about twice a second.
-
-    Raises:
-        JobError: a read or a write failed; the message names the file.
-        StoppedError: `must_stop` returned true.
-        LostError: `must_stop` raised it. Threads that hang are left alone then: they may never return.
-    """
-    counters.progress.leave()
-    stop = threading.Event()
-    # Threads share steps rather than tensors: a large one would keep a single thread busy when the others are done.
-    tasks = chain.from_iterable(_tasks(each, buffers) for each in sorted(work, key=lambda each: position(each.sources)))
-    lock = threading.Lock()
-
-    def worker() -> None:
-        engine = _Engine(sink, sources, counters, buffers, stop)
-        try:
-            while True:
-                with lock:
-                    task = next(tasks, None)
-                if task is None or stop.is_set():
-                    return
-                engine.do(task)
-        except BaseException:
-            stop.set()
-            raise
-        finally:
-            counters.progress.leave()
-
-    threads = buffers.lanes.threads
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="transfer")
-    patient = True
-    workers = [pool.submit(worker) for _ in range(threads)]
-    try:
-        while wait(workers, timeout=_ALARM_SECONDS, return_when=FIRST_EXCEPTION).not_done:
-            if stop.is_set() or must_stop():
-                break
-    except LostError:
-        patient = False
-        raise
-    finally:
-        # Also when this thread is interrupted: the pool is left only when its workers have stopped.
-        if not all(future.done() for future in workers):
-            stop.set()
-        wait(workers, timeout=None if patient else _FAREWELL_SECONDS)
-        pool.shutdown(wait=patient)
-    failures = [error for future in workers if (error := future.exception()) is not None]
-    for error in sorted(failures, key=lambda each: isinstance(each, StoppedError)):
-        raise error
-    if stop.is_set():
-        raise StoppedError("stopped because another process failed")
-
-
 @dataclass(frozen=True, slots=True)
-class _Task:
+class Task:
     """A step of a piece of work, and the size in bytes of each of the two buffers with which it is done.
 
     Without a step it is all of the work: the sum with a low-rank product, of which each block needs all of the factors.
@@ -141,17 +75,17 @@ class _Task:
     buffer_bytes: int
 
 
-def _tasks(work: Work, buffers: Buffers) -> Iterator[_Task]:
+def tasks_of(work: Work, buffers: Buffers) -> Iterator[Task]:
     """The tasks of a piece of work, independent of each other, in the order of what they read."""
     if work.low_rank is not None:
-        yield _Task(work, None, 0)
+        yield Task(work, None, 0)
         return
     shapes, types = [source.shape for source in work.sources], [source.read_as for source in work.sources]
     tensors = [shard.tensor for shard in work.shards]
     buffer_bytes = buffer_for(tensors, shapes, buffers.lanes)
     for step in lower(tensors, shapes, buffer_bytes, types):
         for part in _parts(step):
-            yield _Task(work, part, buffer_bytes)
+            yield Task(work, part, buffer_bytes)
 
 
 def _parts(step: Step) -> Iterator[Step]:
@@ -168,13 +102,13 @@ def _parts(step: Step) -> Iterator[Step]:
         )
 
 
-class _Engine:
-    """The execution of tasks by one thread."""
+class Engine:
+    """The execution of tasks by one thread, whose bytes go to `sink`; it ends early once `stop` is set."""
 
     def __init__(
         self, sink: Sink, sources: SourceFiles, counters: Counters, buffers: Buffers, stop: threading.Event
     ) -> None:
-        self._sink = sink
+        self.sink = sink
         self._sources = sources
         self._counters = counters
         self._reader = Reader(sources, counters)
@@ -189,7 +123,13 @@ class _Engine:
 
         return Moving()
 
-    def do(self, task: _Task) -> None:
+    def do(self, task: Task) -> None:
+        """Produce what a task is for.
+
+        Raises:
+            JobError: a read or a write failed; the message names the file.
+            StoppedError: another thread or process has failed meanwhile.
+        """
         if self._stop.is_set():
             raise StoppedError("stopped because another thread or process failed")
         if task.step is None:
@@ -228,12 +168,12 @@ class _Engine:
     def _collected(self, wanted: Assembled) -> bytearray:
         """The bytes of an assembled tensor."""
         data = bytearray(wanted.nbytes)
-        sink, self._sink = self._sink, MemorySink(data, self._counters)
+        sink, self.sink = self.sink, MemorySink(data, self._counters)
         try:
-            for task in _tasks(Work(wanted.sources, (Shard(wanted.tensor, "", 0),)), self._buffers):
+            for task in tasks_of(Work(wanted.sources, (Shard(wanted.tensor, "", 0),)), self._buffers):
                 self.do(task)
         finally:
-            self._sink = sink
+            self.sink = sink
         return data
 
     def _copy(self, step: CopyRun, work: Work, memory: memoryview) -> None:
@@ -244,7 +184,7 @@ class _Engine:
         self._counters.progress.reach(stored.file.path, shard.path)
         try:
             with self._sources.opened(stored.file) as source:
-                self._sink.copy(
+                self.sink.copy(
                     source,
                     stored.offset + step.source_offset,
                     shard.path,
@@ -291,7 +231,7 @@ class _Engine:
     def _put(self, shard: Shard, offset: int, data: memoryview) -> None:
         self._counters.progress.reach(shard.path)
         try:
-            self._sink.put(shard.path, shard.offset + offset, data)
+            self.sink.put(shard.path, shard.offset + offset, data)
         except OSError as error:
             raise failure(f"writing {shard.path}", error) from error
 

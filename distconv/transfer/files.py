@@ -20,7 +20,7 @@ _NO_KERNEL_COPY = LACKING | {errno.EXDEV, errno.ETXTBSY}
 
 
 class OpenFiles:
-    """File descriptors by path, opened when first used and closed together; safe to use from several threads."""
+    """File descriptors by path, opened when first used and closed at the end; safe to use from several threads."""
 
     def __init__(self, flags: int) -> None:
         self._flags = flags
@@ -45,6 +45,13 @@ class OpenFiles:
     def items(self) -> Iterator[tuple[str, int]]:
         """Path and descriptor of each open file."""
         yield from self._open.items()
+
+    def close(self, path: str) -> None:
+        """Close a file, which nobody uses any more, if it is open."""
+        with self._lock:
+            descriptor = self._open.pop(path, None)
+        if descriptor is not None:
+            os.close(descriptor)
 
     def __enter__(self) -> OpenFiles:
         return self

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from distconv.input_output import InputOutput
 from distconv.transfer.buffers import Buffers
-from distconv.transfer.engine import Work, run
+from distconv.transfer.crew import Crew
+from distconv.transfer.engine import Work
 from distconv.transfer.sinks import Counters, Sink
 from distconv.transfer.sources import SourceFiles
 
@@ -34,13 +35,11 @@ class Means:
         """The number of threads that work on files."""
         return self.buffers.lanes.threads
 
+    def crew(self) -> Crew:
+        """Threads for work that is given in portions."""
+        return Crew(self.sources, self.counters, buffers=self.buffers, must_stop=self.must_stop)
+
     def produce(self, work: Sequence[Work], sink: Sink) -> None:
-        """Produce shards for a sink, as `engine.run`, which says the errors."""
-        run(
-            work,
-            sink,
-            self.sources,
-            self.counters,
-            buffers=self.buffers,
-            must_stop=self.must_stop,
-        )
+        """Produce shards for a sink; `Crew.wait` says the errors."""
+        with self.crew() as crew:
+            crew.wait(crew.begin(work, sink))

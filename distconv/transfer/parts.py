@@ -7,7 +7,7 @@ in no journal, so a job that continues another one makes it again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from distconv.formats.records import FilePart, OutputFile, Plan, Written, all_en
 from distconv.input_output import ALWAYS, AUTO, InputOutput
 from distconv.runtime.file_systems import keeps_writers_apart
 from distconv.runtime.mounts import mounts
-from distconv.transfer.batches import batches
+from distconv.transfer.batches import Batch, batches
 from distconv.transfer.checksum import Checksums, Piece, checksum_of_pieces
 from distconv.transfer.means import Means
 from distconv.transfer.overflow import Overflowed, all_overflowed
@@ -62,15 +62,23 @@ def write_parts(
         JobError: a read or a write failed.
     """
     told: dict[str, WrittenPart] = {}
+    sizes: dict[str, int] = {}
     checksums = Checksums() if means.io.checksum else None
-    for batch in batches(plan, parts):
-        frames = {part: laid_out(part.whole, all_entries(plan, part), form) for part in parts if part in batch.files}
-        own: dict[OutputFile, LaidOut] = {part: _own(part, frame) for part, frame in frames.items()}
-        fill(batch, own, directory, means, checksums)
-        for part, frame in frames.items():
-            pieces = None if checksums is None else checksums.pieces(str(directory / part.path))
-            overflowed = means.counters.overflowed_in(part.path)
-            told[part.path] = WrittenPart(frame.rest.nbytes, pieces, overflowed)
+
+    def own_parts() -> Iterator[tuple[Batch, Mapping[OutputFile, LaidOut]]]:
+        for batch in batches(plan, parts):
+            frames = {
+                part: laid_out(part.whole, all_entries(plan, part), form) for part in parts if part in batch.files
+            }
+            sizes.update((part.path, frame.rest.nbytes) for part, frame in frames.items())
+            yield batch, {part: _own(part, frame) for part, frame in frames.items()}
+
+    def end(batch: Batch) -> None:
+        for path in (part.path for part in batch.files):
+            pieces = None if checksums is None else checksums.pieces(str(directory / path))
+            told[path] = WrittenPart(sizes[path], pieces, means.counters.overflowed_in(path))
+
+    fill(own_parts(), directory, means, checksums, end)
     return told
 
 

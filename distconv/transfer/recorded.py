@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from distconv.errors import InputError, StoppedError, named, printable, system_p
 from distconv.formats.provenance import PROVENANCE_NAME, Provenance, newer_note, read_provenance
 from distconv.formats.recorded_files import check_inside, wrong_size
 from distconv.formats.records import OutputFile, Written, checksum_text
+from distconv.runtime.hand_out import on_threads
 from distconv.runtime.regular_files import open_descriptor
 from distconv.transfer.checksum import checksum_of
 from distconv.transfer.means import Means
@@ -48,8 +48,7 @@ def compare_recorded(
     def compared(file: OutputFile) -> list[str]:
         return compare_written(directory / file.path, files[file.path], means)
 
-    with ThreadPoolExecutor(means.threads, thread_name_prefix="checksums") as pool:
-        return [line for lines in pool.map(compared, share) for line in lines]
+    return [line for lines in on_threads(compared, share, means.threads) for line in lines]
 
 
 def compare_written(path: Path, recorded: Written, means: Means) -> list[str]:

@@ -12,14 +12,13 @@ import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 
 from distconv.errors import SourceChangedError, printable, system_problem
+from distconv.runtime.hand_out import on_threads
 from distconv.runtime.identity import changes, look_again, this_process
-from distconv.runtime.progress import finished
 from distconv.runtime.regular_files import open_descriptor, read_at
 from distconv.tensors.stored import SourceFile
 
@@ -89,8 +88,7 @@ class SourceFiles:
             SourceChangedError: files that are not as they were, all of them.
         """
         own = (each for each in self._looked_at() if each.inode is not None and each.inode.process == this_process())
-        with ThreadPoolExecutor(threads, thread_name_prefix="sources") as pool:
-            _raise_if(_counted(pool.map(self._change, {**dict.fromkeys(own), **self._read})))
+        _raise_if(on_threads(self._change, list({**dict.fromkeys(own), **self._read}), threads))
 
     def check_these(self, files: Iterable[SourceFile]) -> None:
         """Compare some files again that were read when others had been compared.
@@ -230,13 +228,6 @@ def _half_of_the_descriptors() -> int:
 
 def _sentence(file: SourceFile, what: Iterable[str]) -> str:
     return f"{printable(file.path)}: {'; '.join(what)}: it is being changed; start again when nothing writes to it"
-
-
-def _counted(changes: Iterable[str | None]) -> Iterator[str | None]:
-    """The same, each as a step that this process has finished."""
-    for change in changes:
-        finished()
-        yield change
 
 
 def _raise_if(changes: Iterable[str | None]) -> None:

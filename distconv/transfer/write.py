@@ -6,7 +6,8 @@ Owns the order of creating, filling, synchronising and journaling files. Never g
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from zlib import crc32
@@ -23,10 +24,14 @@ from distconv.runtime.progress import reached
 from distconv.tensors.stored import SourceFile
 from distconv.transfer.batches import Batch, batches
 from distconv.transfer.checksum import Checksums
+from distconv.transfer.crew import Portion
 from distconv.transfer.files import OpenFiles
 from distconv.transfer.means import Means
 from distconv.transfer.sinks import WriteSink
 from distconv.transfer.sources import SourceFiles
+
+# Batches of which files are open.
+_AT_A_TIME = 2
 
 
 def write_files(
@@ -45,16 +50,21 @@ def write_files(
     check_seen(directory)
     done: dict[str, Written] = {}
     checksums = Checksums() if means.io.checksum else None
-    for batch in batches(plan, files):
-        laid_out = {file: lay_out(file, entries, directory, form) for file, entries in batch.files.items()}
-        fill(batch, laid_out, directory, means, checksums)
+
+    def end(batch: Batch) -> None:
         written = {file.path: _written(str(directory / file.path), checksums) for file in batch.files}
         finished = {
             path: Finished(written=each, durable=means.io.fsync, overflowed=means.counters.overflowed_in(path))
             for path, each in written.items()
         }
         add_to(journal, finished)
-        done |= written
+        done.update(written)
+
+    laid_out = (
+        (batch, {file: lay_out(file, entries, directory, form) for file, entries in batch.files.items()})
+        for batch in batches(plan, files)
+    )
+    fill(laid_out, directory, means, checksums, end)
     return done
 
 
@@ -113,33 +123,70 @@ def laid_out(file: OutputFile, entries: Sequence[Entry], form: FileFormat) -> La
 
 
 def fill(
-    batch: Batch, laid_out: Mapping[OutputFile, LaidOut], directory: Path, means: Means, checksums: Checksums | None
+    laid_out: Iterable[tuple[Batch, Mapping[OutputFile, LaidOut]]],
+    directory: Path,
+    means: Means,
+    checksums: Checksums | None,
+    end: Callable[[Batch], None],
 ) -> None:
-    """Fill the files of a batch, which are there, and make them durable if that is wanted.
+    """Fill the files of batches, and make them durable if that is wanted; `end` is called when a batch is.
+
+    Threads go on to the next batch, which is laid out when it is asked for, before one has ended: else all would wait
+    for the last request of a file, the disk, and the first request of the next file.
 
     Raises:
         JobError: a read or a write failed.
     """
-    paths = {file: str(directory / file.path) for file in batch.files}
+    under_way: deque[tuple[Batch, list[str], Portion]] = deque()
+    with OpenFiles(os.O_WRONLY) as targets, means.crew() as crew:
+
+        def finish() -> None:
+            batch, paths, portion = under_way.popleft()
+            crew.wait(portion)
+            _close(paths, targets, directory, means.io)
+            end(batch)
+
+        for batch, found in laid_out:
+            paths = {file: str(directory / file.path) for file in batch.files}
+            offsets, in_front = _places(batch, found, paths)
+            if checksums is not None:
+                for file, path in paths.items():
+                    checksums.add_all(path, found[file].rest.pieces)
+            sink = WriteSink(targets, means.counters, checksums, in_front)
+            under_way.append((batch, list(paths.values()), crew.begin(batch.work(paths, offsets), sink)))
+            if len(under_way) == _AT_A_TIME:
+                finish()
+        while under_way:
+            finish()
+
+
+def _places(
+    batch: Batch, laid_out: Mapping[OutputFile, LaidOut], paths: Mapping[OutputFile, str]
+) -> tuple[dict[tuple[OutputFile, str, str], int], dict[tuple[str, int], bytes]]:
+    """The offsets in bytes of the entries of a batch, as `Batch.work` takes them, and what belongs in front of data."""
     offsets: dict[tuple[OutputFile, str, str], int] = {}
     in_front: dict[tuple[str, int], bytes] = {}
     for file, entries in batch.files.items():
-        found = laid_out[file]
-        if checksums is not None:
-            checksums.add_all(paths[file], found.rest.pieces)
-        in_front |= {(paths[file], offset): head for offset, head in found.heads.items()}
-        holes = zip(entries, found.holes, strict=True)
+        in_front |= {(paths[file], offset): head for offset, head in laid_out[file].heads.items()}
+        holes = zip(entries, laid_out[file].holes, strict=True)
         offsets |= {(file, entry.key, entry.name): hole for entry, hole in holes}
-    with OpenFiles(os.O_WRONLY) as targets:
-        means.produce(batch.work(paths, offsets), WriteSink(targets, means.counters, checksums, in_front))
-        if means.io.fsync:
-            try:
-                # Those without tensors, too.
-                for each in paths.values():
-                    targets.get(each)
-                synchronise(targets.items())
-            except OSError as error:
-                raise JobError(system_problem(f"making {directory} durable", error)) from error
+    return offsets, in_front
+
+
+def _close(paths: Sequence[str], files: OpenFiles, directory: Path, io: InputOutput) -> None:
+    """Close files that are full, after they are durable if that is wanted.
+
+    Raises:
+        JobError: they cannot be made durable.
+    """
+    try:
+        if io.fsync:
+            # Those without tensors, too.
+            synchronise((path, files.get(path)) for path in paths)
+    except OSError as error:
+        raise JobError(system_problem(f"making {directory} durable", error)) from error
+    for path in paths:
+        files.close(path)
 
 
 def _written(path: str, checksums: Checksums | None) -> Written:

@@ -19,14 +19,13 @@ from distconv.formats.megatron.bind import MegatronBinding, bind_megatron
 from distconv.formats.megatron.index import read_megatron
 from distconv.layout.request import SourceLayout
 from distconv.models.sizes import Sizes
-from distconv.transfer.engine import run
 from distconv.transfer.files import OpenFiles
 from distconv.transfer.sinks import CompareSink, Counters
 from distconv.transfer.sources import SourceFiles
 from distconv.transfer.verify import comparison
 from tests.checkpoints import load_case, overrides, write_source
 from tests.megatron_sources import definition, elements, stored
-from tests.unit.buffers import small_buffers
+from tests.unit.buffers import produce, small_buffers
 
 CASE = load_case("qwen2vl__tp2_pp2")
 FILE = "model_optim_rng.pt"
@@ -255,7 +254,7 @@ def test_a_replica_that_differs_is_seen_where_it_is_compared(checkpoint, change)
     with SourceFiles() as sources, OpenFiles(os.O_RDONLY) as targets:
         sink = CompareSink(targets, counters)
         work = [comparison(replica) for replica in found.replicas]
-        run(work, sink, sources, counters, buffers=small_buffers(2, 1 << 16), must_stop=lambda: False)
+        produce(work, sink, sources, counters, small_buffers(2, 1 << 16))
     copies = [stored for replica in found.replicas for stored in replica.copy.sources if stored.name == NORM]
     (norm,) = (copy for copy in copies if copy.file.path == f"{checkpoint}/release/mp_rank_01_000/{FILE}")
     assert {path for path, _ in sink.different} == {norm.file.path}

@@ -45,3 +45,22 @@ key = "one_word"
         (3, "InputError", "{path}: missing"),
         (4, None, "{name}: is not what {where[0]} says"),
     ]
+
+
+# What is expected, what to do, or a question that says where to look; the reason of the system is enough; so is what
+# another text says, which is a placeholder.
+SAYS_MORE = re.compile(
+    r"; |\?|: expected|, expected|^expected|known: |give |, or |cannot be (?:read|written|looked at)"
+    r"|\{_?[A-Z_]+\}|\{(?:problem|each|error|several)\}$|\{_missing_words\(|no permission|not a name that a file"
+)
+
+
+def test_whoever_refuses_input_says_what_to_do():
+    """But for definitions, whose author is told the place of a mistake."""
+    refusals = [
+        each
+        for each in error_texts()
+        if each.error == "InputError" and len(each.text.split()) > 4 and "/models/" not in each.file
+    ]
+    assert len(refusals) > 100
+    assert [str(each) for each in refusals if not SAYS_MORE.search(each.text)] == []

@@ -49,7 +49,8 @@ def locate_chunks(
     if beyond:
         raise InputError(
             f"{path}: truncated: it has {size} bytes, and {METADATA} places "
-            f"{named((name for _, name in beyond), 3)} in it up to byte {max(beyond)[0]}"
+            f"{named((name for _, name in beyond), 3)} in it up to byte {max(beyond)[0]}; was "
+            "it copied completely?"
         )
     pieces: list[tuple[Index, int]] = []
     problems: list[str] = []
@@ -75,11 +76,14 @@ def _end(offset: int, length: int) -> tuple[int, int]:
 
 def _piece(found: Any, where: str, name: str, dtype: str, shape: Index) -> ArchivedTensor:
     if not isinstance(found, ArchivedTensor):
-        raise InputError(f"{where}: expected a plain tensor for {name}, found {type(found).__name__}")
+        raise InputError(
+            f"{where}: expected a plain tensor for {name}, found {type(found).__name__}; save the "
+            "state dict as plain tensors"
+        )
     if (found.dtype, found.shape) != (dtype, shape):
         raise InputError(
             f"{where}: {METADATA} says that {name} has a chunk {dtype} {list(shape)} here, found {found.dtype} "
-            f"{list(found.shape)}"
+            f"{list(found.shape)}; are the files of one checkpoint?"
         )
     if not found.is_contiguous:
         try:

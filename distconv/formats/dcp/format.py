@@ -168,7 +168,9 @@ def _published(options: DcpOptions, source: Source, model: Model, names: Names, 
     if reference is not None:
         adapters = model.definition is not None and model.definition.adapters == "only"
         if adapters and not reference.is_adapter:
-            raise InputError("naming=hf: adapters alone need reference=DIR with an adapter_config.json")
+            raise InputError(
+                "naming=hf: adapters alone need another reference; give reference=DIR with an adapter_config.json"
+            )
         fill, tied_head = options.fill_from_reference, options.tied_head
         followed = follow_reference(published, model, fill=fill, tied_head=tied_head)
     tie = tie_of(followed.tensors, model)

@@ -101,7 +101,7 @@ def read_metadata(path: Path, seen: list[SourceFile] | None = None) -> Metadata:
         saved_in = _saved_in(content)
         blobs = {_text(name): places.get((name, None), ()) for name in entries if name not in tensors}
     except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise InputError(f"{path}: its metadata is damaged: {error}") from None
+        raise InputError(f"{path}: its metadata is damaged: {error}; copy or save the checkpoint again") from None
     files: dict[str, int] = {}
     for place in (each for found in places.values() for each in found):
         files[place.file] = max(files.get(place.file, 0), place.offset + place.length)

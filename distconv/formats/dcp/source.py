@@ -123,7 +123,7 @@ def read_dcp(opened: DcpDirectory, given: str | None, dialect: str | None, hand_
     others = {*opened.metadata.blobs, *beside} - {VERSION_KEY} - copies
     if is_published == of_parameters and dialect is not None:
         names_are = "published" if is_published else "Megatron-side"
-        raise InputError(f"source_dialect={dialect}: {opened.directory} has {names_are} names")
+        raise InputError(f"source_dialect={dialect}: {opened.directory} has {names_are} names; leave it out")
     if not is_published:
         wanted = {full: bare for bare, full in names.items()}
     return DcpFacts(

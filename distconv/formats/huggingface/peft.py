@@ -74,7 +74,8 @@ def as_peft(
     unknown = sorted(factors.keys() - modules.keys())
     if unknown:
         raise InputError(
-            f"reference={base.directory}: is no base model for {name}: it has no {named(unknown)}, which have adapters"
+            f"reference={base.directory}: is no base model for {name}: it has no {named(unknown)}, which have "
+            f"adapters; {_OTHER_BASE}"
         )
     ranks = {modules[module]: pair["A"].tensor.shape[0] for module, pair in factors.items()}
     alphas = {modules[module]: scaling.alpha_of(module) for module in factors}

@@ -251,5 +251,7 @@ def _check_same(found: Mapping[str, str], what: str) -> None:
     for path, each in found.items():
         first.setdefault(each, path)
     if len(first) > 1:
-        described = "; ".join(f"{path} has {each}" for each, path in first.items())
-        raise InputError(f"the files are of different checkpoints: they differ in {what}: {described}")
+        described = ", ".join(f"{path} has {each}" for each, path in first.items())
+        raise InputError(
+            f"the files are of different checkpoints: they differ in {what}: {described}; give those of one"
+        )

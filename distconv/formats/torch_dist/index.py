@@ -127,7 +127,9 @@ class _Parameters:
             self._problems.append(f"{self._where}: tensor {key}: {error}")
             return
         if len(self._keys) > _MOST_PARAMETERS:
-            raise InputError(f"{self._where}: names more than {_MOST_PARAMETERS} parameters: it is damaged")
+            raise InputError(
+                f"{self._where}: names more than {_MOST_PARAMETERS} parameters: it is damaged; {_SAVE_AGAIN}"
+            )
         slices = unstack(tensor.tensor, len(parts[0].position)) if parts else {}
         for part in parts:
             other = self._keys.setdefault((part.name, part.half), key)

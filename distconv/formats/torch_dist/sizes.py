@@ -71,7 +71,7 @@ def read_run_config(directory: Path, seen: list[SourceFile]) -> Told | None:
     try:
         root = yaml.compose(text, yaml.SafeLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}; copy the file again") from None
     model = dict(_entries(root)).get("model")
     numbers = {name: int(node.value) for name, node in _entries(model) if _is_number(node)}
     return told_by(f"{path}: model", numbers)

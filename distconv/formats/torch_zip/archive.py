@@ -37,6 +37,7 @@ STORAGE_DTYPES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
+_AGAIN = "copy the file again, or save it again with torch"
 # The limits of torch itself.
 MOST_DIMS = 64
 LARGEST_INDEX = 2**63 - 1
@@ -161,7 +162,7 @@ def refusals(where: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise InputError(f"{where}: no such file") from None
+        raise InputError(f"{where}: no such file; was it copied completely?") from None
     except OSError as error:
         raise InputError(system_problem(f"{where}: cannot be read", error), unreadable=tells_nothing(error)) from None
     except zipfile.BadZipFile as error:
@@ -170,9 +171,9 @@ def refusals(where: str) -> Iterator[None]:
             "with torch.save(torch.load(file), file)"
         ) from None
     except _DamagedError as error:
-        raise InputError(f"{where}: {error}") from None
+        raise InputError(f"{where}: {error}; {_AGAIN}") from None
     except Exception as error:  # noqa: BLE001 - a damaged pickle can fail in any way, and none of them is a defect here
-        raise InputError(f"{where}: its pickle is damaged: {first_words(error)}") from None
+        raise InputError(f"{where}: its pickle is damaged: {first_words(error)}; {_AGAIN}") from None
 
 
 def _check_stored(info: zipfile.ZipInfo, what: str) -> None:

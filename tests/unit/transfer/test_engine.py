@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,20 +16,20 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distconv.errors import JobError, StoppedError
+from distconv.errors import JobError
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import Assembled, LowRank, SourceFile, StoredTensor
 from distconv.tensors.virtual import VirtualTensor, concat, permute, whole, zeros
 from distconv.transfer import engine as transfer
 from distconv.transfer import files, reading, sinks
 from distconv.transfer import lower as lowering
-from distconv.transfer.engine import Shard, Work, run
+from distconv.transfer.engine import Shard, Work
 from distconv.transfer.files import OpenFiles
 from distconv.transfer.lower import lower
 from distconv.transfer.sinks import CompareSink, Counters, WriteSink
 from distconv.transfer.sources import SourceFiles
 from distconv.transfer.steps import bytes_read
-from tests.unit.buffers import small_buffers
+from tests.unit.buffers import produce, small_buffers
 from tests.unit.programs import Program, numbered, programs
 
 DTYPE = "bfloat16"
@@ -63,14 +63,13 @@ def transferred(
     *,
     threads: int = 2,
     buffer_bytes: int = 4096,
-    must_stop: Callable[[], bool] = lambda: False,
     compare: bool = False,
 ) -> tuple[Counters, set[tuple[str, int]]]:
     """Run, writing or comparing; the counters, and what differs."""
     counters = Counters(lambda _: None)
     with SourceFiles() as sources, OpenFiles(os.O_RDONLY if compare else os.O_WRONLY) as targets:
         sink = CompareSink(targets, counters) if compare else WriteSink(targets, counters)
-        run(work, sink, sources, counters, buffers=small_buffers(threads, buffer_bytes), must_stop=must_stop)
+        produce(work, sink, sources, counters, small_buffers(threads, buffer_bytes))
         return counters, sink.different if isinstance(sink, CompareSink) else set()
 
 
@@ -168,8 +167,7 @@ def test_progress_is_told_of_every_byte_done(tmp_path):
     counters = Counters(done.append)
     work = work_for(tmp_path, [whole(DTYPE, (5, 7))], stored(tmp_path, [numbered((5, 7))]))
     with SourceFiles() as sources, OpenFiles(os.O_WRONLY) as targets:
-        sink, buffers = WriteSink(targets, counters), small_buffers(1, 16)
-        run([work], sink, sources, counters, buffers=buffers, must_stop=lambda: False)
+        produce([work], WriteSink(targets, counters), sources, counters, small_buffers(1, 16))
     assert sum(done) == 70
     assert len(done) > 1
 
@@ -261,36 +259,6 @@ def test_a_target_that_is_full_is_named(tmp_path, run_bytes, doing):
         pytest.raises(JobError, match=f"{doing}{tmp_path}/target: No space left on device"),
     ):
         transferred([work])
-
-
-def test_a_failure_of_one_thread_stops_the_others_and_is_the_one_reported(tmp_path):
-    work = []
-    for number in range(50):
-        (tmp_path / str(number)).mkdir()
-        sources = stored(tmp_path / str(number), [numbered((5, 7))])
-        work.append(work_for(tmp_path / str(number), [whole(DTYPE, (5, 7))], sources))
-    os.unlink(work[7].sources[0].file.path)
-    with pytest.raises(JobError, match=f"reading tensor0 from {tmp_path}/7/source0"):
-        transferred(work, threads=4)
-
-
-def test_work_stops_when_it_is_told_to(tmp_path):
-    work = work_for(tmp_path, [whole(DTYPE, (5, 7))], stored(tmp_path, [numbered((5, 7))]))
-    asked = threading.Event()
-
-    def slow(*_: object) -> None:
-        assert asked.wait(5)
-
-    def must_stop() -> bool:
-        asked.set()
-        return True
-
-    with (
-        patch.object(transfer, "_ALARM_SECONDS", 0.01),
-        patch.object(WriteSink, "put", slow),
-        pytest.raises(StoppedError),
-    ):
-        transferred([work, work, work], threads=1, buffer_bytes=16, must_stop=must_stop)
 
 
 def test_short_reads_and_writes_are_continued(tmp_path):

@@ -20,12 +20,12 @@ from distconv.tensors.stored import Assembled, LowRank, SourceFile, StoredTensor
 from distconv.tensors.virtual import VirtualTensor, chunk, concat, permute, whole
 from distconv.transfer import engine
 from distconv.transfer import lower as lowering
-from distconv.transfer.engine import Shard, Work, run
+from distconv.transfer.engine import Shard, Work
 from distconv.transfer.files import OpenFiles
 from distconv.transfer.planned_reads import planned_reads
 from distconv.transfer.sinks import CompareSink, Counters, WriteSink
 from distconv.transfer.sources import SourceFiles
-from tests.unit.buffers import small_buffers, small_lanes
+from tests.unit.buffers import produce, small_buffers, small_lanes
 from tests.unit.programs import Program, programs
 from tests.unit.transfer.test_batches import Listed
 
@@ -62,7 +62,7 @@ def moved(work: Work, *, buffer_bytes: int = 4096, compare: bool = False) -> tup
     counters = Counters(lambda _: None)
     with SourceFiles() as sources, OpenFiles(os.O_RDONLY if compare else os.O_WRONLY) as targets:
         sink = CompareSink(targets, counters) if compare else WriteSink(targets, counters)
-        run([work], sink, sources, counters, buffers=small_buffers(2, buffer_bytes), must_stop=lambda: False)
+        produce([work], sink, sources, counters, small_buffers(2, buffer_bytes))
         return counters, sink.different if isinstance(sink, CompareSink) else set()
 
 
