@@ -453,7 +453,7 @@ DCPS = {
     ),
     "a dialect of Megatron names": Refusal(
         options={**DCP, "dialect": "mm_fsdp2"},
-        says=["dialect=mm_fsdp2: names published tensors: it goes with target_format=dcp and naming=hf"],
+        says=["dialect=mm_fsdp2: names published tensors; give target_format=dcp and naming=hf"],
     ),
     "a dialect of a source that has none": Refusal(
         options={**PUBLISHED, "source_dialect": "mm_fsdp2"},

@@ -120,9 +120,8 @@ def test_ranks_of_two_iterations_are_refused(reading, tmp_path):
     contents = [{"model": {"a": A}, "iteration": number} for number in (100, 100, 200)]
     assert refused(reading, *contents) == [
         (
-            f"the files are of different checkpoints: they differ in iteration: {first} has iteration 100; {second} "
-            "has "
-            "iteration 200"
+            f"the files are of different checkpoints: they differ in iteration: {first} has iteration 100, {second} "
+            "has iteration 200; give those of one"
         )
     ]
 
@@ -131,9 +130,8 @@ def test_ranks_of_different_dictionaries_are_refused(reading, tmp_path):
     first, second = (tmp_path / "release" / f"mp_rank_{number:02d}" / FILE_NAME for number in (0, 1))
     assert refused(reading, {"model": {"a": A}}, {"model0": {"a": A}, "model1": {}}) == [
         (
-            f"the files are of different checkpoints: they differ in dictionaries of tensors: {first} has model; "
-            f"{second} has "
-            "model0, model1"
+            f"the files are of different checkpoints: they differ in dictionaries of tensors: {first} has model, "
+            f"{second} has model0, model1; give those of one"
         )
     ]
 

@@ -195,7 +195,9 @@ def test_more_parameters_than_any_model_has(tmp_path, monkeypatch):
     made = Draft()
     for name in "ab":
         made.put(f"decoder.layers.{name}", numbered(4, ROWS), "float32", rows(1, 4))
-    assert refused(made, tmp_path) == ["names more than 3 parameters: it is damaged"]
+    assert refused(made, tmp_path) == [
+        "names more than 3 parameters: it is damaged; load the checkpoint in training, and save it again"
+    ]
 
 
 def test_a_checkpoint_without_a_model(tmp_path):
