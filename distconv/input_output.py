@@ -26,7 +26,7 @@ class InputOutput(Record):
         _SIZE,
         None,
         "I/O threads of each process, each of which has a request of its own under way",
-        unset="six for each core that a process has, at most 16",
+        unset="three for each core that a process has, and while cores are idle more, up to 12 for each, at most 24",
     )
     buffer_mib: int | None = option(
         _SIZE,

@@ -5,8 +5,11 @@ Owns their marks and the way out for their users. Opens `metadata.json` alone, a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import fnmatch
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from distconv.errors import InputError
@@ -118,15 +121,35 @@ _FILES = {
 
 def foreign_problem(directory: Path, key: str) -> str | None:
     """What the directory of option `key` is, and what to do, in words; `None` if it has no mark of another program."""
+    # The patterns are many, and a file system may take long to list a directory.
+    names = cache(_names)
     for place in (directory, *iterations_in(directory)):
-        if any(next(place.glob(pattern), None) for pattern in _PUBLISHED):
+        if any(next(_matching(place, pattern, names), None) for pattern in _PUBLISHED):
             return None
         for kind in _KINDS:
-            marks = (path for pattern in kind.marks for path in sorted(place.glob(pattern)))
+            marks = (path for pattern in kind.marks for path in _matching(place, pattern, names))
             if (mark := next(filter(kind.holds, marks), None)) is not None:
                 what = f"{key}={directory}: is {kind.title} ({mark.relative_to(directory)})"
                 return f"{what}; {_remedy(kind.remedy, mark, key)}"
     return None
+
+
+def _matching(place: Path, pattern: str, names: Callable[[Path], Sequence[str]]) -> Iterator[Path]:
+    """The paths below a directory that match a pattern, in order; `names`: those in a directory."""
+    first, _, rest = pattern.partition("/")
+    for name in fnmatch.filter(names(place), first):
+        if rest:
+            yield from _matching(place / name, rest, names)
+        else:
+            yield place / name
+
+
+def _names(directory: Path) -> Sequence[str]:
+    """The names in a directory, in order; none where there is none, or it cannot be read, since that is for advice."""
+    try:
+        return sorted(os.listdir(directory))
+    except OSError:
+        return []
 
 
 def file_words(path: Path, key: str) -> str:

@@ -15,7 +15,9 @@ _MIB = 1024 * 1024
 _TOGETHER = 48 * _MIB
 _LARGEST_BUFFER, _SMALLEST_BUFFER = 8 * _MIB, _MIB
 # A file system far away takes some ms for a request, in which a core moves as much as a few threads have in hand.
-_THREADS_PER_CORE, _MOST_THREADS = 6, 16
+_THREADS_PER_CORE, _MOST_THREADS = 12, 24
+# More would only take the caches of cores from each other, where nothing waits.
+_AT_FIRST_PER_CORE = 3
 # Of a control group: quota and period, in microseconds.
 _QUOTA = "cpu.max"
 _GROUPS, _OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -26,11 +28,14 @@ class Lanes:
     """The threads of a process that read and write, and the size in bytes of each of the two buffers of a thread.
 
     `large_bytes`: that of the two buffers for what is read of many places, or again and again, for each that is filled.
+    `threads_at_first`: the threads that there are until the `cores` of the process are seen to be idle.
     """
 
     threads: int
     buffer_bytes: int
     large_bytes: int
+    threads_at_first: int
+    cores: int
 
     @property
     def nbytes(self) -> int:
@@ -40,12 +45,12 @@ class Lanes:
 
 def lanes(threads: int | None, buffer_mib: int | None, cores: int) -> Lanes:
     """The lanes of a process with so many cores; what is given counts."""
-    if threads is None:
-        threads = min(_THREADS_PER_CORE * cores, _MOST_THREADS)
+    most = min(_THREADS_PER_CORE * cores, _MOST_THREADS) if threads is None else threads
+    at_first = min(_AT_FIRST_PER_CORE * cores, most) if threads is None else threads
+    each, large = min(max(_TOGETHER // (2 * most), _SMALLEST_BUFFER), _LARGEST_BUFFER), _LARGEST_BUFFER
     if buffer_mib is not None:
-        return Lanes(threads=threads, buffer_bytes=buffer_mib * _MIB, large_bytes=buffer_mib * _MIB)
-    buffer_bytes = min(max(_TOGETHER // (2 * threads), _SMALLEST_BUFFER), _LARGEST_BUFFER)
-    return Lanes(threads=threads, buffer_bytes=buffer_bytes, large_bytes=_LARGEST_BUFFER)
+        each = large = buffer_mib * _MIB
+    return Lanes(threads=most, buffer_bytes=each, large_bytes=large, threads_at_first=at_first, cores=cores)
 
 
 def cores_of(here: int) -> int:

@@ -23,15 +23,17 @@ _SPARE = mmap.PAGESIZE
 class Buffers:
     """Two buffers for each thread, allocated when first used; safe to use from several threads.
 
-    Who needs larger ones has those of several threads at once. Parts are given in the order in which they are asked
-    for, so that no one waits for ever for larger ones.
+    Who needs larger ones has those of several threads at once: it claims adjacent ones, in the order in which they are
+    asked for, which nobody else gets before; who needs small ones takes any others meanwhile.
     """
 
     def __init__(self, lanes: Lanes) -> None:
         self.lanes = lanes
         self._each = 2 * lanes.buffer_bytes + _SPARE
         self._count = max(lanes.threads, -(-(2 * lanes.large_bytes + ALIGNMENT) // self._each))
-        self._free = [True] * self._count
+        # Who has, and who is the next to have, a part.
+        self._owners: list[object | None] = [None] * self._count
+        self._claims: list[object | None] = [None] * self._count
         self._waiting: deque[object] = deque()
         self._changed = threading.Condition()
         self._memory: memoryview | None = None
@@ -46,29 +48,62 @@ class Buffers:
         nbytes = 2 * buffer_bytes + ALIGNMENT
         parts, ticket = -(-nbytes // self._each), object()
         with self._changed:
-            self._waiting.append(ticket)
             try:
-                self._changed.wait_for(lambda: self._waiting[0] is ticket and self._room(parts) is not None)
+                if parts > 1:
+                    self._waiting.append(ticket)
+                self._changed.wait_for(lambda: self._has(ticket, parts))
                 if self._memory is None:
                     self._memory = _allocated(self._count * self._each, self.lanes.nbytes)
-                first = self._room(parts)
-                assert first is not None
-                self._free[first : first + parts] = [False] * parts
-            finally:
-                self._waiting.remove(ticket)
-                self._changed.notify_all()
-            memory = self._memory[first * self._each :][:nbytes]
+            except BaseException:
+                self._release(ticket)
+                raise
+            memory = self._memory[self._owners.index(ticket) * self._each :][:nbytes]
         try:
             yield memory
         finally:
             with self._changed:
-                self._free[first : first + parts] = [True] * parts
-                self._changed.notify_all()
+                self._release(ticket)
 
-    def _room(self, parts: int) -> int | None:
-        """The first of so many adjacent parts that are free."""
+    def _has(self, ticket: object, parts: int) -> bool:
+        """Whether so many adjacent parts are those of a ticket, which takes them if it can."""
+        if parts == 1:
+            free = (part for part, each in enumerate(self._owners) if each is None and self._claims[part] is None)
+            first = next(free, None)
+        else:
+            first = self._claimed(ticket, parts)
+            if first is not None and any(self._owners[first : first + parts]):
+                return False
+        if first is None:
+            return False
+        self._owners[first : first + parts] = [ticket] * parts
+        if parts > 1:
+            self._claims[first : first + parts] = [None] * parts
+            # What is behind it may claim some now.
+            self._changed.notify_all()
+        return True
+
+    def _claimed(self, ticket: object, parts: int) -> int | None:
+        """The first of the adjacent parts that a ticket claims; nothing while those before it claim too many."""
+        if ticket in self._claims:
+            return self._claims.index(ticket)
+        if self._waiting[0] is not ticket:
+            return None
         starts = range(self._count - parts + 1)
-        return next((start for start in starts if all(self._free[start : start + parts])), None)
+        free = [start for start in starts if not any(self._claims[start : start + parts])]
+        if not free:
+            return None
+        first = min(free, key=lambda start: sum(each is not None for each in self._owners[start : start + parts]))
+        self._claims[first : first + parts] = [ticket] * parts
+        self._waiting.popleft()
+        return first
+
+    def _release(self, ticket: object) -> None:
+        """Take everything from a ticket."""
+        for found in (self._owners, self._claims):
+            found[:] = [None if each is ticket else each for each in found]
+        if ticket in self._waiting:
+            self._waiting.remove(ticket)
+        self._changed.notify_all()
 
 
 def _allocated(nbytes: int, wanted: int) -> memoryview:

@@ -18,6 +18,7 @@ from distconv.errors import LostError, StoppedError
 from distconv.tensors.stored import position
 from distconv.transfer.buffers import Buffers
 from distconv.transfer.engine import Engine, Task, Work, tasks_of
+from distconv.transfer.pace import Pace
 from distconv.transfer.sinks import Counters, Sink
 from distconv.transfer.sources import SourceFiles
 
@@ -42,7 +43,7 @@ class Portion:
 
 
 class Crew:
-    """As many threads as there are buffers for, inside the context; they take up portions in the order of giving.
+    """Threads inside the context, at most as many as there are buffers for; they take up portions in the given order.
 
     `must_stop` is called about twice a second while a portion is waited for. When the context is left with an error,
     the threads have stopped; those that hang are left alone if another process is lost: they may never return.
@@ -60,15 +61,12 @@ class Crew:
         self._is_complete = False
         self._stop = threading.Event()
         self._failures: list[BaseException] = []
-        self._threads = [
-            # Those that hang do not keep the process from ending.
-            threading.Thread(target=self._work, name=f"transfer-{number}", daemon=True)
-            for number in range(buffers.lanes.threads)
-        ]
+        self._pace = Pace(buffers.lanes)
+        self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Crew:
-        for thread in self._threads:
-            thread.start()
+        with self._changed:
+            self._grow()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -103,14 +101,21 @@ class Crew:
                 self._halt()
         if self._stop.is_set():
             self._join(None)
-            # What stopped the others comes first.
-            causes = sorted(self._failures, key=lambda each: isinstance(each, StoppedError))
-            raise causes[0] if causes else StoppedError("stopped because another process failed")
+            # The first one stopped the others, unless another process did.
+            raise next(iter(self._failures), StoppedError("stopped because another process failed"))
 
     def _is_over(self, portion: Portion) -> bool:
         """Whether a portion is done, or will never be; waits for that, but not for long."""
         with self._changed:
             return self._changed.wait_for(lambda: portion.is_done or self._stop.is_set(), _ALARM_SECONDS)
+
+    def _grow(self) -> None:
+        """Start the threads that there are to be by now, and are not."""
+        while len(self._threads) < self._pace.threads and not self._is_complete:
+            # One that hangs does not keep the process from ending.
+            thread = threading.Thread(target=self._work, name=f"transfer-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def _halt(self) -> None:
         with self._changed:
@@ -161,5 +166,7 @@ class Crew:
     def _end(self, portion: Portion) -> None:
         with self._changed:
             portion.under_way -= 1
+            self._pace.learn(importing=self._counters.is_importing)
+            self._grow()
             if portion.is_done:
                 self._changed.notify_all()

@@ -70,6 +70,11 @@ class Counters:
                 if not self._importers:
                     self.import_seconds += time.monotonic() - self._import_began
 
+    @property
+    def is_importing(self) -> bool:
+        """Whether some thread is importing."""
+        return self._importers > 0
+
     def add(self, read: int = 0, written: int = 0, done: int = 0) -> None:
         """Count bytes."""
         with self._lock:

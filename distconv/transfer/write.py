@@ -20,6 +20,7 @@ from distconv.formats.frame import Frame, heads, write_frame
 from distconv.formats.records import Entry, OutputFile, Plan, Written
 from distconv.input_output import InputOutput
 from distconv.runtime.durability import synchronise, synchronise_directory
+from distconv.runtime.hand_out import on_threads
 from distconv.runtime.progress import reached
 from distconv.tensors.stored import SourceFile
 from distconv.transfer.batches import Batch, batches
@@ -30,8 +31,8 @@ from distconv.transfer.means import Means
 from distconv.transfer.sinks import WriteSink
 from distconv.transfer.sources import SourceFiles
 
-# Batches of which files are open.
-_AT_A_TIME = 2
+# Batches of which files are open; files beside the tensors that are written at a time, few bytes and many requests.
+_AT_A_TIME, _BESIDE_AT_A_TIME = 2, 8
 
 
 def write_files(
@@ -205,8 +206,12 @@ def write_beside(
     Raises:
         JobError: a write failed, or a read of what is copied; that is another file than it was, or became one.
     """
+
+    def write(name: str) -> Written:
+        return _write_whole(directory / name, beside[name], sources, io)
+
     try:
-        done = {name: _write_whole(directory / name, content, sources, io) for name, content in beside.items()}
+        done = dict(zip(beside, on_threads(write, list(beside), _BESIDE_AT_A_TIME), strict=True))
         sources.check_these(each for each in beside.values() if isinstance(each, SourceFile))
         if io.fsync:
             with OpenFiles(os.O_RDONLY) as files:

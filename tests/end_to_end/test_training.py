@@ -196,8 +196,8 @@ def test_ranks_of_two_iterations(checkpoint):
     rewrite(checkpoint, lambda content: content | {"iteration": 200}, "mp_rank_01_001")
     assert refused(checkpoint) == (
         "the files are of different checkpoints: they differ in iteration: "
-        f"{checkpoint}/release/mp_rank_00_000/{FILE} has iteration 100; "
-        f"{checkpoint}/release/mp_rank_01_001/{FILE} has iteration 200"
+        f"{checkpoint}/release/mp_rank_00_000/{FILE} has iteration 100, "
+        f"{checkpoint}/release/mp_rank_01_001/{FILE} has iteration 200; give those of one"
     )
 
 

@@ -14,7 +14,9 @@ from distconv.transfer.sources import SourceFiles
 
 def small_lanes(threads: int, buffer_bytes: int) -> Lanes:
     """Lanes with buffers of a size in bytes."""
-    return Lanes(threads=threads, buffer_bytes=buffer_bytes, large_bytes=buffer_bytes)
+    return Lanes(
+        threads=threads, buffer_bytes=buffer_bytes, large_bytes=buffer_bytes, threads_at_first=threads, cores=1
+    )
 
 
 def small_buffers(threads: int, buffer_bytes: int = 4096) -> Buffers:

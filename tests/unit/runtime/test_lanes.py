@@ -13,9 +13,20 @@ from distconv.runtime.lanes import Lanes, cores_of, lanes
 MIB = 2**20
 
 
-@pytest.mark.parametrize(("cores", "threads"), [(1, 6), (2, 12), (3, 16), (192, 16)])
-def test_threads_follow_from_cores(cores, threads):
-    assert lanes(None, None, cores).threads == threads
+def of(threads: int, buffer_bytes: int, large_bytes: int, *, at_first: int | None = None, cores: int = 1) -> Lanes:
+    return Lanes(
+        threads=threads,
+        buffer_bytes=buffer_bytes,
+        large_bytes=large_bytes,
+        threads_at_first=at_first or threads,
+        cores=cores,
+    )
+
+
+@pytest.mark.parametrize(("cores", "at_first", "threads"), [(1, 3, 12), (2, 6, 24), (3, 9, 24), (192, 24, 24)])
+def test_threads_follow_from_cores(cores, at_first, threads):
+    found = lanes(None, None, cores)
+    assert (found.threads_at_first, found.threads, found.cores) == (at_first, threads, cores)
 
 
 def test_all_buffers_together_are_bounded_whatever_the_cores():
@@ -34,13 +45,13 @@ def test_buffers_follow_from_threads_that_are_given(threads, mib):
 def test_what_is_given_counts():
     for threads, mib in product((1, 7, 100), (1, 3, 64)):
         size = mib * MIB
-        assert lanes(threads, mib, 2) == Lanes(threads=threads, buffer_bytes=size, large_bytes=size)
-    assert lanes(None, 64, 1) == Lanes(threads=6, buffer_bytes=64 * MIB, large_bytes=64 * MIB)
+        assert lanes(threads, mib, 2) == of(threads, size, size, cores=2)
+    assert lanes(None, 64, 1) == of(12, 64 * MIB, 64 * MIB, at_first=3)
 
 
 def test_a_transposition_may_be_all_there_is_room_for():
-    assert Lanes(threads=1, buffer_bytes=10, large_bytes=50).nbytes == 100
-    assert Lanes(threads=6, buffer_bytes=10, large_bytes=50).nbytes == 120
+    assert of(1, 10, 50).nbytes == 100
+    assert of(6, 10, 50).nbytes == 120
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -14,7 +15,7 @@ from distconv.runtime.lanes import Lanes
 from distconv.transfer.buffers import ALIGNMENT, Buffers
 
 SMALL, LARGE = 1 << 12, 1 << 14
-LANES = Lanes(threads=6, buffer_bytes=SMALL, large_bytes=LARGE)
+LANES = Lanes(threads=6, buffer_bytes=SMALL, large_bytes=LARGE, threads_at_first=6, cores=1)
 
 
 def test_a_part_holds_two_buffers():
@@ -25,7 +26,7 @@ def test_a_part_holds_two_buffers():
 
 
 def test_one_thread_has_room_for_a_large_part():
-    with Buffers(Lanes(threads=1, buffer_bytes=SMALL, large_bytes=LARGE)).taken(LARGE) as memory:
+    with Buffers(replace(LANES, threads=1)).taken(LARGE) as memory:
         assert len(memory) == 2 * LARGE + ALIGNMENT
 
 
@@ -53,30 +54,76 @@ def test_parts_of_any_size_are_nobody_elses_while_they_are_taken():
         assert all(pool.map(use, range(len(sizes))))
 
 
-def test_who_waits_for_a_large_part_is_not_passed_by_those_who_want_small_ones():
-    buffers, order, asked = Buffers(LANES), [], threading.Event()
+class Asking:
+    """A thread that asks for a part, and has it until it is told to let go."""
 
-    def take(size: int) -> None:
-        asked.set()
-        with buffers.taken(size):
-            order.append(size)
+    def __init__(self, buffers: Buffers, size: int) -> None:
+        self._got, self._let_go = threading.Event(), threading.Event()
+        self._buffers, self._size = buffers, size
+        self._thread = threading.Thread(target=self._take)
+        self._thread.start()
 
-    with ThreadPoolExecutor(2) as pool:
-        with ExitStack() as stack:
-            for _ in range(LANES.threads - 1):
-                stack.enter_context(buffers.taken(SMALL))
-            large = pool.submit(take, LARGE)
-            asked.wait()
-            # Long enough for it to ask first; were it not, there would be nothing to see.
-            threading.Event().wait(0.05)
-            small = pool.submit(take, SMALL)
-            threading.Event().wait(0.05)
-            assert order == []
-        large.result()
-        small.result()
-    assert sorted(order) == [SMALL, LARGE]
+    def _take(self) -> None:
+        with self._buffers.taken(self._size):
+            self._got.set()
+            assert self._let_go.wait(20)
+
+    def has(self, seconds: float = 20) -> bool:
+        """Whether it has its part, or will have within so many seconds."""
+        return self._got.wait(seconds)
+
+    def end(self) -> None:
+        self._let_go.set()
+        self._thread.join(20)
+
+
+# Long enough for a thread that can have a part to have it.
+WAITS = 0.1
+
+
+def asking(buffers: Buffers, *sizes: int) -> list[Asking]:
+    """Threads that ask one after the other."""
+    found = []
+    for size in sizes:
+        found.append(Asking(buffers, size))
+        found[-1].has(WAITS)
+    return found
+
+
+def test_who_waits_for_a_large_part_has_it_before_those_who_ask_later_for_the_same():
+    """Of six parts it needs three; others have the other three meanwhile."""
+    buffers = Buffers(LANES)
+    first = asking(buffers, *[SMALL] * LANES.threads)
+    (large,) = asking(buffers, LARGE)
+    for each in first[1:]:
+        each.end()
+    later = asking(buffers, *[SMALL] * 4)
+    assert [each.has(WAITS) for each in later] == [True, True, True, False]
+    assert not large.has(WAITS)
+    first[0].end()
+    assert large.has()
+    assert not later[-1].has(WAITS)
+    large.end()
+    assert later[-1].has()
+    for each in later:
+        each.end()
+
+
+def test_who_waits_for_a_large_part_claims_one_that_another_has():
+    """So two of four have one each, and one of the others has it whenever one of these lets go."""
+    buffers = Buffers(LANES)
+    found = asking(buffers, *[LARGE] * 4)
+    assert [each.has(WAITS) for each in found] == [True, True, False, False]
+    for ended in found[:2]:
+        before = sum(each.has(0) for each in found)
+        ended.end()
+        found[-1].has(WAITS)
+        assert sum(each.has(WAITS) for each in found) == before + 1
+    for each in found[2:]:
+        assert each.has()
+        each.end()
 
 
 def test_no_memory_is_a_failure_that_says_what_to_lower():
     with pytest.raises(JobError, match=r"buffers of [\d,]+ bytes; lower io.threads or io.buffer_mib"):
-        Buffers(Lanes(threads=2**20, buffer_bytes=2**40, large_bytes=2**40)).taken(1).__enter__()
+        Buffers(replace(LANES, threads=2**20, buffer_bytes=2**40, large_bytes=2**40)).taken(1).__enter__()

@@ -81,6 +81,14 @@ def test_all_portions_are_done_in_the_order_of_giving(tmp_path, threads):
     assert left() == []
 
 
+def test_each_portion_has_its_own_sink(tmp_path):
+    one, other = Recorded(), Recorded()
+    with at_work(threads=1) as crew:
+        crew.begin(work(tmp_path, "a"), one)
+        crew.wait(crew.begin(work(tmp_path, "b"), other))
+    assert (one.received, other.received) == (["a"], ["b"])
+
+
 def test_threads_go_on_to_the_next_portion_before_the_last_one_is_done(tmp_path):
     slow, next_one = Recorded(waits=True), Recorded()
     with at_work() as crew:

@@ -191,7 +191,7 @@ def test_a_packed_expert_is_read_once_where_two_buffers_hold_it():
             assert bytes_read(lowered(shards, [source], buffer_mib * mib)) == pytest.approx(times * 24 * mib, rel=0.01)
 
 
-LANES = Lanes(threads=12, buffer_bytes=2 << 20, large_bytes=8 << 20)
+LANES = Lanes(threads=12, buffer_bytes=2 << 20, large_bytes=8 << 20, threads_at_first=12, cores=1)
 
 
 def by_head(heads: int, head_bytes: int) -> tuple[VirtualTensor, Index]:
