@@ -114,8 +114,14 @@ class Crew:
         while len(self._threads) < self._pace.threads and not self._is_complete:
             # One that hangs does not keep the process from ending.
             thread = threading.Thread(target=self._work, name=f"transfer-{len(self._threads)}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                # The system allows no more; those that there are do the work.
+                if not self._threads:
+                    raise
+                return
             self._threads.append(thread)
-            thread.start()
 
     def _halt(self) -> None:
         with self._changed:

@@ -108,6 +108,21 @@ def test_what_was_given_is_done_though_nobody_waits_for_it(tmp_path):
     assert sorted(sink.received) == list("abcdefgh")
 
 
+def test_fewer_threads_than_wanted_do_all_the_work(tmp_path):
+    """A system may allow no more."""
+    start, sink = threading.Thread.start, Recorded()
+
+    def first_alone(thread: threading.Thread) -> None:
+        if left():
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with patch.object(threading.Thread, "start", first_alone), at_work(threads=3) as crew:
+        assert left() == ["transfer-0"]
+        crew.wait(crew.begin(work(tmp_path, *"abc"), sink))
+    assert sorted(sink.received) == list("abc")
+
+
 def test_a_crew_without_work_ends():
     with at_work(threads=3):
         assert len(left()) == 3
