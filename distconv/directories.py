@@ -23,8 +23,8 @@ from distconv.runtime.launch import cores
 from distconv.runtime.processes import Processes
 
 
-def on_directory(options: Options, chosen: Chosen | None, library: Library, processes: Processes) -> Outcome | None:
-    """The outcome of an action on one directory, `None` if the action of the options needs a plan.
+def on_directory(options: Options, chosen: Chosen | None, library: Library, processes: Processes) -> Outcome:
+    """The outcome of the action of the options on one directory.
 
     Raises:
         DistconvError: the failure of any process, as the same error on every process.
@@ -33,9 +33,7 @@ def on_directory(options: Options, chosen: Chosen | None, library: Library, proc
         return cleaned(options, processes)
     if options.action == "inspect":
         return inspected(options, chosen, library, processes)
-    if options.action == "skeleton":
-        return drafted(options, chosen, library, processes)
-    return None
+    return drafted(options, chosen, library, processes)
 
 
 def inspected(options: Options, chosen: Chosen | None, library: Library, processes: Processes) -> Outcome:

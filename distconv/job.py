@@ -13,12 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from distconv.actions import without_plan
 from distconv.commit.modes import Modes
 from distconv.commit.recovery import check_settled, leftovers
 from distconv.commit.staging import Staging
 from distconv.commit.target import Target, check_present, check_space, check_target
-from distconv.diffing import differences_between
-from distconv.directories import on_directory
 from distconv.done import is_done
 from distconv.errors import InputError
 from distconv.foreseen import foreseen
@@ -38,7 +37,7 @@ from distconv.planning.plan import Planned, plan_job, shares_of
 from distconv.planning.record import record_of
 from distconv.planning.report_file import ReportFiles
 from distconv.planning.summary import plan_report
-from distconv.proving import compare_files_recorded, proved
+from distconv.proving import compare_files_recorded
 from distconv.runtime.agreement import on_all, on_first, on_first_with_hand_out
 from distconv.runtime.collection import uncollected
 from distconv.runtime.hand_out import HandOut
@@ -72,12 +71,8 @@ def run_job(
         DistconvError: the failure of any process, as the same error on every process.
     """
     processes.be_patient(options.patience)
-    if (done := on_directory(options, chosen, library, processes)) is not None:
+    if (done := without_plan(options, chosen, library, processes, observer)) is not None:
         return done
-    if options.action == "diff":
-        return differences_between(options, chosen, library, processes, observer)
-    if options.action == "verify" and options.source is None:
-        return proved(options, chosen, processes, observer)
     start, lanes = time.monotonic(), options.io.lanes(cores(os.environ))
     found: Facts | None = None
 

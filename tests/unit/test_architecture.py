@@ -31,6 +31,7 @@ ROOMS = [
     {"training"},
     {"transfer", "planning"},
     {"diffing", "directories", "done", "foreseen", "proving", "writing"},
+    {"actions"},
     {"job"},
     {"campaign"},
     {"api"},
