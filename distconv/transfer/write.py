@@ -31,8 +31,10 @@ from distconv.transfer.means import Means
 from distconv.transfer.sinks import WriteSink
 from distconv.transfer.sources import SourceFiles
 
-# Batches of which files are open; files beside the tensors that are written at a time, few bytes and many requests.
-_AT_A_TIME, _BESIDE_AT_A_TIME = 2, 8
+# Batches that are under way; files of theirs that may be open when another one is begun.
+_AT_A_TIME, _MOST_OPEN = 2, 64
+# Files beside the tensors that are written at a time: they are few bytes and many requests.
+_BESIDE_AT_A_TIME = 8
 
 
 def write_files(
@@ -155,7 +157,7 @@ def fill(
                     checksums.add_all(path, found[file].rest.pieces)
             sink = WriteSink(targets, means.counters, checksums, in_front)
             under_way.append((batch, list(paths.values()), crew.begin(batch.work(paths, offsets), sink)))
-            if len(under_way) == _AT_A_TIME:
+            while len(under_way) == _AT_A_TIME or sum(len(each) for _, each, _ in under_way) > _MOST_OPEN:
                 finish()
         while under_way:
             finish()

@@ -21,6 +21,7 @@ from distconv.input_output import InputOutput
 from distconv.runtime.identity import look_at
 from distconv.tensors.stored import SourceFile
 from distconv.transfer import write as writing
+from distconv.transfer.crew import Crew, Portion
 from distconv.transfer.means import Means
 from distconv.transfer.sinks import Counters
 from distconv.transfer.sources import SourceFiles
@@ -135,6 +136,30 @@ def test_a_file_that_is_not_finished_is_in_no_journal(tmp_path):
         written(plan, tmp_path / "out")
     assert later
     assert finished_in(tmp_path).keys() == {file.path for file in plan.files if file.batch == first}
+
+
+@pytest.mark.parametrize(("most", "order"), [(2, "12c3cc"), (1, "1c2c3c")])
+def test_the_next_batch_is_begun_before_the_last_one_is_finished_unless_too_many_files_were_open(tmp_path, most, order):
+    plan = planned(tmp_path, tp=2, stages={"text": ((1, 1, 1),)})
+    (tmp_path / "out").mkdir()
+    seen: list[str] = []
+    begin, close = Crew.begin, writing._close
+
+    def begun(crew: Crew, *given: Any) -> Portion:
+        seen.append(str(1 + len(seen) - seen.count("c")))
+        return begin(crew, *given)
+
+    def closed(*given: Any) -> None:
+        seen.append("c")
+        close(*given)
+
+    with (
+        patch.object(writing, "_MOST_OPEN", most),
+        patch.object(Crew, "begin", begun),
+        patch.object(writing, "_close", closed),
+    ):
+        written(plan, tmp_path / "out")
+    assert "".join(seen) == order
 
 
 def test_files_beside_the_tensors_are_written_or_copied_and_made_durable(tmp_path):
