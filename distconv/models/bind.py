@@ -7,7 +7,7 @@ element type, or is marked optional. Knows no layout and reads no data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from math import prod
@@ -84,18 +84,10 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
             missing.setdefault(rule.modality, []).extend(applied.missing)
 
     explain = Explanations(definition, reasons, sizes)
-    unconverted = []
+    unconverted, unused = _left_out(definition, explain, stored, owners)
     unknown: dict[str, list[str]] = {}
-    copied = {each.name: each for each in definition.copied if each.of in owners}
-    for name in sorted(stored.keys() - owners.keys()):
-        if name in copied:
-            unconverted.append(_copy(stored[name], stored[copied[name].of], copied[name].reason))
-            continue
-        # An `ignored` pattern may be spelled as the definition's names are, or as the checkpoint's.
-        reason = explain.reason(name) or explain.reason(stored[name].name)
-        if reason is not None:
-            unconverted.append(Unconverted(tensor=stored[name], reason=reason))
-        elif not (unsized and explain.fits(name)) and name.rpartition(".")[0] not in quantised:
+    for name in unused:
+        if not (unsized and explain.fits(name)) and name.rpartition(".")[0] not in quantised:
             unknown.setdefault(explain.problem(name), []).append(stored[name].name)
     problems += _missing(missing, {rule.modality for rule in owners.values()}, index.directory)
     left_over = [
@@ -112,6 +104,28 @@ def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Cal
         tied=tied_head is not None,
         adapters=definition.adapters == "only",
     )
+
+
+def _left_out(
+    definition: Definition,
+    explain: Explanations,
+    stored: Mapping[str, StoredTensor],
+    owners: Container[str],
+) -> tuple[list[Unconverted], list[str]]:
+    """The tensors that no rule uses, and the names of those among them that nothing leaves out."""
+    found: list[Unconverted] = []
+    unused = []
+    copied = {each.name: each for each in definition.copied if each.of in owners}
+    for name in sorted(name for name in stored if name not in owners):
+        # An `ignored` pattern may be spelled as the definition's names are, or as the checkpoint's.
+        reason = explain.reason(name) or explain.reason(stored[name].name)
+        if name in copied:
+            found.append(_copy(stored[name], stored[copied[name].of], copied[name].reason))
+        elif reason is not None:
+            found.append(Unconverted(tensor=stored[name], reason=reason))
+        else:
+            unused.append(name)
+    return found, unused
 
 
 def _copy(copy: StoredTensor, original: StoredTensor, reason: str) -> Unconverted:

@@ -59,12 +59,9 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
     model_types = parser.names(content, "model_types")
     # Who chooses a definition looks at it.
     parser.names(content, "unless")
-    variant_of = content.get("variant_of")
-    parser.expect(variant_of is None or isinstance(variant_of, str), "variant_of", "the name of a model", variant_of)
-    part_of = content.get("part_of")
-    parser.expect(part_of is None or isinstance(part_of, str), "part_of", "a field of config.json", part_of)
-    dialect = OWN_NAMES if content.get("dialect") is None else content["dialect"]
-    parser.expect(isinstance(dialect, str), "dialect", "the name of a dialect of training", dialect)
+    variant_of = parser.text(content, "variant_of", "the name of a model")
+    part_of = parser.text(content, "part_of", "a field of config.json")
+    dialect = parser.text(content, "dialect", "the name of a dialect of training")
     renamed_prefixes = parser.renamed_prefixes(content)
     raise_if(parser.problems)
     if predicting is not None:
@@ -90,7 +87,7 @@ def parse_definition(name: str, content: Mapping[str, Any]) -> Definition:
         ignored=ignored,
         kept=kept,
         restrictions=restrictions,
-        dialect=dialect,
+        dialect=OWN_NAMES if dialect is None else dialect,
         copied=copied,
         predicting=predicting,
     )
@@ -114,6 +111,11 @@ class _Parser(DefinitionReader):
         except ValueError as error:
             self.complain("language_model", error)
             return Nesting()
+
+    def text(self, content: Mapping[str, Any], key: str, expected: str) -> str | None:
+        found = content.get(key)
+        self.expect(found is None or isinstance(found, str), key, expected, found)
+        return found
 
     def specs(self, content: Mapping[str, Any], key: str, *, is_list: bool) -> _Specs:
         specs: dict[str, SizeSpec | None] = {}

@@ -6,7 +6,7 @@ or only the source has. Reads nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -28,6 +28,9 @@ from distconv.tensors.stored import NamedTensor, as_stored
 FILL = "fill_from_reference=true fills in from there"
 # The advice about what the reference does not name, or in another shape.
 _OTHER_MODEL = "is it the model that training began with?"
+# The advice about names of adapters among them.
+_ADAPTERS = "an adapter that is not merged: +model=NAME_lora converts it, or let PEFT merge it first"
+_NOTHING_TO_FILL_IN = "it has no weights to fill in from"
 # The advice about what cannot be filled in.
 COMPLETE = "is the source complete, and this the model that training began with?"
 
@@ -195,31 +198,14 @@ def follow(
     unknown = [name for name in given if name not in names]
     absent = [name for name in reference.shard_files if name not in found]
     filled = _fillers(absent, reference) if fill else {}
-    problems = []
-    adapters = [name for name in unknown if belongs_to_adapter(name) or plain_name(name) != name]
-    others = [name for name in unknown if name not in set(adapters)]
-    for those, advice in (
-        (others, _OTHER_MODEL),
-        (adapters, "an adapter that is not merged: +model=NAME_lora converts it, or let PEFT merge it first"),
-    ):
-        if those:
-            problems.append(
-                f"reference={reference.directory}: does not name {counted(len(those), 'tensor')} of the source: "
-                f"{named(those)}; {advice}"
-            )
     lacking = [name for name in absent if name not in filled]
-    by_remedy: dict[str, list[str]] = {}
-    for name in lacking:
-        advice = "it has no weights to fill in from" if fill else remedy(name)
-        # What has other tensors as well is no part of the model, which could be completed.
-        by_remedy.setdefault(COMPLETE if others and advice == FILL else advice, []).append(name)
-    for advice, those in by_remedy.items():
-        problems.append(
-            f"reference={reference.directory}: names {counted(len(those), 'tensor')} that the source does not have: "
-            f"{named(those)}; {advice}"
-        )
-    problems += _shape_problems(found, reference, {own for name, own in names.items() if name in resized})
-    raise_if(problems)
+    raise_if(
+        [
+            *_unknown_problems(unknown, reference),
+            *_lacking_problems(lacking, unknown, reference, remedy if not fill else lambda _: _NOTHING_TO_FILL_IN),
+            *_shape_problems(found, reference, {own for name, own in names.items() if name in resized}),
+        ]
+    )
     complete = {**found, **filled}
     return Followed(
         tensors=tuple(complete[name] for name in names.values()),
@@ -233,6 +219,39 @@ def _fillers(names: Sequence[str], reference: Reference) -> Mapping[str, NamedTe
     if reference.index is None:
         return {}
     return {each.name: each for each in as_stored(reference.index.tensors[name] for name in names)}
+
+
+def _is_of_adapter(name: str) -> bool:
+    return belongs_to_adapter(name) or plain_name(name) != name
+
+
+def _unknown_problems(names: Sequence[str], reference: Reference) -> Iterator[str]:
+    """The problems of tensors of the source that the reference does not name."""
+    adapters = list(filter(_is_of_adapter, names))
+    others = [name for name in names if not _is_of_adapter(name)]
+    for those, advice in ((others, _OTHER_MODEL), (adapters, _ADAPTERS)):
+        if those:
+            yield (
+                f"reference={reference.directory}: does not name {counted(len(those), 'tensor')} of the source: "
+                f"{named(those)}; {advice}"
+            )
+
+
+def _lacking_problems(
+    names: Sequence[str], unknown: Sequence[str], reference: Reference, remedy: Callable[[str], str]
+) -> Iterator[str]:
+    """The problems of tensors of the reference that the source lacks, which has `unknown` ones instead."""
+    # What has other tensors as well is no part of the model, which could be completed.
+    is_part = all(map(_is_of_adapter, unknown))
+    by_remedy: dict[str, list[str]] = {}
+    for name in names:
+        advice = remedy(name)
+        by_remedy.setdefault(COMPLETE if advice == FILL and not is_part else advice, []).append(name)
+    for advice, those in by_remedy.items():
+        yield (
+            f"reference={reference.directory}: names {counted(len(those), 'tensor')} that the source does not have: "
+            f"{named(those)}; {advice}"
+        )
 
 
 def _shape_problems(found: Mapping[str, NamedTensor], reference: Reference, resized: Container[str]) -> list[str]:
