@@ -8,10 +8,14 @@ import json
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 LINES_SHOWN = 20
+# So many may say what to do about them each for itself.
+_FEW = 4
+# Between a problem and what to do about it.
+_AND_THEN = "; "
 # What is imported and what has to be installed for it. An installation with `--no-deps` may have none of them.
 _PACKAGES = {
     "yaml": "pyyaml",
@@ -105,11 +109,22 @@ def missing_package(error: ModuleNotFoundError) -> str | None:
 
 
 def joined(problems: list[str]) -> str:
-    """The problems as one screen of text: each on its own line, the rest counted."""
-    shown = [printable(each) for each in problems[:LINES_SHOWN]]
+    """The problems as one screen of text: a line for each, the rest counted, and once what to do about all of many."""
+    remedy = _remedy_of_all(problems)
+    shown = [printable(each.removesuffix(remedy)) for each in problems[:LINES_SHOWN]]
     if len(problems) > len(shown):
         shown.append(f"… and {len(problems) - LINES_SHOWN} more of the same kind")
-    return "\n".join(shown)
+    return "\n".join([*shown, printable(remedy.removeprefix(_AND_THEN))] if remedy else shown)
+
+
+def _remedy_of_all(problems: list[str]) -> str:
+    """What all of many problems end with, from a semicolon on; empty if there is none."""
+    if len(problems) <= _FEW:
+        return ""
+    backwards = zip(*(each[::-1] for each in problems), strict=False)
+    alike = takewhile(lambda letters: len(set(letters)) == 1, backwards)
+    _, semicolon, words = "".join(letters[0] for letters in alike)[::-1].partition(_AND_THEN)
+    return semicolon + words
 
 
 def raise_if(problems: list[str]) -> None:

@@ -48,6 +48,34 @@ def test_of_more_problems_the_rest_is_counted_and_the_list_left_alone():
     assert len(problems) == LINES_SHOWN + 3
 
 
+@pytest.mark.parametrize(
+    ("ends", "line"),
+    [
+        (["is 1; give 2"] * 5, "give 2"),
+        # From the first semicolon on, but never more than all have.
+        (["is 1; give 2; or 3"] * 5, "give 2; or 3"),
+        ([f"is odd; give {number}; or 3" for number in range(5)], "or 3"),
+        ([*["is 1; give 2"] * 5, "is 1"], None),
+        (["is 1; give 2"] * 4, None),
+        (["is odd"] * 5, None),
+    ],
+)
+def test_what_to_do_about_all_of_many_problems_is_said_once(ends, line):
+    problems = [f"{number}: {end}" for number, end in enumerate(ends)]
+    alone = [problem.removesuffix(f"; {line}") for problem in problems]
+    assert joined(problems).splitlines() == [*alone, *([line] if line else [])]
+
+
+def test_what_to_do_about_all_problems_is_said_when_not_all_are_shown():
+    many = [f"{number}: is odd; give another" for number in range(LINES_SHOWN + 1)]
+    assert joined(many).splitlines()[LINES_SHOWN - 1 :] == [
+        f"{LINES_SHOWN - 1}: is odd",
+        "… and 1 more of the same kind",
+        "give another",
+    ]
+    assert InputError(many).problems == many
+
+
 def test_what_a_terminal_would_obey_or_cannot_show_is_spelled_out():
     assert printable("qkv.weight é … 重 \\n") == "qkv.weight é … 重 \\n"
     assert printable("a\x1b[2Jb\nc\ud800\u202e\x7f\x00") == "a\\x1b[2Jb\\nc\\ud800\\u202e\\x7f\\x00"
