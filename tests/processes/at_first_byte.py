@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distconv.cli.entry import main
-from distconv.transfer import means
+from distconv.transfer.crew import Crew
 
 
 def noting(call: Callable[..., Any], directory: Path) -> Callable[..., Any]:
@@ -26,5 +26,5 @@ def noting(call: Callable[..., Any], directory: Path) -> Callable[..., Any]:
 
 
 if __name__ == "__main__":
-    means.run = noting(means.run, Path(sys.argv.pop(1)))
+    Crew.begin = noting(Crew.begin, Path(sys.argv.pop(1)))  # type: ignore[method-assign]
     sys.exit(main())
