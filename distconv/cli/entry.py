@@ -37,7 +37,8 @@ def _failed(text: str) -> int:
         is_first = launch(os.environ).rank == 0
     except LauncherError:
         is_first = True
-    tell_agent(text if is_first else None, os.environ)
+    # Every process, since none waits for another: the agent may end rank 0 before that can say anything.
+    tell_agent(text, os.environ)
     if is_first:
         raise SystemExit(text)
     return 1

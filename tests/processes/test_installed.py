@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import describe_result, load_case, overrides, write_source
-from tests.processes.jobs import run, torchrun
+from tests.processes.jobs import REPORT, run, torchrun
 
 ROOT = Path(__file__).parents[2]
 DATA = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "conf").rglob("*.yaml"))]
@@ -106,7 +106,10 @@ def test_an_installed_wheel_is_what_runs(installed, tmp_path):
     ],
 )
 def test_a_package_that_is_missing_is_a_sentence(package, options, install, launcher, tmp_path):
-    """As after `pip install --no-deps`: the package is hidden from the processes of the job."""
+    """As after `pip install --no-deps`: the package is hidden from the processes of the job.
+
+    torchrun ends rank 0 when another process has failed before it, and its report says why.
+    """
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     (hidden / "hide.py").write_text(
@@ -118,6 +121,17 @@ def test_a_package_that_is_missing_is_a_sentence(package, options, install, laun
     assert done.status == 1
     said = f"the package {package} is missing: {sys.executable} -m pip install {install}"
     assert said in done.err
-    assert done.told.count("distconv: ") == 1
+    assert done.told.count("distconv: ") == 1 or (REPORT in done.err and "distconv: " not in done.told)
     assert "distconv/" not in done.err.replace(str(tmp_path), "")
     assert not (tmp_path / "mm").exists()
+
+
+def test_torchrun_says_what_is_missing_where_rank_0_is_ended_first(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import os, runpy, sys, time\ntime.sleep(60 if os.environ['RANK'] == '0' else 0)\n"
+        "sys.modules['yaml'] = None\nrunpy.run_module('distconv', run_name='__main__')\n"
+    )
+    done = run([*torchrun(2)[:-2], str(tmp_path / "slow.py"), "source=hf", "target=mm"], tmp_path)
+    assert done.status == 1
+    last = [line for line in done.err.splitlines() if "distconv: " in line][-1]
+    assert last.endswith(f"distconv: the package yaml is missing: {sys.executable} -m pip install pyyaml")
