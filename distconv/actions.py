@@ -20,10 +20,18 @@ def without_plan(
     Raises:
         DistconvError: the failure of any process, as the same error on every process.
     """
-    if options.action in ("clean", "inspect", "skeleton"):
-        from distconv.directories import on_directory  # noqa: PLC0415 - as this module says
+    if options.action == "clean":
+        from distconv.directories import cleaned  # noqa: PLC0415 - as this module says
 
-        return on_directory(options, chosen, library, processes)
+        return cleaned(options, processes)
+    if options.action == "inspect":
+        from distconv.directories import inspected  # noqa: PLC0415
+
+        return inspected(options, chosen, library, processes)
+    if options.action == "skeleton":
+        from distconv.directories import drafted  # noqa: PLC0415
+
+        return drafted(options, chosen, library, processes)
     if options.action == "diff":
         from distconv.diffing import differences_between  # noqa: PLC0415
 

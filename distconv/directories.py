@@ -23,19 +23,6 @@ from distconv.runtime.launch import cores
 from distconv.runtime.processes import Processes
 
 
-def on_directory(options: Options, chosen: Chosen | None, library: Library, processes: Processes) -> Outcome:
-    """The outcome of the action of the options on one directory.
-
-    Raises:
-        DistconvError: the failure of any process, as the same error on every process.
-    """
-    if options.action == "clean":
-        return cleaned(options, processes)
-    if options.action == "inspect":
-        return inspected(options, chosen, library, processes)
-    return drafted(options, chosen, library, processes)
-
-
 def inspected(options: Options, chosen: Chosen | None, library: Library, processes: Processes) -> Outcome:
     """The outcome of `action=inspect`: the description of a directory.
 

@@ -6,7 +6,6 @@ Owns their marks and the way out for their users. Opens `metadata.json` alone, a
 from __future__ import annotations
 
 import fnmatch
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from distconv.errors import InputError
 from distconv.formats.hub import snapshot_in
-from distconv.formats.iterations import iterations_in
+from distconv.formats.iterations import iterations_in, names_in
 from distconv.formats.jsonfile import read_object
 
 # The file that tells the kind of a distributed checkpoint of Megatron-core.
@@ -122,7 +121,7 @@ _FILES = {
 def foreign_problem(directory: Path, key: str) -> str | None:
     """What the directory of option `key` is, and what to do, in words; `None` if it has no mark of another program."""
     # The patterns are many, and a file system may take long to list a directory.
-    names = cache(_names)
+    names = cache(lambda place: sorted(names_in(place)))
     for place in (directory, *iterations_in(directory)):
         if any(next(_matching(place, pattern, names), None) for pattern in _PUBLISHED):
             return None
@@ -142,14 +141,6 @@ def _matching(place: Path, pattern: str, names: Callable[[Path], Sequence[str]])
             yield from _matching(place / name, rest, names)
         else:
             yield place / name
-
-
-def _names(directory: Path) -> Sequence[str]:
-    """The names in a directory, in order; none where there is none, or it cannot be read, since that is for advice."""
-    try:
-        return sorted(os.listdir(directory))
-    except OSError:
-        return []
 
 
 def file_words(path: Path, key: str) -> str:

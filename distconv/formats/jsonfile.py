@@ -16,6 +16,8 @@ from distconv.formats.lfs import POINTER, is_pointer
 from distconv.runtime.identity import read_whole
 from distconv.tensors.stored import SourceFile
 
+# What to do about a file that is damaged.
+AGAIN = "download or copy the file again"
 # Digits of an integer; a length that means no limit has 31.
 _LONGEST_NUMBER = 100
 
@@ -46,7 +48,7 @@ def parse_object(text: bytes, where: str) -> dict[str, Any]:
     try:
         content = json.loads(text, object_pairs_hook=_unique, parse_int=_integer)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not valid JSON: {error}; download or copy the file again") from None
+        raise InputError(f"{where}: not valid JSON: {error}; {AGAIN}") from None
     if not isinstance(content, dict):
         raise InputError(f"{where}: expected a JSON object, found {type(content).__name__}")
     return content

@@ -28,7 +28,7 @@ from distconv.models.names import (
 )
 from distconv.models.parameters import Binding, Parameter, Recipe, Unconverted, target_name
 from distconv.models.rules import ANY, Rule
-from distconv.models.sizes import Sizes
+from distconv.models.sizes import OTHER_CONFIG, Sizes
 from distconv.models.wrappers import wrapping_problem
 from distconv.tensors.dtypes import FLOATING
 from distconv.tensors.operators import OPERATORS
@@ -36,8 +36,7 @@ from distconv.tensors.replicas import replicas_of
 from distconv.tensors.stored import Assembled, SourceIndex, StoredTensor
 from distconv.tensors.virtual import VirtualTensor, select, whole
 
-_OF_ONE = "is config.json that of these weights?"
-_UNKNOWN = f"{_OF_ONE} to leave tensors out, name them under ignored in a definition of your own"
+_UNKNOWN = f"{OTHER_CONFIG} to leave tensors out, name them under ignored in a definition of your own"
 
 
 def bind(definition: Definition, sizes: Sizes, index: SourceIndex, left_out: Callable[[Rule], str | None]) -> Binding:
@@ -133,7 +132,7 @@ def _copy(copy: StoredTensor, original: StoredTensor, reason: str) -> Unconverte
     if (copy.dtype, copy.shape) != (original.dtype, original.shape):
         raise InputError(
             f"{copy.file.path}: {copy.name} is {copy.dtype} {list(copy.shape)}, {original.name} is {original.dtype} "
-            f"{list(original.shape)}: {reason}; {_OF_ONE}"
+            f"{list(original.shape)}: {reason}; {OTHER_CONFIG}"
         )
     one, other = (Assembled((each,), whole(each.dtype, each.shape)) for each in (original, copy))
     return Unconverted(
@@ -157,7 +156,7 @@ def _missing(missing: Mapping[str, list[str]], held: Collection[str], where: str
     """The problems of missing tensors; one for all of a modality of which nothing is there, if there is of another."""
     for modality, problems in missing.items():
         if modality in held or not held or len(problems) < 2:
-            yield from (f"{each}; {_OF_ONE}" for each in problems)
+            yield from (f"{each}; {OTHER_CONFIG}" for each in problems)
         else:
             others = ",".join(sorted(held))
             yield (
@@ -247,7 +246,7 @@ def _unexpected(
             sought = [ANY if size is None else size for size in shape]
             yield (
                 f"{tensor.file.path}: {tensor.name} has shape {list(tensor.shape)}, expected {sought}: "
-                f"{dims} ({rule.where}); {_OF_ONE}"
+                f"{dims} ({rule.where}); {OTHER_CONFIG}"
             )
     if len({tensor.dtype for tensor in tensors}) > 1:
         described = ", ".join(f"{tensor.name} is {tensor.dtype}" for tensor in tensors)

@@ -31,6 +31,7 @@ from distconv.models.packing import (
     sizes_of,
     with_alternation,
 )
+from distconv.models.sizes import OTHER_CONFIG
 from distconv.tensors.compose import renumbered, substitute
 from distconv.tensors.dtypes import FLOATING
 from distconv.tensors.stored import NamedTensor
@@ -40,7 +41,6 @@ from distconv.tensors.virtual import Copy, VirtualTensor
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _HIDDEN = ("hidden_size",)
 _WIDTH = ("moe_intermediate_size", "intermediate_size")
-_OF_ONE = "is config.json that of these weights?"
 # A layer of experts: its module, and its number.
 Layer = tuple[ExpertModule, int]
 
@@ -165,7 +165,7 @@ class Experts:
             raise InputError(
                 f"the experts of layer {layer[1]} are not complete: missing: {named(sorted(missing)) or 'nothing'}"
                 + (f"; beside them: {named(sorted(beside))}" if beside else "")
-                + f"; {_OF_ONE}"
+                + f"; {OTHER_CONFIG}"
             )
         alternating = layer[0].published is not None and layer[0].published.alternating
         fitting = []
@@ -185,7 +185,7 @@ class Experts:
                 )
             fitting = given_too
         if not fitting:
-            raise InputError(f"{found}: experts in no known layout of these sizes: {says}; {_OF_ONE}")
+            raise InputError(f"{found}: experts in no known layout of these sizes: {says}; {OTHER_CONFIG}")
         if len(fitting) > 1:
             fits = " and ".join(str(form) for form, _ in fitting)
             raise InputError(f"{found}: fits {fits}: {says}; give source_dialect=NAME, the program that wrote it")
@@ -197,7 +197,8 @@ class Experts:
         gates = Counter(shapes[part] for part in parts if part[1] in (GATE, UP) and len(shapes[part]) == 2)
         if not gates:
             raise InputError(
-                f"the experts of layer {layer[1]} have no gate and up of two dims: {named(parts.values())}; {_OF_ONE}"
+                f"the experts of layer {layer[1]} have no gate and up of two dims: {named(parts.values())}; "
+                f"{OTHER_CONFIG}"
             )
         # What most are like is right: an odd one is named, not all others.
         ((width, hidden), _), *_ = gates.most_common()

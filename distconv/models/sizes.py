@@ -14,6 +14,8 @@ from typing import Any
 
 from distconv.errors import InputError
 
+# Where tensors have other sizes than these.
+OTHER_CONFIG = "is config.json that of these weights?"
 # More layers, or experts, than any model has.
 _MOST = 4096
 _RELEASE = re.compile(r"([0-9]{1,4})\b")

@@ -101,6 +101,7 @@ def recognised(config: Mapping[str, Any], directory: str, library: Library, *, n
     for name, head in heads.items():
         if head.get("variant_of") is None:
             known.update(dict.fromkeys(head.get("model_types") or (), name))
+    first = f"action=skeleton source={directory} writes a first definition"
     model_type = config.get("model_type")
     if isinstance(model_type, str) and model_type in known:
         name = known[model_type]
@@ -109,8 +110,7 @@ def recognised(config: Mapping[str, Any], directory: str, library: Library, *, n
             return name, library.content(name)
         if needed:
             raise InputError(
-                f"{where}: has {', '.join(excluded)}: {name} is for models without, and no other is for it; "
-                f"action=skeleton source={directory} writes a first definition"
+                f"{where}: has {', '.join(excluded)}: {name} is for models without, and no other is for it; {first}"
             )
         return None
     if not needed:
@@ -121,5 +121,5 @@ def recognised(config: Mapping[str, Any], directory: str, library: Library, *, n
     hint = f"; the nearest is {near[0]!r} (+model={known[near[0]]})" if near else ""
     raise InputError(
         f"{where}: model_type {model_type!r} is of no model definition{hint}; known: {', '.join(sorted(known))}; "
-        f"action=skeleton source={directory} writes a first definition"
+        f"{first}"
     )

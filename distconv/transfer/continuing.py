@@ -34,8 +34,8 @@ def proved(
     def attempt(file: OutputFile) -> bool:
         return _is_proved(directory / file.path, finished[file.path], means)
 
-    proved = on_threads(attempt, files, means.threads)
-    kept = [file.path for file, found in zip(files, proved, strict=True) if found]
+    outcomes = on_threads(attempt, files, means.threads)
+    kept = [file.path for file, found in zip(files, outcomes, strict=True) if found]
     for path in kept:
         for dtype, tensors in finished[path].overflowed.items():
             for tensor, elements in tensors.items():

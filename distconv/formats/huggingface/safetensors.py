@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 
 from distconv.errors import InputError, raise_if, reading
 from distconv.formats.frame import Frame
-from distconv.formats.jsonfile import parse_object
+from distconv.formats.jsonfile import AGAIN, parse_object
 from distconv.formats.lfs import POINTER, is_pointer
 from distconv.formats.torch_zip.archive import LARGEST_INDEX, MOST_DIMS
 from distconv.runtime.identity import look_at, with_header
@@ -29,7 +29,6 @@ MAX_HEADER_BYTES = 100_000_000
 _CODE_OF = MappingProxyType({dtype: code for code, dtype in SAFETENSORS_CODE.items()})
 _ALIGNMENT = 8
 _MISSING = "no such file: not downloaded, or a link whose target is gone"
-_AGAIN = "download or copy the file again"
 
 
 def read_header(path: Path) -> list[StoredTensor]:
@@ -47,11 +46,11 @@ def read_header(path: Path) -> list[StoredTensor]:
             if is_pointer(prefix):
                 raise InputError(f"{path}: {POINTER}")
             if len(prefix) < 8:
-                raise InputError(f"{path}: {size} bytes long, shorter than any safetensors file: truncated; {_AGAIN}")
+                raise InputError(f"{path}: {size} bytes long, shorter than any safetensors file: truncated; {AGAIN}")
             if length > min(MAX_HEADER_BYTES, size - 8):
                 raise InputError(
                     f"{path}: {size} bytes long, but its first 8 bytes say that a header of {length} bytes follows: "
-                    f"truncated, or not a safetensors file; {_AGAIN}"
+                    f"truncated, or not a safetensors file; {AGAIN}"
                 )
             text = stream.read(length)
             header = parse_object(text, f"{path} (header)")
@@ -79,13 +78,13 @@ def read_header(path: Path) -> list[StoredTensor]:
         if tensor.offset != end:
             what = "overlaps the one before it" if tensor.offset < end else "leaves a hole before it"
             problems.append(
-                f"{path}: tensor {tensor.name}: its data starts at byte {tensor.offset} and {what}; {_AGAIN}"
+                f"{path}: tensor {tensor.name}: its data starts at byte {tensor.offset} and {what}; {AGAIN}"
             )
         end = tensor.offset + tensor.nbytes
     if not problems and end != size:
         problems.append(
             f"{path}: expected {end} bytes, found {size}: {'truncated' if end > size else 'data after the end'}; "
-            f"{_AGAIN}"
+            f"{AGAIN}"
         )
     raise_if(problems)
     return tensors
@@ -109,7 +108,7 @@ def safetensors_frame(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> Fr
 
 def _entry(name: str, entry: Any, file: SourceFile, start: int) -> tuple[str, StoredTensor | None]:
     if not isinstance(entry, dict):
-        return f"expected an object with dtype, shape and data_offsets; {_AGAIN}", None
+        return f"expected an object with dtype, shape and data_offsets; {AGAIN}", None
     dtype = SAFETENSORS_CODE.get(str(entry.get("dtype")))
     if dtype is None:
         return (
@@ -118,15 +117,15 @@ def _entry(name: str, entry: Any, file: SourceFile, start: int) -> tuple[str, St
         )
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
     if not _are_sizes(shape):
-        return f"shape {shape!r:.80} is not a list of sizes; {_AGAIN}", None
+        return f"shape {shape!r:.80} is not a list of sizes; {AGAIN}", None
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        return f"data_offsets {offsets!r:.80} are not a begin and an end; {_AGAIN}", None
+        return f"data_offsets {offsets!r:.80} are not a begin and an end; {AGAIN}", None
     needed = prod(shape) * ITEM_SIZE[dtype]
     if offsets[1] - offsets[0] != needed:
         found = offsets[1] - offsets[0]
-        return f"{dtype} {shape} needs {needed} bytes, its data_offsets give {found}; {_AGAIN}", None
+        return f"{dtype} {shape} needs {needed} bytes, its data_offsets give {found}; {AGAIN}", None
     if start + offsets[1] > file.size:
-        return f"its data ends at byte {start + offsets[1]}, the file at {file.size}: truncated; {_AGAIN}", None
+        return f"its data ends at byte {start + offsets[1]}, the file at {file.size}: truncated; {AGAIN}", None
     return "", StoredTensor(name, dtype, tuple(shape), file, start + offsets[0])
 
 
