@@ -1,7 +1,7 @@
 """The engine: runs steps on open files. The only module that moves tensor data.
 
-Owns how work is divided into tasks, and how buffers are used: of the memory for two, the write buffer is in front of
-the read buffer. Knows one thread; `crew` has several. Never writes finished bytes itself; a sink does.
+Owns how work is divided into tasks, and how the memory of a task is used: the write buffer is in front of the read
+buffer. Knows one thread; `crew` has several. Never writes finished bytes itself; a sink does.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A step of a piece of work, and the size in bytes of each of the two buffers with which it is done.
+    """A step of a piece of work, and the size in bytes of the memory with which it is done.
 
     Without a step it is all of the work: the sum with a low-rank product, of which each block needs all of the factors.
     """
 
     work: Work
     step: Step | None
-    buffer_bytes: int
+    memory_bytes: int
 
 
 def tasks_of(work: Work, buffers: Buffers) -> Iterator[Task]:
@@ -85,7 +85,19 @@ def tasks_of(work: Work, buffers: Buffers) -> Iterator[Task]:
     buffer_bytes = buffer_for(tensors, shapes, buffers.lanes)
     for step in lower(tensors, shapes, buffer_bytes, types):
         for part in _parts(step):
-            yield Task(work, part, buffer_bytes)
+            yield Task(work, part, 2 * buffer_bytes if isinstance(part, CopyRun) else _gather_bytes(part, work))
+
+
+def _gather_bytes(step: Gather, work: Work) -> int:
+    """The size in bytes of what is written of a gather and of its longest read, as it is stored."""
+    size = ITEM_SIZE[work.shards[0].tensor.dtype]
+    reads = (read.nbytes // size * ITEM_SIZE[work.sources[read.operand].read_as] for read in step.reads)
+    return _aligned(sum(write.nbytes for write in step.writes)) + max(reads, default=0)
+
+
+def _aligned(nbytes: int) -> int:
+    """The offset in bytes behind so many where elements of any size may begin."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def _parts(step: Step) -> Iterator[Step]:
@@ -138,7 +150,7 @@ class Engine:
             return
         # Who waits for buffers is at no file, and not the one that hangs.
         self._counters.progress.leave()
-        with self._buffers.taken(task.buffer_bytes) as memory:
+        with self._buffers.taken(task.memory_bytes) as memory:
             if isinstance(task.step, CopyRun):
                 self._copy(task.step, task.work, memory)
             else:
@@ -213,7 +225,7 @@ class Engine:
     def _gather(self, step: Gather, work: Work, memory: memoryview) -> None:
         nbytes = sum(write.nbytes for write in step.writes)
         dtype = work.shards[0].tensor.dtype
-        writing, reading = memory[:nbytes], memory[-(-nbytes // ALIGNMENT) * ALIGNMENT :]
+        writing, reading = memory[:nbytes], memory[_aligned(nbytes) :]
         if step.zero:
             writing[:] = bytes(nbytes)
         for read in step.reads:

@@ -14,20 +14,29 @@ from distconv.errors import JobError
 from distconv.runtime.lanes import Lanes
 from distconv.transfer.buffers import ALIGNMENT, Buffers
 
-SMALL, LARGE = 1 << 12, 1 << 14
-LANES = Lanes(threads=6, buffer_bytes=SMALL, large_bytes=LARGE, threads_at_first=6, cores=1)
+BUFFER = 1 << 16
+# What most work takes, two buffers, and what takes many: five units of the twelve.
+SMALL, LARGE = 2 * BUFFER, 5 * BUFFER
+LANES = Lanes(threads=6, buffer_bytes=BUFFER, large_bytes=LARGE // 2, threads_at_first=6, cores=1)
 
 
-def test_a_part_holds_two_buffers():
+def test_a_part_has_its_size_and_room_to_align_what_is_in_it():
     buffers = Buffers(LANES)
-    for size in (SMALL, LARGE):
+    for size in (1, SMALL, SMALL + 1, LARGE):
         with buffers.taken(size) as memory:
-            assert len(memory) == 2 * size + ALIGNMENT
+            assert len(memory) == size + ALIGNMENT
 
 
 def test_one_thread_has_room_for_a_large_part():
     with Buffers(replace(LANES, threads=1)).taken(LARGE) as memory:
-        assert len(memory) == 2 * LARGE + ALIGNMENT
+        assert len(memory) == LARGE + ALIGNMENT
+
+
+def test_who_needs_little_has_a_single_unit():
+    buffers = Buffers(LANES)
+    with ExitStack() as stack:
+        for _ in range(2 * LANES.threads):
+            stack.enter_context(buffers.taken(BUFFER))
 
 
 def test_every_thread_has_a_part_at_the_same_time():
@@ -41,7 +50,7 @@ def test_every_thread_has_a_part_at_the_same_time():
 
 def test_parts_of_any_size_are_nobody_elses_while_they_are_taken():
     buffers, random = Buffers(LANES), Random(3)  # noqa: S311
-    sizes = [random.choice((SMALL, SMALL, LARGE)) for _ in range(300)]
+    sizes = [random.choice((BUFFER, SMALL, SMALL, LARGE // 2, LARGE)) for _ in range(400)]
 
     def use(number: int) -> bool:
         with buffers.taken(sizes[number]) as memory:
@@ -50,7 +59,7 @@ def test_parts_of_any_size_are_nobody_elses_while_they_are_taken():
             threading.Event().wait(0.0002)
             return memory == mark
 
-    with ThreadPoolExecutor(LANES.threads) as pool:
+    with ThreadPoolExecutor(2 * LANES.threads) as pool:
         assert all(pool.map(use, range(len(sizes))))
 
 
@@ -90,22 +99,22 @@ def asking(buffers: Buffers, *sizes: int) -> list[Asking]:
     return found
 
 
-def test_who_waits_for_a_large_part_has_it_before_those_who_ask_later_for_the_same():
-    """Of six parts it needs three; others have the other three meanwhile."""
+def test_units_that_one_claims_who_waits_are_not_for_those_who_ask_later():
+    """Of twelve units it claims the first five; who asks later has others meanwhile."""
     buffers = Buffers(LANES)
     first = asking(buffers, *[SMALL] * LANES.threads)
     (large,) = asking(buffers, LARGE)
-    for each in first[1:]:
+    for each in (first[0], first[1], first[5]):
         each.end()
-    later = asking(buffers, *[SMALL] * 4)
-    assert [each.has(WAITS) for each in later] == [True, True, True, False]
-    assert not large.has(WAITS)
-    first[0].end()
+    later = asking(buffers, SMALL, SMALL)
+    assert [each.has(WAITS) for each in later] == [True, False]
+    assert not large.has(0)
+    first[2].end()
     assert large.has()
-    assert not later[-1].has(WAITS)
+    assert not later[1].has(WAITS)
     large.end()
-    assert later[-1].has()
-    for each in later:
+    assert later[1].has()
+    for each in (*later, *first[3:5]):
         each.end()
 
 
@@ -122,6 +131,40 @@ def test_who_waits_for_a_large_part_claims_one_that_another_has():
     for each in found[2:]:
         assert each.has()
         each.end()
+
+
+def test_who_claims_units_has_others_that_become_free_first_and_claims_no_more():
+    buffers = Buffers(LANES)
+    one, other, _ = found = asking(buffers, LARGE, LARGE, SMALL)
+    (waiting,) = asking(buffers, LARGE)
+    # It claims those of `one`, as good as those of `other`.
+    other.end()
+    assert waiting.has()
+    one.end()
+    more = asking(buffers, LARGE)
+    assert more[0].has()
+    for each in (waiting, found[-1], *more):
+        each.end()
+
+
+def test_who_asks_later_claims_nothing_while_one_who_asked_before_cannot():
+    """Else those who need little would always claim some of what one needs who needs much."""
+    buffers = Buffers(LANES)
+    first = asking(buffers, *[SMALL] * LANES.threads)
+    small, large, last = asking(buffers, SMALL, 2 * LARGE + BUFFER, SMALL)
+    first[3].end()
+    # What became free is that of who asked first, though another's units are claimed for it.
+    assert small.has()
+    assert not last.has(WAITS)
+    for each in (*first[:3], *first[4:]):
+        each.end()
+    assert not large.has(WAITS)
+    assert not last.has(0)
+    small.end()
+    assert large.has()
+    large.end()
+    assert last.has()
+    last.end()
 
 
 def test_no_memory_is_a_failure_that_says_what_to_lower():
