@@ -27,12 +27,11 @@ from distconv.formats.base import (
     PlannedResult,
     Published,
     Source,
-    evidence_of,
     holds_files,
 )
 from distconv.formats.element_types import CAST_OPTIONS, ElementTypes
 from distconv.formats.frame import Frame
-from distconv.formats.iterations import RELEASE
+from distconv.formats.iterations import RELEASE, Place
 from distconv.formats.model import Model
 from distconv.formats.readers import Reader, ReadFile, reading_by
 from distconv.formats.records import Entry, OutputFile, mismatch
@@ -64,9 +63,9 @@ class Npy(Format[CommonOptions]):
     takes = Takes(source=frozenset({"reference"}), target=dict.fromkeys(CAST_OPTIONS, ""))
     readers_names = (f"*{_SUFFIX}",)
 
-    def evidence(self, directory: Path) -> Evidence:
+    def evidence(self, place: Place) -> Evidence:
         """Files of this kind in it."""
-        return evidence_of(directory, lambda place: holds_files(place, f"*{_SUFFIX}"))
+        return Evidence.HERE if holds_files(place, f"*{_SUFFIX}") else Evidence.NONE
 
     def open(self, options: CommonOptions, *, adapters: bool, hand_out: HandOut) -> Opened:  # noqa: ARG002
         """The headers of all files."""

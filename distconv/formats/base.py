@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from distconv.formats.element_types import Casts
 from distconv.formats.frame import Frame
-from distconv.formats.iterations import iterations_in, names_in
+from distconv.formats.iterations import Place
 from distconv.formats.model import Model
 from distconv.formats.readers import Reader
 from distconv.formats.records import Entry, Offsets, OutputFile, Plan
@@ -201,16 +201,9 @@ class PlannedResult:
     layout: CompleteLayout | None = None
 
 
-def holds_files(directory: Path, *patterns: str) -> bool:
+def holds_files(place: Place, *patterns: str) -> bool:
     """Whether a directory has files whose names match one of `patterns`."""
-    return any(fnmatchcase(name, pattern) for name in names_in(directory) for pattern in patterns)
-
-
-def evidence_of(directory: Path, holds: Callable[[Path], bool]) -> Evidence:
-    """The evidence of a directory that `holds` the files of a format itself, or has an iteration that does."""
-    if holds(directory):
-        return Evidence.HERE
-    return Evidence.BELOW if any(map(holds, iterations_in(directory))) else Evidence.NONE
+    return any(fnmatchcase(name, pattern) for name in place.names for pattern in patterns)
 
 
 _Options_contra = TypeVar("_Options_contra", contravariant=True)
@@ -242,8 +235,8 @@ class Format(ABC, Generic[_Options_contra]):
     shares_files: bool = False
 
     @abstractmethod
-    def evidence(self, directory: Path) -> Evidence:
-        """The evidence that the directory is a checkpoint of this format."""
+    def evidence(self, place: Place) -> Evidence:
+        """The evidence that a directory itself is a checkpoint of this format; that of iterations follows from it."""
 
     @abstractmethod
     def open(self, options: _Options_contra, *, adapters: bool, hand_out: HandOut) -> Opened:

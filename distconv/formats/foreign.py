@@ -6,14 +6,14 @@ Owns their marks and the way out for their users. Opens `metadata.json` alone, a
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from distconv.errors import InputError
 from distconv.formats.hub import snapshot_in
-from distconv.formats.iterations import iterations_in, names_in
+from distconv.formats.iterations import Place
 from distconv.formats.jsonfile import read_object
 
 # The file that tells the kind of a distributed checkpoint of Megatron-core.
@@ -43,6 +43,11 @@ def has_backend(mark: Path) -> bool:
         if error.unreadable:
             raise
         return mark.exists() and any(mark.parent.glob("*.distcp"))
+
+
+def is_of_core(place: Place) -> bool:
+    """Whether a directory is a distributed checkpoint of Megatron-core."""
+    return KIND_NAME in place.names and has_backend(place.path / KIND_NAME)
 
 
 def _is_without_kind(mark: Path) -> bool:
@@ -120,13 +125,20 @@ _FILES = {
 
 def foreign_problem(directory: Path, key: str) -> str | None:
     """What the directory of option `key` is, and what to do, in words; `None` if it has no mark of another program."""
-    # The patterns are many, and a file system may take long to list a directory.
-    names = cache(lambda place: sorted(names_in(place)))
-    for place in (directory, *iterations_in(directory)):
-        if any(next(_matching(place, pattern, names), None) for pattern in _PUBLISHED):
+    place = Place(directory)
+    return foreign_problem_in(directory, (place, *place.iterations), key)
+
+
+def foreign_problem_in(directory: Path, places: Iterable[Place], key: str) -> str | None:
+    """The same, if it is enough to look in some places: the directory, or iterations in it."""
+    known = {each.path: each for each in places}
+    # The patterns are many.
+    names = cache(lambda path: known[path].names if path in known else Place(path).names)
+    for path in known:
+        if any(next(_matching(path, pattern, names), None) for pattern in _PUBLISHED):
             return None
         for kind in _KINDS:
-            marks = (path for pattern in kind.marks for path in _matching(place, pattern, names))
+            marks = (mark for pattern in kind.marks for mark in _matching(path, pattern, names))
             if (mark := next(filter(kind.holds, marks), None)) is not None:
                 what = f"{key}={directory}: is {kind.title} ({mark.relative_to(directory)})"
                 return f"{what}; {_remedy(kind.remedy, mark, key)}"

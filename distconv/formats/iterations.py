@@ -1,6 +1,7 @@
 """Iteration directories and the tracker beside them, as in Megatron checkpoints and their DCP relatives.
 
-Owns these names, and the choice of an iteration in a directory. Knows nothing of the files of an iteration.
+Owns these names, the listing of a directory in which they are looked for, and the choice of an iteration in it. Knows
+nothing of the files of an iteration.
 Formats: `megatron/training/checkpointing.py`; MindSpeed-MM keeps DCP in the same way.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import cached_property
 from pathlib import Path
 
 from distconv.errors import InputError, named, reading
@@ -24,12 +26,35 @@ _LONGEST_NUMBER = 18
 _NAME = re.compile(rf"iter_([0-9]{{7,{_LONGEST_NUMBER}}})")
 
 
-def names_in(directory: Path) -> list[str]:
-    """The names in a directory; none if it is no directory, or must not be read."""
-    try:
-        return os.listdir(directory)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return []
+class Place:
+    """A directory whose entries are listed once, since a file server may take long; none if it must not be read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def _entries(self) -> dict[str, os.DirEntry[str]]:
+        try:
+            with os.scandir(self.path) as entries:
+                return {each.name: each for each in sorted(entries, key=lambda each: each.name)}
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names in it, in order."""
+        return tuple(self._entries)
+
+    @cached_property
+    def iterations(self) -> tuple[Place, ...]:
+        """The iteration directories in it, in the order of names."""
+        paths = (self.path / name for name in self._entries)
+        return tuple(Place(path) for path in paths if iteration_of(path) is not None and self._is_directory(path.name))
+
+    def _is_directory(self, name: str) -> bool:
+        """Whether an entry is a directory, or a link to one; only of a link that is a request of its own."""
+        entry = self._entries[name]
+        return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and (self.path / name).is_dir())
 
 
 def iteration_name(iteration: str) -> str | None:
@@ -47,12 +72,7 @@ def iteration_of(directory: Path) -> str | None:
 
 def iterations_in(directory: Path) -> list[Path]:
     """The iteration directories in a directory, in the order of names."""
-    # By its name first: to ask for its kind can be a request to a file server.
-    return sorted(
-        path
-        for path in map(directory.joinpath, names_in(directory))
-        if iteration_of(path) is not None and path.is_dir()
-    )
+    return [each.path for each in Place(directory).iterations]
 
 
 def iteration_directory(directory: Path, iteration: str | None, key: str = "source") -> Path:
@@ -61,7 +81,16 @@ def iteration_directory(directory: Path, iteration: str | None, key: str = "sour
     Raises:
         InputError: no such iteration, or several and no tracker.
     """
-    there = [path.name for path in iterations_in(directory)]
+    return iteration_in(Place(directory), iteration, key)
+
+
+def iteration_in(place: Place, iteration: str | None, key: str = "source") -> Path:
+    """The same of a directory that may be listed already.
+
+    Raises:
+        InputError: as above.
+    """
+    directory, there = place.path, [each.path.name for each in place.iterations]
     holds = f"it holds {named(there)}" if there else "it holds no iteration"
     tracker = directory / TRACKER_NAME
     if iteration is not None:
@@ -89,8 +118,10 @@ def iteration_directory(directory: Path, iteration: str | None, key: str = "sour
 
 def chosen_iteration(directory: Path, chosen: Path) -> tuple[str, ...]:
     """In words, which of several iterations of a source was chosen by its tracker; nothing if there is no other."""
+    if chosen.parent != directory:
+        return ()
     others = [path.name for path in iterations_in(directory) if path != chosen]
-    if chosen.parent != directory or not others:
+    if not others:
         return ()
     says = f"as {TRACKER_NAME} says; iteration=N takes another, of {named(others)}"
     return (f"{directory}: of {len(others) + 1} iterations {chosen.name} is converted, {says}",)

@@ -18,10 +18,10 @@ from distconv.formats.base import Evidence, Format
 from distconv.formats.dcp.format import Dcp
 from distconv.formats.dcp.options import DcpOptions
 from distconv.formats.element_types import CAST_OPTIONS
-from distconv.formats.foreign import foreign_problem
+from distconv.formats.foreign import foreign_problem, foreign_problem_in
 from distconv.formats.huggingface.format import HuggingFace
 from distconv.formats.huggingface.options import HuggingFaceOptions
-from distconv.formats.iterations import iteration_directory
+from distconv.formats.iterations import Place, iteration_in
 from distconv.formats.megatron.format import Megatron
 from distconv.formats.model import MODEL_CONFIG
 from distconv.formats.torch_dist.format import TorchDist
@@ -62,49 +62,74 @@ def format_named(name: str) -> Format[Options]:
     return next(each for each in FORMATS if each.name == name)
 
 
-def format_of(directory: Path, iteration: str | None = None) -> Format[Options]:
-    """The format of a directory: the one with the strongest evidence.
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The formats of which a directory, or the iteration of it that is converted, has the strongest evidence.
 
-    Of a directory with iterations in several formats it is that of `iteration`, by default the tracker's.
+    `formats`: in order of priority; `where`: the directory that there is `evidence` of; `places`: the directory, and
+    the iteration that is converted, or all of them if that is not known.
     """
-    return _strongest(_deciding(directory, iteration))[0]
+
+    formats: tuple[Format[Options], ...]
+    evidence: Evidence
+    where: Place
+    places: tuple[Place, ...]
+
+    @property
+    def form(self) -> Format[Options]:
+        """The format as which the directory is read, whatever it is."""
+        return self.formats[0]
+
+    @property
+    def mixed_problem(self) -> str | None:
+        """Why it is not clear which checkpoint the directory is, in words; `None` if it is."""
+        if len(self.formats) == 1 or not self.form.holds_iterations or self.evidence != Evidence.HERE:
+            return None
+        titles = " and ".join(each.title for each in self.formats)
+        advice = "leave the files of one of them there, and move the others away"
+        return f"{self.where.path}: holds {titles} in one directory; {advice}"
 
 
-def mixed_problem(directory: Path, iteration: str | None) -> str | None:
-    """Why it is not clear which checkpoint the directory `source`, or its iteration, is, in words; `None` if it is."""
-    place = _deciding(directory, iteration)
-    found = _strongest(place)
-    if len(found) == 1 or not found[0].holds_iterations or found[0].evidence(place) != Evidence.HERE:
-        return None
-    titles = " and ".join(each.title for each in found)
-    return f"{place}: holds {titles} in one directory; leave the files of one of them there, and move the others away"
+def found_in(directory: Path, iteration: str | None = None) -> Found:
+    """The formats of a directory.
+
+    Of one with iterations it is that of `iteration`, by default the tracker's; of all of them only if it is in none,
+    since they may be hundreds.
+
+    Raises:
+        InputError: iterations are in several formats, and the tracker cannot be read.
+    """
+    place = Place(directory)
+    formats, evidence = _strongest(place)
+    if evidence is Evidence.HERE or not place.iterations:
+        return Found(formats=formats, evidence=evidence, where=place, places=(place,))
+    failure = None
+    try:
+        chosen = Place(iteration_in(place, iteration))
+        found, strength = _strongest(chosen)
+        if strength is Evidence.HERE:
+            return Found(formats=found, evidence=strength, where=chosen, places=(place, chosen))
+    except InputError as error:
+        # Where there is no such iteration, whoever reads the directory says so.
+        failure = error
+    below = tuple(form for form in FORMATS if any(form.evidence(each) is Evidence.HERE for each in place.iterations))
+    if failure is not None and failure.unreadable and len(below) > 1:
+        raise failure
+    if below:
+        formats, evidence = below, Evidence.BELOW
+    return Found(formats=formats, evidence=evidence, where=place, places=(place, *place.iterations))
 
 
-def _deciding(directory: Path, iteration: str | None) -> Path:
-    """The directory, or where it has iterations in several formats the one that is converted."""
-    found = _strongest(directory)
-    if len(found) > 1 and found[0].evidence(directory) == Evidence.BELOW:
-        try:
-            chosen = iteration_directory(directory, iteration)
-        except InputError as error:
-            if error.unreadable:
-                raise
-            # Where there is no such iteration, whoever reads the directory says so.
-            return directory
-        if any(each.evidence(chosen) for each in FORMATS):
-            return chosen
-    return directory
+def _strongest(place: Place) -> tuple[tuple[Format[Options], ...], Evidence]:
+    """The formats of which a directory itself has the strongest evidence, in order of priority, and that evidence."""
+    found = {form: form.evidence(place) for form in FORMATS}
+    strongest = max(found.values())
+    return tuple(form for form in FORMATS if found[form] is strongest), strongest
 
 
-def _strongest(directory: Path) -> list[Format[Options]]:
-    """The formats with the strongest evidence, in order of priority."""
-    found = {each.name: each.evidence(directory) for each in FORMATS}
-    return [each for each in FORMATS if found[each.name] == max(found.values())]
-
-
-def unknown_problem(directory: Path, key: str) -> str | None:
+def unknown_problem(directory: Path, found: Found, key: str) -> str | None:
     """Why the directory of option `key` is no checkpoint, in words, and what in it is one; `None` if it is one."""
-    if (problem := foreign_problem(directory, key)) or format_of(directory).evidence(directory):
+    if (problem := foreign_problem_in(directory, found.places, key)) or found.evidence:
         return problem
     within = _directories_in(directory)
     for path in within:
@@ -129,7 +154,7 @@ def _directories_in(directory: Path) -> list[Path]:
 
 
 def _is_known(directory: Path) -> bool:
-    return format_of(directory).evidence(directory) is not Evidence.NONE
+    return found_in(directory).evidence is not Evidence.NONE
 
 
 def _choice(known: list[Path], directory: Path, key: str) -> str:

@@ -21,7 +21,7 @@ from distconv.formats.iterations import iterations_in
 from distconv.formats.model import Model
 from distconv.formats.provenance import Provenance, newer_note, read_provenance
 from distconv.formats.recorded_files import check_inside, wrong_sizes
-from distconv.formats.registry import Options, format_of, mixed_problem, unknown_problem
+from distconv.formats.registry import Options, found_in, unknown_problem
 from distconv.models.definition_parser import parse_definition
 from distconv.models.library import Library
 from distconv.planning.choice import Chosen
@@ -44,7 +44,8 @@ def describe(options: Options, chosen: Chosen | None, library: Library, hand_out
         InputError: no such directory.
     """
     check_directory(options.source, "source")
-    form = format_of(options.source, options.iteration)
+    recognised = found_in(options.source, options.iteration)
+    form = recognised.form
     report: dict[str, Any] = {
         "action": "inspect",
         "source": str(options.source),
@@ -66,11 +67,11 @@ def describe(options: Options, chosen: Chosen | None, library: Library, hand_out
         "problems": [],
         "tensors": [],
     }
-    if form.evidence(options.source):
+    if recognised.evidence:
         report |= {"source_format": form.name, "title": form.title}
     else:
-        report["problems"] = [str(unknown_problem(options.source, "source"))]
-    if (problem := mixed_problem(options.source, options.iteration)) is not None:
+        report["problems"] = [str(unknown_problem(options.source, recognised, "source"))]
+    if (problem := recognised.mixed_problem) is not None:
         return {**report, "problems": [problem]}
     try:
         opened = opened_as_any(form, options, hand_out)

@@ -11,15 +11,15 @@ from typing import Any
 
 from distconv.errors import InputError
 from distconv.formats.config_dtypes import says_quantised
-from distconv.formats.huggingface.directory import check_directory
 from distconv.formats.model import MODEL_CONFIG
-from distconv.formats.registry import Options, format_of, mixed_problem, unknown_problem
+from distconv.formats.registry import Options
 from distconv.models.definition import Definition
 from distconv.models.definition_parser import parse_definition
 from distconv.models.library import Library
 from distconv.models.skeleton import skeleton_of
 from distconv.models.skeleton_text import skeleton_text, undecided_lines
 from distconv.planning.choice import Chosen, recognised
+from distconv.planning.look import format_in
 from distconv.runtime.containment import is_inside
 from distconv.runtime.hand_out import HandOut, here
 
@@ -35,11 +35,7 @@ def draft(options: Options, chosen: Chosen | None, library: Library, hand_out: H
     source = options.source
     if chosen is not None:
         raise InputError(f"+model={chosen[0]}: action=skeleton writes a definition, and takes none; leave it out")
-    check_directory(source, "source")
-    for problem in (unknown_problem(source, "source"), mixed_problem(source, options.iteration)):
-        if problem:
-            raise InputError(str(problem))
-    form = format_of(source, options.iteration)
+    form = format_in(options, "source")
     opened = form.open(options, adapters=False, hand_out=hand_out)
     if opened.config is None:
         raise InputError(

@@ -20,8 +20,7 @@ from distconv.formats.provenance import PROVENANCE_NAME, Provenance, newer_note,
 from distconv.formats.registry import (
     Options,
     format_named,
-    format_of,
-    mixed_problem,
+    found_in,
     source_contradictions,
     target_contradictions,
     unknown_problem,
@@ -79,9 +78,10 @@ def format_in(options: Options, key: str) -> Format[Options]:
         InputError: it is no checkpoint, or more than one.
     """
     check_directory(options.source, key)
-    raise_if([problem] if (problem := unknown_problem(options.source, key)) else [])
-    raise_if([problem] if (problem := mixed_problem(options.source, options.iteration)) else [])
-    return format_of(options.source, options.iteration)
+    found = found_in(options.source, options.iteration)
+    if problem := unknown_problem(options.source, found, key) or found.mixed_problem:
+        raise InputError(problem)
+    return found.form
 
 
 def opened_as_any(form: Format[Options], options: Options, hand_out: HandOut) -> Opened:

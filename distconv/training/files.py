@@ -11,7 +11,7 @@ from pathlib import Path
 
 from distconv.errors import InputError, raise_if, reading
 from distconv.formats.jsonfile import parse_object
-from distconv.formats.registry import format_of
+from distconv.formats.registry import found_in
 from distconv.formats.torch_zip.archive import read_source_archive
 from distconv.formats.torch_zip.inert_pickle import Namespace
 from distconv.runtime.identity import read_whole
@@ -69,7 +69,7 @@ def _told_by(path: Path, seen: list[SourceFile]) -> Told:
 
 def _of_checkpoint(directory: Path, seen: list[SourceFile]) -> Told:
     """What the arguments in a checkpoint say."""
-    path = format_of(directory).arguments_file(directory)
+    path = found_in(directory).form.arguments_file(directory)
     if path is None:
         raise InputError(f"layout.from={directory}: holds no arguments of training; expected {_KINDS}")
     return _of_archive(path, seen)

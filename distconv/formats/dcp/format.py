@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from distconv.errors import InputError, counted
-from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, evidence_of, holds_files
+from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, holds_files
 from distconv.formats.dcp.chunks import locate_chunks
 from distconv.formats.dcp.files import DcpFiles
 from distconv.formats.dcp.index import open_dcp
@@ -21,9 +20,9 @@ from distconv.formats.dcp.options import AUTO, DcpOptions
 from distconv.formats.dcp.plan import Names, make_dcp_plan
 from distconv.formats.dcp.source import PUBLISHED, DcpFacts, MegatronNamedDcp, PublishedDcp, read_dcp
 from distconv.formats.element_types import CAST_OPTIONS, ElementTypes
-from distconv.formats.foreign import KIND_NAME, has_backend
+from distconv.formats.foreign import is_of_core
 from distconv.formats.huggingface.follow import Followed, follow_reference, tie_of
-from distconv.formats.iterations import ITERATION_PARTS, RELEASE, iteration_of
+from distconv.formats.iterations import ITERATION_PARTS, RELEASE, Place, iteration_of
 from distconv.formats.model import Model
 from distconv.formats.takes import Takes, refusals_of_whole_tensors
 from distconv.layout.balance import complete_layout
@@ -69,9 +68,10 @@ class Dcp(Format[DcpOptions]):
     holds_iterations = True
     readers_names = ITERATION_PARTS
 
-    def evidence(self, directory: Path) -> Evidence:
-        """Files of chunks, or metadata, in the directory or in an iteration of it; not those of Megatron-core."""
-        return evidence_of(directory, _holds_checkpoint)
+    def evidence(self, place: Place) -> Evidence:
+        """Files of chunks, or metadata; not those of Megatron-core."""
+        held = holds_files(place, METADATA, "*.distcp", "__*.metadata")
+        return Evidence.HERE if held and not is_of_core(place) else Evidence.NONE
 
     def open(self, options: DcpOptions, *, adapters: bool, hand_out: HandOut) -> Opened:  # noqa: ARG002
         """The metadata of an iteration; its chunks are located when the names of its model are known."""
@@ -134,10 +134,6 @@ class Dcp(Format[DcpOptions]):
         names += f", dialect {dcp['dialect']}" if dcp["dialect"] else ""
         what = f"{counted(dcp['tensors'], 'tensor')} in {counted(dcp['chunks'], 'chunk')}"
         return [f"dcp      {what}, {names}: {dcp['example']} …"]
-
-
-def _holds_checkpoint(directory: Path) -> bool:
-    return holds_files(directory, METADATA, "*.distcp", "__*.metadata") and not has_backend(directory / KIND_NAME)
 
 
 def _check_ungrouped(binding: Binding, dialect: ParameterDialect) -> None:

@@ -20,7 +20,7 @@ from distconv.formats.huggingface.peft import as_peft, beside_adapters, merged_b
 from distconv.formats.huggingface.plan import HuggingFacePlan, make_huggingface_plan
 from distconv.formats.huggingface.source import HuggingFaceFacts, HuggingFaceSource, open_adapters, open_model
 from distconv.formats.huggingface.true_config import untied, with_vocabulary
-from distconv.formats.iterations import RELEASE
+from distconv.formats.iterations import RELEASE, Place
 from distconv.formats.model import MODEL_CONFIG, Model, Reference
 from distconv.formats.takes import Takes, refusals_of_whole_tensors
 from distconv.layout.tied_head import NOT_TIED
@@ -63,9 +63,9 @@ class HuggingFace(Format[HuggingFaceOptions]):
         "adapter_config.json",
     )
 
-    def evidence(self, directory: Path) -> Evidence:
+    def evidence(self, place: Place) -> Evidence:
         """A configuration may lie beside a checkpoint of training, never one of training beside a published model."""
-        return Evidence.CONFIGURATION if any((directory / name).exists() for name in self.marks) else Evidence.NONE
+        return Evidence.CONFIGURATION if any(name in place.names for name in self.marks) else Evidence.NONE
 
     def open(self, options: HuggingFaceOptions, *, adapters: bool, hand_out: HandOut) -> Opened:  # noqa: ARG002
         """The directories, with the headers of all their files."""

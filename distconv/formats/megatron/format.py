@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, evidence_of, holds_files
+from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, holds_files
 from distconv.formats.element_types import CAST_OPTIONS, ElementTypes
-from distconv.formats.iterations import ITERATION_PARTS, iterations_in
+from distconv.formats.iterations import ITERATION_PARTS, Place
 from distconv.formats.megatron.directory import RANK_PREFIX, find_ranks, notes_of_others
 from distconv.formats.megatron.files import MegatronFiles
 from distconv.formats.megatron.index import MegatronIndex, read_megatron, read_rank_file
@@ -46,10 +46,11 @@ class Megatron(Format[CommonOptions]):
     holds_iterations = True
     readers_names = (*ITERATION_PARTS, "*.pt")
 
-    def evidence(self, directory: Path) -> Evidence:
-        """Rank directories, in the directory or in one of its iterations; or iterations alone."""
-        found = evidence_of(directory, lambda place: holds_files(place, f"{RANK_PREFIX}*"))
-        return found or (Evidence.ITERATIONS if iterations_in(directory) else found)
+    def evidence(self, place: Place) -> Evidence:
+        """Rank directories; or iterations, of whatever format."""
+        if holds_files(place, f"{RANK_PREFIX}*"):
+            return Evidence.HERE
+        return Evidence.ITERATIONS if place.iterations else Evidence.NONE
 
     def open(self, options: CommonOptions, *, adapters: bool, hand_out: HandOut) -> Opened:  # noqa: ARG002
         """Read the structure of the rank files of an iteration."""

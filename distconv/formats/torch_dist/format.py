@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from distconv.errors import counted
-from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source, evidence_of
+from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source
 from distconv.formats.dcp.chunks import locate_chunks
 from distconv.formats.element_types import CAST_OPTIONS, ElementTypes
-from distconv.formats.foreign import KIND_NAME, has_backend
-from distconv.formats.iterations import ITERATION_PARTS, RELEASE, iteration_directory, iteration_of
+from distconv.formats.foreign import KIND_NAME, has_backend, is_of_core
+from distconv.formats.iterations import ITERATION_PARTS, RELEASE, Place, iteration_directory, iteration_of
 from distconv.formats.model import Model
 from distconv.formats.takes import Takes, refusals_of_whole_tensors
 from distconv.formats.torch_dist.arguments import arguments_of
@@ -50,9 +50,9 @@ class TorchDist(Format[CommonOptions]):
     holds_iterations = True
     readers_names = (*ITERATION_PARTS, COMMON_NAME)
 
-    def evidence(self, directory: Path) -> Evidence:
-        """A `metadata.json` that names a backend, in the directory or in one of its iterations."""
-        return evidence_of(directory, lambda place: has_backend(place / KIND_NAME))
+    def evidence(self, place: Place) -> Evidence:
+        """A `metadata.json` that names a backend."""
+        return Evidence.HERE if is_of_core(place) else Evidence.NONE
 
     def open(self, options: CommonOptions, *, adapters: bool, hand_out: HandOut) -> Opened:  # noqa: ARG002
         """The metadata and the common part of an iteration."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from distconv.errors import InputError
-from distconv.formats.iterations import TRACKER_NAME, iteration_directory, iteration_name
+from distconv.formats.iterations import TRACKER_NAME, iteration_directory, iteration_name, iterations_in
 
 
 @pytest.fixture
@@ -45,6 +45,14 @@ def test_without_a_tracker_the_user_decides(root):
     with pytest.raises(InputError, match=r"3 iterations \(iter_0000005, iter_0001000, release\) and no latest"):
         iteration_directory(root, None)
     assert iteration_directory(root, "release") == root / "release"
+
+
+def test_iterations_are_directories_or_links_to_them(root):
+    (root / "iter_0000001").write_text("a file")
+    (root / "iter_0000002").symlink_to(root / "logs")
+    (root / "iter_0000003").symlink_to(root / "gone")
+    names = ["iter_0000002", "iter_0000005", "iter_0001000", "release"]
+    assert [path.name for path in iterations_in(root)] == names
 
 
 def test_an_iteration_that_is_not_there(root):

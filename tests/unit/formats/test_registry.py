@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,10 @@ from distconv.formats.iterations import TRACKER_NAME
 from distconv.formats.registry import (
     FORMATS,
     format_named,
-    format_of,
-    mixed_problem,
+    found_in,
     source_contradictions,
     target_contradictions,
+    unknown_problem,
 )
 from tests import configuration
 from tests.unit.failing import failing_to_open
@@ -45,8 +46,8 @@ KIND = 'metadata.json={"sharded_backend": "torch_dist"}'
     ],
 )
 def test_a_directory_is_of_the_format_with_the_clearest_evidence(tmp_path: Path, paths: list[str], name: str):
-    assert format_of(made(tmp_path, paths)).name == name
-    assert mixed_problem(tmp_path, None) is None
+    assert found_in(made(tmp_path, paths)).form.name == name
+    assert found_in(tmp_path, None).mixed_problem is None
 
 
 def made(directory: Path, paths: list[str]) -> Path:
@@ -73,22 +74,37 @@ def test_of_iterations_in_several_formats_the_chosen_one_decides(tmp_path, track
         tmp_path, [f"iter_0000001/{RANKS}", f"iter_0000002/{KIND}", "iter_0000002/.metadata", "iter_0000003/.metadata"]
     )
     (tmp_path / "latest_checkpointed_iteration.txt").write_text(tracker)
-    assert format_of(tmp_path, iteration).name == name
-    assert mixed_problem(tmp_path, iteration) is None
+    assert found_in(tmp_path, iteration).form.name == name
+    assert found_in(tmp_path, iteration).mixed_problem is None
 
 
 def test_an_iteration_that_is_not_there_is_left_to_the_reader(tmp_path):
     made(tmp_path, [f"iter_0000001/{RANKS}", f"iter_0000002/{KIND}", "iter_0000003/"])
     for iteration in (None, "3", "7"):
-        assert format_of(tmp_path, iteration).name == "megatron"
-        assert mixed_problem(tmp_path, iteration) is None
+        assert found_in(tmp_path, iteration).form.name == "megatron"
+        assert found_in(tmp_path, iteration).mixed_problem is None
+
+
+def test_of_many_iterations_no_other_is_looked_into_than_the_one_that_is_converted(tmp_path, monkeypatch):
+    """A long training has hundreds, and a file server takes its time for each."""
+    made(tmp_path, [f"iter_{number:07d}/.metadata" for number in range(100)])
+    (tmp_path / TRACKER_NAME).write_text("42")
+    listed: list[Path] = []
+    listing = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(Path(path)) or listing(path))
+    for iteration, number in ((None, 42), ("7", 7)):
+        listed.clear()
+        found = found_in(tmp_path, iteration)
+        assert found.form.name == "dcp"
+        assert unknown_problem(tmp_path, found, "source") is found.mixed_problem is None
+        assert listed == [tmp_path, tmp_path / f"iter_{number:07d}"]
 
 
 @pytest.mark.parametrize("paths", [[RANKS, KIND, ".metadata"], [RANKS, ".metadata", "__0_0.distcp"]])
 @pytest.mark.parametrize("above", ["", "release/", "iter_0000005/"])
 def test_two_checkpoints_in_one_directory_are_refused(tmp_path, above, paths):
     made(tmp_path, [above + path for path in paths])
-    problem = mixed_problem(tmp_path, None)
+    problem = found_in(tmp_path, None).mixed_problem
     assert problem is not None
     assert problem.startswith(f"{tmp_path / above}: holds a Megatron checkpoint and a torch")
 
@@ -99,7 +115,10 @@ def test_a_tracker_that_cannot_be_read_is_not_taken_for_missing(tmp_path, monkey
     (tmp_path / TRACKER_NAME).write_text("1")
     failing_to_open(monkeypatch, TRACKER_NAME)
     with pytest.raises(InputError, match=f"{TRACKER_NAME}: cannot be read: Input/output error"):
-        format_of(tmp_path)
+        found_in(tmp_path)
+    # Where it does not matter, that is left to the reader.
+    (tmp_path / "iter_0000002").rename(tmp_path / "other")
+    assert found_in(tmp_path).form.name == "megatron"
 
 
 def test_formats_are_told_apart():
