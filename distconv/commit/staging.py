@@ -20,6 +20,7 @@ from distconv.commit.modes import Modes
 from distconv.commit.recovery import left_over, recover, remove
 from distconv.commit.swap import NEW, TRACKER, prepare, unfinished
 from distconv.commit.target import Target, check_result
+from distconv.commit.written import check_written
 from distconv.errors import DistconvError, InputError, JobError, LostError, SpoiledError
 from distconv.runtime.durability import synchronise_directory
 
@@ -133,16 +134,7 @@ class Staging:
             JobError: a file is not as its writer left it, because the processes do not see the same file system; or a
                 name could not be given: then the target is as it was, or the message says what it is.
         """
-        for path, size in files.items():
-            try:
-                found = os.stat(self.path / path).st_size
-            except OSError:
-                found = None
-            if found != size:
-                raise JobError(
-                    f"{self.path / path}: its writer left {size} bytes, the first process finds "
-                    f"{'no file' if found is None else found}; target must be on a file system that all nodes share"
-                )
+        check_written(self.path, files)
         self._durable = durable
         try:
             with self._undisturbed():

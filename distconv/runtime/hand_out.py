@@ -22,6 +22,10 @@ Task = Callable[[Any], Any]
 # the problems of all parts.
 HandOut = Callable[[Task, Sequence[Any]], "list[Any]"]
 
+# Requests of few bytes that a process has under way at a time: a file system far away takes longer for each than it
+# takes to use the answer.
+AT_ONCE = 16
+
 
 def attempt_parts(task: Task, parts: Sequence[Any], threads: int = 1) -> list[tuple[list[str], Any]]:
     """Run a task on every part, on `threads` threads; per part the problems of its `InputError`, and its value."""

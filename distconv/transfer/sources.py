@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 
 from distconv.errors import SourceChangedError, printable, system_problem
-from distconv.runtime.hand_out import on_threads
+from distconv.runtime.hand_out import AT_ONCE, on_threads
 from distconv.runtime.identity import changes, look_again, this_process
 from distconv.runtime.regular_files import open_descriptor, read_at
 from distconv.tensors.stored import SourceFile
@@ -102,10 +102,8 @@ class SourceFiles:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for held in self._held.values():
-            # A thread that hangs in a read keeps its file: its number would become that of another.
-            if not held.users:
-                _close(held.descriptor)
+        # A thread that hangs in a read keeps its file: its number would become that of another.
+        on_threads(_close, [held.descriptor for held in self._held.values() if not held.users], AT_ONCE)
         self._held.clear()
 
     def _taken(self, file: SourceFile) -> _Held:

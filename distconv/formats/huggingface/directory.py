@@ -19,12 +19,10 @@ from distconv.formats.hub import hub_words
 from distconv.formats.huggingface.safetensors import read_header
 from distconv.formats.huggingface.state_dict import read_state_dict
 from distconv.formats.jsonfile import read_object
-from distconv.runtime.hand_out import on_threads
+from distconv.runtime.hand_out import AT_ONCE, on_threads
 from distconv.runtime.progress import finished
 from distconv.tensors.stored import SourceFile, SourceIndex, StoredTensor, is_file_name
 
-# Files whose structure is read at a time: of a file system far away a request takes longer than to parse its answer.
-_READ_AT_ONCE = 16
 _OF_ONE = "are index and shards of one download?"
 
 
@@ -193,7 +191,7 @@ def _read_files(
 
     # This thread has read what names the files, and only waits for them.
     finished()
-    for found in on_threads(attempt, names, _READ_AT_ONCE):
+    for found in on_threads(attempt, names, AT_ONCE):
         if isinstance(found, InputError):
             problems += found.problems
             unreadable |= found.unreadable

@@ -15,13 +15,11 @@ from typing import Any
 from distconv.errors import InputError, counted, named, raise_if, reading
 from distconv.formats.config_dtypes import main_dtype
 from distconv.formats.huggingface.schemes import OF_ACTIVATIONS, Scheme, scheme_in
-from distconv.runtime.hand_out import on_threads
+from distconv.runtime.hand_out import AT_ONCE, on_threads
 from distconv.runtime.regular_files import open_file
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import Quantised, SourceFile, SourceIndex, StoredTensor, scale_shape
 
-# Files of small tensors that are read at a time: network file systems answer one request in a millisecond.
-_THREADS = 16
 _OTHERWISE = "download the directory again, or give the model as it was before it was quantised"
 
 
@@ -151,7 +149,7 @@ def _said_shapes(
     )
     ordered = sorted(pieces.items(), key=lambda item: (item[1].file.path, item[1].offset))
     groups = [(file, list(group)) for file, group in groupby(ordered, key=lambda item: item[1].file)]
-    return {base: shape for read in on_threads(_read_shapes, groups, _THREADS) for base, shape in read}
+    return {base: shape for read in on_threads(_read_shapes, groups, AT_ONCE) for base, shape in read}
 
 
 def _read_shapes(group: tuple[SourceFile, list[tuple[str, StoredTensor]]]) -> list[tuple[str, tuple[int, ...]]]:

@@ -5,6 +5,7 @@ Owns the names of rank directories. Opens no checkpoint file, and follows no nam
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from pathlib import Path
 from distconv.errors import InputError, counted, raise_if, reading
 from distconv.formats.iterations import iteration_directory, iteration_of
 from distconv.layout.layout import coordinates
+from distconv.runtime.hand_out import AT_ONCE, on_threads
 
 FILE_NAME = "model_optim_rng.pt"
 # A limit, since the number in a stray name may be of any size.
@@ -52,44 +54,47 @@ def find_ranks(directory: Path, iteration: str | None) -> RankDirectories:
             rank.
     """
     with reading(f"source={directory}"):
-        if _rank_names(directory):
-            return _only_iteration(directory, iteration)
+        if names := _rank_names(directory):
+            return _only_iteration(directory, names, iteration)
         chosen = iteration_directory(directory, iteration)
-        if not _rank_names(chosen):
+        if not (names := _rank_names(chosen)):
             raise InputError(f"{chosen}: holds no {RANK_PREFIX}* directory; was it copied completely?")
-        return RankDirectories(directory=chosen, iteration=iteration_of(chosen), paths=_ranks(chosen))
+        return RankDirectories(directory=chosen, iteration=iteration_of(chosen), paths=_ranks(chosen, names))
 
 
 def notes_of_others(files: Iterable[Path]) -> Iterator[str]:
     """What lies beside the checkpoint files of ranks and is not read, in sentences."""
-    others = Counter(path.name for file in files for path in file.parent.iterdir() if path.name != FILE_NAME)
+    listed = on_threads(os.listdir, [file.parent for file in files], AT_ONCE)
+    others = Counter(name for names in listed for name in names if name != FILE_NAME)
     for name, count in sorted(others.items()):
         yield f"not carried over: {name} (of {counted(count, 'rank')}): the model is in {FILE_NAME} alone"
 
 
-def _only_iteration(directory: Path, iteration: str | None) -> RankDirectories:
-    """The rank directories of a directory that is an iteration itself."""
+def _only_iteration(directory: Path, names: Mapping[str, bool], iteration: str | None) -> RankDirectories:
+    """The rank directories of a directory that is an iteration itself, given their names as by `_rank_names`."""
     found = iteration_of(directory.resolve())
     if iteration is not None and found not in (None, iteration):
         raise InputError(
             f"iteration={iteration}: source={directory} is the directory of iteration {found} itself; leave iteration "
             "out, or give the directory above"
         )
-    return RankDirectories(directory=directory, iteration=found or iteration, paths=_ranks(directory))
+    return RankDirectories(directory=directory, iteration=found or iteration, paths=_ranks(directory, names))
 
 
-def _rank_names(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir() if path.name.startswith(RANK_PREFIX))
+def _rank_names(directory: Path) -> Mapping[str, bool]:
+    """The names in a directory that begin as those of ranks, in order, and whether they are those of directories."""
+    with os.scandir(directory) as entries:
+        found = [each for each in entries if each.name.startswith(RANK_PREFIX)]
+    return {each.name: each.is_dir() for each in sorted(found, key=lambda each: each.name)}
 
 
-def _ranks(directory: Path) -> Mapping[tuple[int, ...], Path]:
-    """Rank → path of its checkpoint file, in the order of ranks."""
-    names = _rank_names(directory)
+def _ranks(directory: Path, names: Mapping[str, bool]) -> Mapping[tuple[int, ...], Path]:
+    """Rank → path of its checkpoint file, in the order of ranks; `names` as by `_rank_names`."""
     ranks: dict[tuple[int, ...], str] = {}
     problems = []
-    for name in names:
+    for name, is_directory in names.items():
         match = _RANK_NAME.fullmatch(name)
-        if match is None or not (directory / name).is_dir():
+        if match is None or not is_directory:
             problems.append(f"{directory / name}: expected a directory named {RANK_PREFIX}TP, …TP_PP or …TP_PP_EP")
             continue
         rank = tuple(int(number) for number in match.groups() if number is not None)
@@ -112,14 +117,12 @@ def _ranks(directory: Path) -> Mapping[tuple[int, ...], Path]:
             for rank in islice(missing, _MISSING_NAMED)
         ]
     )
+    paths = {rank: directory / ranks[rank] / FILE_NAME for rank in sorted(ranks)}
+    there = zip(paths.values(), on_threads(Path.is_file, list(paths.values()), AT_ONCE), strict=True)
     raise_if(
-        [
-            f"{directory / name}: holds no {FILE_NAME}; was it copied completely?"
-            for name in ranks.values()
-            if not (directory / name / FILE_NAME).is_file()
-        ]
+        [f"{path.parent}: holds no {FILE_NAME}; was it copied completely?" for path, is_there in there if not is_there]
     )
-    return {rank: directory / ranks[rank] / FILE_NAME for rank in sorted(ranks)}
+    return paths
 
 
 def _grid(last: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
