@@ -180,12 +180,9 @@ class Engine:
     def _collected(self, wanted: Assembled) -> bytearray:
         """The bytes of an assembled tensor."""
         data = bytearray(wanted.nbytes)
-        sink, self.sink = self.sink, MemorySink(data, self._counters)
-        try:
-            for task in tasks_of(Work(wanted.sources, (Shard(wanted.tensor, "", 0),)), self._buffers):
-                self.do(task)
-        finally:
-            self.sink = sink
+        engine = Engine(MemorySink(data, self._counters), self._sources, self._counters, self._buffers, self._stop)
+        for task in tasks_of(Work(wanted.sources, (Shard(wanted.tensor, "", 0),)), self._buffers):
+            engine.do(task)
         return data
 
     def _copy(self, step: CopyRun, work: Work, memory: memoryview) -> None:
