@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from distconv.errors import StoppedError
@@ -76,16 +77,27 @@ class Task:
 
 
 def tasks_of(work: Work, buffers: Buffers) -> Iterator[Task]:
-    """The tasks of a piece of work, independent of each other, in the order of what they read."""
+    """The tasks of a piece of work, independent of each other.
+
+    They are in the order of what they read, but those that write to several shards as it is in turn: threads that write
+    one file wait for each other.
+    """
     if work.low_rank is not None:
         yield Task(work, None, 0)
         return
     shapes, types = [source.shape for source in work.sources], [source.read_as for source in work.sources]
     tensors = [shard.tensor for shard in work.shards]
     buffer_bytes = buffer_for(tensors, shapes, buffers.lanes)
+    runs: dict[int, list[CopyRun]] = {}
+    gathers: list[Gather] = []
     for step in lower(tensors, shapes, buffer_bytes, types):
-        for part in _parts(step):
-            yield Task(work, part, 2 * buffer_bytes if isinstance(part, CopyRun) else _gather_bytes(part, work))
+        if isinstance(step, CopyRun):
+            runs.setdefault(step.shard, []).extend(_parts(step))
+        else:
+            gathers.append(step)
+    for together in zip_longest(*runs.values()):
+        yield from (Task(work, run, 2 * buffer_bytes) for run in together if run is not None)
+    yield from (Task(work, gather, _gather_bytes(gather, work)) for gather in gathers)
 
 
 def _gather_bytes(step: Gather, work: Work) -> int:
@@ -100,17 +112,14 @@ def _aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
-def _parts(step: Step) -> Iterator[Step]:
-    """A step in parts that take no thread long."""
-    if not isinstance(step, CopyRun):
-        yield step
-        return
-    for start in range(0, step.nbytes, _RUN_PIECE):
+def _parts(run: CopyRun) -> Iterator[CopyRun]:
+    """A run in parts that take no thread long."""
+    for start in range(0, run.nbytes, _RUN_PIECE):
         yield replace(
-            step,
-            source_offset=step.source_offset + start,
-            target_offset=step.target_offset + start,
-            nbytes=min(_RUN_PIECE, step.nbytes - start),
+            run,
+            source_offset=run.source_offset + start,
+            target_offset=run.target_offset + start,
+            nbytes=min(_RUN_PIECE, run.nbytes - start),
         )
 
 

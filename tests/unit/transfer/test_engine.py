@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from distconv.errors import JobError
 from distconv.tensors.dtypes import ITEM_SIZE
 from distconv.tensors.stored import Assembled, LowRank, SourceFile, StoredTensor
-from distconv.tensors.virtual import VirtualTensor, concat, permute, whole, zeros
+from distconv.tensors.virtual import VirtualTensor, concat, narrow, permute, whole, zeros
 from distconv.transfer import engine as transfer
 from distconv.transfer import files, reading, sinks
 from distconv.transfer import lower as lowering
-from distconv.transfer.engine import Shard, Work
+from distconv.transfer.engine import Shard, Work, tasks_of
 from distconv.transfer.files import OpenFiles
 from distconv.transfer.lower import lower
 from distconv.transfer.sinks import CompareSink, Counters, WriteSink
@@ -91,6 +91,17 @@ def test_the_bytes_of_any_tensors_land_in_their_place(tmp_path, program: Program
         assert counters.read == bytes_read(planned)
         assert counters.written <= len(expected)
         assert transferred([work], buffer_bytes=buffer_bytes, compare=True)[1] == set()
+
+
+def test_runs_to_several_shards_are_written_in_turn(tmp_path):
+    """Else all threads would write one file, and wait for each other."""
+    sources = stored(tmp_path, [numbered((40, 10))])
+    rows = whole(DTYPE, (40, 10))
+    work = work_for(tmp_path, [narrow(rows, 0, 0, 20), narrow(rows, 0, 20, 10), narrow(rows, 0, 30, 10)], sources)
+    with patch.object(lowering, "MIN_RUN_BYTES", 100), patch.object(transfer, "_RUN_PIECE", 100):
+        steps = [task.step for task in tasks_of(work, small_buffers(2))]
+    assert [step.shard for step in steps] == [0, 1, 2, 0, 1, 2, 0, 0]
+    assert [step.target_offset for step in steps] == [0, 0, 0, 100, 100, 100, 200, 300]
 
 
 def test_a_large_transposition_goes_in_strips(tmp_path):
