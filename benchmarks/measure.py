@@ -42,8 +42,10 @@ def measure(command: Sequence[str], *, directory: Path) -> Measurement:
         CommandError: it failed; with the end of what it printed.
     """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        # Modules of an installed program are compiled; those of a checkout, the first time, where that is kept.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         begin = time.perf_counter()
-        process = subprocess.Popen(command, cwd=directory, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=directory, env=environment, stdout=output, stderr=subprocess.STDOUT)
         with PeakSampler(process.pid) as sampler:
             # wait4 rather than Popen.wait: it gives the CPU time of this process and of all that it waited for.
             try:
