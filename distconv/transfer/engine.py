@@ -79,7 +79,7 @@ class Task:
 def tasks_of(work: Work, buffers: Buffers) -> Iterator[Task]:
     """The tasks of a piece of work, independent of each other.
 
-    They are in the order of what they read, but those that write to several shards as it is in turn: threads that write
+    They are in the order of what they read, but runs that are copied to several shards come in turn: threads that write
     one file wait for each other.
     """
     if work.low_rank is not None:
