@@ -6,7 +6,7 @@ Owns their marks and the way out for their users. Opens `metadata.json` alone, a
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -126,12 +126,12 @@ _FILES = {
 def foreign_problem(directory: Path, key: str) -> str | None:
     """What the directory of option `key` is, and what to do, in words; `None` if it has no mark of another program."""
     place = Place(directory)
-    return foreign_problem_in(directory, (place, *place.iterations), key)
+    return foreign_problem_in((place, *place.iterations), key)
 
 
-def foreign_problem_in(directory: Path, places: Iterable[Place], key: str) -> str | None:
-    """The same, if it is enough to look in some places: the directory, or iterations in it."""
-    known = {each.path: each for each in places}
+def foreign_problem_in(places: Sequence[Place], key: str) -> str | None:
+    """The same, if it is enough to look in some places: the directory, which comes first, and iterations in it."""
+    directory, known = places[0].path, {each.path: each for each in places}
     # The patterns are many.
     names = cache(lambda path: known[path].names if path in known else Place(path).names)
     for path in known:

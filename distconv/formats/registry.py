@@ -66,8 +66,8 @@ def format_named(name: str) -> Format[Options]:
 class Found:
     """The formats of which a directory, or the iteration of it that is converted, has the strongest evidence.
 
-    `formats`: in order of priority; `where`: the directory that there is `evidence` of; `places`: the directory, and
-    the iteration that is converted, or all of them if that is not known.
+    `formats`: in order of priority; `where`: the directory that there is `evidence` of; `places`: the directory, which
+    comes first, and the iteration that is converted, or all of them if that is not known.
     """
 
     formats: tuple[Format[Options], ...]
@@ -127,10 +127,11 @@ def _strongest(place: Place) -> tuple[tuple[Format[Options], ...], Evidence]:
     return tuple(form for form in FORMATS if found[form] is strongest), strongest
 
 
-def unknown_problem(directory: Path, found: Found, key: str) -> str | None:
+def unknown_problem(found: Found, key: str) -> str | None:
     """Why the directory of option `key` is no checkpoint, in words, and what in it is one; `None` if it is one."""
-    if (problem := foreign_problem_in(directory, found.places, key)) or found.evidence:
+    if (problem := foreign_problem_in(found.places, key)) or found.evidence:
         return problem
+    directory = found.places[0].path
     within = _directories_in(directory)
     for path in within:
         if problem := foreign_problem(path, key):

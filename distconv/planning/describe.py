@@ -17,7 +17,6 @@ from distconv.errors import InputError, counted
 from distconv.formats.base import Format, Held, Opened, Source
 from distconv.formats.config_dtypes import says_quantised
 from distconv.formats.huggingface.directory import check_directory
-from distconv.formats.iterations import iterations_in
 from distconv.formats.model import Model
 from distconv.formats.provenance import Provenance, newer_note, read_provenance
 from distconv.formats.recorded_files import check_inside, wrong_sizes
@@ -52,7 +51,7 @@ def describe(options: Options, chosen: Chosen | None, library: Library, hand_out
         "source_format": None,
         "title": None,
         "iteration": None,
-        "iterations": [path.name for path in iterations_in(options.source)] if form.holds_iterations else [],
+        "iterations": [each.path.name for each in recognised.places[0].iterations] if form.holds_iterations else [],
         "model": None,
         "model_type": None,
         "resembles": [],
@@ -70,7 +69,7 @@ def describe(options: Options, chosen: Chosen | None, library: Library, hand_out
     if recognised.evidence:
         report |= {"source_format": form.name, "title": form.title}
     else:
-        report["problems"] = [str(unknown_problem(options.source, recognised, "source"))]
+        report["problems"] = [str(unknown_problem(recognised, "source"))]
     if (problem := recognised.mixed_problem) is not None:
         return {**report, "problems": [problem]}
     try:

@@ -79,7 +79,7 @@ def format_in(options: Options, key: str) -> Format[Options]:
     """
     check_directory(options.source, key)
     found = found_in(options.source, options.iteration)
-    if problem := unknown_problem(options.source, found, key) or found.mixed_problem:
+    if problem := unknown_problem(found, key) or found.mixed_problem:
         raise InputError(problem)
     return found.form
 

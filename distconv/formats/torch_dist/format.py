@@ -13,7 +13,7 @@ from distconv.errors import counted
 from distconv.formats.base import Evidence, Format, Opened, PlannedResult, Source
 from distconv.formats.dcp.chunks import locate_chunks
 from distconv.formats.element_types import CAST_OPTIONS, ElementTypes
-from distconv.formats.foreign import KIND_NAME, has_backend, is_of_core
+from distconv.formats.foreign import is_of_core
 from distconv.formats.iterations import ITERATION_PARTS, RELEASE, Place, iteration_directory, iteration_of
 from distconv.formats.model import Model
 from distconv.formats.takes import Takes, refusals_of_whole_tensors
@@ -68,7 +68,7 @@ class TorchDist(Format[CommonOptions]):
 
     def arguments_file(self, directory: Path) -> Path | None:
         """The common part, where it is a file."""
-        here = directory if has_backend(directory / KIND_NAME) else iteration_directory(directory, None)
+        here = directory if is_of_core(Place(directory)) else iteration_directory(directory, None)
         return here / COMMON_NAME if (here / COMMON_NAME).exists() else None
 
     def facts_from_json(self, data: Mapping[str, Any]) -> TorchDistFacts:

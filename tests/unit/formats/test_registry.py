@@ -96,7 +96,7 @@ def test_of_many_iterations_no_other_is_looked_into_than_the_one_that_is_convert
         listed.clear()
         found = found_in(tmp_path, iteration)
         assert found.form.name == "dcp"
-        assert unknown_problem(tmp_path, found, "source") is found.mixed_problem is None
+        assert unknown_problem(found, "source") is found.mixed_problem is None
         assert listed == [tmp_path, tmp_path / f"iter_{number:07d}"]
 
 
